@@ -1,0 +1,103 @@
+"""The Hydra mixer: a quasiseparable matrix over the tokens, as two shifted scans and a diagonal."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops.depthwise import depthwise_conv
+from ..ops.precision import at_least_float32
+from ..ops.ssd import ssd_scan_heads
+from .float32 import KeepsFloat32, float32_unless_wider
+from .step_size import initial_step_bias
+
+
+class HydraMixer(KeepsFloat32):
+    """Mixes tokens by Mamba-2's scan in both directions, each shifted by one step, plus a learned diagonal.
+
+    ``[z | xBC | dt] = in_proj(tokens)``; xBC passes a depthwise convolution and SiLU. Position t receives the forward
+    scan's output at t − 1, the backward scan's at t + 1, and x_t · (fc_D(x_t) + D). RMS-normalised, then gated by
+    silu(z). Decay rates and step biases are shared by the directions. Source: Hwang et al., "Hydra: Bidirectional
+    State Space Models Through Generalized Matrix Mixers" (arXiv 2407.09941), section 4.
+
+    Args:
+        d_model: Width of the tokens.
+        d_state: States a channel.
+        d_conv: Taps of the convolution, odd.
+        expand: Inner width in units of ``d_model``.
+        headdim: Channels a head; divides the inner width.
+        ngroups: Groups of heads that share B and C; divides the number of heads.
+        device: Where the parameters are made.
+        dtype: Their dtype; ``A_log``, ``D`` and ``dt_bias`` are at least float32 and stay so when the module is cast.
+
+    Raises:
+        ValueError: ``headdim`` does not divide the inner width, ``ngroups`` not the heads, or ``d_conv`` is even.
+    """
+
+    float32_parameters = ("A_log", "D", "dt_bias")
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 64,
+        d_conv: int = 7,
+        expand: int = 2,
+        headdim: int = 64,
+        ngroups: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.d_model, self.d_state, self.d_conv = d_model, d_state, d_conv
+        self.d_inner = expand * d_model
+        self.headdim, self.ngroups = headdim, ngroups
+        if self.d_inner % headdim:
+            raise ValueError(f"headdim is {headdim}; it must divide the inner width expand * d_model = {self.d_inner}")
+        self.num_heads = self.d_inner // headdim
+        if self.num_heads % ngroups:
+            raise ValueError(f"ngroups is {ngroups}; it must divide the number of heads, {self.num_heads}")
+        if d_conv % 2 == 0:
+            raise ValueError(f"d_conv is {d_conv}; it must be odd, so that the convolution is centred")
+        d_xbc = self.d_inner + 4 * ngroups * d_state
+        self.in_proj = nn.Linear(d_model, self.d_inner + d_xbc + 2 * self.num_heads, bias=False, **dd)
+        self.conv1d = nn.Conv1d(d_xbc, d_xbc, d_conv, groups=d_xbc, **dd)
+        state_dd = {"device": device, "dtype": float32_unless_wider(dtype)}
+        self.dt_bias = nn.Parameter(torch.empty(self.num_heads, **state_dd))
+        self.A_log = nn.Parameter(torch.empty(self.num_heads, **state_dd))
+        self.D = nn.Parameter(torch.empty(self.num_heads, **state_dd))
+        self.fc_D = nn.Linear(self.d_inner, self.num_heads, bias=False, **dd)
+        self.norm = nn.RMSNorm(self.d_inner, eps=1e-5, **dd)
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False, **dd)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initialises the scan as Hydra publishes it; the projections initialise themselves."""
+        self.dt_bias.copy_(initial_step_bias(self.dt_bias.shape, self.dt_bias.dtype, self.dt_bias.device))
+        self.A_log.zero_()
+        self.D.fill_(1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mixes tokens (batch, length, d_model)."""
+        d_matrix = self.ngroups * self.d_state
+        z, xBC, dt = self.in_proj(x).split(
+            [self.d_inner, self.d_inner + 4 * d_matrix, 2 * self.num_heads], dim=-1
+        )
+        xBC = F.silu(depthwise_conv(xBC, self.conv1d.weight, self.conv1d.bias, self.d_conv // 2))
+        x, B, C, B_b, C_b = xBC.split([self.d_inner, d_matrix, d_matrix, d_matrix, d_matrix], dim=-1)
+        dt, dt_b = dt.chunk(2, dim=-1)
+        # the directions share everything but their inputs: the reversed sequences run as more of the batch
+        y = ssd_scan_heads(
+            torch.cat([x, x.flip(1)]).unflatten(-1, (self.num_heads, self.headdim)),
+            torch.cat([dt, dt_b.flip(1)]),
+            -torch.exp(at_least_float32(self.A_log)),
+            torch.cat([B, B_b.flip(1)]).unflatten(-1, (self.ngroups, self.d_state)),
+            torch.cat([C, C_b.flip(1)]).unflatten(-1, (self.ngroups, self.d_state)),
+            self.dt_bias,
+        )
+        # a step later in each direction's own order, zero first
+        y = F.pad(y.flatten(2)[:, :-1], [0, 0, 1, 0])
+        y, y_b = y.chunk(2)
+        diagonal = F.linear(x, self.fc_D.weight) + self.D.to(x.dtype)
+        y = y + y_b.flip(1) + x * diagonal.repeat_interleave(self.headdim, dim=-1)
+        return self.out_proj(self.norm(y) * F.silu(z))

@@ -1,0 +1,97 @@
+"""The Vision Mamba mixer: two causal scans, one over the tokens and one over the reversed tokens."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops.depthwise import depthwise_conv
+from ..ops.precision import at_least_float32
+from ..ops.selective_scan import selective_scan_tokens
+from .float32 import KeepsFloat32, float32_unless_wider
+from .step_size import initial_step_bias
+
+
+class VimMixer(KeepsFloat32):
+    """Mixes tokens by a forward and a backward selective scan ("bimamba v2") with shared input and output projections.
+
+    Each direction has its own convolution, ``x_proj``, ``dt_proj``, ``A_log`` and ``D`` (suffix ``_b`` for backward);
+    the gated outputs are averaged. Both directions run in one scan with two groups, for they differ in nothing but
+    parameters. Source: Zhu et al., "Vision Mamba" (arXiv 2401.09417), algorithm 1.
+
+    Args:
+        d_model: Width of the tokens.
+        d_state: States a channel.
+        d_conv: Taps of the causal convolutions.
+        expand: Width of a direction in units of ``d_model``.
+        device: Where the parameters are made.
+        dtype: Their dtype; the decay rates and skips are at least float32 and stay so when the module is cast.
+    """
+
+    float32_parameters = ("A_log", "A_b_log", "D", "D_b")
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.d_model, self.d_state, self.d_conv = d_model, d_state, d_conv
+        self.d_inner = expand * d_model
+        self.dt_rank = math.ceil(d_model / 16)
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False, **dd)
+        self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, **dd)
+        self.conv1d_b = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, **dd)
+        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False, **dd)
+        self.x_proj_b = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False, **dd)
+        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner, **dd)
+        self.dt_proj_b = nn.Linear(self.dt_rank, self.d_inner, **dd)
+        state_dd = {"device": device, "dtype": float32_unless_wider(dtype)}
+        self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state, **state_dd))
+        self.A_b_log = nn.Parameter(torch.empty(self.d_inner, d_state, **state_dd))
+        self.D = nn.Parameter(torch.empty(self.d_inner, **state_dd))
+        self.D_b = nn.Parameter(torch.empty(self.d_inner, **state_dd))
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False, **dd)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initialises both scans by Mamba's textbook rules; the projections initialise themselves."""
+        rates = torch.arange(1, self.d_state + 1, device=self.A_log.device).log()
+        for A_log, D, dt_proj in ((self.A_log, self.D, self.dt_proj), (self.A_b_log, self.D_b, self.dt_proj_b)):
+            A_log.copy_(rates.expand_as(A_log))
+            D.fill_(1.0)
+            nn.init.uniform_(dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+            bias = dt_proj.bias
+            bias.copy_(initial_step_bias(bias.shape, bias.dtype, bias.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mixes tokens (batch, length, d_model)."""
+        x, z = self.in_proj(x).chunk(2, dim=-1)
+        causal = self.d_conv - 1
+        forward = F.silu(depthwise_conv(x, self.conv1d.weight, self.conv1d.bias, causal))
+        backward = F.silu(depthwise_conv(x.flip(1), self.conv1d_b.weight, self.conv1d_b.bias, causal))
+        sizes = [self.dt_rank, self.d_state, self.d_state]
+        dt, B, C = self.x_proj(forward).split(sizes, dim=-1)
+        dt_b, B_b, C_b = self.x_proj_b(backward).split(sizes, dim=-1)
+        # the biases of dt_proj act inside the scan, once
+        delta = [F.linear(dt, self.dt_proj.weight), F.linear(dt_b, self.dt_proj_b.weight)]
+        y = selective_scan_tokens(
+            torch.cat([forward, backward], dim=-1),
+            torch.cat(delta, dim=-1),
+            -torch.exp(at_least_float32(torch.cat([self.A_log, self.A_b_log]))),
+            torch.stack([B, B_b], dim=2),
+            torch.stack([C, C_b], dim=2),
+            torch.cat([self.D, self.D_b]),
+            None,
+            torch.cat([self.dt_proj.bias, self.dt_proj_b.bias]),
+        )
+        y, y_b = y.chunk(2, dim=-1)
+        # gating commutes with the reversal, so both directions share one gate
+        return self.out_proj((y + y_b.flip(1)) * F.silu(z) * 0.5)

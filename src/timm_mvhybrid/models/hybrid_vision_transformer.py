@@ -1,0 +1,494 @@
+"""The backbone: image → patch tokens → state-space blocks → attention blocks → features.
+
+Glossary. *Patch token*: the embedding of one 16 × 16 px square. *Prefix tokens*: the class token and the registers.
+*timm order*: prefix tokens first, then patches row by row; all that a caller passes in or gets back. *Scan order*:
+prefix tokens in the middle of the patches; what state-space blocks read. *Sequence mixer*: what moves information
+between tokens (a scan, or attention). *Channel mixer*: what moves it between channels (EinFFT, or an MLP).
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import torch
+from timm.layers import LayerNorm, Mlp, PatchDropout, register_notrace_function, resample_abs_pos_embed, to_2tuple
+from timm.models import VisionTransformer, checkpoint
+from timm.models._features import feature_take_indices
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from ..layers import EinFFT, HydraMixer, MambaVisionMixer, SSMBlock, VimMixer
+from .initialization import INIT_SCHEMES, initialize, reset_parameters
+from .token_order import to_scan_order, to_timm_order
+
+SSM_MIXERS: dict[str, type[nn.Module]] = {"mambavision": MambaVisionMixer, "vim": VimMixer, "hydra": HydraMixer}
+CHANNEL_MIXERS = ("einfft", "mlp", "none")
+GLOBAL_POOLS = ("", "avg", "avgmax", "max", "token", "map")
+POS_EMBEDS = ("", "none", "learn")
+_MIXER_LABELS = {"mambavision": "MambaVision", "vim": "Vim", "hydra": "Hydra"}
+_CHANNEL_LABELS = {"einfft": " + EinFFT", "mlp": " + MLP", "none": ""}
+
+
+class HybridVisionTransformer(VisionTransformer):
+    """A timm VisionTransformer whose leading blocks may mix their tokens by a state-space scan.
+
+    Everything a caller sees is in timm's order. Attention blocks are timm's own; state-space blocks are
+    :class:`~timm_mvhybrid.layers.SSMBlock`. A forward hook on a state-space block sees scan order.
+    Source: MV_Hybrid (arXiv 2508.00383); without state-space blocks, DINOv2's ViT (arXiv 2304.07193).
+
+    Args:
+        img_size: Nominal image size in px, (height, width) or one number; a multiple of ``patch_size``.
+        patch_size: Size of a patch in px.
+        in_chans: Channels of the image.
+        num_classes: Outputs of the head; 0 for none.
+        global_pool: "token" (class token), "avg", "max", "avgmax" (over patch tokens), "map" (attention pooling), or
+            "" for all tokens.
+        embed_dim: Width of the tokens.
+        depth: Number of blocks.
+        num_heads: Attention heads.
+        mlp_ratio: Hidden width of an MLP in units of ``embed_dim``.
+        ssm_mixer: Sequence mixer of the leading blocks: "mambavision", "vim" or "hydra"; None for attention alone.
+        ssm_depth: Number of leading state-space blocks; "half" for ceil(depth / 2), "all" for every block.
+        channel_mixer: Channel mixer of the state-space blocks: "einfft", "mlp", or "none".
+        ssm_kwargs: Further arguments of the sequence mixer (``d_state``, ``d_conv``, ``expand``, ``headdim``, ...).
+        init: "official" (the published models' initial weights) or "mamba" (textbook initial weights of the mixers).
+        mask_token: Whether to make the parameter that replaces masked patches.
+        class_token: Whether there is a class token.
+        reg_tokens: Number of register tokens, next to the class token.
+        pos_embed: "learn" or "none". A model without position embedding takes any image size unresampled.
+        no_embed_class: Whether the prefix tokens go without position embedding.
+        init_values: Initial LayerScale; None for no LayerScale.
+        fc_norm: Whether to normalise after pooling, not before. Default False, so that pooling can be changed without
+            leaving the pretrained norm unused.
+        dynamic_img_size: Whether forward takes any multiple of ``patch_size``, resampling a position embedding.
+        drop_path_rate: Stochastic depth at the last block; it grows linearly from 0.
+        proj_drop_rate: Dropout behind sequence mixers and in MLPs.
+        patch_drop_rate: Fraction of patches dropped in training; the others keep their order.
+        norm_layer: Normalisation; by default LayerNorm (eps 1e-5), RMSNorm (eps 1e-5) for Vim and LayerNorm
+            (eps 1e-6) for attention alone.
+        act_layer: Activation of MLPs; GELU by default.
+        weight_init: "" to initialise by ``init``, "skip" to leave that to a later ``init_weights``.
+        device: Where the parameters are made.
+        dtype: Their dtype; decay rates of the scans are at least float32.
+        **kwargs: Further arguments of timm's VisionTransformer (``qkv_bias``, ``qk_norm``, ``pre_norm``,
+            ``final_norm``, ``drop_rate``, ``attn_drop_rate``, ``dynamic_img_pad``, ...).
+
+    Raises:
+        ValueError: An argument has a value that is not allowed; the message names it and what is.
+    """
+
+    has_ssm: Final[bool]
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 256,
+        patch_size: int | tuple[int, int] = 16,
+        in_chans: int = 3,
+        num_classes: int = 0,
+        global_pool: str = "token",
+        embed_dim: int = 384,
+        depth: int = 24,
+        num_heads: int = 6,
+        mlp_ratio: float = 4.0,
+        ssm_mixer: str | None = "mambavision",
+        ssm_depth: int | str = "half",
+        channel_mixer: str = "einfft",
+        ssm_kwargs: dict[str, Any] | None = None,
+        init: str = "official",
+        mask_token: bool = False,
+        class_token: bool = True,
+        reg_tokens: int = 0,
+        pos_embed: str = "none",
+        no_embed_class: bool = False,
+        init_values: float | None = None,
+        fc_norm: bool | None = False,
+        dynamic_img_size: bool = True,
+        drop_path_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        patch_drop_rate: float = 0.0,
+        norm_layer: Any = None,
+        act_layer: Any = None,
+        weight_init: str = "",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> None:
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        _check_choice("ssm_mixer", ssm_mixer, (*SSM_MIXERS, None))
+        _check_choice("channel_mixer", channel_mixer, CHANNEL_MIXERS)
+        _check_choice("init", init, INIT_SCHEMES)
+        _check_choice("global_pool", global_pool, GLOBAL_POOLS)
+        _check_choice("pos_embed", pos_embed, POS_EMBEDS)
+        _check_choice("weight_init", weight_init, ("", "skip"))
+        _check_size(img_size, patch_size, dynamic_pad=kwargs.get("dynamic_img_pad", False))
+        if embed_dim <= 0 or num_heads <= 0 or embed_dim % num_heads:
+            raise ValueError(f"num_heads is {num_heads}; it must divide embed_dim, which is {embed_dim}")
+        if not class_token and global_pool == "token":
+            raise ValueError("global_pool is 'token', but class_token is False; use 'avg', 'max', 'avgmax', 'map' or ''")
+        num_ssm_blocks = _num_ssm_blocks(ssm_depth, depth, ssm_mixer)
+        if norm_layer is None:
+            norm_layer = _default_norm(ssm_mixer)
+
+        def make_block(*, depth: int, **options: Any) -> nn.Module:
+            if depth >= num_ssm_blocks:
+                return Block(depth=depth, **options)
+            return _make_ssm_block(SSM_MIXERS[str(ssm_mixer)], channel_mixer, ssm_kwargs or {}, options)
+
+        super().__init__(
+            img_size=img_size,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            init_values=init_values,
+            class_token=class_token,
+            reg_tokens=reg_tokens,
+            pos_embed=pos_embed,
+            no_embed_class=no_embed_class,
+            fc_norm=fc_norm,
+            dynamic_img_size=dynamic_img_size,
+            drop_path_rate=drop_path_rate,
+            proj_drop_rate=proj_drop_rate,
+            norm_layer=norm_layer,
+            act_layer=act_layer,
+            weight_init="skip",
+            block_fn=make_block,
+            device=device,
+            dtype=dtype,
+            **kwargs,
+        )
+        self.has_ssm = num_ssm_blocks > 0
+        self.ssm_depth = num_ssm_blocks
+        self.ssm_mixer, self.channel_mixer, self.init = ssm_mixer, channel_mixer, init
+        if patch_drop_rate > 0:
+            # a scan reads the patches that are left in their order
+            self.patch_drop = PatchDropout(patch_drop_rate, num_prefix_tokens=self.num_prefix_tokens, ordered=True)
+        self.mask_token = nn.Parameter(torch.empty(1, embed_dim, **dd)) if mask_token else None
+        self.weight_init_mode = ""
+        if weight_init != "skip":
+            self.init_weights(needs_reset=False)
+
+    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
+        """Draws new initial weights.
+
+        Args:
+            mode: "official" or "mamba"; "" for what the model was built with.
+            needs_reset: Whether the submodules draw their own weights first; needed after ``to_empty``.
+
+        Raises:
+            ValueError: ``mode`` is none of these.
+        """
+        _check_choice("mode", mode, ("", *INIT_SCHEMES))
+        if needs_reset:
+            reset_parameters(self)
+        initialize(self, mode or self.init, self.ssm_mixer)
+        if self.fix_init:
+            self.fix_init_weight()
+
+    @torch.no_grad()
+    def fix_init_weight(self) -> None:
+        """Divides the output projections of block i, counted from 1, by √(2 i)."""
+        for index, block in enumerate(self.blocks):
+            ssm = isinstance(block, SSMBlock)
+            outputs = [block.mixer.out_proj if ssm else block.attn.proj]
+            mlp = block.channel_mixer if ssm else block.mlp
+            if hasattr(mlp, "fc2"):
+                outputs.append(mlp.fc2)
+            for linear in outputs:
+                linear.weight.div_(math.sqrt(2.0 * (index + 1)))
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that want no weight decay, beyond biases and other vectors.
+
+        ``A_log``, ``D`` and EinFFT's matrices are not among them: the published models were trained with their decay.
+        """
+        names = ("pos_embed", "cls_token", "reg_token", "mask_token")
+        return {name for name in names if getattr(self, name) is not None}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that sort the parameters into stem and blocks, for layer-wise learning rates."""
+        return {
+            "stem": r"^cls_token|reg_token|mask_token|pos_embed|patch_embed|norm_pre",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
+
+    @torch.jit.ignore
+    def layout(self) -> str:
+        """Describes the blocks, for instance "12 × MambaVision + EinFFT, 12 × attention + MLP"."""
+        num_ssm = min(self.ssm_depth, len(self.blocks))
+        parts = []
+        if num_ssm:
+            parts.append(f"{num_ssm} × {_MIXER_LABELS[self.ssm_mixer]}{_CHANNEL_LABELS[self.channel_mixer]}")
+        if len(self.blocks) > num_ssm:
+            parts.append(f"{len(self.blocks) - num_ssm} × attention + MLP")
+        return ", ".join(parts)
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        """Joins prefix tokens, patch tokens and position embedding, in timm's order.
+
+        timm before 1.0.31 drops the prefix tokens of a model without position embedding.
+        """
+        prefix: list[Tensor] = []
+        if self.cls_token is not None:
+            prefix.append(self.cls_token.expand(x.shape[0], -1, -1))
+        if self.reg_token is not None:
+            prefix.append(self.reg_token.expand(x.shape[0], -1, -1))
+        pos_embed = self.pos_embed
+        if self.dynamic_img_size:
+            batch, height, width, dim = x.shape
+            if pos_embed is not None:
+                pos_embed = resample_abs_pos_embed(
+                    pos_embed,
+                    new_size=(height, width),
+                    old_size=self.patch_embed.grid_size,
+                    num_prefix_tokens=0 if self.no_embed_class else self.num_prefix_tokens,
+                )
+            x = x.reshape(batch, -1, dim)
+        if pos_embed is not None and self.no_embed_class:
+            x = x + pos_embed
+        if len(prefix) > 0:
+            x = torch.cat(prefix + [x], dim=1)  # noqa: RUF005  (TorchScript unpacks no lists)
+        if pos_embed is not None and not self.no_embed_class:
+            x = x + pos_embed
+        return self.pos_drop(x)
+
+    def _mask_patches(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Puts the mask token where ``mask`` is True; x is (batch, n, dim) or (batch, height, width, dim)."""
+        mask_token = self.mask_token
+        if mask_token is None:
+            raise ValueError("a mask was given, but the model has no mask token; create it with mask_token=True")
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask has dtype {mask.dtype}; expected torch.bool, True where a patch is hidden")
+        num_patches = x[0, ..., 0].numel()
+        if mask.ndim != 2 or mask.shape[0] != x.shape[0] or mask.shape[1] != num_patches:
+            raise ValueError(f"mask has shape {mask.shape}; expected (batch, patches) = ({x.shape[0]}, {num_patches})")
+        return torch.where(mask.view(x.shape[:-1]).unsqueeze(-1), mask_token.to(x.dtype), x)
+
+    def _embed(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Turns images into tokens in timm's order."""
+        x = self.patch_embed(x)
+        if mask is not None:
+            x = self._mask_patches(x, mask)
+        x = self._pos_embed(x)
+        x = self.patch_drop(x)
+        return self.norm_pre(x)
+
+    def _run_blocks(
+        self, x: Tensor, attn_mask: Tensor | None, taps: list[int], num_blocks: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Runs the first ``num_blocks`` blocks; returns their output and those of the blocks in ``taps``.
+
+        Goes into scan order before the first state-space block and out of it behind the last, so that whoever looks
+        inside the attention half, at attention maps for instance, finds timm's order.
+        """
+        tapped: list[Tensor] = []
+        if self.has_ssm:
+            x = to_scan_order(x, self.num_prefix_tokens)
+        for i, block in enumerate(self.blocks):
+            if i < num_blocks:
+                if self.has_ssm and i == self.ssm_depth:
+                    x = to_timm_order(x, self.num_prefix_tokens)
+                if self.grad_checkpointing and not torch.jit.is_scripting():
+                    x = checkpoint(block, x) if attn_mask is None else checkpoint(block, x, attn_mask)
+                elif self.has_ssm:
+                    x = block(x)
+                else:
+                    x = block(x, attn_mask=attn_mask)
+                if i in taps:
+                    in_scan_order = self.has_ssm and i < self.ssm_depth
+                    tapped.append(to_timm_order(x, self.num_prefix_tokens) if in_scan_order else x)
+        if self.has_ssm and num_blocks <= self.ssm_depth:
+            x = to_timm_order(x, self.num_prefix_tokens)
+        return x, tapped
+
+    def forward_features(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Computes the normalised tokens.
+
+        Args:
+            x: Images, (batch, in_chans, height, width), normalised.
+            mask: True where a patch is replaced by the mask token, bool, (batch, patches), row by row.
+            attn_mask: Attention mask, for models without state-space blocks.
+            is_causal: Whether attention is causal, for models without state-space blocks.
+
+        Returns:
+            Tokens in timm's order, (batch, num_prefix_tokens + patches, embed_dim).
+
+        Raises:
+            ValueError: A mask does not fit, or the model has no mask token or no attention to mask.
+        """
+        x = self._embed(x, mask)
+        attn_mask = resolve_attention_mask(x, attn_mask, is_causal, self.has_ssm)
+        taps: list[int] = []
+        x, _ = self._run_blocks(x, attn_mask, taps, len(self.blocks))
+        return self.norm(x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Any:
+        """Computes the normalised tokens and the outputs of chosen blocks, all in timm's order.
+
+        Args:
+            x: Images, (batch, in_chans, height, width), normalised.
+            indices: Blocks to return: the last n if a number, all if None.
+            return_prefix_tokens: Whether to return each block's prefix tokens beside its patch tokens.
+            norm: Whether the final norm is applied to the blocks' outputs too.
+            stop_early: Whether to stop behind the last block asked for.
+            output_fmt: "NCHW" for maps (batch, embed_dim, rows, columns), "NLC" for tokens (batch, patches, embed_dim).
+            intermediates_only: Whether to leave the final tokens out.
+            output_dict: Whether to return a dictionary with ``image_intermediates``, ``image_intermediates_prefix``
+                and ``image_features``.
+            attn_mask: Attention mask, for models without state-space blocks.
+            is_causal: Whether attention is causal, for models without state-space blocks.
+
+        Returns:
+            (final tokens, intermediates), the intermediates alone, or a dictionary.
+
+        Raises:
+            ValueError: ``output_fmt`` is none of the two, or there is no attention to mask.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt is {output_fmt!r}; allowed are 'NCHW' and 'NLC'")
+        taps, last = feature_take_indices(len(self.blocks), indices)
+        batch, _, height, width = x.shape
+        x = self._embed(x, None)
+        attn_mask = resolve_attention_mask(x, attn_mask, is_causal, self.has_ssm)
+        num_blocks = last + 1 if stop_early else len(self.blocks)
+        x, intermediates = self._run_blocks(x, attn_mask, taps, num_blocks)
+        if norm:
+            intermediates = [self.norm(y) for y in intermediates]
+        prefix = [y[:, : self.num_prefix_tokens] for y in intermediates]
+        intermediates = [y[:, self.num_prefix_tokens :] for y in intermediates]
+        if output_fmt == "NCHW":
+            rows, columns = self.patch_embed.dynamic_feat_size((height, width))
+            intermediates = [
+                y.reshape(batch, rows, columns, -1).permute(0, 3, 1, 2).contiguous() for y in intermediates
+            ]
+        has_prefix = return_prefix_tokens and self.num_prefix_tokens > 0
+        if output_dict:
+            result: dict[str, Any] = {"image_intermediates": intermediates}
+            if has_prefix:
+                result["image_intermediates_prefix"] = prefix
+            if not intermediates_only:
+                result["image_features"] = self.norm(x)
+            return result
+        if not torch.jit.is_scripting() and has_prefix:
+            intermediates = list(zip(intermediates, prefix, strict=True))
+        if intermediates_only:
+            return intermediates
+        return self.norm(x), intermediates
+
+
+@register_notrace_function
+def resolve_attention_mask(x: Tensor, attn_mask: Tensor | None, is_causal: bool, has_ssm: bool) -> Tensor | None:
+    """Turns timm's two mask arguments into one mask that every supported timm takes; a leaf for FX, and scriptable.
+
+    Args:
+        x: Tokens, (batch, length, dim).
+        attn_mask: Attention mask, or None.
+        is_causal: Whether a causal mask is wanted.
+        has_ssm: Whether the model has state-space blocks.
+
+    Returns:
+        The mask, or None.
+
+    Raises:
+        ValueError: State-space blocks have no attention to mask, or both masks were asked for.
+    """
+    if attn_mask is None and not is_causal:
+        return None
+    if has_ssm:
+        raise ValueError("state-space blocks have no attention to mask; attn_mask and is_causal need ssm_depth=0")
+    if attn_mask is not None and is_causal:
+        raise ValueError("give attn_mask or is_causal, not both")
+    if attn_mask is None:
+        length = x.shape[1]
+        return torch.full((length, length), -math.inf, dtype=x.dtype, device=x.device).triu(1)
+    return attn_mask
+
+
+def _make_ssm_block(
+    mixer: type[nn.Module], channel_mixer: str, ssm_kwargs: dict[str, Any], options: dict[str, Any]
+) -> SSMBlock:
+    """Builds a state-space block from the options that timm's VisionTransformer hands to its blocks."""
+    dim, dd = options["dim"], {"device": options["device"], "dtype": options["dtype"]}
+    allowed = set(inspect.signature(mixer).parameters) - {"d_model", "device", "dtype"}
+    unknown = sorted(set(ssm_kwargs) - allowed)
+    if unknown:
+        raise ValueError(f"ssm_kwargs has {unknown}; {mixer.__name__} takes {sorted(allowed)}")
+    channels: nn.Module | None = None
+    if channel_mixer == "einfft":
+        channels = EinFFT(dim, **dd)
+    elif channel_mixer == "mlp":
+        hidden = int(dim * options["mlp_ratio"])
+        channels = Mlp(dim, hidden, act_layer=options["act_layer"], drop=options["proj_drop"], **dd)
+    return SSMBlock(
+        dim,
+        mixer(dim, **ssm_kwargs, **dd),
+        channels,
+        norm_layer=options["norm_layer"],
+        init_values=options["init_values"],
+        drop=options["proj_drop"],
+        drop_path=options["drop_path"],
+        **dd,
+    )
+
+
+def _default_norm(ssm_mixer: str | None) -> Callable[..., nn.Module]:
+    """The normalisation of the published models."""
+    if ssm_mixer == "vim":
+        return partial(nn.RMSNorm, eps=1e-5)
+    return partial(LayerNorm, eps=1e-6 if ssm_mixer is None else 1e-5)
+
+
+def _num_ssm_blocks(ssm_depth: int | str, depth: int, ssm_mixer: str | None) -> int:
+    """Resolves ``ssm_depth`` to a number of blocks."""
+    if depth < 1:
+        raise ValueError(f"depth is {depth}; it must be at least 1")
+    named = {"half": math.ceil(depth / 2), "all": depth}
+    count = named.get(ssm_depth, -1) if isinstance(ssm_depth, str) else ssm_depth
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= depth:
+        raise ValueError(f"ssm_depth is {ssm_depth!r}; allowed are 0 to depth={depth}, 'half' and 'all'")
+    if ssm_mixer is None and count > 0:
+        raise ValueError(f"ssm_depth is {ssm_depth!r}, but ssm_mixer is None; set it to one of {sorted(SSM_MIXERS)}")
+    return count
+
+
+def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    """Raises ValueError for a value that is not among the allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(repr(choice) for choice in allowed)}")
+
+
+def _check_size(
+    img_size: int | tuple[int, int] | None, patch_size: int | tuple[int, int], dynamic_pad: bool
+) -> None:
+    """Raises ValueError for an image that is no whole number of patches."""
+    if img_size is None or dynamic_pad:
+        return
+    for image, patch in zip(to_2tuple(img_size), to_2tuple(patch_size), strict=True):
+        if image <= 0 or patch <= 0 or image % patch:
+            raise ValueError(f"img_size is {img_size}; it must be a multiple of patch_size, which is {patch_size}")

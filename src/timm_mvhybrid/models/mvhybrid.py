@@ -1,0 +1,153 @@
+"""The six backbones of the MV_Hybrid comparison as timm models, and a tiny one of each kind for tests.
+
+Every model takes patches of 16 px from images of 256 px at 0.5 µm/px, normalised by the mean and deviation of H&E
+slides. ``timm.create_model(name, **options)`` passes options to :class:`HybridVisionTransformer`.
+Source: MV_Hybrid (arXiv 2508.00383), table of compared architectures.
+"""
+
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+
+from .checkpoint import checkpoint_filter_fn
+from .hybrid_vision_transformer import HybridVisionTransformer
+
+HE_MEAN = (0.70322989, 0.53606487, 0.66096631)
+HE_STD = (0.21716536, 0.26081574, 0.20723464)
+
+MODEL_NAMES = (
+    "mvhybrid_small_patch16_256",
+    "hydra_hybrid_small_patch16_256",
+    "vim_einfft_small_patch16_256",
+    "hydra_einfft_small_patch16_256",
+    "vit12_small_patch16_256",
+    "vit24_small_patch16_256",
+)
+TEST_MODEL_NAMES = ("test_mvhybrid", "test_hydra_hybrid", "test_vim_einfft", "test_hydra_einfft", "test_vit12")
+
+__all__ = ["HE_MEAN", "HE_STD", "MODEL_NAMES", "TEST_MODEL_NAMES"]
+
+
+def _cfg(**kwargs: Any) -> dict[str, Any]:
+    return {
+        "url": "",
+        "num_classes": 0,
+        "input_size": (3, 256, 256),
+        "pool_size": None,
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        "fixed_input_size": False,
+        "mean": HE_MEAN,
+        "std": HE_STD,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "license": "apache-2.0",
+        "paper_ids": "arXiv:2508.00383",
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        **{name: _cfg() for name in MODEL_NAMES},
+        **{name: _cfg(input_size=(3, 128, 128)) for name in TEST_MODEL_NAMES},
+    }
+)
+
+
+def _create(variant: str, pretrained: bool, model_args: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+    out_indices = kwargs.pop("out_indices", 3)
+    return build_model_with_cfg(
+        HybridVisionTransformer,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=out_indices, feature_cls="getter"),
+        **{**model_args, **kwargs},
+    )
+
+
+_SMALL = dict(patch_size=16, embed_dim=384, depth=24, num_heads=6)
+_TINY = dict(img_size=128, patch_size=16, embed_dim=64, depth=4, num_heads=2)
+_MVHYBRID = dict(ssm_mixer="mambavision", ssm_depth="half", channel_mixer="einfft", pos_embed="none")
+_HYDRA_HYBRID = dict(ssm_mixer="hydra", ssm_depth="half", channel_mixer="einfft", pos_embed="none")
+_HYDRA_EINFFT = dict(ssm_mixer="hydra", ssm_depth="all", channel_mixer="einfft", pos_embed="none")
+_VIM_EINFFT = dict(ssm_mixer="vim", ssm_depth="all", channel_mixer="einfft", pos_embed="learn")
+_VIT = dict(ssm_mixer=None, ssm_depth=0, pos_embed="learn", init_values=1e-5)
+_TINY_HYDRA = dict(ssm_kwargs=dict(d_state=16, headdim=32))
+
+
+@register_model
+def mvhybrid_small_patch16_256(pretrained: bool = False, **kwargs: Any) -> HybridVisionTransformer:
+    """MV_Hybrid: 12 × (MambaVision mixer, EinFFT), then 12 × (attention, MLP); no position embedding."""
+    return _create("mvhybrid_small_patch16_256", pretrained, {**_SMALL, **_MVHYBRID}, kwargs)
+
+
+@register_model
+def hydra_hybrid_small_patch16_256(pretrained: bool = False, **kwargs: Any) -> HybridVisionTransformer:
+    """Hydra_Hybrid: 12 × (Hydra mixer, EinFFT), then 12 × (attention, MLP); no position embedding.
+
+    The authors published no code of it: this is Hydra at its published defaults within MV_Hybrid.
+    """
+    return _create("hydra_hybrid_small_patch16_256", pretrained, {**_SMALL, **_HYDRA_HYBRID}, kwargs)
+
+
+@register_model
+def vim_einfft_small_patch16_256(pretrained: bool = False, **kwargs: Any) -> HybridVisionTransformer:
+    """ViM_EinFFT: 24 × (Vim mixer, EinFFT) with RMSNorm and a learned position embedding.
+
+    The authors published no code of it: this is Vision Mamba small with EinFFT behind its own norm in every block,
+    which gives the number of parameters that they report.
+    """
+    return _create("vim_einfft_small_patch16_256", pretrained, {**_SMALL, **_VIM_EINFFT}, kwargs)
+
+
+@register_model
+def hydra_einfft_small_patch16_256(pretrained: bool = False, **kwargs: Any) -> HybridVisionTransformer:
+    """Hydra_EinFFT: 24 × (Hydra mixer, EinFFT); no position embedding.
+
+    The authors published no code of it: this is Hydra at its published defaults within MV_Hybrid.
+    """
+    return _create("hydra_einfft_small_patch16_256", pretrained, {**_SMALL, **_HYDRA_EINFFT}, kwargs)
+
+
+@register_model
+def vit12_small_patch16_256(pretrained: bool = False, **kwargs: Any) -> HybridVisionTransformer:
+    """ViT_12: DINOv2's ViT-S/16 with 12 × (attention, MLP), LayerScale and a learned position embedding."""
+    return _create("vit12_small_patch16_256", pretrained, {**_SMALL, **_VIT, "depth": 12}, kwargs)
+
+
+@register_model
+def vit24_small_patch16_256(pretrained: bool = False, **kwargs: Any) -> HybridVisionTransformer:
+    """ViT_24: DINOv2's ViT-S/16 with 24 × (attention, MLP), LayerScale and a learned position embedding."""
+    return _create("vit24_small_patch16_256", pretrained, {**_SMALL, **_VIT}, kwargs)
+
+
+@register_model
+def test_mvhybrid(pretrained: bool = False, **kwargs: Any) -> HybridVisionTransformer:
+    """A tiny MV_Hybrid for tests."""
+    return _create("test_mvhybrid", pretrained, {**_TINY, **_MVHYBRID}, kwargs)
+
+
+@register_model
+def test_hydra_hybrid(pretrained: bool = False, **kwargs: Any) -> HybridVisionTransformer:
+    """A tiny Hydra_Hybrid for tests."""
+    return _create("test_hydra_hybrid", pretrained, {**_TINY, **_HYDRA_HYBRID, **_TINY_HYDRA}, kwargs)
+
+
+@register_model
+def test_vim_einfft(pretrained: bool = False, **kwargs: Any) -> HybridVisionTransformer:
+    """A tiny ViM_EinFFT for tests."""
+    return _create("test_vim_einfft", pretrained, {**_TINY, **_VIM_EINFFT}, kwargs)
+
+
+@register_model
+def test_hydra_einfft(pretrained: bool = False, **kwargs: Any) -> HybridVisionTransformer:
+    """A tiny Hydra_EinFFT for tests."""
+    return _create("test_hydra_einfft", pretrained, {**_TINY, **_HYDRA_EINFFT, **_TINY_HYDRA}, kwargs)
+
+
+@register_model
+def test_vit12(pretrained: bool = False, **kwargs: Any) -> HybridVisionTransformer:
+    """A tiny ViT with twelve blocks for tests."""
+    return _create("test_vit12", pretrained, {**_TINY, **_VIT, "depth": 12}, kwargs)

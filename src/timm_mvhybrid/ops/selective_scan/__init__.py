@@ -1,0 +1,197 @@
+"""The selective scan of Mamba: u, δ, A, B, C → y."""
+
+from typing import Literal, overload
+
+import torch
+from timm.layers import register_notrace_function
+from torch import Tensor
+
+from . import operator as _operator  # noqa: F401  (registers the operators)
+from .reference import selective_scan_reference
+
+__all__ = ["selective_scan", "selective_scan_reference", "selective_scan_tokens"]
+
+
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    *,
+    return_last_state: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Runs the selective scan, h_t = exp(δ_t A) h_{t-1} + δ_t B_t u_t and y_t = C_t · h_t + D u_t.
+
+    Same meaning and arguments as mamba_ssm's ``selective_scan_fn`` for real A; differentiable in every tensor
+    argument, through the last state too. Formula, source and an example: :func:`selective_scan_reference`.
+
+    Args:
+        u: Input, (batch, d_inner, length), float16, bfloat16, float32 or float64.
+        delta: Step sizes before bias and softplus, (batch, d_inner, length).
+        A: State matrix, real, (d_inner, d_state).
+        B: Input matrix: (batch, d_state, length), (batch, groups, d_state, length) where ``groups`` divides d_inner,
+            or constant in time (d_inner, d_state).
+        C: Output matrix, in the same forms as ``B``.
+        D: Skip weights, (d_inner,).
+        z: Gate, (batch, d_inner, length): y is multiplied by silu(z).
+        delta_bias: Added to ``delta``, (d_inner,).
+        delta_softplus: Whether δ is the softplus of the biased ``delta``.
+        return_last_state: Whether to return h_length too.
+
+    Returns:
+        y in the dtype of ``u``, (batch, d_inner, length); with ``return_last_state`` also h_length,
+        (batch, d_inner, d_state), in float32 (float64 for float64 input). Sums run in that dtype.
+
+    Raises:
+        ValueError: A shape or dtype does not fit; the message names the argument and what was expected.
+    """
+    _check(u, delta, A, B, C, D, z, delta_bias)
+    groups_B, groups_C = _groups(B, u), _groups(C, u)
+    groups = max(groups_B, groups_C)
+    y, last_state, _ = torch.ops.timm_mvhybrid.selective_scan(
+        u.transpose(1, 2),
+        delta.transpose(1, 2),
+        A,
+        _token_major(B, u, groups),
+        _token_major(C, u, groups),
+        D,
+        None if z is None else z.transpose(1, 2),
+        delta_bias,
+        delta_softplus,
+        _needs_gradient(u, delta, A, B, C, D, z, delta_bias),
+    )
+    y = y.transpose(1, 2)
+    return (y, last_state.transpose(2, 3).flatten(1, 2)) if return_last_state else y
+
+
+@register_notrace_function
+def selective_scan_tokens(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+) -> Tensor:
+    """Runs the selective scan on token-major tensors, the layout in which the mixers hold them.
+
+    A leaf for FX, scriptable, and always with softplus; otherwise as :func:`selective_scan`.
+
+    Args:
+        u: Input, (batch, length, d_inner).
+        delta: Step sizes before bias and softplus, (batch, length, d_inner).
+        A: State matrix, (d_inner, d_state).
+        B: Input matrix, (batch, length, groups, d_state).
+        C: Output matrix, (batch, length, groups, d_state).
+        D: Skip weights, (d_inner,).
+        z: Gate, (batch, length, d_inner).
+        delta_bias: Added to ``delta``, (d_inner,).
+
+    Returns:
+        y in the dtype of ``u``, (batch, length, d_inner).
+    """
+    return torch.ops.timm_mvhybrid.selective_scan(
+        u, delta, A, B, C, D, z, delta_bias, True, torch.is_grad_enabled()
+    )[0]
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd will record the operator."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def _groups(matrix: Tensor, u: Tensor) -> int:
+    """Groups of channels that share B or C; a matrix constant in time has one group a channel."""
+    return {2: u.shape[1], 3: 1}.get(matrix.ndim, matrix.shape[1])
+
+
+def _token_major(matrix: Tensor, u: Tensor, groups: int) -> Tensor:
+    """Views B or C as (batch, length, groups, d_state)."""
+    if matrix.ndim == 2:
+        return matrix.expand(u.shape[0], u.shape[2], -1, -1)
+    if matrix.ndim == 3:
+        matrix = matrix.unsqueeze(1)
+    matrix = matrix.permute(0, 3, 1, 2)
+    return matrix if matrix.shape[2] == groups else matrix.repeat_interleave(groups // matrix.shape[2], dim=2)
+
+
+def _check(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+) -> None:
+    """Raises ValueError for an argument that does not fit the others."""
+    if u.ndim != 3 or u.shape[2] == 0:
+        raise ValueError(f"u has shape {tuple(u.shape)}; expected (batch, d_inner, length) with length ≥ 1")
+    batch, d_inner, length = u.shape
+    if A.ndim != 2 or A.shape[0] != d_inner:
+        raise ValueError(f"A has shape {tuple(A.shape)}; expected (d_inner={d_inner}, d_state)")
+    d_state = A.shape[1]
+    for name, x in dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias).items():
+        if x is not None and not x.is_floating_point():
+            raise ValueError(f"{name} has dtype {x.dtype}; expected a real floating dtype")
+    for name, x in dict(delta=delta, z=z).items():
+        if x is not None and x.shape != u.shape:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; expected that of u, {tuple(u.shape)}")
+    for name, x in dict(D=D, delta_bias=delta_bias).items():
+        if x is not None and x.shape != (d_inner,):
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; expected (d_inner={d_inner},)")
+    for name, x in dict(B=B, C=C).items():
+        fits = {
+            2: x.shape == (d_inner, d_state),
+            3: x.shape == (batch, d_state, length),
+            4: x.ndim == 4
+            and (x.shape[0], *x.shape[2:]) == (batch, d_state, length)
+            and x.shape[1] > 0
+            and d_inner % x.shape[1] == 0,
+        }
+        if not fits.get(x.ndim, False):
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}; expected (batch={batch}, d_state={d_state}, length={length}), "
+                f"(batch, groups, d_state, length) where groups divides d_inner={d_inner}, or (d_inner, d_state)"
+            )
+    groups = sorted((_groups(B, u), _groups(C, u)))
+    if groups[1] % groups[0]:
+        raise ValueError(f"B and C have {groups[0]} and {groups[1]} groups; one number must divide the other")

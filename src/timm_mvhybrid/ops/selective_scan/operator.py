@@ -1,0 +1,121 @@
+"""The selective scan as registered operators: one node in compiled, exported, scripted and traced graphs.
+
+``torch.ops.timm_mvhybrid.selective_scan`` works in token-major layout, the layout that linear layers leave behind.
+"""
+
+import torch
+from torch import Tensor
+
+from . import cpu
+
+
+@torch.library.custom_op("timm_mvhybrid::selective_scan", mutates_args=())
+def _forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    save_states: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.autocast(u.device.type, enabled=False):
+        return cpu.forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, save_states)
+
+
+@_forward.register_fake
+def _(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    save_states: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = cpu.accumulation_dtype(u.dtype)
+    batch, length, d_inner = u.shape
+    groups, d_state = B.shape[2:]
+    state = (batch, groups, d_state, d_inner // groups)
+    num_chunks = (length + cpu.CHUNK - 1) // cpu.CHUNK if save_states else 0
+    return u.new_empty(u.shape), u.new_empty(state, dtype=dtype), u.new_empty((num_chunks, *state), dtype=dtype)
+
+
+@torch.library.custom_op("timm_mvhybrid::selective_scan_backward", mutates_args=())
+def _backward(
+    grad_y: Tensor,
+    grad_last_state: Tensor | None,
+    states: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    with torch.autocast(u.device.type, enabled=False):
+        return cpu.backward(grad_y, grad_last_state, states, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+
+
+@_backward.register_fake
+def _(
+    grad_y: Tensor,
+    grad_last_state: Tensor | None,
+    states: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    optional = [u.new_empty(0) if x is None else x.new_empty(x.shape) for x in (D, z, delta_bias)]
+    grads = [x.new_empty(x.shape) for x in (u, delta, A, B, C)]
+    return (*grads, *optional)  # type: ignore[return-value]  # eight tensors in all
+
+
+def _setup_context(
+    ctx: torch.autograd.function.FunctionCtx,
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, bool, bool],
+    output: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    *tensors, delta_softplus, save_states = inputs
+    if not save_states:
+        raise RuntimeError(
+            "timm_mvhybrid::selective_scan was called with save_states=False on tensors that need a gradient; "
+            "pass save_states=True"
+        )
+    ctx.save_for_backward(output[2], *tensors)
+    ctx.delta_softplus = delta_softplus  # type: ignore[attr-defined]
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(
+    ctx: torch.autograd.function.FunctionCtx,
+    grad_y: Tensor | None,
+    grad_last_state: Tensor | None,
+    _grad_states: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    states, u, *others = ctx.saved_tensors  # type: ignore[attr-defined]
+    if grad_y is None:
+        grad_y = torch.zeros_like(u)
+    grads = torch.ops.timm_mvhybrid.selective_scan_backward(
+        grad_y, grad_last_state, states, u, *others, ctx.delta_softplus  # type: ignore[attr-defined]
+    )
+    present = [None if x is None else grad for x, grad in zip((u, *others), grads, strict=True)]
+    return (*present, None, None)
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)

@@ -1,0 +1,126 @@
+"""The state-space-duality scan of Mamba-2 and Hydra: x, δ, A, B, C → y."""
+
+from typing import Literal, overload
+
+import torch
+from timm.layers import register_notrace_function
+from torch import Tensor
+
+from . import operator as _operator  # noqa: F401  (registers the operators)
+from .reference import ssd_scan_reference
+
+__all__ = ["ssd_scan", "ssd_scan_heads", "ssd_scan_reference"]
+
+
+@overload
+def ssd_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    return_last_state: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def ssd_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    *,
+    return_last_state: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+def ssd_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Runs Mamba-2's scan, h_t = exp(δ_t A) h_{t-1} + δ_t x_t ⊗ B_t and y_t = h_t C_t + D x_t.
+
+    Same meaning and layout as mamba_ssm's ``mamba_chunk_scan_combined``; differentiable in every tensor argument,
+    through the last state too. Formula, source and an example: :func:`ssd_scan_reference`.
+
+    Args:
+        x: Input, (batch, length, heads, headdim), float16, bfloat16, float32 or float64.
+        dt: Step sizes before bias and softplus, (batch, length, heads).
+        A: Decay rates, one a head, (heads,).
+        B: Input matrix, (batch, length, groups, d_state) where ``groups`` divides heads.
+        C: Output matrix, of the shape of ``B``.
+        D: Skip weights, (heads,).
+        dt_bias: Added to ``dt``, (heads,).
+        dt_softplus: Whether δ is the softplus of the biased ``dt``.
+        return_last_state: Whether to return h_length too.
+
+    Returns:
+        y in the dtype of ``x``, (batch, length, heads, headdim); with ``return_last_state`` also h_length,
+        (batch, heads, headdim, d_state), in float32 (float64 for float64 input). Sums run in that dtype.
+
+    Raises:
+        ValueError: A shape or dtype does not fit; the message names the argument and what was expected.
+    """
+    _check(x, dt, A, B, C, D, dt_bias)
+    needs_gradient = torch.is_grad_enabled() and any(
+        v is not None and v.requires_grad for v in (x, dt, A, B, C, D, dt_bias)
+    )
+    y, last_state, _ = torch.ops.timm_mvhybrid.ssd_scan(x, dt, A, B, C, D, dt_bias, dt_softplus, needs_gradient)
+    return (y, last_state) if return_last_state else y
+
+
+@register_notrace_function
+def ssd_scan_heads(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, dt_bias: Tensor) -> Tensor:
+    """Runs the scan with softplus and bias, for the mixers: a leaf for FX, and scriptable.
+
+    Args:
+        x: Input, (batch, length, heads, headdim).
+        dt: Step sizes before bias and softplus, (batch, length, heads).
+        A: Decay rates, (heads,).
+        B: Input matrix, (batch, length, groups, d_state).
+        C: Output matrix, (batch, length, groups, d_state).
+        dt_bias: Added to ``dt``, (heads,).
+
+    Returns:
+        y in the dtype of ``x``, (batch, length, heads, headdim).
+    """
+    return torch.ops.timm_mvhybrid.ssd_scan(x, dt, A, B, C, None, dt_bias, True, torch.is_grad_enabled())[0]
+
+
+def _check(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, dt_bias: Tensor | None
+) -> None:
+    """Raises ValueError for an argument that does not fit the others."""
+    if x.ndim != 4 or x.shape[1] == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected (batch, length, heads, headdim) with length ≥ 1")
+    batch, length, heads, _ = x.shape
+    for name, v in dict(x=x, dt=dt, A=A, B=B, C=C, D=D, dt_bias=dt_bias).items():
+        if v is not None and not v.is_floating_point():
+            raise ValueError(f"{name} has dtype {v.dtype}; expected a real floating dtype")
+    for name, v, expected in (("dt", dt, (batch, length, heads)), ("A", A, (heads,)), ("D", D, (heads,))):
+        if v is not None and v.shape != expected:
+            raise ValueError(f"{name} has shape {tuple(v.shape)}; expected {expected}")
+    if dt_bias is not None and dt_bias.shape != (heads,):
+        raise ValueError(f"dt_bias has shape {tuple(dt_bias.shape)}; expected ({heads},)")
+    for name, v in dict(B=B, C=C).items():
+        if v.ndim != 4 or v.shape[:2] != (batch, length) or v.shape[2] == 0 or heads % v.shape[2]:
+            raise ValueError(
+                f"{name} has shape {tuple(v.shape)}; expected (batch={batch}, length={length}, groups, d_state) "
+                f"where groups divides heads={heads}"
+            )
+    if B.shape != C.shape:
+        raise ValueError(f"B has shape {tuple(B.shape)} but C has {tuple(C.shape)}; they must be the same")
