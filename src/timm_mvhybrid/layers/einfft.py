@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
-from ..ops.precision import at_least_float32
+from ..ops.precision import at_least_float32, autocast_disabled
 from ..ops.spectral import inverse_token_dft, token_dft
 
 NUM_BLOCKS = 4
@@ -84,7 +84,7 @@ def einfft(x: Tensor, weight_1: Tensor, bias_1: Tensor, weight_2: Tensor, bias_2
     if torch.jit.is_scripting():
         return _einfft(x, weight_1, bias_1, weight_2, bias_2, threshold)
     else:
-        with torch.autocast(x.device.type, enabled=False):
+        with autocast_disabled(x.device.type):
             return _einfft(x, weight_1, bias_1, weight_2, bias_2, threshold)
 
 

@@ -336,6 +336,13 @@ class HybridVisionTransformer(VisionTransformer):
         x, _ = self._run_blocks(x, attn_mask, taps, len(self.blocks))
         return self.norm(x)
 
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Computes features, (batch, embed_dim), or the head's outputs, (batch, num_classes).
+
+        It stands here, though it is timm's, because FX looks for leaf functions in the module of ``forward``.
+        """
+        return self.forward_head(self.forward_features(x, None, attn_mask, is_causal))
+
     def forward_intermediates(
         self,
         x: Tensor,

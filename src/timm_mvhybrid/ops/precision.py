@@ -1,5 +1,8 @@
 """The dtype that recurrences and spectra are computed in: any floating dtype → float32 or float64."""
 
+import contextlib
+from contextlib import AbstractContextManager
+
 import torch
 from timm.layers import register_notrace_function
 from torch import Tensor
@@ -16,3 +19,10 @@ def at_least_float32(x: Tensor) -> Tensor:
     if x.dtype == torch.float64:
         return x
     return x.float()
+
+
+def autocast_disabled(device_type: str) -> AbstractContextManager[object]:
+    """Returns a context in which autocast leaves float32 alone; devices without autocast need none."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()

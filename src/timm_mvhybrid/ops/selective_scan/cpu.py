@@ -163,21 +163,23 @@ def backward(
             start = states[chunk, rows]
             decay, h = _trajectory(dt, inp, Ag, b, start, decay_buffer, state_buffer)
 
-            grad_C[rows, times] = torch.matmul(h, grad.unsqueeze(-1)).squeeze(-1).transpose(0, 1)
+            # sums over channels go through sum, which adds pairwise: a matrix product would double their error
+            work = adjoint_buffer[: len(h), : h.shape[1]]
+            grad_C[rows, times] = torch.mul(h, grad.unsqueeze(-2), out=work).sum(-1).transpose(0, 1)
             if z is not None:
                 y[rows, times] = torch.matmul(c.unsqueeze(-2), h).flatten(2).transpose(0, 1)
-            adjoint = torch.mul(c.unsqueeze(-1), grad.unsqueeze(-2), out=adjoint_buffer[: len(h), : h.shape[1]])
+            adjoint = torch.mul(c.unsqueeze(-1), grad.unsqueeze(-2), out=work)
             for t in reversed(range(len(h))):
                 adjoint[t].add_(carry)
                 carry = decay[t] * adjoint[t]
             grad_driven[rows, times] = torch.matmul(b.unsqueeze(-2), adjoint).flatten(2).transpose(0, 1)
-            grad_B[rows, times] = torch.matmul(adjoint, inp.unsqueeze(-1)).squeeze(-1).transpose(0, 1)
 
             decay[0].mul_(start)
             decay[1:].mul_(h[:-1])
             sensitivity = decay.mul_(adjoint)
-            work = torch.mul(sensitivity, Ag, out=h)
-            grad_step[rows, times] = work.sum(-2).flatten(2).transpose(0, 1)
+            work = torch.mul(adjoint, inp.unsqueeze(-2), out=h)
+            grad_B[rows, times] = work.sum(-1).transpose(0, 1)
+            grad_step[rows, times] = torch.mul(sensitivity, Ag, out=work).sum(-2).flatten(2).transpose(0, 1)
             grad_A += torch.mul(sensitivity, dt.unsqueeze(-2), out=work).sum((0, 1))
 
     grad_u = grad_driven * step

@@ -6,6 +6,7 @@
 import torch
 from torch import Tensor
 
+from ..precision import accumulation_dtype, autocast_disabled
 from . import cpu
 
 
@@ -22,7 +23,7 @@ def _forward(
     delta_softplus: bool,
     save_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.autocast(u.device.type, enabled=False):
+    with autocast_disabled(u.device.type):
         return cpu.forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, save_states)
 
 
@@ -39,7 +40,7 @@ def _(
     delta_softplus: bool,
     save_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = cpu.accumulation_dtype(u.dtype)
+    dtype = accumulation_dtype(u.dtype)
     batch, length, d_inner = u.shape
     groups, d_state = B.shape[2:]
     state = (batch, groups, d_state, d_inner // groups)
@@ -62,8 +63,9 @@ def _backward(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    with torch.autocast(u.device.type, enabled=False):
-        return cpu.backward(grad_y, grad_last_state, states, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    with autocast_disabled(u.device.type):
+        grads = cpu.backward(grad_y, grad_last_state, states, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    return tuple(grad.contiguous() for grad in grads)  # type: ignore[return-value]  # eight tensors, as declared
 
 
 @_backward.register_fake

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..precision import accumulation_dtype, autocast_disabled
 from . import cpu
 
 
@@ -18,7 +19,7 @@ def _forward(
     dt_softplus: bool,
     save_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.autocast(x.device.type, enabled=False):
+    with autocast_disabled(x.device.type):
         return cpu.forward(x, dt, A, B, C, D, dt_bias, dt_softplus, save_states)
 
 
@@ -34,7 +35,7 @@ def _(
     dt_softplus: bool,
     save_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = cpu.accumulation_dtype(x.dtype)
+    dtype = accumulation_dtype(x.dtype)
     batch, length, heads, headdim = x.shape
     state = (batch, heads, headdim, B.shape[-1])
     chunks = cpu.num_chunks(length) if save_states else 0
@@ -55,7 +56,7 @@ def _backward(
     dt_bias: Tensor | None,
     dt_softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    with torch.autocast(x.device.type, enabled=False):
+    with autocast_disabled(x.device.type):
         grads = cpu.backward(grad_y, grad_last_state, states, x, dt, A, B, C, D, dt_bias, dt_softplus)
     return tuple(grad.contiguous() for grad in grads)  # type: ignore[return-value]  # seven tensors, as declared
 
