@@ -100,4 +100,4 @@ class HydraMixer(KeepsFloat32):
         y, y_b = y.chunk(2)
         diagonal = F.linear(x, self.fc_D.weight) + self.D.to(x.dtype)
         y = y + y_b.flip(1) + x * diagonal.repeat_interleave(self.headdim, dim=-1)
-        return self.out_proj(self.norm(y) * F.silu(z))
+        return self.out_proj(self.norm(y.to(self.norm.weight.dtype)) * F.silu(z))

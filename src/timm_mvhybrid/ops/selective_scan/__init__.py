@@ -127,9 +127,9 @@ def selective_scan_tokens(
     Returns:
         y in the dtype of ``u``, (batch, length, d_inner).
     """
-    return torch.ops.timm_mvhybrid.selective_scan(
-        u, delta, A, B, C, D, z, delta_bias, True, torch.is_grad_enabled()
-    )[0]
+    # a trace must not depend on the mode that it was recorded in
+    save_states = torch.is_grad_enabled() or torch.jit.is_tracing()
+    return torch.ops.timm_mvhybrid.selective_scan(u, delta, A, B, C, D, z, delta_bias, True, save_states)[0]
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:

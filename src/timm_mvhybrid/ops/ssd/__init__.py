@@ -98,7 +98,9 @@ def ssd_scan_heads(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, dt_bi
     Returns:
         y in the dtype of ``x``, (batch, length, heads, headdim).
     """
-    return torch.ops.timm_mvhybrid.ssd_scan(x, dt, A, B, C, None, dt_bias, True, torch.is_grad_enabled())[0]
+    # a trace must not depend on the mode that it was recorded in
+    save_states = torch.is_grad_enabled() or torch.jit.is_tracing()
+    return torch.ops.timm_mvhybrid.ssd_scan(x, dt, A, B, C, None, dt_bias, True, save_states)[0]
 
 
 def _check(
