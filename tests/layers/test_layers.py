@@ -55,7 +55,9 @@ def complex_einfft(module, x):
     """EinFFT in the complex numbers that it is defined by."""
     batch, length, dim = x.shape
     spectrum = torch.fft.fft2(x.reshape(batch, length, 4, dim // 4), dim=(1, 2), norm="ortho")
-    weight_1, weight_2 = (torch.complex(w[0], w[1]) for w in (module.complex_weight_1, module.complex_weight_2))
+    weight_1, weight_2 = (
+        torch.complex(w[0], w[1]) for w in (module.complex_weight_1, module.complex_weight_2)
+    )
     bias_1, bias_2 = (torch.complex(b[0], b[1]) for b in (module.complex_bias_1, module.complex_bias_2))
     hidden = torch.einsum("bnkd,kde->bnke", spectrum, weight_1) + bias_1
     hidden = torch.complex(hidden.real.relu(), hidden.imag.relu())
@@ -157,7 +159,9 @@ def test_bad_sizes_are_named(make, message):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_block_keeps_the_dtype_of_its_residual_stream(dtype):
-    block = SSMBlock(64, MambaVisionMixer(64), EinFFT(64), torch.nn.LayerNorm, init_values=1e-5, drop_path=0.1)
+    block = SSMBlock(
+        64, MambaVisionMixer(64), EinFFT(64), torch.nn.LayerNorm, init_values=1e-5, drop_path=0.1
+    )
     x = torch.randn(2, 9, 64, dtype=dtype)
     assert block.to(dtype).eval()(x).dtype == dtype
 

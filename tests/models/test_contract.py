@@ -81,7 +81,9 @@ def test_blocks_see_their_order(name, reg_tokens):
     model = make(name, reg_tokens=reg_tokens)
     seen = []
     for block in model.blocks:
-        block.register_forward_hook(lambda module, inputs, _: seen.append((isinstance(module, SSMBlock), inputs[0])))
+        block.register_forward_hook(
+            lambda module, inputs, _: seen.append((isinstance(module, SSMBlock), inputs[0]))
+        )
     x = images(1, 3, 128, 128)
     _, outputs = model.forward_intermediates(x, return_prefix_tokens=True, output_fmt="NLC")
     embedded = model._pos_embed(model.patch_embed(x))
@@ -100,7 +102,9 @@ def test_every_way_to_intermediates_agrees(name):
     final, maps = model.forward_intermediates(x)
     torch.testing.assert_close(final, model.forward_features(x), rtol=0, atol=0)
     assert [y.shape for y in maps] == [(2, dim, 6, 10)] * depth
-    tokens = model.forward_intermediates(x, output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True)
+    tokens = model.forward_intermediates(
+        x, output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True
+    )
     for y, (patches, prefix) in zip(maps, tokens, strict=True):
         torch.testing.assert_close(y.flatten(2).mT, patches, rtol=0, atol=0)
         assert prefix.shape == (2, 1, dim)
@@ -132,7 +136,9 @@ def test_patch_tokens_are_in_raster_order(name):
     for row, column in ((0, 0), (2, 7), (5, 9)):
         changed = x.clone()
         changed[..., 16 * row : 16 * row + 16, 16 * column : 16 * column + 16] += 5
-        before, after = (model.forward_intermediates(y, [0], intermediates_only=True)[0] for y in (x, changed))
+        before, after = (
+            model.forward_intermediates(y, [0], intermediates_only=True)[0] for y in (x, changed)
+        )
         change = (after - before).norm(dim=1)[0]
         assert divmod(change.argmax().item(), 10) == (row, column)
 
@@ -183,7 +189,9 @@ def test_mask_token_replaces_masked_patches(name):
     masked = model.forward_features(x, mask)
     pixels = mask.view(2, 1, 4, 6).repeat_interleave(16, 2).repeat_interleave(16, 3)
     # what lies under the mask has no influence, what lies beside it has
-    torch.testing.assert_close(model.forward_features(torch.where(pixels, 9.0, x), mask), masked, rtol=0, atol=0)
+    torch.testing.assert_close(
+        model.forward_features(torch.where(pixels, 9.0, x), mask), masked, rtol=0, atol=0
+    )
     assert relative_distance(model.forward_features(torch.where(pixels, x, x + 1), mask), masked) > 1e-3
     assert relative_distance(model.forward_features(x), masked) > 1e-3
     torch.testing.assert_close(model.forward_features(x, torch.zeros_like(mask)), model.forward_features(x))

@@ -84,7 +84,9 @@ def test_mv_hybrid_blocks_and_gradients():
     assert len(outputs) == 4
 
     prefix = "img64_mask.param."
-    expected = {key.removeprefix(prefix): value for key, value in golden.grads.items() if key.startswith(prefix)}
+    expected = {
+        key.removeprefix(prefix): value for key, value in golden.grads.items() if key.startswith(prefix)
+    }
     expected["patch_embed.proj.weight"] = model.patch_embed.proj.weight.grad  # not among the goldens
     expected = checkpoint_filter_fn(expected, model)
     for name, parameter in model.named_parameters():
@@ -121,7 +123,9 @@ def test_stock_vim_gradients():
     model = make_stock_vim(golden, torch.float64)
     tokens = model.forward_features(golden.inputs["img"].double())
     to_scan_order(tokens, 1).backward(golden.cotangents["seq_norm"].double())
-    expected = {key.removeprefix("param."): value for key, value in golden.grads.items() if key.startswith("param.")}
+    expected = {
+        key.removeprefix("param."): value for key, value in golden.grads.items() if key.startswith("param.")
+    }
     expected.setdefault("patch_embed.proj.weight", model.patch_embed.proj.weight.grad)
     for name, value in checkpoint_filter_fn(expected, model).items():
         assert relative_error(model.get_parameter(name).grad, value) < 1e-10, name

@@ -45,7 +45,9 @@ def test_golden_float32(scan, name):
         assert error_ratio(grads[key], golden.grads_f32[key], exact) <= 2, key
 
 
-def make_inputs(length, *, batch=2, d_inner=6, d_state=3, groups=None, options="Dzb", dtype=torch.float64, seed=0):
+def make_inputs(
+    length, *, batch=2, d_inner=6, d_state=3, groups=None, options="Dzb", dtype=torch.float64, seed=0
+):
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -72,7 +74,8 @@ def run(scan, inputs, *, softplus=True, seed=1):
     y, last_state = scan(**inputs, delta_softplus=softplus, return_last_state=True)
     generator = torch.Generator().manual_seed(seed)
     objective = sum(
-        (x.double() * torch.randn(x.shape, generator=generator, dtype=torch.float64)).sum() for x in (y, last_state)
+        (x.double() * torch.randn(x.shape, generator=generator, dtype=torch.float64)).sum()
+        for x in (y, last_state)
     )
     present = {name: x for name, x in inputs.items() if x is not None}
     grads = torch.autograd.grad(objective, list(present.values()))
@@ -81,7 +84,8 @@ def run(scan, inputs, *, softplus=True, seed=1):
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize(
-    ("options", "groups", "softplus"), [("Dzb", None, True), ("", 2, False), ("Db", "constant", True), ("z", 3, True)]
+    ("options", "groups", "softplus"),
+    [("Dzb", None, True), ("", 2, False), ("Db", "constant", True), ("z", 3, True)],
 )
 def test_equals_reference_float64(length, options, groups, softplus):
     inputs = make_inputs(length, options=options, groups=groups)
@@ -171,7 +175,16 @@ def test_gradcheck():
 def test_opcheck():
     inputs = [None if x is None else x.detach() for x in make_inputs(18).values()]
     u, delta, A, B, C, D, z, bias = inputs
-    token_major = (u.mT, delta.mT, A, B.permute(0, 2, 1)[:, :, None], C.permute(0, 2, 1)[:, :, None], D, z.mT, bias)
+    token_major = (
+        u.mT,
+        delta.mT,
+        A,
+        B.permute(0, 2, 1)[:, :, None],
+        C.permute(0, 2, 1)[:, :, None],
+        D,
+        z.mT,
+        bias,
+    )
     arguments = tuple(x.clone().requires_grad_() for x in token_major)
     torch.library.opcheck(torch.ops.timm_mvhybrid.selective_scan.default, (*arguments, True, True))
     y, last_state, states = torch.ops.timm_mvhybrid.selective_scan(*token_major, True, True)

@@ -10,7 +10,9 @@ from timm_mvhybrid.ops.ssd import cpu
 LENGTHS = [1, 2, 17, 63, 64, 65, 197, 257]
 
 
-def make_inputs(length, *, batch=2, heads=4, headdim=3, d_state=5, groups=1, options="Db", dtype=torch.float64):
+def make_inputs(
+    length, *, batch=2, heads=4, headdim=3, d_state=5, groups=1, options="Db", dtype=torch.float64
+):
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
@@ -32,7 +34,8 @@ def run(scan, inputs, *, softplus=True):
     y, last_state = scan(**inputs, dt_softplus=softplus, return_last_state=True)
     generator = torch.Generator().manual_seed(1)
     objective = sum(
-        (v.double() * torch.randn(v.shape, generator=generator, dtype=torch.float64)).sum() for v in (y, last_state)
+        (v.double() * torch.randn(v.shape, generator=generator, dtype=torch.float64)).sum()
+        for v in (y, last_state)
     )
     present = {name: v for name, v in inputs.items() if v is not None}
     grads = torch.autograd.grad(objective, list(present.values()))

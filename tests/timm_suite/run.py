@@ -12,7 +12,9 @@ from source import VERSION, fetch_tests, run_tests
 def main() -> int:
     installed = importlib.metadata.version("timm")
     if installed != VERSION:
-        print(f"timm {installed} is installed; the suite belongs to timm {VERSION}, the last that it was read for")
+        print(
+            f"timm {installed} is installed; the suite belongs to timm {VERSION}, the last that it was read for"
+        )
     os.environ.pop("GITHUB_ACTIONS", None)
     with tempfile.TemporaryDirectory() as folder:
         tests = fetch_tests(Path(folder))

@@ -19,7 +19,9 @@ def fetch_tests(target: Path) -> Path:
         check=True,
     )
     with tarfile.open(target / f"timm-{VERSION}.tar.gz") as archive:
-        members = [m for m in archive.getmembers() if m.name.startswith(f"timm-{VERSION}/tests/") and m.isfile()]
+        members = [
+            m for m in archive.getmembers() if m.name.startswith(f"timm-{VERSION}/tests/") and m.isfile()
+        ]
         archive.extractall(target, members=members, filter="data")
     return target / f"timm-{VERSION}" / "tests"
 
@@ -27,9 +29,13 @@ def fetch_tests(target: Path) -> Path:
 def run_tests(tests: Path, arguments: list[str]) -> int:
     """Runs pytest in timm's tests with our plugin; returns its exit status."""
     plugin = Path(__file__).parent
-    code = f"import sys; sys.path.insert(0, {str(plugin)!r}); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    code = (
+        f"import sys; sys.path.insert(0, {str(plugin)!r}); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    )
     options = ["-p", "plugin", "-q", "-W", "ignore", "-o", "addopts=", "--rootdir", str(tests)]
-    return subprocess.run([sys.executable, "-c", code, *options, *arguments], cwd=tests, check=False).returncode
+    return subprocess.run(
+        [sys.executable, "-c", code, *options, *arguments], cwd=tests, check=False
+    ).returncode
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The residual block of the state-space half: a sequence mixer, then a channel mixer."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from timm.layers import DropPath, LayerScale
@@ -35,7 +36,7 @@ class SSMBlock(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
 
         def layer_scale() -> nn.Module:
             return nn.Identity() if init_values is None else LayerScale(dim, init_values=init_values, **dd)

@@ -1,5 +1,7 @@
 """The EinFFT channel mixer: a sparse complex perceptron on the spectrum of the tokens."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
@@ -40,7 +42,7 @@ class EinFFT(nn.Module):
         super().__init__()
         if d_model % NUM_BLOCKS:
             raise ValueError(f"d_model is {d_model}; EinFFT needs a multiple of {NUM_BLOCKS}")
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.d_model, self.threshold = d_model, threshold
         width = d_model // NUM_BLOCKS
         self.complex_weight_1 = nn.Parameter(torch.empty(2, NUM_BLOCKS, width, width, **dd))
@@ -67,7 +69,9 @@ class EinFFT(nn.Module):
 
 
 @register_notrace_function
-def einfft(x: Tensor, weight_1: Tensor, bias_1: Tensor, weight_2: Tensor, bias_2: Tensor, threshold: float) -> Tensor:
+def einfft(
+    x: Tensor, weight_1: Tensor, bias_1: Tensor, weight_2: Tensor, bias_2: Tensor, threshold: float
+) -> Tensor:
     """Computes :class:`EinFFT`; a leaf for FX, and scriptable.
 
     Args:
@@ -88,7 +92,9 @@ def einfft(x: Tensor, weight_1: Tensor, bias_1: Tensor, weight_2: Tensor, bias_2
             return _einfft(x, weight_1, bias_1, weight_2, bias_2, threshold)
 
 
-def _einfft(x: Tensor, weight_1: Tensor, bias_1: Tensor, weight_2: Tensor, bias_2: Tensor, threshold: float) -> Tensor:
+def _einfft(
+    x: Tensor, weight_1: Tensor, bias_1: Tensor, weight_2: Tensor, bias_2: Tensor, threshold: float
+) -> Tensor:
     x = at_least_float32(x)
     length = x.shape[1]
     real, imaginary = _spectrum(x)

@@ -1,5 +1,7 @@
 """The Hydra mixer: a quasiseparable matrix over the tokens, as two shifted scans and a diagonal."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,12 +49,14 @@ class HydraMixer(KeepsFloat32):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.d_model, self.d_state, self.d_conv = d_model, d_state, d_conv
         self.d_inner = expand * d_model
         self.headdim, self.ngroups = headdim, ngroups
         if self.d_inner % headdim:
-            raise ValueError(f"headdim is {headdim}; it must divide the inner width expand * d_model = {self.d_inner}")
+            raise ValueError(
+                f"headdim is {headdim}; it must divide the inner width expand * d_model = {self.d_inner}"
+            )
         self.num_heads = self.d_inner // headdim
         if self.num_heads % ngroups:
             raise ValueError(f"ngroups is {ngroups}; it must divide the number of heads, {self.num_heads}")
@@ -61,7 +65,7 @@ class HydraMixer(KeepsFloat32):
         d_xbc = self.d_inner + 4 * ngroups * d_state
         self.in_proj = nn.Linear(d_model, self.d_inner + d_xbc + 2 * self.num_heads, bias=False, **dd)
         self.conv1d = nn.Conv1d(d_xbc, d_xbc, d_conv, groups=d_xbc, **dd)
-        state_dd = {"device": device, "dtype": float32_unless_wider(dtype)}
+        state_dd: dict[str, Any] = {"device": device, "dtype": float32_unless_wider(dtype)}
         self.dt_bias = nn.Parameter(torch.empty(self.num_heads, **state_dd))
         self.A_log = nn.Parameter(torch.empty(self.num_heads, **state_dd))
         self.D = nn.Parameter(torch.empty(self.num_heads, **state_dd))

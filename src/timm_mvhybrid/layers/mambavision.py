@@ -1,6 +1,7 @@
 """The MambaVision mixer: a selective scan beside a convolved branch, both non-causal in their convolutions."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,8 +49,10 @@ class MambaVisionMixer(KeepsFloat32):
     ) -> None:
         super().__init__()
         if expand * d_model % 2:
-            raise ValueError(f"expand * d_model is {expand} * {d_model}; it must be even, for x and z take half each")
-        dd = {"device": device, "dtype": dtype}
+            raise ValueError(
+                f"expand * d_model is {expand} * {d_model}; it must be even, for x and z take half each"
+            )
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.d_model, self.d_state, self.d_conv = d_model, d_state, d_conv
         self.d_inner = expand * d_model // 2
         self.dt_rank = math.ceil(d_model / 16)
@@ -58,7 +61,7 @@ class MambaVisionMixer(KeepsFloat32):
         self.conv1d_z = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, bias=False, **dd)
         self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False, **dd)
         self.dt_proj = nn.Linear(self.dt_rank, self.d_inner, **dd)
-        state_dd = {"device": device, "dtype": float32_unless_wider(dtype)}
+        state_dd: dict[str, Any] = {"device": device, "dtype": float32_unless_wider(dtype)}
         self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state, **state_dd))
         self.D = nn.Parameter(torch.empty(self.d_inner, **state_dd))
         self.out_proj = nn.Linear(2 * self.d_inner, d_model, bias=False, **dd)
@@ -67,7 +70,9 @@ class MambaVisionMixer(KeepsFloat32):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Initialises the scan by Mamba's textbook rules; the projections initialise themselves."""
-        self.A_log.copy_(torch.arange(1, self.d_state + 1, device=self.A_log.device).log().expand_as(self.A_log))
+        self.A_log.copy_(
+            torch.arange(1, self.d_state + 1, device=self.A_log.device).log().expand_as(self.A_log)
+        )
         self.D.fill_(1.0)
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         bias = self.dt_proj.bias

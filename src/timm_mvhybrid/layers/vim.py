@@ -1,6 +1,7 @@
 """The Vision Mamba mixer: two causal scans, one over the tokens and one over the reversed tokens."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,7 @@ class VimMixer(KeepsFloat32):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.d_model, self.d_state, self.d_conv = d_model, d_state, d_conv
         self.d_inner = expand * d_model
         self.dt_rank = math.ceil(d_model / 16)
@@ -52,7 +53,7 @@ class VimMixer(KeepsFloat32):
         self.x_proj_b = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False, **dd)
         self.dt_proj = nn.Linear(self.dt_rank, self.d_inner, **dd)
         self.dt_proj_b = nn.Linear(self.dt_rank, self.d_inner, **dd)
-        state_dd = {"device": device, "dtype": float32_unless_wider(dtype)}
+        state_dd: dict[str, Any] = {"device": device, "dtype": float32_unless_wider(dtype)}
         self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state, **state_dd))
         self.A_b_log = nn.Parameter(torch.empty(self.d_inner, d_state, **state_dd))
         self.D = nn.Parameter(torch.empty(self.d_inner, **state_dd))
@@ -64,7 +65,10 @@ class VimMixer(KeepsFloat32):
     def reset_parameters(self) -> None:
         """Initialises both scans by Mamba's textbook rules; the projections initialise themselves."""
         rates = torch.arange(1, self.d_state + 1, device=self.A_log.device).log()
-        for A_log, D, dt_proj in ((self.A_log, self.D, self.dt_proj), (self.A_b_log, self.D_b, self.dt_proj_b)):
+        for A_log, D, dt_proj in (
+            (self.A_log, self.D, self.dt_proj),
+            (self.A_b_log, self.D_b, self.dt_proj_b),
+        ):
             A_log.copy_(rates.expand_as(A_log))
             D.fill_(1.0)
             nn.init.uniform_(dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)

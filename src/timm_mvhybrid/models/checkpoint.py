@@ -160,7 +160,11 @@ def _fit_sizes(weights: dict[str, Tensor], model: nn.Module) -> None:
     old_grid = _checkpoint_grid(pos_embed.shape[1] - num_prefix, old_patch, grid, model)
     if old_grid != grid:
         weights["pos_embed"] = resample_abs_pos_embed(
-            pos_embed, new_size=list(grid), old_size=list(old_grid), num_prefix_tokens=num_prefix, verbose=True
+            pos_embed,
+            new_size=list(grid),
+            old_size=list(old_grid),
+            num_prefix_tokens=num_prefix,
+            verbose=True,
         )
 
 
@@ -208,7 +212,7 @@ def _check_coverage(weights: dict[str, Tensor], model: nn.Module) -> None:
     found = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
     faults = [f"{len(names)} {what} ({_shorten(names)})" for what, names in found if names]
     if faults:
-        layout = model.layout() if hasattr(model, "layout") else type(model).__name__
+        layout = getattr(model, "layout", lambda: type(model).__name__)()
         raise CheckpointError(
             f"the checkpoint does not fit the model ({layout}): {'; '.join(faults)}. "
             "Create the model that the checkpoint was trained as, with the same options (depth, ssm_depth, "

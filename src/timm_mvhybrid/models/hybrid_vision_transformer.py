@@ -6,29 +6,32 @@ prefix tokens in the middle of the patches; what state-space blocks read. *Seque
 between tokens (a scan, or attention). *Channel mixer*: what moves it between channels (EinFFT, or an MLP).
 """
 
-import inspect
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Final
 
 import torch
-from timm.layers import LayerNorm, Mlp, PatchDropout, register_notrace_function, resample_abs_pos_embed, to_2tuple
+from timm.layers import PatchDropout, register_notrace_function, resample_abs_pos_embed
 from timm.models import VisionTransformer, checkpoint
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ..layers import EinFFT, HydraMixer, MambaVisionMixer, SSMBlock, VimMixer
+from ..layers import SSMBlock
 from .initialization import INIT_SCHEMES, initialize, reset_parameters
+from .options import (
+    CHANNEL_LABELS,
+    CHANNEL_MIXERS,
+    GLOBAL_POOLS,
+    MIXER_LABELS,
+    POS_EMBEDS,
+    SSM_MIXERS,
+    check_choice,
+    check_size,
+    default_norm,
+    make_ssm_block,
+    num_ssm_blocks,
+)
 from .token_order import to_scan_order, to_timm_order
-
-SSM_MIXERS: dict[str, type[nn.Module]] = {"mambavision": MambaVisionMixer, "vim": VimMixer, "hydra": HydraMixer}
-CHANNEL_MIXERS = ("einfft", "mlp", "none")
-GLOBAL_POOLS = ("", "avg", "avgmax", "max", "token", "map")
-POS_EMBEDS = ("", "none", "learn")
-_MIXER_LABELS = {"mambavision": "MambaVision", "vim": "Vim", "hydra": "Hydra"}
-_CHANNEL_LABELS = {"einfft": " + EinFFT", "mlp": " + MLP", "none": ""}
 
 
 class HybridVisionTransformer(VisionTransformer):
@@ -116,25 +119,27 @@ class HybridVisionTransformer(VisionTransformer):
         **kwargs: Any,
     ) -> None:
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        _check_choice("ssm_mixer", ssm_mixer, (*SSM_MIXERS, None))
-        _check_choice("channel_mixer", channel_mixer, CHANNEL_MIXERS)
-        _check_choice("init", init, INIT_SCHEMES)
-        _check_choice("global_pool", global_pool, GLOBAL_POOLS)
-        _check_choice("pos_embed", pos_embed, POS_EMBEDS)
-        _check_choice("weight_init", weight_init, ("", "skip"))
-        _check_size(img_size, patch_size, dynamic_pad=kwargs.get("dynamic_img_pad", False))
+        check_choice("ssm_mixer", ssm_mixer, (*SSM_MIXERS, None))
+        check_choice("channel_mixer", channel_mixer, CHANNEL_MIXERS)
+        check_choice("init", init, INIT_SCHEMES)
+        check_choice("global_pool", global_pool, GLOBAL_POOLS)
+        check_choice("pos_embed", pos_embed, POS_EMBEDS)
+        check_choice("weight_init", weight_init, ("", "skip"))
+        check_size(img_size, patch_size, dynamic_pad=kwargs.get("dynamic_img_pad", False))
         if embed_dim <= 0 or num_heads <= 0 or embed_dim % num_heads:
             raise ValueError(f"num_heads is {num_heads}; it must divide embed_dim, which is {embed_dim}")
         if not class_token and global_pool == "token":
-            raise ValueError("global_pool is 'token', but class_token is False; use 'avg', 'max', 'avgmax', 'map' or ''")
-        num_ssm_blocks = _num_ssm_blocks(ssm_depth, depth, ssm_mixer)
+            raise ValueError(
+                "global_pool is 'token', but class_token is False; use 'avg', 'max', 'avgmax', 'map' or ''"
+            )
+        num_ssm = num_ssm_blocks(ssm_depth, depth, ssm_mixer)
         if norm_layer is None:
-            norm_layer = _default_norm(ssm_mixer)
+            norm_layer = default_norm(ssm_mixer)
 
         def make_block(*, depth: int, **options: Any) -> nn.Module:
-            if depth >= num_ssm_blocks:
+            if depth >= num_ssm:
                 return Block(depth=depth, **options)
-            return _make_ssm_block(SSM_MIXERS[str(ssm_mixer)], channel_mixer, ssm_kwargs or {}, options)
+            return make_ssm_block(SSM_MIXERS[str(ssm_mixer)], channel_mixer, ssm_kwargs or {}, options)
 
         super().__init__(
             img_size=img_size,
@@ -163,12 +168,14 @@ class HybridVisionTransformer(VisionTransformer):
             dtype=dtype,
             **kwargs,
         )
-        self.has_ssm = num_ssm_blocks > 0
-        self.ssm_depth = num_ssm_blocks
+        self.has_ssm = num_ssm > 0
+        self.ssm_depth = num_ssm
         self.ssm_mixer, self.channel_mixer, self.init = ssm_mixer, channel_mixer, init
         if patch_drop_rate > 0:
             # a scan reads the patches that are left in their order
-            self.patch_drop = PatchDropout(patch_drop_rate, num_prefix_tokens=self.num_prefix_tokens, ordered=True)
+            self.patch_drop = PatchDropout(
+                patch_drop_rate, num_prefix_tokens=self.num_prefix_tokens, ordered=True
+            )
         self.mask_token = nn.Parameter(torch.empty(1, embed_dim, **dd)) if mask_token else None
         self.weight_init_mode = ""
         if weight_init != "skip":
@@ -184,7 +191,7 @@ class HybridVisionTransformer(VisionTransformer):
         Raises:
             ValueError: ``mode`` is none of these.
         """
-        _check_choice("mode", mode, ("", *INIT_SCHEMES))
+        check_choice("mode", mode, ("", *INIT_SCHEMES))
         if needs_reset:
             reset_parameters(self)
         initialize(self, mode or self.init, self.ssm_mixer)
@@ -225,8 +232,8 @@ class HybridVisionTransformer(VisionTransformer):
         """Describes the blocks, for instance "12 × MambaVision + EinFFT, 12 × attention + MLP"."""
         num_ssm = min(self.ssm_depth, len(self.blocks))
         parts = []
-        if num_ssm:
-            parts.append(f"{num_ssm} × {_MIXER_LABELS[self.ssm_mixer]}{_CHANNEL_LABELS[self.channel_mixer]}")
+        if num_ssm and self.ssm_mixer is not None:
+            parts.append(f"{num_ssm} × {MIXER_LABELS[self.ssm_mixer]}{CHANNEL_LABELS[self.channel_mixer]}")
         if len(self.blocks) > num_ssm:
             parts.append(f"{len(self.blocks) - num_ssm} × attention + MLP")
         return ", ".join(parts)
@@ -264,12 +271,18 @@ class HybridVisionTransformer(VisionTransformer):
         """Puts the mask token where ``mask`` is True; x is (batch, n, dim) or (batch, height, width, dim)."""
         mask_token = self.mask_token
         if mask_token is None:
-            raise ValueError("a mask was given, but the model has no mask token; create it with mask_token=True")
+            raise ValueError(
+                "a mask was given, but the model has no mask token; create it with mask_token=True"
+            )
         if mask.dtype != torch.bool:
-            raise ValueError(f"mask has dtype {mask.dtype}; expected torch.bool, True where a patch is hidden")
+            raise ValueError(
+                f"mask has dtype {mask.dtype}; expected torch.bool, True where a patch is hidden"
+            )
         num_patches = x[0, ..., 0].numel()
         if mask.ndim != 2 or mask.shape[0] != x.shape[0] or mask.shape[1] != num_patches:
-            raise ValueError(f"mask has shape {mask.shape}; expected (batch, patches) = ({x.shape[0]}, {num_patches})")
+            raise ValueError(
+                f"mask has shape {mask.shape}; expected (batch, patches) = ({x.shape[0]}, {num_patches})"
+            )
         return torch.where(mask.view(x.shape[:-1]).unsqueeze(-1), mask_token.to(x.dtype), x)
 
     def _embed(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -403,14 +416,17 @@ class HybridVisionTransformer(VisionTransformer):
                 result["image_features"] = self.norm(x)
             return result
         if not torch.jit.is_scripting() and has_prefix:
-            intermediates = list(zip(intermediates, prefix, strict=True))
+            pairs = list(zip(intermediates, prefix, strict=True))
+            return pairs if intermediates_only else (self.norm(x), pairs)
         if intermediates_only:
             return intermediates
         return self.norm(x), intermediates
 
 
 @register_notrace_function
-def resolve_attention_mask(x: Tensor, attn_mask: Tensor | None, is_causal: bool, has_ssm: bool) -> Tensor | None:
+def resolve_attention_mask(
+    x: Tensor, attn_mask: Tensor | None, is_causal: bool, has_ssm: bool
+) -> Tensor | None:
     """Turns timm's two mask arguments into one mask that every supported timm takes; a leaf for FX, and scriptable.
 
     Args:
@@ -428,74 +444,12 @@ def resolve_attention_mask(x: Tensor, attn_mask: Tensor | None, is_causal: bool,
     if attn_mask is None and not is_causal:
         return None
     if has_ssm:
-        raise ValueError("state-space blocks have no attention to mask; attn_mask and is_causal need ssm_depth=0")
+        raise ValueError(
+            "state-space blocks have no attention to mask; attn_mask and is_causal need ssm_depth=0"
+        )
     if attn_mask is not None and is_causal:
         raise ValueError("give attn_mask or is_causal, not both")
     if attn_mask is None:
         length = x.shape[1]
         return torch.full((length, length), -math.inf, dtype=x.dtype, device=x.device).triu(1)
     return attn_mask
-
-
-def _make_ssm_block(
-    mixer: type[nn.Module], channel_mixer: str, ssm_kwargs: dict[str, Any], options: dict[str, Any]
-) -> SSMBlock:
-    """Builds a state-space block from the options that timm's VisionTransformer hands to its blocks."""
-    dim, dd = options["dim"], {"device": options["device"], "dtype": options["dtype"]}
-    allowed = set(inspect.signature(mixer).parameters) - {"d_model", "device", "dtype"}
-    unknown = sorted(set(ssm_kwargs) - allowed)
-    if unknown:
-        raise ValueError(f"ssm_kwargs has {unknown}; {mixer.__name__} takes {sorted(allowed)}")
-    channels: nn.Module | None = None
-    if channel_mixer == "einfft":
-        channels = EinFFT(dim, **dd)
-    elif channel_mixer == "mlp":
-        hidden = int(dim * options["mlp_ratio"])
-        channels = Mlp(dim, hidden, act_layer=options["act_layer"], drop=options["proj_drop"], **dd)
-    return SSMBlock(
-        dim,
-        mixer(dim, **ssm_kwargs, **dd),
-        channels,
-        norm_layer=options["norm_layer"],
-        init_values=options["init_values"],
-        drop=options["proj_drop"],
-        drop_path=options["drop_path"],
-        **dd,
-    )
-
-
-def _default_norm(ssm_mixer: str | None) -> Callable[..., nn.Module]:
-    """The normalisation of the published models."""
-    if ssm_mixer == "vim":
-        return partial(nn.RMSNorm, eps=1e-5)
-    return partial(LayerNorm, eps=1e-6 if ssm_mixer is None else 1e-5)
-
-
-def _num_ssm_blocks(ssm_depth: int | str, depth: int, ssm_mixer: str | None) -> int:
-    """Resolves ``ssm_depth`` to a number of blocks."""
-    if depth < 1:
-        raise ValueError(f"depth is {depth}; it must be at least 1")
-    named = {"half": math.ceil(depth / 2), "all": depth}
-    count = named.get(ssm_depth, -1) if isinstance(ssm_depth, str) else ssm_depth
-    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= depth:
-        raise ValueError(f"ssm_depth is {ssm_depth!r}; allowed are 0 to depth={depth}, 'half' and 'all'")
-    if ssm_mixer is None and count > 0:
-        raise ValueError(f"ssm_depth is {ssm_depth!r}, but ssm_mixer is None; set it to one of {sorted(SSM_MIXERS)}")
-    return count
-
-
-def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    """Raises ValueError for a value that is not among the allowed."""
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(repr(choice) for choice in allowed)}")
-
-
-def _check_size(
-    img_size: int | tuple[int, int] | None, patch_size: int | tuple[int, int], dynamic_pad: bool
-) -> None:
-    """Raises ValueError for an image that is no whole number of patches."""
-    if img_size is None or dynamic_pad:
-        return
-    for image, patch in zip(to_2tuple(img_size), to_2tuple(patch_size), strict=True):
-        if image <= 0 or patch <= 0 or image % patch:
-            raise ValueError(f"img_size is {img_size}; it must be a multiple of patch_size, which is {patch_size}")

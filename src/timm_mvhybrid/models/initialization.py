@@ -1,6 +1,7 @@
 """Initial weights: as the published models start, or by Mamba's textbook rules for the mixers."""
 
 import math
+from typing import Any
 
 import torch
 from timm.layers import trunc_normal_
@@ -12,7 +13,7 @@ INIT_SCHEMES = ("official", "mamba")
 MIXERS = (HydraMixer, MambaVisionMixer, VimMixer)
 
 
-def reset_parameters(model: nn.Module) -> None:
+def reset_parameters(model: Any) -> None:
     """Lets every submodule that can draw its own initial weights do so, children before parents."""
     for module in reversed(list(model.modules())):
         if module is not model and hasattr(module, "reset_parameters"):
@@ -20,7 +21,7 @@ def reset_parameters(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, scheme: str, ssm_mixer: str | None) -> None:
+def initialize(model: Any, scheme: str, ssm_mixer: str | None) -> None:
     """Initialises a model whose submodules have just drawn their own weights.
 
     "official": every linear layer normal with standard deviation 0.02, biases 0. In models with MambaVision or Hydra
@@ -62,7 +63,7 @@ def initialize(model: nn.Module, scheme: str, ssm_mixer: str | None) -> None:
         nn.init.zeros_(model.mask_token)
 
 
-def _initialize_like_vim(model: nn.Module) -> None:
+def _initialize_like_vim(model: Any) -> None:
     """Applies what Vision Mamba's models add to the mixers' own initialisation."""
     depth = len(model.blocks)
     for mixer in model.modules():

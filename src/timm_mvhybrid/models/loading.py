@@ -43,7 +43,9 @@ def load_weights(model: nn.Module, path: str | Path) -> str:
             if isinstance(value, torch.Tensor) and not torch.isfinite(value).all()
         ]
         if not_finite:
-            raise CheckpointError(f"{not_finite[0]} and {len(not_finite) - 1} more hold NaN or Inf; {_REMEDY}")
+            raise CheckpointError(
+                f"{not_finite[0]} and {len(not_finite) - 1} more hold NaN or Inf; {_REMEDY}"
+            )
         model.load_state_dict(state_dict, strict=True)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: {error}") from error

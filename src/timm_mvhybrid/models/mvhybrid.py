@@ -23,7 +23,13 @@ MODEL_NAMES = (
     "vit12_small_patch16_256",
     "vit24_small_patch16_256",
 )
-TEST_MODEL_NAMES = ("test_mvhybrid", "test_hydra_hybrid", "test_vim_einfft", "test_hydra_einfft", "test_vit12")
+TEST_MODEL_NAMES = (
+    "test_mvhybrid",
+    "test_hydra_hybrid",
+    "test_vim_einfft",
+    "test_hydra_einfft",
+    "test_vit12",
+)
 
 __all__ = ["HE_MEAN", "HE_STD", "MODEL_NAMES", "TEST_MODEL_NAMES"]
 

@@ -57,7 +57,7 @@ def forward(
     """
     dtype = accumulation_dtype(u.dtype)
     batch, length, _ = u.shape
-    groups, d_state = B.shape[2:]
+    groups = B.shape[2]
     x, B, C = u.to(dtype), B.to(dtype), C.to(dtype)
     step = _step_sizes(delta, delta_bias, delta_softplus, dtype)
     A = _grouped_matrix(A, groups, dtype)
@@ -135,7 +135,7 @@ def backward(
     """
     dtype = accumulation_dtype(u.dtype)
     batch, length, _ = u.shape
-    groups, d_state = B.shape[2:]
+    groups = B.shape[2]
     x, Bf, Cf = u.to(dtype), B.to(dtype), C.to(dtype)
     step = _step_sizes(delta, delta_bias, delta_softplus, dtype)
     Ag = _grouped_matrix(A, groups, dtype)

@@ -45,7 +45,11 @@ def _(
     groups, d_state = B.shape[2:]
     state = (batch, groups, d_state, d_inner // groups)
     num_chunks = (length + cpu.CHUNK - 1) // cpu.CHUNK if save_states else 0
-    return u.new_empty(u.shape), u.new_empty(state, dtype=dtype), u.new_empty((num_chunks, *state), dtype=dtype)
+    return (
+        u.new_empty(u.shape),
+        u.new_empty(state, dtype=dtype),
+        u.new_empty((num_chunks, *state), dtype=dtype),
+    )
 
 
 @torch.library.custom_op("timm_mvhybrid::selective_scan_backward", mutates_args=())
@@ -64,7 +68,9 @@ def _backward(
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     with autocast_disabled(u.device.type):
-        grads = cpu.backward(grad_y, grad_last_state, states, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        grads = cpu.backward(
+            grad_y, grad_last_state, states, u, delta, A, B, C, D, z, delta_bias, delta_softplus
+        )
     return tuple(grad.contiguous() for grad in grads)  # type: ignore[return-value]  # eight tensors, as declared
 
 
@@ -90,7 +96,9 @@ def _(
 
 def _setup_context(
     ctx: torch.autograd.function.FunctionCtx,
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, bool, bool],
+    inputs: tuple[
+        Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, bool, bool
+    ],
     output: tuple[Tensor, Tensor, Tensor],
 ) -> None:
     *tensors, delta_softplus, save_states = inputs
@@ -99,7 +107,7 @@ def _setup_context(
             "timm_mvhybrid::selective_scan was called with save_states=False on tensors that need a gradient; "
             "pass save_states=True"
         )
-    ctx.save_for_backward(output[2], *tensors)
+    ctx.save_for_backward(output[2], *tensors)  # type: ignore[arg-type]  # None is allowed
     ctx.delta_softplus = delta_softplus  # type: ignore[attr-defined]
     ctx.set_materialize_grads(False)
 
@@ -114,7 +122,12 @@ def _differentiate(
     if grad_y is None:
         grad_y = torch.zeros_like(u)
     grads = torch.ops.timm_mvhybrid.selective_scan_backward(
-        grad_y, grad_last_state, states, u, *others, ctx.delta_softplus  # type: ignore[attr-defined]
+        grad_y,
+        grad_last_state,
+        states,
+        u,
+        *others,
+        ctx.delta_softplus,  # type: ignore[attr-defined]
     )
     present = [None if x is None else grad for x, grad in zip((u, *others), grads, strict=True)]
     return (*present, None, None)

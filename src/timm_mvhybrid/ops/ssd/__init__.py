@@ -79,7 +79,9 @@ def ssd_scan(
     needs_gradient = torch.is_grad_enabled() and any(
         v is not None and v.requires_grad for v in (x, dt, A, B, C, D, dt_bias)
     )
-    y, last_state, _ = torch.ops.timm_mvhybrid.ssd_scan(x, dt, A, B, C, D, dt_bias, dt_softplus, needs_gradient)
+    y, last_state, _ = torch.ops.timm_mvhybrid.ssd_scan(
+        x, dt, A, B, C, D, dt_bias, dt_softplus, needs_gradient
+    )
     return (y, last_state) if return_last_state else y
 
 
@@ -108,7 +110,9 @@ def _check(
 ) -> None:
     """Raises ValueError for an argument that does not fit the others."""
     if x.ndim != 4 or x.shape[1] == 0:
-        raise ValueError(f"x has shape {tuple(x.shape)}; expected (batch, length, heads, headdim) with length ≥ 1")
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; expected (batch, length, heads, headdim) with length ≥ 1"
+        )
     batch, length, heads, _ = x.shape
     for name, v in dict(x=x, dt=dt, A=A, B=B, C=C, D=D, dt_bias=dt_bias).items():
         if v is not None and not v.is_floating_point():

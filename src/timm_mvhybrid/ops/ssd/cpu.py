@@ -10,6 +10,7 @@ Backward keeps the chunks' start states only and rebuilds the matrices. Tensors 
 Source: Dao and Gu (arXiv 2405.21060), section 6, the block decomposition; the gradients are derived by hand.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -152,7 +153,7 @@ def backward(
         grad_values[..., times, :] = torch.matmul(mixing.mT, g).addcmul_(carried, chunk.decay_to_end)
         grad_scores = (grad_pairs * chunk.pairwise).sum(2, keepdim=True)
         outgoing = torch.matmul(started, h)
-        grad_outputs[..., times, :] = (torch.matmul(grad_scores, b) + outgoing.sum(2, keepdim=True))
+        grad_outputs[..., times, :] = torch.matmul(grad_scores, b) + outgoing.sum(2, keepdim=True)
         ending = torch.matmul(to_end, carry)
         grad_inputs[..., times, :] = torch.matmul(grad_scores.mT, c) + ending.sum(2, keepdim=True)
 
@@ -196,7 +197,7 @@ def _chunks(length: int) -> list[slice]:
     """Cuts the sequence into chunks of nearly equal length, so that none is a stub of a step or two."""
     count = num_chunks(length)
     bounds = [index * length // count for index in range(count + 1)]
-    return [slice(*pair) for pair in zip(bounds, bounds[1:], strict=False)]
+    return [slice(*pair) for pair in pairwise(bounds)]
 
 
 def _chunk(log_decay: Tensor, inputs: Tensor, outputs: Tensor) -> _Chunk:

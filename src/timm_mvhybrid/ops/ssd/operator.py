@@ -90,7 +90,7 @@ def _setup_context(
             "timm_mvhybrid::ssd_scan was called with save_states=False on tensors that need a gradient; "
             "pass save_states=True"
         )
-    ctx.save_for_backward(output[2], *tensors)
+    ctx.save_for_backward(output[2], *tensors)  # type: ignore[arg-type]  # None is allowed
     ctx.dt_softplus = dt_softplus  # type: ignore[attr-defined]
     ctx.set_materialize_grads(False)
 
@@ -105,7 +105,12 @@ def _differentiate(
     if grad_y is None:
         grad_y = torch.zeros_like(x)
     grads = torch.ops.timm_mvhybrid.ssd_scan_backward(
-        grad_y, grad_last_state, states, x, *others, ctx.dt_softplus  # type: ignore[attr-defined]
+        grad_y,
+        grad_last_state,
+        states,
+        x,
+        *others,
+        ctx.dt_softplus,  # type: ignore[attr-defined]
     )
     present = [None if v is None else grad for v, grad in zip((x, *others), grads, strict=True)]
     return (*present, None, None)

@@ -1,0 +1,91 @@
+"""Constructor options → checked values, and the blocks that they describe."""
+
+import inspect
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from timm.layers import LayerNorm, Mlp, to_2tuple
+from torch import nn
+
+from ..layers import EinFFT, HydraMixer, MambaVisionMixer, SSMBlock, VimMixer
+
+SSM_MIXERS: dict[str, type[nn.Module]] = {
+    "mambavision": MambaVisionMixer,
+    "vim": VimMixer,
+    "hydra": HydraMixer,
+}
+CHANNEL_MIXERS = ("einfft", "mlp", "none")
+GLOBAL_POOLS = ("", "avg", "avgmax", "max", "token", "map")
+POS_EMBEDS = ("", "none", "learn")
+MIXER_LABELS = {"mambavision": "MambaVision", "vim": "Vim", "hydra": "Hydra"}
+CHANNEL_LABELS = {"einfft": " + EinFFT", "mlp": " + MLP", "none": ""}
+
+
+def make_ssm_block(
+    mixer: type[nn.Module], channel_mixer: str, ssm_kwargs: dict[str, Any], options: dict[str, Any]
+) -> SSMBlock:
+    """Builds a state-space block from the options that timm's VisionTransformer hands to its blocks."""
+    dim, dd = options["dim"], {"device": options["device"], "dtype": options["dtype"]}
+    allowed = set(inspect.signature(mixer).parameters) - {"d_model", "device", "dtype"}
+    unknown = sorted(set(ssm_kwargs) - allowed)
+    if unknown:
+        raise ValueError(f"ssm_kwargs has {unknown}; {mixer.__name__} takes {sorted(allowed)}")
+    channels: nn.Module | None = None
+    if channel_mixer == "einfft":
+        channels = EinFFT(dim, **dd)
+    elif channel_mixer == "mlp":
+        hidden = int(dim * options["mlp_ratio"])
+        channels = Mlp(dim, hidden, act_layer=options["act_layer"], drop=options["proj_drop"], **dd)
+    return SSMBlock(
+        dim,
+        mixer(dim, **ssm_kwargs, **dd),
+        channels,
+        norm_layer=options["norm_layer"],
+        init_values=options["init_values"],
+        drop=options["proj_drop"],
+        drop_path=options["drop_path"],
+        **dd,
+    )
+
+
+def default_norm(ssm_mixer: str | None) -> Callable[..., nn.Module]:
+    """The normalisation of the published models."""
+    if ssm_mixer == "vim":
+        return partial(nn.RMSNorm, eps=1e-5)
+    return partial(LayerNorm, eps=1e-6 if ssm_mixer is None else 1e-5)
+
+
+def num_ssm_blocks(ssm_depth: int | str, depth: int, ssm_mixer: str | None) -> int:
+    """Resolves ``ssm_depth`` to a number of blocks."""
+    if depth < 1:
+        raise ValueError(f"depth is {depth}; it must be at least 1")
+    named = {"half": math.ceil(depth / 2), "all": depth}
+    count = named.get(ssm_depth, -1) if isinstance(ssm_depth, str) else ssm_depth
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= depth:
+        raise ValueError(f"ssm_depth is {ssm_depth!r}; allowed are 0 to depth={depth}, 'half' and 'all'")
+    if ssm_mixer is None and count > 0:
+        raise ValueError(
+            f"ssm_depth is {ssm_depth!r}, but ssm_mixer is None; set it to one of {sorted(SSM_MIXERS)}"
+        )
+    return count
+
+
+def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    """Raises ValueError for a value that is not among the allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(repr(choice) for choice in allowed)}")
+
+
+def check_size(
+    img_size: int | tuple[int, int] | None, patch_size: int | tuple[int, int], dynamic_pad: bool
+) -> None:
+    """Raises ValueError for an image that is no whole number of patches."""
+    if img_size is None or dynamic_pad:
+        return
+    for image, patch in zip(to_2tuple(img_size), to_2tuple(patch_size), strict=True):
+        if image <= 0 or patch <= 0 or image % patch:
+            raise ValueError(
+                f"img_size is {img_size}; it must be a multiple of patch_size, which is {patch_size}"
+            )

@@ -1,0 +1,52 @@
+"""Slides made for tests: white glass with one stained rectangle whose pixels encode where they lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+REAL_SLIDE = Path(__file__).resolve().parents[2] / "examples" / "data" / "CMU-1-Small-Region.svs"
+
+
+def slide_pixels(width: int, height: int, tissue: tuple[int, int, int, int] | None) -> np.ndarray:
+    """White with a rectangle (left, top, right, bottom) of pinks that change smoothly with x and y."""
+    pixels = np.full((height, width, 3), 255, dtype=np.uint8)
+    if tissue is not None:
+        left, top, right, bottom = tissue
+        y, x = np.mgrid[top:bottom, left:right]
+        pixels[top:bottom, left:right, 0] = 200
+        pixels[top:bottom, left:right, 1] = 40 + 60 * x / width
+        pixels[top:bottom, left:right, 2] = 100 + 60 * y / height
+    return pixels
+
+
+def write_slide(
+    path: Path,
+    *,
+    um_per_px: float | None = 0.5,
+    size: tuple[int, int] = (1024, 768),
+    tissue: tuple[int, int, int, int] | None = (256, 256, 768, 512),
+    num_levels: int = 3,
+) -> np.ndarray:
+    """Writes a pyramidal tiled TIFF, each level half as large, and returns the pixels of level 0."""
+    pixels = slide_pixels(*size, tissue)
+    resolution = (
+        {} if um_per_px is None else {"resolution": (1e4 / um_per_px,) * 2, "resolutionunit": "CENTIMETER"}
+    )
+    image = Image.fromarray(pixels)
+    with tifffile.TiffWriter(path) as writer:
+        for level in range(num_levels):
+            shrunk = image.resize((size[0] >> level, size[1] >> level), Image.Resampling.BOX)
+            writer.write(
+                np.asarray(shrunk),
+                tile=(256, 256),
+                photometric="rgb",
+                compression="deflate",
+                subfiletype=int(level > 0),
+                metadata=None,
+                **(resolution if level == 0 else {}),
+            )
+    return pixels

@@ -1,0 +1,61 @@
+"""The examples run, and the README tells the truth about names and commands."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import timm_mvhybrid
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_quickstart(tmp_path):
+    models = ["test_mvhybrid", "test_vit12"]
+    command = [sys.executable, ROOT / "examples" / "quickstart.py", "--output", tmp_path, "--models", *models]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "weights are random" in " ".join(result.stdout.split())
+    for name in models:
+        assert name in result.stdout
+        with h5py.File(tmp_path / f"{name}.h5") as file:
+            assert file["embeddings"].shape == (33, 64)
+            assert file.attrs["weights_sha256"] == "random"
+    picture = np.asarray(Image.open(tmp_path / "components.png"))
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50  # tissue and components, not a blank canvas
+
+
+def test_readme_snippet():
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    namespace = {"images": torch.randn(1, 3, 256, 256)}
+    with torch.no_grad():
+        exec(code, namespace)
+    assert namespace["features"].shape == (1, 384)
+
+
+@pytest.mark.parametrize("name", timm_mvhybrid.models.MODEL_NAMES)
+def test_readme_table_of_models(name):
+    model = timm.create_model(name, device="meta")
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    assert f"| `{name}` | {model.layout()} | {millions:.1f} M |" in README
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"^timm-mvhybrid (\w+)", README, re.MULTILINE))))
+def test_readme_commands_exist(command):
+    result = subprocess.run(
+        [sys.executable, "-m", "timm_mvhybrid", command, "--help"], capture_output=True, text=True, check=True
+    )
+    for flag in set(re.findall(rf"timm-mvhybrid {command} .*?(--[a-z-]+)", README)) - {"--help"}:
+        assert flag in result.stdout
+
+
+def test_readme_files_exist():
+    for link in re.findall(r"\]\(((?!http)[^)]+)\)", README):
+        assert (ROOT / link).exists(), link

@@ -1,0 +1,26 @@
+"""Runs the models' tests on the oldest timm that pyproject.toml allows, in an environment of its own."""
+
+import re
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TESTS = ["tests/models", "tests/layers"]
+
+
+def main() -> int:
+    version = re.search(r'"timm>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())[1]
+    with tempfile.TemporaryDirectory() as folder:
+        venv.create(folder, with_pip=True)
+        python = str(Path(folder) / "bin" / "python")
+        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*install, f"timm=={version}", "-e", f"{ROOT}[test]"], check=True)
+        command = [python, "-m", "pytest", "-q", *TESTS, *sys.argv[1:]]
+        return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
