@@ -35,7 +35,9 @@ def principal_components(embeddings: np.ndarray) -> np.ndarray:
     return np.clip((scores - low) / np.maximum(high - low, 1e-12), 0, 1)
 
 
-def component_map(coords: np.ndarray, patch_size: int, components: np.ndarray, size: tuple[int, int]) -> Image.Image:
+def component_map(
+    coords: np.ndarray, patch_size: int, components: np.ndarray, size: tuple[int, int]
+) -> Image.Image:
     """Paints every patch in the colour of its components on a white slide of the given size in px."""
     image = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(image)
@@ -49,7 +51,9 @@ def component_map(coords: np.ndarray, patch_size: int, components: np.ndarray, s
 def picture(panels: list[tuple[str, Image.Image]]) -> Image.Image:
     """Joins titled panels of one size in a row."""
     width, height = panels[0][1].size
-    canvas = Image.new("RGB", (MARGIN + len(panels) * (width + MARGIN), height + TITLE_HEIGHT + MARGIN), "white")
+    canvas = Image.new(
+        "RGB", (MARGIN + len(panels) * (width + MARGIN), height + TITLE_HEIGHT + MARGIN), "white"
+    )
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=13)
     for index, (title, panel) in enumerate(panels):
@@ -63,8 +67,12 @@ def main() -> None:
     """Runs the example."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slide", type=Path, default=SLIDE, help="slide to embed (default: the one shipped)")
-    parser.add_argument("--output", type=Path, default=Path("outputs/quickstart"), help="folder of the results")
-    parser.add_argument("--models", nargs="+", default=list(MODEL_NAMES), help="names of timm models (default: all six)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("outputs/quickstart"), help="folder of the results"
+    )
+    parser.add_argument(
+        "--models", nargs="+", default=list(MODEL_NAMES), help="names of timm models (default: all six)"
+    )
     parser.add_argument("--batch-size", type=int, default=8, help="patches a batch (default: 8)")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
@@ -102,7 +110,9 @@ def main() -> None:
         table.add_row(name, f"{parameters:.1f}", speed, dim)
         with h5py.File(output) as file:
             components = principal_components(file["embeddings"][:])
-            panels.append((name.split("_small")[0], component_map(file["coords"][:], patch_size, components, size)))
+            panels.append(
+                (name.split("_small")[0], component_map(file["coords"][:], patch_size, components, size))
+            )
     console.print(table)
     path = options.output / "components.png"
     picture(panels).save(path)

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Union
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg, subcommand
@@ -23,7 +23,7 @@ from timm_mvhybrid.version import __version__
 class Embed:
     """Embed the patches of a slide, a folder or an h5 file into one h5 file."""
 
-    input: Annotated[Positional[Path], arg(name="INPUT", metavar="")]
+    input: Annotated[Positional[Path], arg(metavar="INPUT")]
     """Slide, folder of images, patch h5 (HEST 'img', CLAM 'imgs') or coordinate h5 (CLAM, TRIDENT 'coords')."""
     model: Annotated[str, arg(metavar="NAME")]
     """Any timm model; 'timm-mvhybrid models' lists ours."""
@@ -132,7 +132,7 @@ class Embed:
         log.write("done", **result)
         display.summarise(summary)
         if not sys.stdout.isatty():
-            print(json.dumps(result))
+            print(json.dumps(result, ensure_ascii=False))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ class Models:
 
         rows = describe_models(include_test_models=self.all)
         if self.json:
-            print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+            print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2, ensure_ascii=False))
             return
         # a pipe has no width of its own, and a table cut at 80 columns would lose names
         Console(width=None if sys.stdout.isatty() else 160).print(models_table(rows))
@@ -162,7 +162,7 @@ def _say(message: str) -> None:
     print(" ".join(message.split()), file=sys.stderr)
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     _say(f"warning: {message}")
 
 
@@ -179,9 +179,8 @@ def main(args: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"timm-mvhybrid {__version__}")
         return 0
-    commands = Union[Annotated[Embed, subcommand("embed")], Annotated[Models, subcommand("models")]]
     command = tyro.cli(
-        commands,  # type: ignore[arg-type]
+        Annotated[Embed, subcommand("embed")] | Annotated[Models, subcommand("models")],
         prog="timm-mvhybrid",
         description="Pathology backbones of timm_mvhybrid. timm-mvhybrid --version prints the version.",
         args=arguments,

@@ -33,7 +33,9 @@ def test_mv_hybrid():
     model = timm.create_model("mvhybrid_small_patch16_256", depth=2, mask_token=True)
     expected = STATISTICS["MV_Hybrid depth2 (official init)"]
     # the conversion of names is the checkpoints'; each parameter stands for its statistics
-    names = {key: torch.empty(stats["shape"]).fill_(index) for index, (key, stats) in enumerate(expected.items())}
+    names = {
+        key: torch.empty(stats["shape"]).fill_(index) for index, (key, stats) in enumerate(expected.items())
+    }
     originals = list(expected)
     converted = checkpoint_filter_fn(names, model)
     assert converted.keys() == model.state_dict().keys()

@@ -1,0 +1,97 @@
+"""Folder of images: directory → whole images in sorted order, named by their relative paths."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from PIL import Image
+
+from .errors import DataError, PatchError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+# what Pillow raises on broken files, by its plugins' habits
+_DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Converts an image to RGB; what is transparent becomes white, as the glass of a slide is.
+
+    Args:
+        image: Any mode of 8 bits per channel.
+
+    Returns:
+        The image in mode RGB.
+
+    Raises:
+        ValueError: If the image has more than 8 bits per channel, whose range no convention fixes.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"more than 8 bits per channel (mode {image.mode}); convert it to 8-bit RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(background, image)
+    return image.convert("RGB")
+
+
+class FolderSource:
+    """Every image below a folder, each as one patch.
+
+    Args:
+        path: The folder; searched recursively, hidden files and folders left out.
+
+    Raises:
+        DataError: If the folder holds no image.
+    """
+
+    coords = None
+    barcodes = None
+    patch_size_px = None
+    resolution_um_per_px = None
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        found = []
+        for folder, subfolders, names in os.walk(self.path, followlinks=True):
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+            for name in names:
+                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                    found.append(Path(folder, name).relative_to(self.path).as_posix())
+        self.paths = sorted(found)
+        if not self.paths:
+            raise DataError(f"{self.path}: the folder holds no image ({', '.join(IMAGE_SUFFIXES)})")
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        """Reads one image.
+
+        Args:
+            index: From 0 to the number of images.
+
+        Returns:
+            The image in mode RGB, in its own size.
+
+        Raises:
+            PatchError: If the file cannot be read as an image.
+        """
+        path = self.path / self.paths[index]
+        try:
+            with Image.open(path) as image:
+                return on_white(image)
+        except _DECODING_ERRORS as error:
+            raise PatchError(f"{path}: not a readable image ({error})") from error
+
+    def name(self, index: int) -> str:
+        """Names one image for messages.
+
+        Args:
+            index: From 0 to the number of images.
+
+        Returns:
+            The path of the image.
+        """
+        return str(self.path / self.paths[index])

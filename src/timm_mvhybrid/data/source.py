@@ -1,0 +1,109 @@
+"""The one protocol of this room, and the detection: path → patch source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .coordinate_h5 import CoordinateH5Source
+from .errors import DataError, NotASlideError
+from .folder import FolderSource
+from .h5_file import H5File, find_dataset
+from .patch_h5 import PatchH5Source
+from .slide import SLIDE_SUFFIXES, SlideSource
+from .tissue import TilingOptions
+
+_H5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_ACCEPTED = (
+    f"a slide ({' '.join(SLIDE_SUFFIXES)} or what else OpenSlide opens), a folder of images, a patch h5 ('img' or "
+    "'imgs') or a coordinate h5 ('coords')"
+)
+
+
+class PatchSource(Protocol):
+    """Patches in a fixed order, and what is known of them.
+
+    Sources can be pickled and used after a fork: handles are opened lazily in each process.
+    """
+
+    @property
+    def path(self) -> Path:
+        """The file or folder the patches come from."""
+
+    @property
+    def coords(self) -> NDArray[np.int64] | None:
+        """Top-left corners in level-0 pixels, (N, 2) as x, y; None where unknown."""
+
+    @property
+    def barcodes(self) -> list[str] | None:
+        """One unique name per spot; None where there are none."""
+
+    @property
+    def paths(self) -> list[str] | None:
+        """Paths relative to `path`, with forward slashes; None unless the source is a folder."""
+
+    @property
+    def patch_size_px(self) -> int | None:
+        """Side of the square patches in pixels; None where they differ or are not square."""
+
+    @property
+    def resolution_um_per_px(self) -> float | None:
+        """Resolution of the patches in µm per pixel; None where unknown."""
+
+    def __len__(self) -> int:
+        """Returns the number of patches."""
+
+    def __getitem__(self, index: int) -> Image.Image | NDArray[np.uint8]:
+        """Reads one patch as an RGB image or as (H, W, 3) uint8, or raises `PatchError`."""
+
+    def name(self, index: int) -> str:
+        """Names one patch for messages."""
+
+
+def open_source(
+    path: str | Path, *, tiling: TilingOptions | None = None, slide: str | Path | None = None
+) -> PatchSource:
+    """Opens whatever holds patches; its kind is told from its content, not from its name.
+
+    Args:
+        path: A slide, a folder of images, a patch h5 or a coordinate h5.
+        tiling: How slides are cut; patches that exist already keep their size and resolution. Its
+            `slide_resolution_um_per_px` also serves coordinate h5 files.
+        slide: The slide of a coordinate h5; None looks for it beside the file.
+
+    Returns:
+        The patches.
+
+    Raises:
+        DataError: If the path does not exist or is nothing that is accepted.
+    """
+    path = Path(path)
+    tiling = tiling or TilingOptions()
+    if path.is_dir():
+        return FolderSource(path)
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(len(_H5_SIGNATURE))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}; accepted are {_ACCEPTED}") from error
+    if start != _H5_SIGNATURE:
+        if path.suffix.lower() in (".h5", ".hdf5"):
+            raise DataError(f"{path}: not an h5 file, or damaged; accepted are {_ACCEPTED}")
+        try:
+            return SlideSource(path, tiling)
+        except NotASlideError as error:
+            raise NotASlideError(f"{error}; accepted are {_ACCEPTED}") from error
+    file = H5File(path)
+    has_patches = find_dataset(file, "img", "imgs") is not None
+    has_coords = find_dataset(file, "coords") is not None
+    names = sorted(file.handle)
+    file.close()
+    if has_patches:
+        return PatchH5Source(path)
+    if has_coords and "embeddings" not in names and "features" not in names:
+        return CoordinateH5Source(path, slide, tiling.slide_resolution_um_per_px)
+    raise DataError(f"{path}: holds the datasets {', '.join(names) or '(none)'}; accepted are {_ACCEPTED}")

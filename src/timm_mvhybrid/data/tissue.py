@@ -1,0 +1,154 @@
+"""Tissue mask and tile grid: thumbnail → mask → coordinates of the tiles that hold tissue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DataError
+
+# Glass and JPEG noise stay below this chroma (0-255); without a floor, Otsu splits the noise of a blank slide.
+CHROMA_FLOOR = 12
+# Otsu on a slide that is all tissue splits pale from dark tissue; no pale stain may be lost to that.
+CHROMA_CEILING = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TilingOptions:
+    """How a slide is cut into patches.
+
+    Args:
+        resolution_um_per_px: Wanted resolution in µm per pixel.
+        patch_size_px: Side of the square patches in pixels at that resolution.
+        overlap_px: Pixels shared by neighbouring patches at that resolution.
+        min_tissue: Smallest share of tissue (0 to 1) a patch must hold.
+        slide_resolution_um_per_px: Resolution of the slide's largest level in µm per pixel, for slides that state
+            none or a wrong one; None takes the slide's own.
+
+    Raises:
+        DataError: If a value is outside its range.
+    """
+
+    resolution_um_per_px: float = 0.5
+    patch_size_px: int = 256
+    overlap_px: int = 0
+    min_tissue: float = 0.5
+    slide_resolution_um_per_px: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.resolution_um_per_px > 0:
+            raise DataError(f"the resolution must be above 0 µm/px, not {self.resolution_um_per_px}")
+        if self.patch_size_px < 1:
+            raise DataError(f"the patch size must be at least 1 px, not {self.patch_size_px}")
+        if not 0 <= self.overlap_px < self.patch_size_px:
+            raise DataError(
+                f"the overlap must be at least 0 and below the patch size of {self.patch_size_px} px, "
+                f"not {self.overlap_px}"
+            )
+        if not 0 <= self.min_tissue <= 1:
+            raise DataError(f"the share of tissue must lie between 0 and 1, not {self.min_tissue}")
+        if self.slide_resolution_um_per_px is not None and not self.slide_resolution_um_per_px > 0:
+            raise DataError(
+                f"the slide's resolution must be above 0 µm/px, not {self.slide_resolution_um_per_px}"
+            )
+
+
+def otsu_threshold(values: NDArray[np.uint8]) -> int:
+    """Finds the level that separates a histogram into the two most distinct classes.
+
+    Source: Otsu, IEEE Transactions on Systems, Man, and Cybernetics 9 (1979), maximum between-class variance.
+
+    Args:
+        values: Any shape, uint8.
+
+    Returns:
+        The threshold; values above it are the upper class. 0 for an empty or constant array.
+
+    Example:
+        >>> otsu_threshold(np.array([3, 4, 5, 90, 91], dtype=np.uint8))
+        5
+    """
+    share = np.bincount(values.ravel(), minlength=256) / max(values.size, 1)
+    below = np.cumsum(share)
+    mean_below = np.cumsum(share * np.arange(256))
+    spread = below * (1 - below)
+    between = np.zeros(256)
+    # rounding leaves 1e-17 where one class is empty; dividing by that would win the maximum
+    valid = spread > 1e-9
+    between[valid] = (mean_below[-1] * below[valid] - mean_below[valid]) ** 2 / spread[valid]
+    return int(between.argmax())
+
+
+def tissue_mask(thumbnail: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], int]:
+    """Marks what is stained: pixels whose chroma (largest minus smallest channel) exceeds Otsu's threshold.
+
+    The threshold is kept between `CHROMA_FLOOR` and `CHROMA_CEILING`, so that a blank slide has no tissue and a
+    slide full of tissue keeps its pale parts.
+
+    Args:
+        thumbnail: RGB, (H, W, 3) uint8.
+
+    Returns:
+        The mask, (H, W) bool, and the chroma threshold used, 0 to 255.
+    """
+    chroma = thumbnail.max(axis=2) - thumbnail.min(axis=2)
+    threshold = min(max(otsu_threshold(chroma), CHROMA_FLOOR), CHROMA_CEILING)
+    return chroma > threshold, threshold
+
+
+def tile_grid(dimensions: tuple[int, int], patch_size_level0: float, step_level0: float) -> NDArray[np.int64]:
+    """Lays tiles over a slide from its top-left corner, row by row; only whole tiles are kept.
+
+    Args:
+        dimensions: Width and height of the slide in level-0 pixels.
+        patch_size_level0: Side of a tile in level-0 pixels.
+        step_level0: Distance between neighbouring tiles in level-0 pixels.
+
+    Returns:
+        Top-left corners in level-0 pixels, (N, 2) int64 as x, y.
+
+    Example:
+        >>> tile_grid((512, 300), 256, 256).tolist()
+        [[0, 0], [256, 0]]
+    """
+    axes = []
+    for length in dimensions:
+        # half a pixel of tolerance: a fractional tile size must not cost the last tile of an exact multiple
+        num_tiles = max(int(np.floor((length - patch_size_level0 + 0.5) / step_level0)) + 1, 0)
+        axes.append(np.round(np.arange(num_tiles) * step_level0).astype(np.int64))
+    x, y = np.meshgrid(axes[0], axes[1])
+    return np.stack([x.ravel(), y.ravel()], axis=1)
+
+
+def tissue_share(
+    mask: NDArray[np.bool_],
+    coords: NDArray[np.int64],
+    patch_size_level0: float,
+    dimensions: tuple[int, int],
+) -> NDArray[np.float64]:
+    """Measures how much of each tile is tissue.
+
+    Args:
+        mask: Tissue mask of the whole slide, (H, W) bool.
+        coords: Top-left corners in level-0 pixels, (N, 2).
+        patch_size_level0: Side of a tile in level-0 pixels.
+        dimensions: Width and height of the slide in level-0 pixels.
+
+    Returns:
+        Shares between 0 and 1, (N,) float64.
+    """
+    height, width = mask.shape
+    summed = np.zeros((height + 1, width + 1), dtype=np.int64)
+    summed[1:, 1:] = mask.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
+    scale = np.array([width / dimensions[0], height / dimensions[1]])
+    limit = np.array([width, height])
+    # a tile narrower than a mask pixel still covers the one pixel it lies in
+    start = np.minimum(np.floor(coords * scale + 0.5).astype(np.int64), limit - 1)
+    stop = np.minimum(np.floor((coords + patch_size_level0) * scale + 0.5).astype(np.int64), limit)
+    stop = np.maximum(stop, start + 1)
+    (left, top), (right, bottom) = start.T, stop.T
+    inside = summed[bottom, right] - summed[top, right] - summed[bottom, left] + summed[top, left]
+    share: NDArray[np.float64] = inside / ((right - left) * (bottom - top))
+    return share

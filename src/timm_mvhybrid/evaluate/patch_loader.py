@@ -1,0 +1,126 @@
+"""From a patch source to the device: patches → uint8 batches of one size, read by worker processes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from ..data import PatchError, PatchSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchBatch:
+    """One batch as it leaves a worker.
+
+    Args:
+        indices: The patches that could be read.
+        images: Their pixels, (B, 3, H, W) uint8; B is 0 if none could be read.
+        errors: Index and one-line message of each patch that could not.
+    """
+
+    indices: list[int]
+    images: torch.Tensor
+    errors: list[tuple[int, str]]
+
+    def pin_memory(self) -> PatchBatch:
+        """Returns the batch with its pixels in page-locked memory, for the loader's `pin_memory`."""
+        return PatchBatch(indices=self.indices, images=self.images.pin_memory(), errors=self.errors)
+
+
+def fit_image(patch: Image.Image | np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Brings a patch to the size that a model takes.
+
+    Args:
+        patch: RGB image or (H, W, 3) uint8.
+        size: Wanted height and width in pixels.
+
+    Returns:
+        (height, width, 3) uint8: the patch itself where it fits, otherwise resized (bicubic, antialiased) until it
+        covers the size and cropped around the centre.
+    """
+    height, width = size
+    if isinstance(patch, np.ndarray):
+        if patch.shape[:2] == size:
+            return patch
+        patch = Image.fromarray(patch)
+    if patch.size != (width, height):
+        scale = max(width / patch.width, height / patch.height)
+        covering = (max(round(patch.width * scale), width), max(round(patch.height * scale), height))
+        if patch.size != covering:
+            patch = patch.resize(covering, Image.Resampling.BICUBIC)
+        left, top = (covering[0] - width) // 2, (covering[1] - height) // 2
+        patch = patch.crop((left, top, left + width, top + height))
+    return np.asarray(patch)
+
+
+class _Patches(Dataset[tuple[int, "np.ndarray | str"]]):
+    """Reads patches; one that cannot be read becomes its message, for exceptions lose theirs between processes."""
+
+    def __init__(self, source: PatchSource, size: tuple[int, int]) -> None:
+        self.source = source
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[int, np.ndarray | str]:
+        try:
+            return index, fit_image(self.source[index], self.size)
+        except PatchError as error:
+            return index, " ".join(str(error).split())
+
+    def collate(self, items: list[tuple[int, np.ndarray | str]]) -> PatchBatch:
+        """Stacks what could be read."""
+        images = [(index, image) for index, image in items if isinstance(image, np.ndarray)]
+        height, width = self.size
+        stacked = (
+            np.stack([image for _, image in images]) if images else np.empty((0, height, width, 3), np.uint8)
+        )
+        return PatchBatch(
+            indices=[index for index, _ in images],
+            images=torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))),
+            errors=[(index, image) for index, image in items if isinstance(image, str)],
+        )
+
+
+def num_available_workers() -> int:
+    """Counts the processes worth starting to read patches.
+
+    Returns:
+        One per core that this process may use, at most 8.
+    """
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, 8)
+
+
+def patch_loader(
+    source: PatchSource, size: tuple[int, int], *, batch_size: int, num_workers: int, pin_memory: bool
+) -> DataLoader[PatchBatch]:
+    """Reads a source in order.
+
+    Args:
+        source: The patches.
+        size: Height and width in pixels to bring them to.
+        batch_size: Patches per batch.
+        num_workers: Processes that read; 0 reads in this one.
+        pin_memory: Whether batches go to page-locked memory, for CUDA.
+
+    Returns:
+        A loader of `PatchBatch`, the same for any number of workers.
+    """
+    patches = _Patches(source, size)
+    # what a loader yields is what its collate function makes, not what its dataset holds
+    loader: DataLoader[Any] = DataLoader(
+        patches,
+        batch_size=batch_size,
+        num_workers=min(num_workers, -(-len(patches) // batch_size)),
+        collate_fn=patches.collate,
+        pin_memory=pin_memory,
+    )
+    return loader

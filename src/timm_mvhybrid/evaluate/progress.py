@@ -1,0 +1,130 @@
+"""What a run shows while it lasts: batch reports → a progress bar on a terminal, and JSON lines in a log file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .embeddings import BatchReport, EmbeddingSummary
+from .errors import EvaluationError
+
+
+class RunDisplay:
+    """A progress bar on stderr, silent unless that is a terminal.
+
+    Unreadable patches are reported by name either way.
+
+    Args:
+        console: Where to draw; None takes stderr.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("embedding"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:.1f} patches/s"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task("embedding", rate=0.0, total=None)
+
+    def __enter__(self) -> RunDisplay:
+        """Shows the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leaves the bar as it stands."""
+        self._bar.stop()
+
+    def update(self, report: BatchReport) -> None:
+        """Moves the bar and names the patches that were left out.
+
+        Args:
+            report: The latest batch.
+        """
+        for message in report.errors:
+            self.console.print(f"warning: skipped {message}", style="yellow", markup=False, soft_wrap=True)
+        rate = report.num_done / max(report.seconds, 1e-9)
+        self._bar.update(self._task, completed=report.num_done, total=report.num_total, rate=rate)
+
+    def summarise(self, summary: EmbeddingSummary) -> None:
+        """Says what was done, on a terminal only.
+
+        Args:
+            summary: The finished run.
+        """
+        if not self.console.is_terminal:
+            return
+        noun = "patch" if summary.num_corrupt == 1 else "patches"
+        skipped = f", {summary.num_corrupt} unreadable {noun} left out" if summary.num_corrupt else ""
+        self.console.print(
+            f"{summary.num_patches} patches × {summary.embedding_dim} → {summary.output}{skipped}\n"
+            f"{summary.seconds:.1f} s, {summary.patches_per_second:.1f} patches/s, "
+            f"{summary.data_wait_share:.0%} of the time waiting for patches",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+class RunLog:
+    """Appends what happens to a JSON lines file.
+
+    Args:
+        path: The log; None writes nothing.
+        every_num_batches: Batches between two progress lines.
+
+    Raises:
+        EvaluationError: If the file cannot be written, or the number of batches is below 1.
+    """
+
+    def __init__(self, path: str | Path | None, every_num_batches: int = 10) -> None:
+        if every_num_batches < 1:
+            raise EvaluationError(f"--log-every must be at least 1, not {every_num_batches}")
+        self.path = None if path is None else Path(path)
+        self.every_num_batches = every_num_batches
+        self._num_batches = 0
+        if self.path is not None:
+            try:
+                self.path.open("a", encoding="utf-8").close()
+            except OSError as error:
+                raise EvaluationError(f"{self.path}: the log cannot be written ({error.strerror})") from error
+
+    def write(self, event: str, **values: object) -> None:
+        """Appends one line.
+
+        Args:
+            event: `start`, `progress`, `done` or `error`.
+            **values: What else the line holds.
+        """
+        if self.path is None:
+            return
+        line = json.dumps({"event": event, "time": time.time(), **values}, default=str, ensure_ascii=False)
+        # opened for each line, so that what is written survives whatever ends the process
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+    def update(self, report: BatchReport) -> None:
+        """Logs every so many batches, and every patch that was left out.
+
+        Args:
+            report: The latest batch.
+        """
+        self._num_batches += 1
+        if report.errors or self._num_batches % self.every_num_batches == 0:
+            self.write("progress", **dataclasses.asdict(report))
