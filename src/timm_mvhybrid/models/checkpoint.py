@@ -171,18 +171,18 @@ def _fit_sizes(weights: dict[str, Tensor], model: nn.Module) -> None:
 def _checkpoint_grid(
     num_patches: int, patch: tuple[int, ...] | None, own_grid: tuple[int, ...], model: nn.Module
 ) -> tuple[int, ...]:
-    """Finds the grid that a position embedding was trained on: as configured, square, or the model's own."""
+    """Finds the grid that a position embedding was trained on: as configured, the model's own, or square."""
     config: Any = getattr(model, "pretrained_cfg", None) or {}
     size = config.get("input_size")
     if size and patch:
         configured = tuple(s // p for s, p in zip(size[1:], patch, strict=True))
         if math.prod(configured) == num_patches:
             return configured
+    if math.prod(own_grid) == num_patches:
+        return own_grid
     side = math.isqrt(max(num_patches, 0))
     if side * side == num_patches:
         return (side, side)
-    if math.prod(own_grid) == num_patches:
-        return own_grid
     raise CheckpointError(
         f"the checkpoint's pos_embed covers {num_patches} patches, which is no square grid and fits neither the "
         f"model's grid {own_grid} nor the configured input size {size}; pass "
