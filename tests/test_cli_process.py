@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import subprocess
@@ -35,26 +36,32 @@ def test_ctrl_c_stops_a_process_with_workers(tmp_path):
     options = (
         "--model test_mvhybrid --output out.h5 --batch-size 1 --num-workers 2 --log log.jsonl --log-every 1"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "timm_mvhybrid", "embed", "images", *options.split()],
+    # a shell lets its background jobs ignore the signal, and the suite may be one
+    program = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('timm_mvhybrid', run_name='__main__', alter_sys=True)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, "embed", "images", *options.split()],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    )
-    try:
-        log = tmp_path / "log.jsonl"
-        deadline = time.monotonic() + 60
-        while not (log.exists() and '"progress"' in log.read_text()):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        assert any(name.endswith(".tmp") for name in os.listdir(tmp_path))
-        # a terminal sends the signal to the workers, too
-        os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
-    finally:
-        process.kill()
+    ) as process:
+        try:
+            log = tmp_path / "log.jsonl"
+            deadline = time.monotonic() + 60
+            while not (log.exists() and '"progress"' in log.read_text()):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert any(name.endswith(".tmp") for name in os.listdir(tmp_path))
+            # a terminal sends the signal to the workers, too
+            os.killpg(process.pid, signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "interrupted; no output was written"
     assert "Traceback" not in errors

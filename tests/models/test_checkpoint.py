@@ -162,7 +162,10 @@ def test_position_embedding_of_an_unknown_grid():
 
 
 def test_position_embedding_of_a_long_grid_with_a_square_number_of_patches():
-    source, target = make("test_vim_einfft", img_size=(32, 128)), make("test_vim_einfft", seed=1, img_size=(32, 128))
+    source, target = (
+        make("test_vim_einfft", img_size=(32, 128)),
+        make("test_vim_einfft", seed=1, img_size=(32, 128)),
+    )
     weights = checkpoint_filter_fn(source.state_dict(), target)
     assert torch.equal(weights["pos_embed"], source.pos_embed)
     target.pretrained_cfg = {**target.pretrained_cfg, "input_size": (3, 64, 64)}
