@@ -21,7 +21,7 @@ test:             ## the default suite
 timm-suite:       ## timm's own test_models.py and test_model_input.py on our models
 	$(PYTHON) tests/timm_suite/run.py
 
-timm-oldest:      ## smoke test on the oldest timm supported, in an environment of its own
+timm-oldest:      ## the suite on the oldest timm and torch supported, in an environment of its own
 	$(PYTHON) tests/timm_suite/oldest.py
 
 check: lint types test

@@ -18,7 +18,7 @@ from timm_mvhybrid.evaluate.model_input import choose_device, choose_input_size
         ("vit_tiny_patch16_224", 224, "auto", 224),
         ("vit_tiny_patch16_224", 256, 224, 224),
         ("test_resnet", 250, "auto", 250),
-        ("test_maxvit", 256, "auto", 160),
+        ("maxvit_rmlp_pico_rw_256", 224, "auto", 256),
     ],
 )
 def test_input_size(name, patch_size_px, input_size, expected):

@@ -1,4 +1,4 @@
-"""Runs the models' tests on the oldest timm that pyproject.toml allows, in an environment of its own."""
+"""Runs the suite on the oldest timm and torch that pyproject.toml allows, in an environment of its own."""
 
 import re
 import subprocess
@@ -8,16 +8,18 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TESTS = ["tests/models", "tests/layers"]
+TESTS = ["tests"]
 
 
 def main() -> int:
-    version = re.search(r'"timm>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())[1]
+    project = (ROOT / "pyproject.toml").read_text()
+    timm = re.search(r'"timm>=([\d.]+)"', project)[1]
+    torch = re.search(r'"torch>=([\d.]+)"', project)[1]
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
         python = str(Path(folder) / "bin" / "python")
         install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*install, f"timm=={version}", "-e", f"{ROOT}[test]"], check=True)
+        subprocess.run([*install, f"timm=={timm}", f"torch=={torch}.*", "-e", f"{ROOT}[test]"], check=True)
         command = [python, "-m", "pytest", "-q", *TESTS, *sys.argv[1:]]
         return subprocess.run(command, cwd=ROOT, check=False).returncode
 
