@@ -16,7 +16,7 @@ LENGTHS = [1, 2, 3, 8, 17, 257]
 def test_transform_equals_the_fft(length, matrix_length):
     x = torch.randn(2, length, 3, dtype=torch.float64)
     expected = torch.fft.fft(x, dim=1, norm="ortho")[:, : length // 2 + 1]
-    real, imaginary = token_dft(x, matrix_length)
+    real, imaginary = (part / 3 for part in token_dft(x, 3.0, matrix_length))
     torch.testing.assert_close(real, expected.real, rtol=0, atol=1e-12)
     torch.testing.assert_close(imaginary, expected.imag, rtol=0, atol=1e-12)
 
@@ -27,7 +27,7 @@ def test_inverse_equals_the_inverse_fft(length, matrix_length):
     half = length // 2 + 1
     real, imaginary = torch.randn(2, 2, half, 3, dtype=torch.float64).unbind(0)
     expected = torch.fft.irfft(torch.complex(real, imaginary), n=length, dim=1, norm="ortho")
-    actual = inverse_token_dft(real, imaginary, length, matrix_length)
+    actual = inverse_token_dft(real, imaginary, length, 3.0, matrix_length) / 3
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 

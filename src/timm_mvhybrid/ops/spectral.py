@@ -17,13 +17,14 @@ _BASES: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 _MAX_BASES = 64
 
 
-def token_dft(x: Tensor, matrix_length: int = MATRIX_LENGTH) -> tuple[Tensor, Tensor]:
+def token_dft(x: Tensor, scale: float = 1.0, matrix_length: int = MATRIX_LENGTH) -> tuple[Tensor, Tensor]:
     """Transforms real tokens into the non-negative half of their orthonormal spectrum.
 
     X_k = length^-½ Σ_n x_n exp(−2πi k n / length) for k = 0 … length // 2.
 
     Args:
         x: Tokens, (..., length, channels), float32 or float64.
+        scale: Factor of the result.
         matrix_length: Longest sequence that is multiplied by a matrix rather than given to the FFT.
 
     Returns:
@@ -38,14 +39,14 @@ def token_dft(x: Tensor, matrix_length: int = MATRIX_LENGTH) -> tuple[Tensor, Te
     length = x.shape[-2]
     half = length // 2 + 1
     if length <= matrix_length:
-        spectrum = torch.matmul(fourier_basis(length, x), x)
+        spectrum = torch.matmul(fourier_basis(length, x) * scale, x)
         return spectrum[..., :half, :], spectrum[..., half:, :]
-    transformed = torch.fft.rfft(x, dim=-2, norm="ortho")
+    transformed = torch.fft.rfft(x * scale, dim=-2, norm="ortho")
     return transformed.real, transformed.imag
 
 
 def inverse_token_dft(
-    real: Tensor, imaginary: Tensor, length: int, matrix_length: int = MATRIX_LENGTH
+    real: Tensor, imaginary: Tensor, length: int, scale: float = 1.0, matrix_length: int = MATRIX_LENGTH
 ) -> Tensor:
     """Transforms a half spectrum back into real tokens; the inverse of :func:`token_dft`.
 
@@ -55,20 +56,23 @@ def inverse_token_dft(
         real: Real part, (..., length // 2 + 1, channels).
         imaginary: Imaginary part, of the same shape.
         length: Number of tokens.
+        scale: Factor of the result.
         matrix_length: As for :func:`token_dft`.
 
     Returns:
         Tokens, (..., length, channels), in the dtype of ``real``.
     """
     if length <= matrix_length:
+        half = length // 2 + 1
         # each frequency between the ends stands for its conjugate partner too
-        weight = torch.full((length // 2 + 1, 1), 2.0, dtype=real.dtype, device=real.device)
-        weight[0] = 1.0
+        weight = torch.full((half,), 2.0 * scale, dtype=real.dtype, device=real.device)
+        weight[0] = scale
         if length % 2 == 0:
-            weight[-1] = 1.0
-        spectrum = torch.cat([real * weight, imaginary * weight], dim=-2)
-        return torch.matmul(fourier_basis(length, real).transpose(0, 1), spectrum)
-    return torch.fft.irfft(torch.complex(real, imaginary), n=length, dim=-2, norm="ortho")
+            weight[-1] = scale
+        basis = fourier_basis(length, real).transpose(0, 1)
+        from_real = torch.matmul(basis[:, :half] * weight, real)
+        return from_real.add_(torch.matmul(basis[:, half:] * weight, imaginary))
+    return torch.fft.irfft(torch.complex(real, imaginary), n=length, dim=-2, norm="ortho") * scale
 
 
 def fourier_basis(length: int, like: Tensor) -> Tensor:
