@@ -3,6 +3,7 @@
 import pytest
 import torch
 from support.goldens import error_ratio, load_golden, relative_error
+from support.scans import scan_inputs
 
 from timm_mvhybrid.ops import selective_scan, selective_scan_reference
 from timm_mvhybrid.ops.selective_scan import cpu
@@ -45,30 +46,6 @@ def test_golden_float32(scan, name):
         assert error_ratio(grads[key], golden.grads_f32[key], exact) <= 2, key
 
 
-def make_inputs(
-    length, *, batch=2, d_inner=6, d_state=3, groups=None, options="Dzb", dtype=torch.float64, seed=0
-):
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    shape = {None: (batch, d_state, length), "constant": (d_inner, d_state)}.get(
-        groups, (batch, groups, d_state, length)
-    )
-    inputs = {
-        "u": draw(batch, d_inner, length),
-        "delta": draw(batch, d_inner, length),
-        "A": -draw(d_inner, d_state).exp(),
-        "B": draw(*shape),
-        "C": draw(*shape),
-        "D": draw(d_inner) if "D" in options else None,
-        "z": draw(batch, d_inner, length) if "z" in options else None,
-        "delta_bias": draw(d_inner) if "b" in options else None,
-    }
-    return {name: None if x is None else x.to(dtype).requires_grad_() for name, x in inputs.items()}
-
-
 def run(scan, inputs, *, softplus=True, seed=1):
     """Returns y, the last state and every gradient, through both outputs."""
     y, last_state = scan(**inputs, delta_softplus=softplus, return_last_state=True)
@@ -88,7 +65,7 @@ def run(scan, inputs, *, softplus=True, seed=1):
     [("Dzb", None, True), ("", 2, False), ("Db", "constant", True), ("z", 3, True)],
 )
 def test_equals_reference_float64(length, options, groups, softplus):
-    inputs = make_inputs(length, options=options, groups=groups)
+    inputs = scan_inputs(length, options=options, groups=groups)
     expected = run(selective_scan_reference, inputs, softplus=softplus)
     actual = run(selective_scan, inputs, softplus=softplus)
     assert actual.keys() == expected.keys()
@@ -98,7 +75,7 @@ def test_equals_reference_float64(length, options, groups, softplus):
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_float32_error_is_that_of_the_plain_loop(length):
-    inputs = make_inputs(length, d_inner=256, d_state=16, dtype=torch.float32)
+    inputs = scan_inputs(length, d_inner=256, d_state=16, dtype=torch.float32)
     widened = {name: x.detach().double().requires_grad_() for name, x in inputs.items()}
     exact, plain = run(selective_scan_reference, widened), run(selective_scan_reference, inputs)
     actual = run(selective_scan, inputs)
@@ -108,7 +85,7 @@ def test_float32_error_is_that_of_the_plain_loop(length):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_inputs_accumulate_in_float32(dtype):
-    inputs = make_inputs(197, d_inner=16, d_state=16, dtype=dtype)
+    inputs = scan_inputs(197, d_inner=16, d_state=16, dtype=dtype)
     widened = {name: x.detach().float().requires_grad_() for name, x in inputs.items()}
     y, last_state = selective_scan(**inputs, delta_softplus=True, return_last_state=True)
     exact, exact_state = selective_scan(**widened, delta_softplus=True, return_last_state=True)
@@ -119,7 +96,7 @@ def test_half_inputs_accumulate_in_float32(dtype):
 
 
 def test_autocast_does_not_reach_inside():
-    inputs = make_inputs(40, dtype=torch.float32)
+    inputs = scan_inputs(40, dtype=torch.float32)
     expected = run(selective_scan, inputs)
     with torch.autocast("cpu", torch.bfloat16):
         actual = run(selective_scan, inputs)
@@ -128,7 +105,7 @@ def test_autocast_does_not_reach_inside():
 
 
 def test_groups_of_b_and_c_may_differ():
-    inputs = make_inputs(9, groups=2)
+    inputs = scan_inputs(9, groups=2)
     inputs["C"] = inputs["C"].detach()[:, :1].clone().requires_grad_()
     expected, actual = run(selective_scan_reference, inputs), run(selective_scan, inputs)
     for key in expected:
@@ -136,7 +113,7 @@ def test_groups_of_b_and_c_may_differ():
 
 
 def test_slabs_of_the_batch(monkeypatch):
-    inputs = make_inputs(33, batch=5)
+    inputs = scan_inputs(33, batch=5)
     expected = run(selective_scan, inputs)
     monkeypatch.setattr(cpu, "SLAB_ELEMENTS", 2 * cpu.CHUNK * 6 * 3)
     actual = run(selective_scan, inputs)
@@ -145,12 +122,12 @@ def test_slabs_of_the_batch(monkeypatch):
 
 
 def test_empty_batch():
-    inputs = make_inputs(5, batch=0)
+    inputs = scan_inputs(5, batch=0)
     assert selective_scan(**inputs).shape == (0, 6, 5)
 
 
 def test_steps_beyond_the_softplus_threshold():
-    inputs = make_inputs(5)
+    inputs = scan_inputs(5)
     inputs["delta"] = (inputs["delta"].detach() + 25).requires_grad_()
     inputs["A"] = (inputs["A"].detach() * 1e-2).requires_grad_()
     expected, actual = run(selective_scan_reference, inputs), run(selective_scan, inputs)
@@ -159,7 +136,7 @@ def test_steps_beyond_the_softplus_threshold():
 
 
 def test_gradcheck():
-    inputs = make_inputs(5, d_inner=2, d_state=2)
+    inputs = scan_inputs(5, d_inner=2, d_state=2)
     names = list(inputs)
 
     def scan(*tensors):
@@ -173,7 +150,7 @@ def test_gradcheck():
 # torch's own check reads .grad of tensors that it cloned
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_opcheck():
-    inputs = [None if x is None else x.detach() for x in make_inputs(18).values()]
+    inputs = [None if x is None else x.detach() for x in scan_inputs(18).values()]
     u, delta, A, B, C, D, z, bias = inputs
     token_major = (
         u.mT,
@@ -186,9 +163,9 @@ def test_opcheck():
         bias,
     )
     arguments = tuple(x.clone().requires_grad_() for x in token_major)
-    torch.library.opcheck(torch.ops.timm_mvhybrid.selective_scan.default, (*arguments, True, True))
-    y, last_state, states = torch.ops.timm_mvhybrid.selective_scan(*token_major, True, True)
-    backward = (torch.ones_like(y), torch.ones_like(last_state), states, *token_major, True)
+    torch.library.opcheck(torch.ops.timm_mvhybrid.selective_scan.default, (*arguments, True, True, "cpu"))
+    y, last_state, states = torch.ops.timm_mvhybrid.selective_scan(*token_major, True, True, "cpu")
+    backward = (torch.ones_like(y), torch.ones_like(last_state), states, *token_major, True, "cpu")
     torch.library.opcheck(torch.ops.timm_mvhybrid.selective_scan_backward.default, backward)
 
 
@@ -208,14 +185,14 @@ def test_opcheck():
     ],
 )
 def test_bad_arguments_are_named(name, change, message):
-    inputs = {key: x.detach() for key, x in make_inputs(7).items()}
+    inputs = {key: x.detach() for key, x in scan_inputs(7).items()}
     inputs[name] = change(inputs[name])
     with pytest.raises(ValueError, match=message):
         selective_scan(**inputs)
 
 
 def test_operator_refuses_gradients_without_states():
-    u, delta, A, B, C, D, z, bias = make_inputs(7, groups=1).values()
+    u, delta, A, B, C, D, z, bias = scan_inputs(7, groups=1).values()
     B, C = (x.permute(0, 3, 1, 2) for x in (B, C))
     with pytest.raises(RuntimeError, match="save_states=True"):
-        torch.ops.timm_mvhybrid.selective_scan(u.mT, delta.mT, A, B, C, D, z.mT, bias, True, False)
+        torch.ops.timm_mvhybrid.selective_scan(u.mT, delta.mT, A, B, C, D, z.mT, bias, True, False, "auto")

@@ -124,10 +124,10 @@ def test_gradcheck():
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_opcheck():
     arguments = tuple(make_inputs(70).values())
-    torch.library.opcheck(torch.ops.timm_mvhybrid.ssd_scan.default, (*arguments, True, True))
+    torch.library.opcheck(torch.ops.timm_mvhybrid.ssd_scan.default, (*arguments, True, True, "cpu"))
     detached = tuple(v.detach() for v in arguments)
-    y, last_state, states = torch.ops.timm_mvhybrid.ssd_scan(*detached, True, True)
-    backward = (torch.ones_like(y), torch.ones_like(last_state), states, *detached, True)
+    y, last_state, states = torch.ops.timm_mvhybrid.ssd_scan(*detached, True, True, "cpu")
+    backward = (torch.ones_like(y), torch.ones_like(last_state), states, *detached, True, "cpu")
     torch.library.opcheck(torch.ops.timm_mvhybrid.ssd_scan_backward.default, backward)
 
 

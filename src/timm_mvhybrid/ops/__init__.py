@@ -3,15 +3,19 @@
 Every operator stands beside a ``*_reference``, a plain loop that is its specification.
 """
 
+from .implementation import ImplementationError, implementation_status, use_implementation
 from .selective_scan import selective_scan, selective_scan_reference
 from .spectral import inverse_token_dft, token_dft
 from .ssd import ssd_scan, ssd_scan_reference
 
 __all__ = [
+    "ImplementationError",
+    "implementation_status",
     "inverse_token_dft",
     "selective_scan",
     "selective_scan_reference",
     "ssd_scan",
     "ssd_scan_reference",
     "token_dft",
+    "use_implementation",
 ]

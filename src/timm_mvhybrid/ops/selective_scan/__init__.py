@@ -6,6 +6,7 @@ import torch
 from timm.layers import register_notrace_function
 from torch import Tensor
 
+from ..implementation import requested_implementation
 from . import operator as _operator  # noqa: F401  (registers the operators)
 from .reference import selective_scan_reference
 
@@ -81,6 +82,11 @@ def selective_scan(
         ValueError: A shape or dtype does not fit; the message names the argument and what was expected.
     """
     _check(u, delta, A, B, C, D, z, delta_bias)
+    requested = requested_implementation()
+    if requested == "reference":
+        return selective_scan_reference(
+            u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state
+        )
     groups_B, groups_C = _groups(B, u), _groups(C, u)
     groups = max(groups_B, groups_C)
     y, last_state, _ = torch.ops.timm_mvhybrid.selective_scan(
@@ -94,6 +100,7 @@ def selective_scan(
         delta_bias,
         delta_softplus,
         _needs_gradient(u, delta, A, B, C, D, z, delta_bias),
+        requested,
     )
     y = y.transpose(1, 2)
     return (y, last_state.transpose(2, 3).flatten(1, 2)) if return_last_state else y
@@ -129,7 +136,40 @@ def selective_scan_tokens(
     """
     # a trace must not depend on the mode that it was recorded in
     save_states = torch.is_grad_enabled() or torch.jit.is_tracing()
-    return torch.ops.timm_mvhybrid.selective_scan(u, delta, A, B, C, D, z, delta_bias, True, save_states)[0]
+    requested = "current"
+    if not torch.jit.is_scripting():
+        requested = requested_implementation()
+        if requested == "reference":
+            return _reference_tokens(u, delta, A, B, C, D, z, delta_bias)
+    return torch.ops.timm_mvhybrid.selective_scan(
+        u, delta, A, B, C, D, z, delta_bias, True, save_states, requested
+    )[0]
+
+
+def _reference_tokens(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+) -> Tensor:
+    """Runs the plain loop on token-major tensors."""
+    y = selective_scan_reference(
+        u.transpose(1, 2),
+        delta.transpose(1, 2),
+        A,
+        B.permute(0, 2, 3, 1),
+        C.permute(0, 2, 3, 1),
+        D,
+        None if z is None else z.transpose(1, 2),
+        delta_bias,
+        delta_softplus=True,
+    )
+    assert isinstance(y, Tensor)
+    return y.transpose(1, 2)
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:

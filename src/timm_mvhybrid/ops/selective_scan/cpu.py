@@ -24,6 +24,11 @@ SLAB_ELEMENTS = 1 << 20
 SOFTPLUS_THRESHOLD = 20.0
 
 
+def num_chunks(length: int) -> int:
+    """How many states :func:`forward` saves for a sequence of ``length`` steps."""
+    return (length + CHUNK - 1) // CHUNK
+
+
 def forward(
     u: Tensor,
     delta: Tensor,
@@ -61,17 +66,17 @@ def forward(
     x, B, C = u.to(dtype), B.to(dtype), C.to(dtype)
     step = _step_sizes(delta, delta_bias, delta_softplus, dtype)
     A = _grouped_matrix(A, groups, dtype)
-    num_chunks = -(-length // CHUNK)
+    chunks = num_chunks(length)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     last_state = x.new_empty(batch, *A.shape)
-    states = x.new_empty(num_chunks if save_states else 0, batch, *A.shape)
+    states = x.new_empty(chunks if save_states else 0, batch, *A.shape)
     slab = _slab_size(batch, A.numel())
     decay_buffer, state_buffer = (x.new_empty(CHUNK, slab, *A.shape) for _ in range(2))
     driven = step * x
     for first in range(0, batch, slab):
         rows = slice(first, min(first + slab, batch))
         h = x.new_zeros(rows.stop - rows.start, *A.shape)
-        for chunk in range(num_chunks):
+        for chunk in range(chunks):
             times = slice(chunk * CHUNK, min((chunk + 1) * CHUNK, length))
             if save_states:
                 states[chunk, rows] = h

@@ -3,11 +3,23 @@
 ``torch.ops.timm_mvhybrid.selective_scan`` works in token-major layout, the layout that linear layers leave behind.
 """
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
+from ..implementation import choose, load
 from ..precision import accumulation_dtype, autocast_disabled
-from . import cpu
+
+
+def _chosen(implementation: str, u: Tensor) -> str:
+    """Names what runs for an input; a pure function of its arguments unless they say ``current``."""
+    return choose("selective_scan", implementation, u.device.type, u.dtype)
+
+
+def _module(implementation: str, u: Tensor) -> ModuleType:
+    """Loads what runs for an input."""
+    return load("selective_scan", _chosen(implementation, u))
 
 
 @torch.library.custom_op("timm_mvhybrid::selective_scan", mutates_args=())
@@ -22,9 +34,12 @@ def _forward(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     save_states: bool,
+    implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     with autocast_disabled(u.device.type):
-        return cpu.forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, save_states)
+        return _module(implementation, u).forward(
+            u, delta, A, B, C, D, z, delta_bias, delta_softplus, save_states
+        )
 
 
 @_forward.register_fake
@@ -39,12 +54,13 @@ def _(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     save_states: bool,
+    implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = accumulation_dtype(u.dtype)
     batch, length, d_inner = u.shape
     groups, d_state = B.shape[2:]
     state = (batch, groups, d_state, d_inner // groups)
-    num_chunks = (length + cpu.CHUNK - 1) // cpu.CHUNK if save_states else 0
+    num_chunks = _module(implementation, u).num_chunks(length) if save_states else 0
     return (
         u.new_empty(u.shape),
         u.new_empty(state, dtype=dtype),
@@ -66,12 +82,13 @@ def _backward(
     z: Tensor | None,
     delta_bias: Tensor | None,
     delta_softplus: bool,
+    implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     with autocast_disabled(u.device.type):
-        grads = cpu.backward(
+        grads = _module(implementation, u).backward(
             grad_y, grad_last_state, states, u, delta, A, B, C, D, z, delta_bias, delta_softplus
         )
-    return tuple(grad.contiguous() for grad in grads)  # type: ignore[return-value]  # eight tensors, as declared
+    return tuple(grad.contiguous() for grad in grads)
 
 
 @_backward.register_fake
@@ -88,6 +105,7 @@ def _(
     z: Tensor | None,
     delta_bias: Tensor | None,
     delta_softplus: bool,
+    implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     optional = [u.new_empty(0) if x is None else x.new_empty(x.shape) for x in (D, z, delta_bias)]
     grads = [x.new_empty(x.shape) for x in (u, delta, A, B, C)]
@@ -97,11 +115,11 @@ def _(
 def _setup_context(
     ctx: torch.autograd.function.FunctionCtx,
     inputs: tuple[
-        Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, bool, bool
+        Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, bool, bool, str
     ],
     output: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    *tensors, delta_softplus, save_states = inputs
+    *tensors, delta_softplus, save_states, implementation = inputs
     if not save_states:
         raise RuntimeError(
             "timm_mvhybrid::selective_scan was called with save_states=False on tensors that need a gradient; "
@@ -109,6 +127,8 @@ def _setup_context(
         )
     ctx.save_for_backward(output[2], *tensors)  # type: ignore[arg-type]  # None is allowed
     ctx.delta_softplus = delta_softplus  # type: ignore[attr-defined]
+    # what forward ran, for the states are that implementation's, whatever is requested by then
+    ctx.implementation = _chosen(implementation, inputs[0])  # type: ignore[attr-defined]
     ctx.set_materialize_grads(False)
 
 
@@ -128,9 +148,10 @@ def _differentiate(
         u,
         *others,
         ctx.delta_softplus,  # type: ignore[attr-defined]
+        ctx.implementation,  # type: ignore[attr-defined]
     )
     present = [None if x is None else grad for x, grad in zip((u, *others), grads, strict=True)]
-    return (*present, None, None)
+    return (*present, None, None, None)
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

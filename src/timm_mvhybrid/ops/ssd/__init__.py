@@ -6,6 +6,7 @@ import torch
 from timm.layers import register_notrace_function
 from torch import Tensor
 
+from ..implementation import requested_implementation
 from . import operator as _operator  # noqa: F401  (registers the operators)
 from .reference import ssd_scan_reference
 
@@ -76,11 +77,14 @@ def ssd_scan(
         ValueError: A shape or dtype does not fit; the message names the argument and what was expected.
     """
     _check(x, dt, A, B, C, D, dt_bias)
+    requested = requested_implementation()
+    if requested == "reference":
+        return ssd_scan_reference(x, dt, A, B, C, D, dt_bias, dt_softplus, return_last_state)
     needs_gradient = torch.is_grad_enabled() and any(
         v is not None and v.requires_grad for v in (x, dt, A, B, C, D, dt_bias)
     )
     y, last_state, _ = torch.ops.timm_mvhybrid.ssd_scan(
-        x, dt, A, B, C, D, dt_bias, dt_softplus, needs_gradient
+        x, dt, A, B, C, D, dt_bias, dt_softplus, needs_gradient, requested
     )
     return (y, last_state) if return_last_state else y
 
@@ -102,7 +106,19 @@ def ssd_scan_heads(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, dt_bi
     """
     # a trace must not depend on the mode that it was recorded in
     save_states = torch.is_grad_enabled() or torch.jit.is_tracing()
-    return torch.ops.timm_mvhybrid.ssd_scan(x, dt, A, B, C, None, dt_bias, True, save_states)[0]
+    requested = "current"
+    if not torch.jit.is_scripting():
+        requested = requested_implementation()
+        if requested == "reference":
+            return _reference_heads(x, dt, A, B, C, dt_bias)
+    return torch.ops.timm_mvhybrid.ssd_scan(x, dt, A, B, C, None, dt_bias, True, save_states, requested)[0]
+
+
+def _reference_heads(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, dt_bias: Tensor) -> Tensor:
+    """Runs the plain loop; a function of its own, for TorchScript compiles its caller."""
+    y = ssd_scan_reference(x, dt, A, B, C, None, dt_bias, dt_softplus=True)
+    assert isinstance(y, Tensor)
+    return y
 
 
 def _check(

@@ -1,10 +1,22 @@
 """The state-space-duality scan as registered operators, ``torch.ops.timm_mvhybrid.ssd_scan`` and its backward."""
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
+from ..implementation import choose, load
 from ..precision import accumulation_dtype, autocast_disabled
-from . import cpu
+
+
+def _chosen(implementation: str, x: Tensor) -> str:
+    """Names what runs for an input; a pure function of its arguments unless they say ``current``."""
+    return choose("ssd_scan", implementation, x.device.type, x.dtype)
+
+
+def _module(implementation: str, x: Tensor) -> ModuleType:
+    """Loads what runs for an input."""
+    return load("ssd_scan", _chosen(implementation, x))
 
 
 @torch.library.custom_op("timm_mvhybrid::ssd_scan", mutates_args=())
@@ -18,9 +30,10 @@ def _forward(
     dt_bias: Tensor | None,
     dt_softplus: bool,
     save_states: bool,
+    implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     with autocast_disabled(x.device.type):
-        return cpu.forward(x, dt, A, B, C, D, dt_bias, dt_softplus, save_states)
+        return _module(implementation, x).forward(x, dt, A, B, C, D, dt_bias, dt_softplus, save_states)
 
 
 @_forward.register_fake
@@ -34,11 +47,12 @@ def _(
     dt_bias: Tensor | None,
     dt_softplus: bool,
     save_states: bool,
+    implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = accumulation_dtype(x.dtype)
     batch, length, heads, headdim = x.shape
     state = (batch, heads, headdim, B.shape[-1])
-    chunks = cpu.num_chunks(length) if save_states else 0
+    chunks = _module(implementation, x).num_chunks(length) if save_states else 0
     return x.new_empty(x.shape), x.new_empty(state, dtype=dtype), x.new_empty((chunks, *state), dtype=dtype)
 
 
@@ -55,10 +69,13 @@ def _backward(
     D: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
+    implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     with autocast_disabled(x.device.type):
-        grads = cpu.backward(grad_y, grad_last_state, states, x, dt, A, B, C, D, dt_bias, dt_softplus)
-    return tuple(grad.contiguous() for grad in grads)  # type: ignore[return-value]  # seven tensors, as declared
+        grads = _module(implementation, x).backward(
+            grad_y, grad_last_state, states, x, dt, A, B, C, D, dt_bias, dt_softplus
+        )
+    return tuple(grad.contiguous() for grad in grads)
 
 
 @_backward.register_fake
@@ -74,6 +91,7 @@ def _(
     D: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
+    implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     optional = [x.new_empty(0) if v is None else v.new_empty(v.shape) for v in (D, dt_bias)]
     return (*(v.new_empty(v.shape) for v in (x, dt, A, B, C)), *optional)  # type: ignore[return-value]
@@ -81,10 +99,10 @@ def _(
 
 def _setup_context(
     ctx: torch.autograd.function.FunctionCtx,
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, bool, bool],
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, bool, bool, str],
     output: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    *tensors, dt_softplus, save_states = inputs
+    *tensors, dt_softplus, save_states, implementation = inputs
     if not save_states:
         raise RuntimeError(
             "timm_mvhybrid::ssd_scan was called with save_states=False on tensors that need a gradient; "
@@ -92,6 +110,8 @@ def _setup_context(
         )
     ctx.save_for_backward(output[2], *tensors)  # type: ignore[arg-type]  # None is allowed
     ctx.dt_softplus = dt_softplus  # type: ignore[attr-defined]
+    # what forward ran, for the states are that implementation's, whatever is requested by then
+    ctx.implementation = _chosen(implementation, inputs[0])  # type: ignore[attr-defined]
     ctx.set_materialize_grads(False)
 
 
@@ -111,9 +131,10 @@ def _differentiate(
         x,
         *others,
         ctx.dt_softplus,  # type: ignore[attr-defined]
+        ctx.implementation,  # type: ignore[attr-defined]
     )
     present = [None if v is None else grad for v, grad in zip((x, *others), grads, strict=True)]
-    return (*present, None, None)
+    return (*present, None, None, None)
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

@@ -1,0 +1,263 @@
+"""Which implementation of a scan runs: the one that was asked for, or the best for device, dtype and installation.
+
+``auto`` takes, on a CUDA device, mamba-ssm's kernels where they are installed, then our Triton kernels, and plain
+torch (``cpu``) anywhere else. A request that cannot be met raises :class:`ImplementationError`; nothing is replaced
+in silence. The request is one a process, not one a thread, for autograd runs the backward pass in threads of its own.
+"""
+
+import importlib
+import importlib.util
+import os
+from dataclasses import dataclass
+from types import ModuleType, TracebackType
+from typing import Literal
+
+import torch
+
+IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "mamba_ssm")
+ENVIRONMENT_VARIABLE = "TIMM_MVHYBRID_IMPLEMENTATION"
+OPERATIONS = {"selective_scan": "selective_scan", "ssd_scan": "ssd"}
+"""The scans, and the folder of each."""
+
+Implementation = Literal["auto", "reference", "cpu", "triton", "mamba_ssm"]
+
+_REMEDY = 'take another with timm_mvhybrid.ops.use_implementation(...), for instance "auto"'
+
+
+class ImplementationError(RuntimeError):
+    """The implementation that was asked for cannot run here; the message says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanStatus:
+    """What runs for one scan on one kind of device.
+
+    Attributes:
+        operation: ``selective_scan``, ``ssd_scan`` or ``causal_conv1d``.
+        device_type: ``cpu`` or ``cuda``.
+        dtype: Dtype of the input.
+        chosen: Implementation that runs, or None where the request cannot be met.
+        unavailable: Every implementation that cannot run here, with the reason.
+    """
+
+    operation: str
+    device_type: str
+    dtype: torch.dtype
+    chosen: str | None
+    unavailable: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImplementationStatus:
+    """What was asked for, and what therefore runs; prints as a table.
+
+    Attributes:
+        requested: The request in force.
+        scans: One entry an operation and kind of device.
+    """
+
+    requested: str
+    scans: tuple[ScanStatus, ...]
+
+    def __str__(self) -> str:
+        """Lists the choices, and under each why the others are not taken."""
+        lines = [f"requested: {self.requested}"]
+        for scan in self.scans:
+            dtype = str(scan.dtype).removeprefix("torch.")
+            lines.append(
+                f"{scan.operation} on {scan.device_type}, {dtype}: {scan.chosen or 'none: request cannot be met'}"
+            )
+            lines += [f"  not {name}: {reason}" for name, reason in scan.unavailable.items()]
+        return "\n".join(lines)
+
+
+class use_implementation:  # a function to its users, who may also open it with ``with``
+    """Chooses the implementation of both scans from here on, or within a ``with`` statement.
+
+    Graphs that were recorded earlier keep theirs: compiled ones are compiled anew, exported ones hold plain torch
+    operations, and scripted ones follow the request at run time.
+
+    Args:
+        name: ``auto``, ``reference`` (the loop that specifies the scan), ``cpu`` (plain torch, on any device),
+            ``triton`` or ``mamba_ssm``.
+
+    Raises:
+        ValueError: There is no such implementation.
+        ImplementationError: It can run on no device of this machine.
+
+    Example:
+        >>> from timm_mvhybrid import ops
+        >>> with ops.use_implementation("reference"):
+        ...     print(ops.implementation_status().requested)
+        reference
+    """
+
+    def __init__(self, name: Implementation) -> None:
+        global _requested
+        _check_name(name, "implementation")
+        if name not in ("auto", "reference", "cpu"):
+            devices = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
+            reasons = [
+                {device: why_not(operation, name, device, torch.float32) for device in devices}
+                for operation in OPERATIONS
+            ]
+            if all(all(reason.values()) for reason in reasons):
+                raise ImplementationError(
+                    f"implementation {name!r} cannot run here: {reasons[0][devices[0]]}; {_REMEDY}"
+                )
+        self._previous = _requested
+        _requested = name
+
+    def __enter__(self) -> None:
+        """Keeps the choice that the constructor made."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Restores the choice from before the constructor."""
+        global _requested
+        _requested = self._previous
+
+
+def requested_implementation() -> str:
+    """Returns the request in force: of :class:`use_implementation`, else of the environment, else ``auto``."""
+    return _requested
+
+
+def implementation_status() -> ImplementationStatus:
+    """Says which implementation of each scan runs, and why every other does not.
+
+    Returns:
+        The choice for float32 input on the CPU and, where there is one, on a CUDA device; printable.
+    """
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    scans = []
+    for device in devices:
+        for operation in OPERATIONS:
+            reasons = {name: why_not(operation, name, device, torch.float32) for name in IMPLEMENTATIONS[1:]}
+            unavailable = {name: reason for name, reason in reasons.items() if reason is not None}
+            try:
+                chosen = choose(operation, _requested, device, torch.float32)
+            except ImplementationError:
+                chosen = None
+            scans.append(
+                ScanStatus(
+                    operation=operation,
+                    device_type=device,
+                    dtype=torch.float32,
+                    chosen=chosen,
+                    unavailable=unavailable,
+                )
+            )
+        reason = why_not_causal_conv1d(device, torch.float32)
+        scans.append(
+            ScanStatus(
+                operation="causal_conv1d",
+                device_type=device,
+                dtype=torch.float32,
+                chosen="cpu" if reason else "mamba_ssm",
+                unavailable={"mamba_ssm": reason} if reason else {},
+            )
+        )
+    return ImplementationStatus(requested=_requested, scans=tuple(scans))
+
+
+def choose(operation: str, requested: str, device_type: str, dtype: torch.dtype) -> str:
+    """Names the implementation that runs.
+
+    The answer depends on the arguments and on what is installed alone, so that the backward pass of a scan finds the
+    implementation of its forward pass again.
+
+    Args:
+        operation: ``selective_scan`` or ``ssd_scan``.
+        requested: One of ``IMPLEMENTATIONS``, or ``current`` for the request in force.
+        device_type: Type of the input's device.
+        dtype: Dtype of the input.
+
+    Returns:
+        One of ``IMPLEMENTATIONS`` but ``auto``.
+
+    Raises:
+        ImplementationError: The request cannot be met.
+    """
+    if requested == "current":
+        requested = _requested
+    if requested == "auto":
+        preferred = ("mamba_ssm", "triton") if device_type == "cuda" else ()
+        return next(
+            (name for name in preferred if why_not(operation, name, device_type, dtype) is None), "cpu"
+        )
+    reason = why_not(operation, requested, device_type, dtype)
+    if reason is not None:
+        raise ImplementationError(
+            f"implementation {requested!r} was asked for, but {operation} cannot use it: {reason}; {_REMEDY}"
+        )
+    return requested
+
+
+def why_not(operation: str, name: str, device_type: str, dtype: torch.dtype) -> str | None:
+    """Says why an implementation cannot run, or None if it can; arguments as for :func:`choose`."""
+    kind = str(dtype).removeprefix("torch.")
+    if name == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed (it comes with torch's CUDA packages; pip install triton)"
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        if device_type != "cuda" and not (interpreted and device_type == "cpu"):
+            return (
+                f"the input is on {device_type}; Triton needs a CUDA device, "
+                "or TRITON_INTERPRET=1 in the environment for its slow interpreter on the CPU"
+            )
+        if not interpreted and dtype not in _TRITON_DTYPES[operation]:
+            return f"the Triton kernels do not take {kind}"
+    elif name == "mamba_ssm":
+        extension = {"selective_scan": "selective_scan_cuda", "ssd_scan": "mamba_ssm"}[operation]
+        if importlib.util.find_spec(extension) is None:
+            return f"mamba-ssm is not installed (no module {extension!r}; pip install mamba-ssm)"
+        if device_type != "cuda":
+            return f"the input is on {device_type}; mamba-ssm needs a CUDA device"
+        if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+            return f"mamba-ssm does not take {kind}"
+    return None
+
+
+def why_not_causal_conv1d(device_type: str, dtype: torch.dtype) -> str | None:
+    """Says why the causal-conv1d package does not run Vim's convolutions, or None if it does."""
+    if _requested not in ("auto", "mamba_ssm"):
+        return f"implementation {_requested!r} was asked for"
+    if importlib.util.find_spec("causal_conv1d") is None:
+        return "causal-conv1d is not installed (pip install causal-conv1d)"
+    if device_type != "cuda":
+        return f"the input is on {device_type}; causal-conv1d needs a CUDA device"
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"causal-conv1d does not take {str(dtype).removeprefix('torch.')}"
+    return None
+
+
+def load(operation: str, name: str) -> ModuleType:
+    """Imports the module of an implementation, which has ``forward``, ``backward`` and ``num_chunks``.
+
+    Raises:
+        ImplementationError: The reference was asked for within a scripted graph: it is no operator.
+    """
+    if name == "reference":
+        raise ImplementationError(
+            f"implementation 'reference' of {operation} cannot run inside a scripted graph, where the scan is one "
+            f"operator; {_REMEDY}"
+        )
+    return importlib.import_module(f"{__package__}.{OPERATIONS[operation]}.{name}")
+
+
+_TRITON_DTYPES = {
+    "selective_scan": (torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    "ssd_scan": (torch.float16, torch.bfloat16, torch.float32),
+}
+
+
+def _check_name(name: str, what: str) -> None:
+    """Raises ValueError for a name that is none."""
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"{what} is {name!r}; expected one of {', '.join(IMPLEMENTATIONS)}")
+
+
+_requested: str = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+_check_name(_requested, f"environment variable {ENVIRONMENT_VARIABLE}")
