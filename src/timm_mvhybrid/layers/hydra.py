@@ -101,7 +101,8 @@ class HydraMixer(KeepsFloat32):
         )
         # a step later in each direction's own order, zero first
         y = F.pad(y.flatten(2)[:, :-1], [0, 0, 1, 0])
-        y, y_b = y.chunk(2)
+        # not chunk, which would fix a symbolic batch
+        y, y_b = y.unflatten(0, (2, -1)).unbind()
         diagonal = F.linear(x, self.fc_D.weight) + self.D.to(x.dtype)
         y = y + y_b.flip(1) + x * diagonal.repeat_interleave(self.headdim, dim=-1)
         return self.out_proj(self.norm(y.to(self.norm.weight.dtype)) * F.silu(z))

@@ -7,7 +7,9 @@ from timm.layers import register_notrace_function
 from torch import Tensor
 
 from ..implementation import requested_implementation
+from ..transforms import wants_portable_form
 from . import operator as _operator  # noqa: F401  (registers the operators)
+from .portable import selective_scan_portable
 from .reference import selective_scan_reference
 
 __all__ = ["selective_scan", "selective_scan_reference", "selective_scan_tokens"]
@@ -89,7 +91,7 @@ def selective_scan(
         )
     groups_B, groups_C = _groups(B, u), _groups(C, u)
     groups = max(groups_B, groups_C)
-    y, last_state, _ = torch.ops.timm_mvhybrid.selective_scan(
+    arguments = (
         u.transpose(1, 2),
         delta.transpose(1, 2),
         A,
@@ -99,9 +101,12 @@ def selective_scan(
         None if z is None else z.transpose(1, 2),
         delta_bias,
         delta_softplus,
-        _needs_gradient(u, delta, A, B, C, D, z, delta_bias),
-        requested,
     )
+    if wants_portable_form():
+        y, last_state = selective_scan_portable(*arguments)
+    else:
+        save_states = _needs_gradient(u, delta, A, B, C, D, z, delta_bias)
+        y, last_state, _ = torch.ops.timm_mvhybrid.selective_scan(*arguments, save_states, requested)
     y = y.transpose(1, 2)
     return (y, last_state.transpose(2, 3).flatten(1, 2)) if return_last_state else y
 
@@ -138,6 +143,8 @@ def selective_scan_tokens(
     save_states = torch.is_grad_enabled() or torch.jit.is_tracing()
     requested = "current"
     if not torch.jit.is_scripting():
+        if wants_portable_form():
+            return selective_scan_portable(u, delta, A, B, C, D, z, delta_bias, True)[0]
         requested = requested_implementation()
         if requested == "reference":
             return _reference_tokens(u, delta, A, B, C, D, z, delta_bias)

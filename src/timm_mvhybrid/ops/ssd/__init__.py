@@ -7,7 +7,9 @@ from timm.layers import register_notrace_function
 from torch import Tensor
 
 from ..implementation import requested_implementation
+from ..transforms import wants_portable_form
 from . import operator as _operator  # noqa: F401  (registers the operators)
+from .portable import ssd_scan_portable
 from .reference import ssd_scan_reference
 
 __all__ = ["ssd_scan", "ssd_scan_heads", "ssd_scan_reference"]
@@ -80,12 +82,15 @@ def ssd_scan(
     requested = requested_implementation()
     if requested == "reference":
         return ssd_scan_reference(x, dt, A, B, C, D, dt_bias, dt_softplus, return_last_state)
-    needs_gradient = torch.is_grad_enabled() and any(
-        v is not None and v.requires_grad for v in (x, dt, A, B, C, D, dt_bias)
-    )
-    y, last_state, _ = torch.ops.timm_mvhybrid.ssd_scan(
-        x, dt, A, B, C, D, dt_bias, dt_softplus, needs_gradient, requested
-    )
+    if wants_portable_form():
+        y, last_state = ssd_scan_portable(x, dt, A, B, C, D, dt_bias, dt_softplus)
+    else:
+        save_states = torch.is_grad_enabled() and any(
+            v is not None and v.requires_grad for v in (x, dt, A, B, C, D, dt_bias)
+        )
+        y, last_state, _ = torch.ops.timm_mvhybrid.ssd_scan(
+            x, dt, A, B, C, D, dt_bias, dt_softplus, save_states, requested
+        )
     return (y, last_state) if return_last_state else y
 
 
@@ -108,6 +113,8 @@ def ssd_scan_heads(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, dt_bi
     save_states = torch.is_grad_enabled() or torch.jit.is_tracing()
     requested = "current"
     if not torch.jit.is_scripting():
+        if wants_portable_form():
+            return ssd_scan_portable(x, dt, A, B, C, None, dt_bias, True)[0]
         requested = requested_implementation()
         if requested == "reference":
             return _reference_heads(x, dt, A, B, C, dt_bias)

@@ -4,6 +4,8 @@ The package offers the scan as one differentiable function. Backward runs that f
 so that nothing of its insides is relied on; the price is a second forward pass.
 """
 
+from collections.abc import Sequence
+
 import torch
 from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 from torch import Tensor
@@ -29,7 +31,7 @@ def forward(
     save_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs the scan; arguments and results as for the plain implementation, :func:`.cpu.forward`."""
-    y, last_state = _scan(*_kernel_inputs(x, dt, A, B, C, D, dt_bias), dt_softplus)
+    y, last_state = _scan(_kernel_inputs(x, dt, A, B, C, D, dt_bias), dt_softplus)
     last_state = last_state.to(torch.float32).contiguous()
     return y.contiguous(), last_state, last_state.new_empty((0, *last_state.shape))
 
@@ -52,7 +54,7 @@ def backward(
     leaves = [None if v is None else v.detach().requires_grad_() for v in _kernel_inputs(*inputs)]
     # the package's scan is a single autograd function, which records itself within an operator too
     with torch.enable_grad():
-        y, last_state = _scan(*leaves, dt_softplus)  # type: ignore[arg-type]  # None only where it is allowed
+        y, last_state = _scan(leaves, dt_softplus)
     outputs, cotangents = [y], [grad_y.to(y.dtype).contiguous()]
     if grad_last_state is not None:
         outputs, cotangents = [y, last_state], [*cotangents, grad_last_state.to(last_state.dtype)]
@@ -69,17 +71,9 @@ def _kernel_inputs(
     return x, dt, A.float(), B.to(x.dtype), C.to(x.dtype), D, dt_bias
 
 
-def _scan(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_softplus: bool,
-) -> tuple[Tensor, Tensor]:
+def _scan(inputs: Sequence[Tensor | None], dt_softplus: bool) -> tuple[Tensor, Tensor]:
     """Calls the package."""
+    x, dt, A, B, C, D, dt_bias = inputs
     y, last_state = mamba_chunk_scan_combined(
         x, dt, A, B, C, KERNEL_CHUNK, D=D, dt_bias=dt_bias, dt_softplus=dt_softplus, return_final_states=True
     )
