@@ -74,16 +74,15 @@ def backward(
     grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias, *gates = selective_scan_cuda.bwd(
         *arguments, grad, pieces, y if z is not None else None, None, delta_softplus, False
     )
-    absent = u.new_empty(0)
     return (
         grad_u.transpose(1, 2).to(u.dtype),
         grad_delta.transpose(1, 2).to(delta.dtype),
         grad_A.to(A.dtype),
         grad_B.permute(0, 3, 1, 2).to(B.dtype),
         grad_C.permute(0, 3, 1, 2).to(C.dtype),
-        absent if D is None else grad_D.to(D.dtype),
-        absent if z is None else gates[0].transpose(1, 2).to(z.dtype),
-        absent if delta_bias is None else grad_bias.to(delta_bias.dtype),
+        u.new_empty(0) if D is None else grad_D.to(D.dtype),
+        u.new_empty(0) if z is None else gates[0].transpose(1, 2).to(z.dtype),
+        u.new_empty(0) if delta_bias is None else grad_bias.to(delta_bias.dtype),
     )
 
 
