@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from timm_mvhybrid.ops import inverse_token_dft, token_dft
-from timm_mvhybrid.ops.depthwise import depthwise_conv
+from timm_mvhybrid.ops.depthwise import depthwise_conv_silu
 from timm_mvhybrid.ops.spectral import fourier_basis
 
 LENGTHS = [1, 2, 3, 8, 17, 257]
@@ -53,5 +53,5 @@ def test_basis_made_in_inference_mode_serves_training():
 def test_depthwise_convolution_equals_conv1d(kernel, left, length):
     x = torch.randn(2, length, 6, dtype=torch.float64)
     weight, bias = torch.randn(6, 1, kernel, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
-    expected = F.conv1d(F.pad(x.mT, (left, kernel - 1 - left)), weight, bias, groups=6).mT
-    torch.testing.assert_close(depthwise_conv(x, weight, bias, left), expected, rtol=0, atol=1e-12)
+    expected = F.silu(F.conv1d(F.pad(x.mT, (left, kernel - 1 - left)), weight, bias, groups=6).mT)
+    torch.testing.assert_close(depthwise_conv_silu(x, weight, bias, left), expected, rtol=0, atol=1e-12)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.depthwise import depthwise_conv
+from ..ops.depthwise import depthwise_conv_silu
 from ..ops.precision import at_least_float32
 from ..ops.ssd import ssd_scan_heads
 from .float32 import KeepsFloat32, float32_unless_wider
@@ -87,7 +87,7 @@ class HydraMixer(KeepsFloat32):
         z, xBC, dt = self.in_proj(x).split(
             [self.d_inner, self.d_inner + 4 * d_matrix, 2 * self.num_heads], dim=-1
         )
-        xBC = F.silu(depthwise_conv(xBC, self.conv1d.weight, self.conv1d.bias, self.d_conv // 2))
+        xBC = depthwise_conv_silu(xBC, self.conv1d.weight, self.conv1d.bias, self.d_conv // 2)
         x, B, C, B_b, C_b = xBC.split([self.d_inner, d_matrix, d_matrix, d_matrix, d_matrix], dim=-1)
         dt, dt_b = dt.chunk(2, dim=-1)
         # the directions share everything but their inputs: the reversed sequences run as more of the batch

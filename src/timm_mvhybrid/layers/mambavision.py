@@ -4,10 +4,9 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.depthwise import depthwise_conv
+from ..ops.depthwise import depthwise_conv_silu
 from ..ops.precision import at_least_float32
 from ..ops.selective_scan import selective_scan_tokens
 from .float32 import KeepsFloat32, float32_unless_wider
@@ -82,7 +81,7 @@ class MambaVisionMixer(KeepsFloat32):
         """Mixes tokens (batch, length, d_model)."""
         # "same" padding of an even kernel: the odd zero goes to the right
         kernels = torch.cat([self.conv1d_x.weight, self.conv1d_z.weight])
-        xz = F.silu(depthwise_conv(self.in_proj(x), kernels, None, (self.d_conv - 1) // 2))
+        xz = depthwise_conv_silu(self.in_proj(x), kernels, None, (self.d_conv - 1) // 2)
         x, z = xz.chunk(2, dim=-1)
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         y = selective_scan_tokens(

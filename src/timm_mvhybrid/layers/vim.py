@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.depthwise import depthwise_conv
+from ..ops.causal_conv import causal_conv_silu
 from ..ops.precision import at_least_float32
 from ..ops.selective_scan import selective_scan_tokens
 from .float32 import KeepsFloat32, float32_unless_wider
@@ -78,9 +78,8 @@ class VimMixer(KeepsFloat32):
     def forward(self, x: Tensor) -> Tensor:
         """Mixes tokens (batch, length, d_model)."""
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        causal = self.d_conv - 1
-        forward = F.silu(depthwise_conv(x, self.conv1d.weight, self.conv1d.bias, causal))
-        backward = F.silu(depthwise_conv(x.flip(1), self.conv1d_b.weight, self.conv1d_b.bias, causal))
+        forward = causal_conv_silu(x, self.conv1d.weight, self.conv1d.bias)
+        backward = causal_conv_silu(x.flip(1), self.conv1d_b.weight, self.conv1d_b.bias)
         sizes = [self.dt_rank, self.d_state, self.d_state]
         dt, B, C = self.x_proj(forward).split(sizes, dim=-1)
         dt_b, B_b, C_b = self.x_proj_b(backward).split(sizes, dim=-1)

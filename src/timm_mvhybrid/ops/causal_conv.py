@@ -1,11 +1,10 @@
 """Vim's causal convolution with its activation: on causal-conv1d's CUDA kernels where they are installed."""
 
 import torch
-import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor
 
-from .depthwise import depthwise_conv
+from .depthwise import depthwise_conv_silu
 from .implementation import why_not_causal_conv1d
 
 KERNEL_TAPS = (2, 3, 4)
@@ -27,7 +26,7 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if not torch.jit.is_scripting():
         if _package_takes(x, weight):
             return _package_conv(x, weight, bias)
-    return F.silu(depthwise_conv(x, weight, bias, weight.shape[-1] - 1))
+    return depthwise_conv_silu(x, weight, bias, weight.shape[-1] - 1)
 
 
 def _package_takes(x: Tensor, weight: Tensor) -> bool:

@@ -1,25 +1,31 @@
 """Depthwise convolution along the tokens, without leaving token-major layout."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, left: int) -> Tensor:
-    """Convolves every channel with its own kernel over zero-padded tokens; the length stays.
+def depthwise_conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, left: int) -> Tensor:
+    """Convolves every channel with its own kernel over zero-padded tokens, then applies SiLU; the length stays.
 
     Runs as a two-dimensional convolution of height one: its channels-last kernels read token-major memory as it lies,
-    where the one-dimensional kernels of the CPU copy it and take ten times as long.
+    where the one-dimensional kernels of the CPU copy it and take ten times as long. A kernel that is not centred gets
+    zero taps until it is, for those cost less than a padded copy of the tokens.
 
     Args:
         x: Tokens, (batch, length, channels).
-        weight: Kernels as in ``nn.Conv1d``, (channels, 1, kernel).
+        weight: Kernels as in ``nn.Conv1d``, (channels, 1, taps).
         bias: (channels,), or None.
-        left: Zeros before the first token: kernel − 1 makes the convolution causal.
+        left: Taps before the present token: taps − 1 makes the convolution causal.
 
     Returns:
         (batch, length, channels).
     """
-    channels, _, kernel = weight.shape
-    padded = F.pad(x, [0, 0, left, kernel - 1 - left])
-    image = padded.transpose(1, 2).unsqueeze(2)
-    return F.conv2d(image, weight.unsqueeze(2), bias, groups=channels).squeeze(2).transpose(1, 2)
+    channels, _, taps = weight.shape
+    right = taps - 1 - left
+    reach = max(left, right)
+    centred = F.pad(weight, [reach - left, reach - right])
+    image = x.transpose(1, 2).unsqueeze(2)
+    convolved = F.conv2d(image, centred.unsqueeze(2), bias, padding=[0, reach], groups=channels)
+    # in place where autograd does not want the convolution's output
+    return F.silu(convolved.squeeze(2).transpose(1, 2), inplace=not torch.is_grad_enabled())
