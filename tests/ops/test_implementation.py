@@ -155,7 +155,20 @@ def test_unmet_environment_variable_raises_at_the_scan():
 def test_automatic_choice(installed, device, dtype, expected, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in installed or None)
+    monkeypatch.setattr(implementation, "_import_failure", lambda module: None)
     assert implementation.choose("selective_scan", "auto", device, dtype) == expected
+
+
+def test_package_that_cannot_be_imported_is_passed_over(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    # here selective_scan_cuda is found, so we said, but there is none to import
+    reason = implementation.why_not("selective_scan", "mamba_ssm", "cuda", torch.float32)
+    assert reason is not None
+    assert reason.startswith("mamba_ssm is installed but cannot be imported: ModuleNotFoundError")
+    assert implementation.choose("selective_scan", "auto", "cuda", torch.float32) == "triton"
+    with pytest.raises(ops.ImplementationError, match="cannot be imported"):
+        implementation.choose("selective_scan", "mamba_ssm", "cuda", torch.float32)
 
 
 def test_status_says_why_others_are_not_taken(monkeypatch):

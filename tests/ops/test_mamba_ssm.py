@@ -126,17 +126,18 @@ def assert_same(actual, expected, bound=1e-5):
 
 @pytest.mark.parametrize("options", ["Dzb", "", "Db"])
 @pytest.mark.parametrize("with_last_state", [False, True])
-def test_selective_scan_equals_the_plain_implementation(adapter, options, with_last_state):
+@pytest.mark.parametrize("reverse", [False, True])
+def test_selective_scan_equals_the_plain_implementation(adapter, options, with_last_state, reverse):
     arguments = (*token_major(scan_inputs(17, groups=2, options=options, dtype=torch.float32)), True)
     ours, plain = adapter("selective_scan"), implementation.load("selective_scan", "cpu")
-    y, last_state, states = ours.forward(*arguments, save_states=True)
-    expected = plain.forward(*arguments, save_states=True)
+    y, last_state, states = ours.forward(*arguments, save_states=True, reverse=reverse)
+    expected = plain.forward(*arguments, save_states=True, reverse=reverse)
     assert_same((y, last_state), expected[:2])
     assert states.shape == (ours.num_chunks(17), *last_state.shape)
     grad_y = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
     grad_state = torch.ones_like(last_state) if with_last_state else None
-    grads = ours.backward(grad_y, grad_state, states, *arguments)
-    assert_same(grads, plain.backward(grad_y, grad_state, expected[2], *arguments))
+    grads = ours.backward(grad_y, grad_state, states, *arguments, reverse)
+    assert_same(grads, plain.backward(grad_y, grad_state, expected[2], *arguments, reverse))
 
 
 def test_selective_scan_takes_half_inputs_with_float32_parameters(adapter):
@@ -158,7 +159,8 @@ def test_selective_scan_names_a_state_that_is_too_large(adapter):
 
 @pytest.mark.parametrize("optional", [True, False])
 @pytest.mark.parametrize("with_last_state", [False, True])
-def test_ssd_scan_equals_the_plain_implementation(adapter, optional, with_last_state):
+@pytest.mark.parametrize("reverse", [False, True])
+def test_ssd_scan_equals_the_plain_implementation(adapter, optional, with_last_state, reverse):
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
@@ -169,14 +171,14 @@ def test_ssd_scan_equals_the_plain_implementation(adapter, optional, with_last_s
     D, bias = (draw(4), draw(4)) if optional else (None, None)
     arguments = (x, dt, A, B, C, D, bias, True)
     ours, plain = adapter("ssd_scan"), implementation.load("ssd_scan", "cpu")
-    y, last_state, states = ours.forward(*arguments, save_states=True)
-    expected = plain.forward(*arguments, save_states=True)
+    y, last_state, states = ours.forward(*arguments, save_states=True, reverse=reverse)
+    expected = plain.forward(*arguments, save_states=True, reverse=reverse)
     assert_same((y, last_state), expected[:2])
     assert states.shape == (ours.num_chunks(17), *last_state.shape)
     grad_state = torch.ones_like(last_state) if with_last_state else None
     grad_y = draw(*y.shape)
-    grads = ours.backward(grad_y, grad_state, states, *arguments)
-    assert_same(grads, plain.backward(grad_y, grad_state, expected[2], *arguments))
+    grads = ours.backward(grad_y, grad_state, states, *arguments, reverse)
+    assert_same(grads, plain.backward(grad_y, grad_state, expected[2], *arguments, reverse))
 
 
 def test_causal_convolution_of_the_package_equals_ours(monkeypatch):
@@ -200,14 +202,17 @@ def test_causal_convolution_of_the_package_equals_ours(monkeypatch):
     # two halves of one projection, as in the mixer
     x = torch.cat([x, x], dim=-1)[..., 16:]
     expected = causal_conv.causal_conv_silu(x, weight, bias)
+    backwards = causal_conv.causal_conv_silu(x, weight, bias, reverse=True)
+    assert relative_error(causal_conv.causal_conv_silu(x.flip(1), weight, bias).flip(1), backwards) < 1e-12
     monkeypatch.setitem(sys.modules, "causal_conv1d", package)
     monkeypatch.setattr(causal_conv, "why_not_causal_conv1d", lambda device, dtype: None)
     calls = []
     conv = causal_conv._package_conv
     monkeypatch.setattr(causal_conv, "_package_conv", lambda *args: calls.append(1) or conv(*args))
     assert relative_error(causal_conv.causal_conv_silu(x, weight, bias), expected) < 1e-12
-    assert calls == [1]
+    assert relative_error(causal_conv.causal_conv_silu(x, weight, bias, reverse=True), backwards) < 1e-12
+    assert calls == [1, 1]
     # five taps are more than the package takes
     longer = F.pad(weight, [1, 0])
     assert relative_error(causal_conv.causal_conv_silu(x, longer, bias), expected) < 1e-12
-    assert calls == [1]
+    assert calls == [1, 1]

@@ -46,9 +46,9 @@ def test_golden_float32(scan, name):
         assert error_ratio(grads[key], golden.grads_f32[key], exact) <= 2, key
 
 
-def run(scan, inputs, *, softplus=True, seed=1):
+def run(scan, inputs, *, softplus=True, reverse=False, seed=1):
     """Returns y, the last state and every gradient, through both outputs."""
-    y, last_state = scan(**inputs, delta_softplus=softplus, return_last_state=True)
+    y, last_state = scan(**inputs, delta_softplus=softplus, return_last_state=True, reverse=reverse)
     generator = torch.Generator().manual_seed(seed)
     objective = sum(
         (x.double() * torch.randn(x.shape, generator=generator, dtype=torch.float64)).sum()
@@ -59,18 +59,29 @@ def run(scan, inputs, *, softplus=True, seed=1):
     return {"y": y.detach(), "last_state": last_state.detach(), **dict(zip(present, grads, strict=True))}
 
 
+@pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize(
     ("options", "groups", "softplus"),
     [("Dzb", None, True), ("", 2, False), ("Db", "constant", True), ("z", 3, True)],
 )
-def test_equals_reference_float64(length, options, groups, softplus):
+def test_equals_reference_float64(length, options, groups, softplus, reverse):
     inputs = scan_inputs(length, options=options, groups=groups)
-    expected = run(selective_scan_reference, inputs, softplus=softplus)
-    actual = run(selective_scan, inputs, softplus=softplus)
+    expected = run(selective_scan_reference, inputs, softplus=softplus, reverse=reverse)
+    actual = run(selective_scan, inputs, softplus=softplus, reverse=reverse)
     assert actual.keys() == expected.keys()
     for key in expected:
         assert relative_error(actual[key], expected[key]) < 1e-12, key
+
+
+@pytest.mark.parametrize("scan", [selective_scan, selective_scan_reference])
+def test_reversed_scan_is_the_scan_of_reversed_tokens(scan):
+    inputs = {name: x.detach() for name, x in scan_inputs(19, groups=2).items()}
+    turned = {name: x.flip(-1) if name in ("u", "delta", "B", "C", "z") else x for name, x in inputs.items()}
+    y, last_state = scan(**inputs, delta_softplus=True, return_last_state=True, reverse=True)
+    expected, expected_state = scan(**turned, delta_softplus=True, return_last_state=True)
+    assert relative_error(y, expected.flip(-1)) < 1e-12
+    assert relative_error(last_state, expected_state) < 1e-12
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -163,9 +174,11 @@ def test_opcheck():
         bias,
     )
     arguments = tuple(x.clone().requires_grad_() for x in token_major)
-    torch.library.opcheck(torch.ops.timm_mvhybrid.selective_scan.default, (*arguments, True, True, "cpu"))
-    y, last_state, states = torch.ops.timm_mvhybrid.selective_scan(*token_major, True, True, "cpu")
-    backward = (torch.ones_like(y), torch.ones_like(last_state), states, *token_major, True, "cpu")
+    torch.library.opcheck(
+        torch.ops.timm_mvhybrid.selective_scan.default, (*arguments, True, True, "cpu", False)
+    )
+    y, last_state, states = torch.ops.timm_mvhybrid.selective_scan(*token_major, True, True, "cpu", False)
+    backward = (torch.ones_like(y), torch.ones_like(last_state), states, *token_major, True, "cpu", False)
     torch.library.opcheck(torch.ops.timm_mvhybrid.selective_scan_backward.default, backward)
 
 
@@ -195,4 +208,6 @@ def test_operator_refuses_gradients_without_states():
     u, delta, A, B, C, D, z, bias = scan_inputs(7, groups=1).values()
     B, C = (x.permute(0, 3, 1, 2) for x in (B, C))
     with pytest.raises(RuntimeError, match="save_states=True"):
-        torch.ops.timm_mvhybrid.selective_scan(u.mT, delta.mT, A, B, C, D, z.mT, bias, True, False, "auto")
+        torch.ops.timm_mvhybrid.selective_scan(
+            u.mT, delta.mT, A, B, C, D, z.mT, bias, True, False, "auto", False
+        )

@@ -30,8 +30,8 @@ def make_inputs(
     return {name: None if v is None else v.to(dtype).requires_grad_() for name, v in inputs.items()}
 
 
-def run(scan, inputs, *, softplus=True):
-    y, last_state = scan(**inputs, dt_softplus=softplus, return_last_state=True)
+def run(scan, inputs, *, softplus=True, reverse=False):
+    y, last_state = scan(**inputs, dt_softplus=softplus, return_last_state=True, reverse=reverse)
     generator = torch.Generator().manual_seed(1)
     objective = sum(
         (v.double() * torch.randn(v.shape, generator=generator, dtype=torch.float64)).sum()
@@ -42,17 +42,28 @@ def run(scan, inputs, *, softplus=True):
     return {"y": y.detach(), "last_state": last_state.detach(), **dict(zip(present, grads, strict=True))}
 
 
+@pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize(("options", "groups", "softplus"), [("Db", 1, True), ("", 2, False), ("D", 4, True)])
-def test_equals_reference_float64(length, options, groups, softplus):
+def test_equals_reference_float64(length, options, groups, softplus, reverse):
     inputs = make_inputs(length, options=options, groups=groups)
     if not softplus:  # negative step sizes would let the state grow without bound
         inputs["dt"] = inputs["dt"].detach().abs().requires_grad_()
-    expected = run(ssd_scan_reference, inputs, softplus=softplus)
-    actual = run(ssd_scan, inputs, softplus=softplus)
+    expected = run(ssd_scan_reference, inputs, softplus=softplus, reverse=reverse)
+    actual = run(ssd_scan, inputs, softplus=softplus, reverse=reverse)
     assert actual.keys() == expected.keys()
     for key in expected:
         assert relative_error(actual[key], expected[key]) < 1e-11, key
+
+
+@pytest.mark.parametrize("scan", [ssd_scan, ssd_scan_reference])
+def test_reversed_scan_is_the_scan_of_reversed_tokens(scan):
+    inputs = {name: x.detach() for name, x in make_inputs(19).items()}
+    turned = {name: x.flip(1) if name in ("x", "dt", "B", "C") else x for name, x in inputs.items()}
+    y, last_state = scan(**inputs, dt_softplus=True, return_last_state=True, reverse=True)
+    expected, expected_state = scan(**turned, dt_softplus=True, return_last_state=True)
+    assert relative_error(y, expected.flip(1)) < 1e-12
+    assert relative_error(last_state, expected_state) < 1e-12
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -103,8 +114,9 @@ def test_autocast_does_not_reach_inside():
 def test_chunks_are_of_nearly_equal_length(monkeypatch):
     monkeypatch.setattr(cpu, "CHUNK", 8)
     for length in (1, 7, 8, 9, 25, 257):
-        chunks = cpu._chunks(length)
-        sizes = [chunk.stop - chunk.start for chunk in chunks]
+        chunks = cpu._chunks(length, False)
+        assert [chunk for _, chunk in chunks] == [chunk for _, chunk in cpu._chunks(length, True)][::-1]
+        sizes = [chunk.stop - chunk.start for _, chunk in chunks]
         assert sum(sizes) == length
         assert max(sizes) <= 8
         assert max(sizes) - min(sizes) <= 1
@@ -124,10 +136,10 @@ def test_gradcheck():
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_opcheck():
     arguments = tuple(make_inputs(70).values())
-    torch.library.opcheck(torch.ops.timm_mvhybrid.ssd_scan.default, (*arguments, True, True, "cpu"))
+    torch.library.opcheck(torch.ops.timm_mvhybrid.ssd_scan.default, (*arguments, True, True, "cpu", False))
     detached = tuple(v.detach() for v in arguments)
-    y, last_state, states = torch.ops.timm_mvhybrid.ssd_scan(*detached, True, True, "cpu")
-    backward = (torch.ones_like(y), torch.ones_like(last_state), states, *detached, True, "cpu")
+    y, last_state, states = torch.ops.timm_mvhybrid.ssd_scan(*detached, True, True, "cpu", False)
+    backward = (torch.ones_like(y), torch.ones_like(last_state), states, *detached, True, "cpu", False)
     torch.library.opcheck(torch.ops.timm_mvhybrid.ssd_scan_backward.default, backward)
 
 

@@ -90,19 +90,15 @@ class HydraMixer(KeepsFloat32):
         xBC = depthwise_conv_silu(xBC, self.conv1d.weight, self.conv1d.bias, self.d_conv // 2)
         x, B, C, B_b, C_b = xBC.split([self.d_inner, d_matrix, d_matrix, d_matrix, d_matrix], dim=-1)
         dt, dt_b = dt.chunk(2, dim=-1)
-        # the directions share everything but their inputs: the reversed sequences run as more of the batch
-        y = ssd_scan_heads(
-            torch.cat([x, x.flip(1)]).unflatten(-1, (self.num_heads, self.headdim)),
-            torch.cat([dt, dt_b.flip(1)]),
-            -torch.exp(at_least_float32(self.A_log)),
-            torch.cat([B, B_b.flip(1)]).unflatten(-1, (self.ngroups, self.d_state)),
-            torch.cat([C, C_b.flip(1)]).unflatten(-1, (self.ngroups, self.d_state)),
-            self.dt_bias,
-        )
+        x = x.unflatten(-1, (self.num_heads, self.headdim))
+        B, C, B_b, C_b = (m.unflatten(-1, (self.ngroups, self.d_state)) for m in (B, C, B_b, C_b))
+        rates = -torch.exp(at_least_float32(self.A_log))
+        y = ssd_scan_heads(x, dt, rates, B, C, self.dt_bias)
+        y_b = ssd_scan_heads(x, dt_b, rates, B_b, C_b, self.dt_bias, reverse=True)
+        diagonal = F.linear(x.flatten(2), self.fc_D.weight) + self.D.to(x.dtype)
+        mixed = x * diagonal.unsqueeze(-1)
         # a step later in each direction's own order, zero first
-        y = F.pad(y.flatten(2)[:, :-1], [0, 0, 1, 0])
-        # not chunk, which would fix a symbolic batch
-        y, y_b = y.unflatten(0, (2, -1)).unbind()
-        diagonal = F.linear(x, self.fc_D.weight) + self.D.to(x.dtype)
-        y = y + y_b.flip(1) + x * diagonal.repeat_interleave(self.headdim, dim=-1)
+        mixed[:, 1:] += y[:, :-1]
+        mixed[:, :-1] += y_b[:, 1:]
+        y = mixed.flatten(2)
         return self.out_proj(self.norm(y.to(self.norm.weight.dtype)) * F.silu(z))

@@ -18,8 +18,8 @@ class VimMixer(KeepsFloat32):
     """Mixes tokens by a forward and a backward selective scan ("bimamba v2") with shared input and output projections.
 
     Each direction has its own convolution, ``x_proj``, ``dt_proj``, ``A_log`` and ``D`` (suffix ``_b`` for backward);
-    the gated outputs are averaged. Both directions run in one scan with two groups, for they differ in nothing but
-    parameters. Source: Zhu et al., "Vision Mamba" (arXiv 2401.09417), algorithm 1.
+    the gated outputs are averaged. The backward direction scans from the last token to the first, so that no tokens are
+    reversed in memory. Source: Zhu et al., "Vision Mamba" (arXiv 2401.09417), algorithm 1.
 
     Args:
         d_model: Width of the tokens.
@@ -78,23 +78,33 @@ class VimMixer(KeepsFloat32):
     def forward(self, x: Tensor) -> Tensor:
         """Mixes tokens (batch, length, d_model)."""
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        forward = causal_conv_silu(x, self.conv1d.weight, self.conv1d.bias)
-        backward = causal_conv_silu(x.flip(1), self.conv1d_b.weight, self.conv1d_b.bias)
-        sizes = [self.dt_rank, self.d_state, self.d_state]
-        dt, B, C = self.x_proj(forward).split(sizes, dim=-1)
-        dt_b, B_b, C_b = self.x_proj_b(backward).split(sizes, dim=-1)
-        # the biases of dt_proj act inside the scan, once
-        delta = [F.linear(dt, self.dt_proj.weight), F.linear(dt_b, self.dt_proj_b.weight)]
-        y = selective_scan_tokens(
-            torch.cat([forward, backward], dim=-1),
-            torch.cat(delta, dim=-1),
-            -torch.exp(at_least_float32(torch.cat([self.A_log, self.A_b_log]))),
-            torch.stack([B, B_b], dim=2),
-            torch.stack([C, C_b], dim=2),
-            torch.cat([self.D, self.D_b]),
+        y = self._scan(x, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D, False)
+        y_b = self._scan(x, self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b, True)
+        # gating does not depend on the direction, so both share one gate
+        return self.out_proj((y + y_b) * F.silu(z) * 0.5)
+
+    def _scan(
+        self,
+        x: Tensor,
+        conv: nn.Conv1d,
+        x_proj: nn.Linear,
+        dt_proj: nn.Linear,
+        A_log: Tensor,
+        D: Tensor,
+        reverse: bool,
+    ) -> Tensor:
+        """Scans the tokens in one direction."""
+        x = causal_conv_silu(x, conv.weight, conv.bias, reverse)
+        dt, B, C = x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        return selective_scan_tokens(
+            x,
+            # the bias of dt_proj acts inside the scan, once
+            F.linear(dt, dt_proj.weight),
+            -torch.exp(at_least_float32(A_log)),
+            B.unsqueeze(2),
+            C.unsqueeze(2),
+            D,
             None,
-            torch.cat([self.dt_proj.bias, self.dt_proj_b.bias]),
+            dt_proj.bias,
+            reverse,
         )
-        y, y_b = y.chunk(2, dim=-1)
-        # gating commutes with the reversal, so both directions share one gate
-        return self.out_proj((y + y_b.flip(1)) * F.silu(z) * 0.5)

@@ -12,20 +12,25 @@ KERNEL_TAPS = (2, 3, 4)
 
 
 @register_notrace_function
-def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool = False) -> Tensor:
     """Convolves every channel with the tokens up to each one, then applies SiLU. A leaf for FX, and scriptable.
 
     Args:
         x: Tokens, (batch, length, channels).
         weight: Kernels as in ``nn.Conv1d``, (channels, 1, taps).
         bias: (channels,).
+        reverse: Whether time runs from the last token to the first.
 
     Returns:
         (batch, length, channels).
     """
     if not torch.jit.is_scripting():
         if _package_takes(x, weight):
+            if reverse:
+                return _package_conv(x.flip(1), weight, bias).flip(1)
             return _package_conv(x, weight, bias)
+    if reverse:
+        return depthwise_conv_silu(x, weight.flip(-1), bias, 0)
     return depthwise_conv_silu(x, weight, bias, weight.shape[-1] - 1)
 
 

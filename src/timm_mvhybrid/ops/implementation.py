@@ -5,6 +5,7 @@ torch (``cpu``) anywhere else. A request that cannot be met raises :class:`Imple
 in silence. The request is one a process, not one a thread, for autograd runs the backward pass in threads of its own.
 """
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -217,6 +218,7 @@ def why_not(operation: str, name: str, device_type: str, dtype: torch.dtype) -> 
             return f"the input is on {device_type}; mamba-ssm needs a CUDA device"
         if dtype not in (torch.float16, torch.bfloat16, torch.float32):
             return f"mamba-ssm does not take {kind}"
+        return _import_failure(f"{__package__}.{OPERATIONS[operation]}.mamba_ssm")
     return None
 
 
@@ -230,6 +232,16 @@ def why_not_causal_conv1d(device_type: str, dtype: torch.dtype) -> str | None:
         return f"the input is on {device_type}; causal-conv1d needs a CUDA device"
     if dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"causal-conv1d does not take {str(dtype).removeprefix('torch.')}"
+    return None
+
+
+@functools.cache
+def _import_failure(module: str) -> str | None:
+    """Says why an installed package cannot be imported; mamba-ssm built for another torch is often found so."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # an extension may fail with anything
+        return f"{module.rpartition('.')[2]} is installed but cannot be imported: {type(error).__name__}: {error}"
     return None
 
 

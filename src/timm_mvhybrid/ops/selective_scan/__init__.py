@@ -27,6 +27,7 @@ def selective_scan(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     return_last_state: Literal[False] = False,
+    reverse: bool = False,
 ) -> Tensor: ...
 
 
@@ -43,6 +44,7 @@ def selective_scan(
     delta_softplus: bool = False,
     *,
     return_last_state: Literal[True],
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -57,6 +59,7 @@ def selective_scan(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     return_last_state: bool = False,
+    reverse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Runs the selective scan, h_t = exp(δ_t A) h_{t-1} + δ_t B_t u_t and y_t = C_t · h_t + D u_t.
 
@@ -74,7 +77,9 @@ def selective_scan(
         z: Gate, (batch, d_inner, length): y is multiplied by silu(z).
         delta_bias: Added to ``delta``, (d_inner,).
         delta_softplus: Whether δ is the softplus of the biased ``delta``.
-        return_last_state: Whether to return h_length too.
+        return_last_state: Whether to return the state after the last step too.
+        reverse: Whether time runs from the last token to the first: the same as reversing every input that has an
+            axis of time, and y, but without the copies.
 
     Returns:
         y in the dtype of ``u``, (batch, d_inner, length); with ``return_last_state`` also h_length,
@@ -87,7 +92,7 @@ def selective_scan(
     requested = requested_implementation()
     if requested == "reference":
         return selective_scan_reference(
-            u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state
+            u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, reverse
         )
     groups_B, groups_C = _groups(B, u), _groups(C, u)
     groups = max(groups_B, groups_C)
@@ -103,10 +108,10 @@ def selective_scan(
         delta_softplus,
     )
     if wants_portable_form():
-        y, last_state = selective_scan_portable(*arguments)
+        y, last_state = selective_scan_portable(*arguments, reverse)
     else:
         save_states = _needs_gradient(u, delta, A, B, C, D, z, delta_bias)
-        y, last_state, _ = torch.ops.timm_mvhybrid.selective_scan(*arguments, save_states, requested)
+        y, last_state, _ = torch.ops.timm_mvhybrid.selective_scan(*arguments, save_states, requested, reverse)
     y = y.transpose(1, 2)
     return (y, last_state.transpose(2, 3).flatten(1, 2)) if return_last_state else y
 
@@ -121,6 +126,7 @@ def selective_scan_tokens(
     D: Tensor | None,
     z: Tensor | None,
     delta_bias: Tensor | None,
+    reverse: bool = False,
 ) -> Tensor:
     """Runs the selective scan on token-major tensors, the layout in which the mixers hold them.
 
@@ -135,6 +141,7 @@ def selective_scan_tokens(
         D: Skip weights, (d_inner,).
         z: Gate, (batch, length, d_inner).
         delta_bias: Added to ``delta``, (d_inner,).
+        reverse: Whether time runs from the last token to the first.
 
     Returns:
         y in the dtype of ``u``, (batch, length, d_inner).
@@ -144,12 +151,12 @@ def selective_scan_tokens(
     requested = "current"
     if not torch.jit.is_scripting():
         if wants_portable_form():
-            return selective_scan_portable(u, delta, A, B, C, D, z, delta_bias, True)[0]
+            return selective_scan_portable(u, delta, A, B, C, D, z, delta_bias, True, reverse)[0]
         requested = requested_implementation()
         if requested == "reference":
-            return _reference_tokens(u, delta, A, B, C, D, z, delta_bias)
+            return _reference_tokens(u, delta, A, B, C, D, z, delta_bias, reverse)
     return torch.ops.timm_mvhybrid.selective_scan(
-        u, delta, A, B, C, D, z, delta_bias, True, save_states, requested
+        u, delta, A, B, C, D, z, delta_bias, True, save_states, requested, reverse
     )[0]
 
 
@@ -162,6 +169,7 @@ def _reference_tokens(
     D: Tensor | None,
     z: Tensor | None,
     delta_bias: Tensor | None,
+    reverse: bool,
 ) -> Tensor:
     """Runs the plain loop on token-major tensors."""
     y = selective_scan_reference(
@@ -174,6 +182,7 @@ def _reference_tokens(
         None if z is None else z.transpose(1, 2),
         delta_bias,
         delta_softplus=True,
+        reverse=reverse,
     )
     assert isinstance(y, Tensor)
     return y.transpose(1, 2)

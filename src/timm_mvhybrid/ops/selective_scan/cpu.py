@@ -44,6 +44,7 @@ def forward(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     save_states: bool,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs the scan in token-major layout.
 
@@ -58,9 +59,10 @@ def forward(
         delta_bias: Added to ``delta``, (d_inner,).
         delta_softplus: Whether δ is the softplus of the biased ``delta``.
         save_states: Whether to return the states that backward starts from.
+        reverse: Whether time runs from the last token to the first.
 
     Returns:
-        y in the dtype of ``u``, (batch, length, d_inner); the last state and the states at the starts of the chunks,
+        y in the dtype of ``u``, (batch, length, d_inner); the last state and the states before each chunk,
         (batch, groups, d_state, channels) and (chunks, batch, groups, d_state, channels), in the accumulation dtype.
         Without ``save_states`` the latter has no elements.
     """
@@ -78,7 +80,7 @@ def forward(
         step = step_sizes(delta[rows], delta_bias, delta_softplus, dtype)
         driven = step * x
         out, h = y[rows], last_state[rows].zero_()
-        for chunk, times in enumerate(_chunks(length)):
+        for chunk, times in _chunks(length, reverse):
             if save_states:
                 states[chunk, rows] = h
             h_chunk = _trajectory(
@@ -89,10 +91,11 @@ def forward(
                 h,
                 decays,
                 trajectory,
+                reverse,
             )
             scanned = torch.matmul(c[:, times].transpose(0, 1).unsqueeze(-2), h_chunk)
             out[:, times] = scanned.flatten(2).transpose(0, 1)
-            h.copy_(h_chunk[-1])
+            h.copy_(h_chunk[0 if reverse else -1])
         if D is not None:
             out.addcmul_(x, D.to(dtype))
         if z is not None:
@@ -113,6 +116,7 @@ def backward(
     z: Tensor | None,
     delta_bias: Tensor | None,
     delta_softplus: bool,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Differentiates :func:`forward`.
 
@@ -134,6 +138,7 @@ def backward(
         z: As for forward.
         delta_bias: As for forward.
         delta_softplus: As for forward.
+        reverse: As for forward.
 
     Returns:
         The gradients of u, delta, A, B, C, D, z and delta_bias in their dtypes; those of absent inputs are empty.
@@ -163,11 +168,11 @@ def backward(
             carry = rates.new_zeros(len(x), *rates.shape)
         else:
             carry = grad_last_state[rows].to(dtype)
-        for chunk, times in reversed(list(enumerate(_chunks(length)))):
+        for chunk, times in reversed(_chunks(length, reverse)):
             dt, inp, grad = (_time_major(v, times, groups) for v in (step, driven, grad_scan))
             b_chunk, c_chunk = b[:, times].transpose(0, 1), c[:, times].transpose(0, 1)
             start = states[chunk, rows]
-            h = _trajectory(dt, inp, rates, b_chunk, start, decays, trajectory)
+            h = _trajectory(dt, inp, rates, b_chunk, start, decays, trajectory, reverse)
             decay = decays.of(dt)
 
             # sums over channels go through sum, which adds pairwise: a matrix product would double their error
@@ -176,15 +181,17 @@ def backward(
             if y is not None:
                 y[:, times] = torch.matmul(c_chunk.unsqueeze(-2), h).flatten(2).transpose(0, 1)
             adjoint = torch.mul(c_chunk.unsqueeze(-1), grad.unsqueeze(-2), out=work)
-            for adjoint_t, decay_t in zip(
-                reversed(adjoint.unbind(0)), reversed(decay.unbind(0)), strict=True
-            ):
+            for adjoint_t, decay_t in reversed(_in_scan_order(adjoint, decay, reverse)):
                 adjoint_t.add_(carry)
                 carry = decay_t * adjoint_t
             grad_driven[:, times] = torch.matmul(b_chunk.unsqueeze(-2), adjoint).flatten(2).transpose(0, 1)
 
-            decay[0].mul_(start)
-            decay[1:].mul_(h[:-1])
+            if reverse:
+                decay[-1].mul_(start)
+                decay[:-1].mul_(h[1:])
+            else:
+                decay[0].mul_(start)
+                decay[1:].mul_(h[:-1])
             sensitivity = decay.mul_(adjoint)
             work = torch.mul(adjoint, inp.unsqueeze(-2), out=h)
             grad_B[rows, times] = work.sum(-1).transpose(0, 1)
@@ -231,12 +238,19 @@ class _Buffer:
 
 
 def _trajectory(
-    step: Tensor, driven: Tensor, rates: Tensor, B: Tensor, h: Tensor, decays: _Buffer, states: _Buffer
+    step: Tensor,
+    driven: Tensor,
+    rates: Tensor,
+    B: Tensor,
+    h: Tensor,
+    decays: _Buffer,
+    states: _Buffer,
+    reverse: bool,
 ) -> Tensor:
     """Computes the decays and states of a chunk in the given buffers; returns the states."""
     decay = torch.mul(step.unsqueeze(-2), rates, out=decays.of(step)).exp2_()
     trajectory = torch.mul(driven.unsqueeze(-2), B.unsqueeze(-1), out=states.of(step))
-    for decay_t, state_t in zip(decay.unbind(0), trajectory.unbind(0), strict=True):
+    for decay_t, state_t in _in_scan_order(decay, trajectory, reverse):
         torch.addcmul(state_t, decay_t, h, out=state_t)
         h = state_t
     return trajectory
@@ -247,9 +261,17 @@ def _slabs(batch: int, slab: int) -> list[slice]:
     return [slice(first, min(first + slab, batch)) for first in range(0, batch, slab)]
 
 
-def _chunks(length: int) -> list[slice]:
-    """Cuts the sequence into chunks."""
-    return [slice(first, min(first + CHUNK, length)) for first in range(0, length, CHUNK)]
+def _chunks(length: int, reverse: bool) -> list[tuple[int, slice]]:
+    """Cuts the sequence into chunks, numbered and listed in scan order."""
+    starts = range(0, length, CHUNK)
+    slices = [slice(first, min(first + CHUNK, length)) for first in (reversed(starts) if reverse else starts)]
+    return list(enumerate(slices))
+
+
+def _in_scan_order(decay: Tensor, trajectory: Tensor, reverse: bool) -> list[tuple[Tensor, Tensor]]:
+    """Pairs the values of a chunk step by step."""
+    steps = list(zip(decay.unbind(0), trajectory.unbind(0), strict=True))
+    return steps[::-1] if reverse else steps
 
 
 def _time_major(values: Tensor, times: slice, groups: int) -> Tensor:

@@ -34,16 +34,17 @@ def forward(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     save_states: bool,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs the scan; arguments and results as for the plain implementation, :func:`.cpu.forward`."""
     _check(A)
-    arguments = _kernel_arguments(u, delta, A, B, C, D, z, delta_bias)
+    arguments = _kernel_arguments(u, delta, A, B, C, D, z, delta_bias, reverse)
     y, pieces, *gated = selective_scan_cuda.fwd(*arguments, delta_softplus)
     y = gated[0] if gated else y
     # the kernels keep pairs (product of decays, state) at the end of every piece, (batch, d_inner, pieces, 2 d_state)
     last_state = pieces[:, :, -1, 1::2].unflatten(1, (B.shape[2], -1)).transpose(2, 3)
     states = last_state.new_empty((0, *last_state.shape))
-    return y.transpose(1, 2).contiguous(), last_state.contiguous(), states
+    return _in_time(y, reverse).transpose(1, 2).contiguous(), last_state.contiguous(), states
 
 
 def backward(
@@ -59,29 +60,30 @@ def backward(
     z: Tensor | None,
     delta_bias: Tensor | None,
     delta_softplus: bool,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Differentiates :func:`forward`; arguments and results as for :func:`.cpu.backward`."""
     if grad_last_state is not None:
         # the kernels ignore this gradient, so plain torch takes the whole pass
         inputs = (u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-        states = cpu.forward(*inputs, save_states=True)[2]
-        return cpu.backward(grad_y, grad_last_state, states, *inputs)
-    arguments = _kernel_arguments(u, delta, A, B, C, D, z, delta_bias)
+        states = cpu.forward(*inputs, save_states=True, reverse=reverse)[2]
+        return cpu.backward(grad_y, grad_last_state, states, *inputs, reverse=reverse)
+    arguments = _kernel_arguments(u, delta, A, B, C, D, z, delta_bias, reverse)
     pieces, y = None, None
     if z is not None or u.shape[1] > KERNEL_CHUNK:
         y, pieces, *_ = selective_scan_cuda.fwd(*arguments, delta_softplus)
-    grad = grad_y.to(u.dtype).transpose(1, 2).contiguous()
+    grad = _in_time(grad_y.to(u.dtype).transpose(1, 2), reverse).contiguous()
     grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias, *gates = selective_scan_cuda.bwd(
         *arguments, grad, pieces, y if z is not None else None, None, delta_softplus, False
     )
     return (
-        grad_u.transpose(1, 2).to(u.dtype),
-        grad_delta.transpose(1, 2).to(delta.dtype),
+        _in_time(grad_u, reverse).transpose(1, 2).to(u.dtype),
+        _in_time(grad_delta, reverse).transpose(1, 2).to(delta.dtype),
         grad_A.to(A.dtype),
-        grad_B.permute(0, 3, 1, 2).to(B.dtype),
-        grad_C.permute(0, 3, 1, 2).to(C.dtype),
+        _in_time(grad_B, reverse).permute(0, 3, 1, 2).to(B.dtype),
+        _in_time(grad_C, reverse).permute(0, 3, 1, 2).to(C.dtype),
         u.new_empty(0) if D is None else grad_D.to(D.dtype),
-        u.new_empty(0) if z is None else gates[0].transpose(1, 2).to(z.dtype),
+        u.new_empty(0) if z is None else _in_time(gates[0], reverse).transpose(1, 2).to(z.dtype),
         u.new_empty(0) if delta_bias is None else grad_bias.to(delta_bias.dtype),
     )
 
@@ -95,14 +97,15 @@ def _kernel_arguments(
     D: Tensor | None,
     z: Tensor | None,
     delta_bias: Tensor | None,
+    reverse: bool,
 ) -> tuple[Tensor | None, ...]:
     """Brings token-major tensors into the kernels' layout and dtypes."""
 
     def channel_major(values: Tensor) -> Tensor:
-        return values.to(u.dtype).transpose(1, 2).contiguous()
+        return _in_time(values.to(u.dtype).transpose(1, 2), reverse).contiguous()
 
     def state_major(matrix: Tensor) -> Tensor:
-        return matrix.to(u.dtype).permute(0, 2, 3, 1).contiguous()
+        return _in_time(matrix.to(u.dtype).permute(0, 2, 3, 1), reverse).contiguous()
 
     def weight(values: Tensor | None) -> Tensor | None:
         return None if values is None else values.to(torch.float32).contiguous()
@@ -117,6 +120,11 @@ def _kernel_arguments(
         None if z is None else channel_major(z),
         weight(delta_bias),
     )
+
+
+def _in_time(values: Tensor, reverse: bool) -> Tensor:
+    """Reverses the last axis, time, for a reversed scan."""
+    return values.flip(-1) if reverse else values
 
 
 def _check(A: Tensor) -> None:

@@ -35,10 +35,11 @@ def _forward(
     delta_softplus: bool,
     save_states: bool,
     implementation: str,
+    reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     with autocast_disabled(u.device.type):
         return _module(implementation, u).forward(
-            u, delta, A, B, C, D, z, delta_bias, delta_softplus, save_states
+            u, delta, A, B, C, D, z, delta_bias, delta_softplus, save_states, reverse
         )
 
 
@@ -55,6 +56,7 @@ def _(
     delta_softplus: bool,
     save_states: bool,
     implementation: str,
+    reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = accumulation_dtype(u.dtype)
     batch, length, d_inner = u.shape
@@ -83,10 +85,11 @@ def _backward(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     implementation: str,
+    reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     with autocast_disabled(u.device.type):
         grads = _module(implementation, u).backward(
-            grad_y, grad_last_state, states, u, delta, A, B, C, D, z, delta_bias, delta_softplus
+            grad_y, grad_last_state, states, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse
         )
     return tuple(grad.contiguous() for grad in grads)
 
@@ -106,6 +109,7 @@ def _(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     implementation: str,
+    reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     optional = [u.new_empty(0) if x is None else x.new_empty(x.shape) for x in (D, z, delta_bias)]
     grads = [x.new_empty(x.shape) for x in (u, delta, A, B, C)]
@@ -115,18 +119,29 @@ def _(
 def _setup_context(
     ctx: torch.autograd.function.FunctionCtx,
     inputs: tuple[
-        Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, bool, bool, str
+        Tensor,
+        Tensor,
+        Tensor,
+        Tensor,
+        Tensor,
+        Tensor | None,
+        Tensor | None,
+        Tensor | None,
+        bool,
+        bool,
+        str,
+        bool,
     ],
     output: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    *tensors, delta_softplus, save_states, implementation = inputs
+    *tensors, delta_softplus, save_states, implementation, reverse = inputs
     if not save_states:
         raise RuntimeError(
             "timm_mvhybrid::selective_scan was called with save_states=False on tensors that need a gradient; "
             "pass save_states=True"
         )
     ctx.save_for_backward(output[2], *tensors)  # type: ignore[arg-type]  # None is allowed
-    ctx.delta_softplus = delta_softplus  # type: ignore[attr-defined]
+    ctx.delta_softplus, ctx.reverse = delta_softplus, reverse  # type: ignore[attr-defined]
     # what forward ran, for the states are that implementation's, whatever is requested by then
     ctx.implementation = _chosen(implementation, inputs[0])  # type: ignore[attr-defined]
     ctx.set_materialize_grads(False)
@@ -149,9 +164,10 @@ def _differentiate(
         *others,
         ctx.delta_softplus,  # type: ignore[attr-defined]
         ctx.implementation,  # type: ignore[attr-defined]
+        ctx.reverse,  # type: ignore[attr-defined]
     )
     present = [None if x is None else grad for x, grad in zip((u, *others), grads, strict=True)]
-    return (*present, None, None, None)
+    return (*present, None, None, None, None)
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

@@ -28,6 +28,7 @@ def selective_scan_portable(
     z: Tensor | None,
     delta_bias: Tensor | None,
     delta_softplus: bool,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Runs the scan in token-major layout, as the registered operator does.
 
@@ -44,13 +45,19 @@ def selective_scan_portable(
         z: Gate, (batch, length, d_inner).
         delta_bias: Added to ``delta``, (d_inner,).
         delta_softplus: Whether δ is the softplus of the biased ``delta``.
+        reverse: Whether time runs from the last token to the first.
 
     Returns:
         y in the dtype of ``u``, (batch, length, d_inner), and the last state, (batch, groups, d_state, channels a
         group), in the accumulation dtype.
     """
     with autocast_disabled(u.device.type):
-        return _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        if not reverse:
+            return _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        u, delta, B, C = (tokens.flip(1) for tokens in (u, delta, B, C))
+        z = None if z is None else z.flip(1)
+        y, last_state = _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        return y.flip(1), last_state
 
 
 def _scan(
@@ -82,7 +89,7 @@ def _scan(
     chunked_step = per_channel(step)
     decays = (chunked_step * rates).exp().split(1, dim=2)
     drives = (per_channel(step * x) * _chunked(B.to(dtype), steps).unsqueeze(-1)).split(1, dim=2)
-    outputs = _chunked(C.to(dtype), steps).unsqueeze(-2).split(1, dim=2)
+    outputs = _chunked(C.to(dtype), steps).unsqueeze(-1).split(1, dim=2)
 
     h = drives[0]
     for decay, drive in zip(decays[1:], drives[1:], strict=True):
@@ -92,7 +99,8 @@ def _scan(
     h, rows = starts, []
     for decay, drive, output in zip(decays, drives, outputs, strict=True):
         h = decay * h + drive
-        rows.append(torch.matmul(output, h))
+        # a sum, not a product of matrices: its gradient sums over channels with less error, and it is fewer nodes
+        rows.append((output * h).sum(-2))
     y = torch.cat(rows, dim=2).flatten(3).flatten(1, 2)[:, :length]
     if D is not None:
         y = y + x * D.to(dtype)

@@ -19,6 +19,7 @@ def selective_scan_reference(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     return_last_state: bool = False,
+    reverse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Runs the selective scan one time step after the other.
 
@@ -41,7 +42,8 @@ def selective_scan_reference(
         z: Gate, (batch, d_inner, length).
         delta_bias: Added to ``delta``, (d_inner,).
         delta_softplus: Whether δ is the softplus of the biased ``delta``.
-        return_last_state: Whether to return h_length too.
+        return_last_state: Whether to return the state after the last step too.
+        reverse: Whether time runs from the last token to the first: h_{t-1} is then h_{t+1}.
 
     Returns:
         y in the dtype of ``u``, (batch, d_inner, length); with ``return_last_state`` also h_length,
@@ -76,10 +78,10 @@ def selective_scan_reference(
     outputs = per_channel(C).expand(-1, -1, -1, length)
     h = x.new_zeros(x.shape[0], *A.shape)
     steps = []
-    for t in range(length):
+    for t in reversed(range(length)) if reverse else range(length):
         h = torch.exp(delta[:, :, t, None] * A) * h + inputs[..., t]
         steps.append((h * outputs[..., t]).sum(-1))
-    y = torch.stack(steps, dim=-1)
+    y = torch.stack(steps[::-1] if reverse else steps, dim=-1)
     if D is not None:
         y = y + x * D.to(dtype)[:, None]
     if z is not None:

@@ -26,6 +26,7 @@ def ssd_scan(
     dt_bias: Tensor | None = None,
     dt_softplus: bool = False,
     return_last_state: Literal[False] = False,
+    reverse: bool = False,
 ) -> Tensor: ...
 
 
@@ -41,6 +42,7 @@ def ssd_scan(
     dt_softplus: bool = False,
     *,
     return_last_state: Literal[True],
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -54,6 +56,7 @@ def ssd_scan(
     dt_bias: Tensor | None = None,
     dt_softplus: bool = False,
     return_last_state: bool = False,
+    reverse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Runs Mamba-2's scan, h_t = exp(δ_t A) h_{t-1} + δ_t x_t ⊗ B_t and y_t = h_t C_t + D x_t.
 
@@ -69,7 +72,9 @@ def ssd_scan(
         D: Skip weights, (heads,).
         dt_bias: Added to ``dt``, (heads,).
         dt_softplus: Whether δ is the softplus of the biased ``dt``.
-        return_last_state: Whether to return h_length too.
+        return_last_state: Whether to return the state after the last step too.
+        reverse: Whether time runs from the last token to the first: the same as reversing every input that has an
+            axis of time, and y, but without the copies.
 
     Returns:
         y in the dtype of ``x``, (batch, length, heads, headdim); with ``return_last_state`` also h_length,
@@ -81,21 +86,23 @@ def ssd_scan(
     _check(x, dt, A, B, C, D, dt_bias)
     requested = requested_implementation()
     if requested == "reference":
-        return ssd_scan_reference(x, dt, A, B, C, D, dt_bias, dt_softplus, return_last_state)
+        return ssd_scan_reference(x, dt, A, B, C, D, dt_bias, dt_softplus, return_last_state, reverse)
     if wants_portable_form():
-        y, last_state = ssd_scan_portable(x, dt, A, B, C, D, dt_bias, dt_softplus)
+        y, last_state = ssd_scan_portable(x, dt, A, B, C, D, dt_bias, dt_softplus, reverse)
     else:
         save_states = torch.is_grad_enabled() and any(
             v is not None and v.requires_grad for v in (x, dt, A, B, C, D, dt_bias)
         )
         y, last_state, _ = torch.ops.timm_mvhybrid.ssd_scan(
-            x, dt, A, B, C, D, dt_bias, dt_softplus, save_states, requested
+            x, dt, A, B, C, D, dt_bias, dt_softplus, save_states, requested, reverse
         )
     return (y, last_state) if return_last_state else y
 
 
 @register_notrace_function
-def ssd_scan_heads(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, dt_bias: Tensor) -> Tensor:
+def ssd_scan_heads(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, dt_bias: Tensor, reverse: bool = False
+) -> Tensor:
     """Runs the scan with softplus and bias, for the mixers: a leaf for FX, and scriptable.
 
     Args:
@@ -105,6 +112,7 @@ def ssd_scan_heads(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, dt_bi
         B: Input matrix, (batch, length, groups, d_state).
         C: Output matrix, (batch, length, groups, d_state).
         dt_bias: Added to ``dt``, (heads,).
+        reverse: Whether time runs from the last token to the first.
 
     Returns:
         y in the dtype of ``x``, (batch, length, heads, headdim).
@@ -114,16 +122,20 @@ def ssd_scan_heads(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, dt_bi
     requested = "current"
     if not torch.jit.is_scripting():
         if wants_portable_form():
-            return ssd_scan_portable(x, dt, A, B, C, None, dt_bias, True)[0]
+            return ssd_scan_portable(x, dt, A, B, C, None, dt_bias, True, reverse)[0]
         requested = requested_implementation()
         if requested == "reference":
-            return _reference_heads(x, dt, A, B, C, dt_bias)
-    return torch.ops.timm_mvhybrid.ssd_scan(x, dt, A, B, C, None, dt_bias, True, save_states, requested)[0]
+            return _reference_heads(x, dt, A, B, C, dt_bias, reverse)
+    return torch.ops.timm_mvhybrid.ssd_scan(
+        x, dt, A, B, C, None, dt_bias, True, save_states, requested, reverse
+    )[0]
 
 
-def _reference_heads(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, dt_bias: Tensor) -> Tensor:
+def _reference_heads(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, dt_bias: Tensor, reverse: bool
+) -> Tensor:
     """Runs the plain loop; a function of its own, for TorchScript compiles its caller."""
-    y = ssd_scan_reference(x, dt, A, B, C, None, dt_bias, dt_softplus=True)
+    y = ssd_scan_reference(x, dt, A, B, C, None, dt_bias, dt_softplus=True, reverse=reverse)
     assert isinstance(y, Tensor)
     return y
 

@@ -5,11 +5,16 @@ Within a chunk with cumulated log-decays s_i = Σ_{k≤i} δ_k A, start state h 
     y_i = Σ_{j≤i} (C_i · B_j) exp(s_i − s_j) v_j + exp(s_i) h C_i
     h'  = exp(s_last) h + Σ_j exp(s_last − s_j) v_j ⊗ B_j
 
-Backward keeps the chunks' start states only and rebuilds the matrices. Tensors inside are head-major,
-(batch, groups, heads a group, steps, ...), so that B and C are shared within a group without a copy.
-Source: Dao and Gu (arXiv 2405.21060), section 6, the block decomposition; the gradients are derived by hand.
+Backward keeps the chunks' start states only and rebuilds the matrices. A reversed scan sums from the other end and
+takes j ≥ i. The batch is worked off in slabs that fit the cache.
+
+Two layouts meet. What couples the steps of a chunk is one matrix a head, so its operands are head-major,
+(rows · heads, steps, headdim); what couples chunks shares B and C among the heads of a group, so its operands stay
+token-major, (rows · groups, steps, heads a group · headdim), and states are (rows · groups, d_state, heads a group ·
+headdim): one product a group. Source: Dao and Gu (arXiv 2405.21060), section 6; the gradients are derived by hand.
 """
 
+import math
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -18,25 +23,36 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..precision import accumulation_dtype
+from ..step_sizes import biased_steps, softplus_slope, step_sizes
 
 CHUNK = 64
 """Longest chunk in steps: the products cost length × CHUNK, the states between chunks length / CHUNK."""
 
-SOFTPLUS_THRESHOLD = 20.0
-"""Above it torch's softplus is the identity."""
+SLAB_ELEMENTS = 1 << 20
+"""Elements of one work buffer; on a CPU a larger batch is worked off in slabs of this size."""
+
+LOG2_E = math.log2(math.e)
+"""Decays are powers of two: torch's exp2 takes a quarter of the time of its exp on a CPU."""
 
 
-class _Chunk(NamedTuple):
-    """What both directions need of a chunk; all in the accumulation dtype."""
+class _Decays(NamedTuple):
+    """Decays of a chunk; the factors a step, (rows, heads, steps), are in the accumulation dtype.
 
-    decay_from_start: Tensor  # exp(s_i), (batch, groups, heads, steps, 1)
-    decay_to_end: Tensor  # exp(s_last − s_j), (batch, groups, heads, steps, 1)
-    pairwise: Tensor  # exp(s_i − s_j) for j ≤ i, else 0, (batch, groups, heads, steps, steps)
-    scores: Tensor  # C_i · B_j, (batch, groups, 1, steps, steps)
+    With log2-decays s = coarse + fine, coarse being s rounded to the accumulation dtype, the pairwise decays are
+    2^fine_i · 2^(coarse_i − coarse_j) · 2^−fine_j. The fine parts go into the operands, so that differences of long
+    sums keep the accuracy of a single step although the matrix is made in the accumulation dtype.
+    """
+
+    coarse: Tensor
+    refine: Tensor  # 2^fine_i, of the pairs' results
+    unrefine: Tensor  # 2^−fine_j, of the pairs' operands
+    from_start: Tensor  # exp(s_i)
+    to_end: Tensor  # exp(s_end − s_j)
+    total: Tensor  # exp(s_end), (rows, heads)
 
 
 def num_chunks(length: int) -> int:
-    """How many chunks a sequence of ``length`` steps is cut into."""
+    """How many chunks a sequence of ``length`` steps is cut into; :func:`forward` saves a state for each."""
     return (length + CHUNK - 1) // CHUNK
 
 
@@ -50,6 +66,7 @@ def forward(
     dt_bias: Tensor | None,
     dt_softplus: bool,
     save_states: bool,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs the scan.
 
@@ -63,34 +80,47 @@ def forward(
         dt_bias: Added to ``dt``, (heads,).
         dt_softplus: Whether δ is the softplus of the biased ``dt``.
         save_states: Whether to return the states that backward starts from.
+        reverse: Whether time runs from the last token to the first.
 
     Returns:
-        y in the dtype of ``x``, (batch, length, heads, headdim); the last state and the states at the starts of the
-        chunks, (batch, heads, headdim, d_state) and (chunks, batch, heads, headdim, d_state), in the accumulation
-        dtype. Without ``save_states`` the latter has no elements.
+        y in the dtype of ``x``, (batch, length, heads, headdim); the last state, (batch, heads, headdim, d_state), in
+        the accumulation dtype; and the states before each chunk, of the shape (chunks, batch, heads, headdim, d_state)
+        but in the layout of this module. Without ``save_states`` the latter has no elements.
     """
     dtype = accumulation_dtype(x.dtype)
+    batch, length, heads, headdim = x.shape
     groups, d_state = B.shape[2:]
-    step = _step_sizes(dt, dt_bias, dt_softplus, dtype)
-    values, log_decay = _head_major(x.to(dtype) * step.unsqueeze(-1), groups), _log_decay(step, A, groups)
-    inputs, outputs = _group_major(B, dtype), _group_major(C, dtype)
-    y = torch.empty_like(values, memory_format=torch.contiguous_format)
-    h = values.new_zeros(*values.shape[:3], values.shape[-1], d_state)
-    chunks = _chunks(x.shape[1])
-    states = h.new_empty(len(chunks) if save_states else 0, *h.shape)
-    for index, times in enumerate(chunks):
-        if save_states:
-            states[index] = h
-        v, b, c = (m[..., times, :] for m in (values, inputs, outputs))
-        chunk = _chunk(log_decay[..., times], b, c)
-        y[..., times, :] = torch.matmul(chunk.scores * chunk.pairwise, v).add_(
-            torch.matmul(c, h.mT) * chunk.decay_from_start
-        )
-        h = _next_state(chunk, h, v, b)
-    y = y.flatten(1, 2).transpose(1, 2)
-    if D is not None:
-        y = y + x.to(dtype) * D.to(dtype).unsqueeze(-1)
-    return y.to(x.dtype).contiguous(), h.flatten(1, 2), states.flatten(2, 3)
+    chunks = _chunks(length, reverse)
+    y = x.new_empty(x.shape, dtype=dtype)
+    last_state = y.new_empty(batch, heads, headdim, d_state)
+    states = y.new_empty(
+        len(chunks) if save_states else 0, batch * groups, d_state, heads // groups * headdim
+    )
+    for rows in _slabs(x):
+        count = rows.stop - rows.start
+        matrix_rows = slice(rows.start * groups, rows.stop * groups)
+        step = step_sizes(dt[rows], dt_bias, dt_softplus, dtype)
+        log_decay = _log_decay(step, A)
+        b, c = (_group_major(m[rows], dtype) for m in (B, C))
+        h = y.new_zeros(count * groups, d_state, heads // groups * headdim)
+        for index, times in chunks:
+            if save_states:
+                states[index, matrix_rows] = h
+            decays = _decays(log_decay[..., times], reverse, dtype)
+            v, out = x[rows, times].to(dtype) * step[:, times].unsqueeze(-1), y[rows, times]
+            b_chunk, c_chunk = b[:, times], c[:, times]
+            scores = torch.bmm(c_chunk, b_chunk.mT).unflatten(0, (count, groups)).unsqueeze(2)
+            mixing = _pairwise(decays.coarse, groups, reverse).mul_(scores)
+            mixed = torch.bmm(mixing.flatten(0, 2), _head_major(v, decays.unrefine))
+            carried = _tokens(torch.bmm(c_chunk, h), groups, headdim)
+            torch.mul(carried, _per_token(decays.from_start), out=out)
+            out.addcmul_(mixed.unflatten(0, (count, heads)).transpose(1, 2), _per_token(decays.refine))
+            _decay_state(h, decays.total, groups)
+            h.baddbmm_(b_chunk.mT, _group_tokens(v * _per_token(decays.to_end), groups))
+        last_state[rows] = _state(h, groups, headdim)
+        if D is not None:
+            y[rows].addcmul_(x[rows].to(dtype), D.to(dtype).unsqueeze(-1))
+    return y.to(x.dtype), last_state, states.view(len(states), *last_state.shape)
 
 
 def backward(
@@ -105,6 +135,7 @@ def backward(
     D: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Differentiates :func:`forward`.
 
@@ -120,124 +151,191 @@ def backward(
         D: As for forward.
         dt_bias: As for forward.
         dt_softplus: As for forward.
+        reverse: As for forward.
 
     Returns:
         The gradients of x, dt, A, B, C, D and dt_bias in their dtypes; those of absent inputs are empty.
     """
     dtype = accumulation_dtype(x.dtype)
-    groups = B.shape[2]
-    step = _step_sizes(dt, dt_bias, dt_softplus, dtype)
-    xf, grad_out = x.to(dtype), grad_y.to(dtype)
-    values, log_decay = _head_major(xf * step.unsqueeze(-1), groups), _log_decay(step, A, groups)
-    inputs, outputs, grad = _group_major(B, dtype), _group_major(C, dtype), _head_major(grad_out, groups)
-    states = states.unflatten(2, (groups, -1))
+    batch, length, heads, headdim = x.shape
+    groups, d_state = B.shape[2:]
+    chunks = _chunks(length, reverse)
+    states = states.view(len(chunks), batch * groups, d_state, heads // groups * headdim)
+    grad_x, grad_B, grad_C = (m.new_empty(m.shape, dtype=dtype) for m in (x, B, C))
+    grad_dt = dt.new_empty(dt.shape, dtype=torch.float64)
+    grad_A = A.new_zeros(A.shape, dtype=torch.float64)
+    grad_D = None if D is None else D.new_zeros(D.shape, dtype=dtype)
+    for rows in _slabs(x):
+        count = rows.stop - rows.start
+        matrix_rows = slice(rows.start * groups, rows.stop * groups)
+        biased = biased_steps(dt[rows], dt_bias, dtype)
+        step = F.softplus(biased) if dt_softplus else biased
+        log_decay = _log_decay(step, A)
+        b, c = (_group_major(m[rows], dtype) for m in (B, C))
+        grad_driven_step = torch.empty_like(step, dtype=torch.float64)
+        # float64: a chunk's terms cancel in the difference of row and column sums, and there is one number a step
+        grad_log_decay = torch.empty_like(log_decay)
+        if grad_last_state is None:
+            carry = torch.zeros_like(states[0, matrix_rows])
+        else:
+            carry = _matrix_state(grad_last_state[rows].to(dtype), groups)
+        for index, times in reversed(chunks):
+            decays = _decays(log_decay[..., times], reverse, dtype)
+            u, g, h = x[rows, times].to(dtype), grad_y[rows, times].to(dtype), states[index, matrix_rows]
+            step_chunk = step[:, times].unsqueeze(-1)
+            v = u * step_chunk
+            b_chunk, c_chunk = b[:, times], c[:, times]
+            scores = torch.bmm(c_chunk, b_chunk.mT).unflatten(0, (count, groups)).unsqueeze(2)
+            pairs = _pairwise(decays.coarse, groups, reverse)
+            g_heads, v_heads = _head_major(g, decays.refine), _head_major(v, decays.unrefine)
+            grad_pairs = torch.bmm(g_heads, v_heads.mT).view(pairs.shape).mul_(pairs)
+            grad_scores = grad_pairs.sum(2).flatten(0, 1)
+            mixing = pairs.mul_(scores)
 
-    grad_values = torch.empty_like(values)
-    grad_inputs, grad_outputs = torch.empty_like(inputs), torch.empty_like(outputs)
-    # float64: a chunk's terms cancel in the difference of row and column sums, and there is one number a step only
-    grad_log_decay = log_decay.new_empty(log_decay.shape, dtype=torch.float64)
-    if grad_last_state is None:
-        carry = torch.zeros_like(states[0])
-    else:
-        carry = grad_last_state.to(dtype).unflatten(1, (groups, -1))
-    for index, times in reversed(list(enumerate(_chunks(x.shape[1])))):
-        v, b, c, g = (m[..., times, :] for m in (values, inputs, outputs, grad))
-        h = states[index]
-        chunk = _chunk(log_decay[..., times], b, c)
-        mixing = chunk.scores * chunk.pairwise
-        grad_pairs = torch.matmul(g, v.mT)
+            started = _group_tokens(g * _per_token(decays.from_start), groups)
+            ending = _group_tokens(v * _per_token(decays.to_end), groups)
+            carried = torch.bmm(b_chunk, carry)
+            outgoing = torch.bmm(c_chunk, h)
+            mixed = torch.bmm(mixing.flatten(0, 2).mT, g_heads).unflatten(0, (count, heads)).transpose(1, 2)
+            grad_v = _tokens(carried, groups, headdim) * _per_token(decays.to_end)
+            grad_v.addcmul_(mixed, _per_token(decays.unrefine))
+            grad_u = torch.mul(grad_v, step_chunk, out=grad_x[rows, times])
+            grad_driven_step[:, times] = grad_v.mul_(u).sum(-1, dtype=torch.float64)
+            if D is not None and grad_D is not None:
+                grad_u.addcmul_(g, D.to(dtype).unsqueeze(-1))
+                grad_D += (g * u).sum((0, 1, 3))
+            grad_b = torch.bmm(grad_scores.mT, c_chunk).baddbmm_(ending, carry.mT)
+            grad_c = torch.bmm(grad_scores, b_chunk).baddbmm_(started, h.mT)
+            grad_B[rows, times] = grad_b.unflatten(0, (count, groups)).transpose(1, 2)
+            grad_C[rows, times] = grad_c.unflatten(0, (count, groups)).transpose(1, 2)
 
-        started = g * chunk.decay_from_start
-        to_end = v * chunk.decay_to_end
-        carried = torch.matmul(b, carry.mT)
-        grad_values[..., times, :] = torch.matmul(mixing.mT, g).addcmul_(carried, chunk.decay_to_end)
-        grad_scores = (grad_pairs * chunk.pairwise).sum(2, keepdim=True)
-        outgoing = torch.matmul(started, h)
-        grad_outputs[..., times, :] = torch.matmul(grad_scores, b) + outgoing.sum(2, keepdim=True)
-        ending = torch.matmul(to_end, carry)
-        grad_inputs[..., times, :] = torch.matmul(grad_scores.mT, c) + ending.sum(2, keepdim=True)
+            through_pairs = grad_pairs.mul_(scores).flatten(1, 2)
+            through_end = _head_sums(carried * ending, groups, headdim)
+            grad_sums = through_pairs.sum(-1, dtype=torch.float64) - through_pairs.sum(
+                -2, dtype=torch.float64
+            )
+            grad_sums += _head_sums(outgoing * started, groups, headdim) - through_end
+            grad_end = _head_sums((carry * h).sum(1, keepdim=True, dtype=torch.float64), groups, headdim)
+            last = 0 if reverse else -1
+            grad_sums[..., last] += through_end.sum(-1) + grad_end[..., 0] * decays.total
+            # s_i sums the log-decays up to i, so each log-decay gathers the gradients of all later sums
+            grad_log_decay[..., times] = _cumulate(grad_sums, not reverse)
+            _decay_state(carry, decays.total, groups)
+            carry.baddbmm_(c_chunk.mT, started)
 
-        through_pairs = (grad_pairs * mixing).double()
-        through_end = (carried * to_end).sum(-1, dtype=torch.float64)
-        grad_sums = through_pairs.sum(-1) - through_pairs.sum(-2) - through_end
-        grad_sums += (outgoing * c).sum(-1, dtype=torch.float64)
-        last_decay = chunk.decay_from_start[..., -1:, :]
-        grad_sums[..., -1] += through_end.sum(-1)
-        grad_sums[..., -1] += (carry * h).sum((-2, -1), dtype=torch.float64) * last_decay[..., 0, 0]
-        # s_i sums the log-decays up to i, so each log-decay gathers the gradients of all later sums
-        grad_log_decay[..., times] = grad_sums.flip(-1).cumsum(-1).flip(-1)
-        carry = carry * last_decay + torch.matmul(started.mT, c)
-
-    grad_driven = grad_values.flatten(1, 2).transpose(1, 2)
-    grad_rate = grad_log_decay.flatten(1, 2).transpose(1, 2)
-    grad_step = grad_rate * A.double() + (grad_driven * xf).sum(-1, dtype=torch.float64)
-    grad_A = (grad_rate * step).sum((0, 1))
-    grad_x = grad_driven * step.unsqueeze(-1)
-    grad_D, grad_bias = x.new_empty(0), x.new_empty(0)
-    if D is not None:
-        grad_x.addcmul_(grad_out, D.to(dtype).unsqueeze(-1))
-        grad_D = (grad_out * xf).sum((0, 1, 3)).to(D.dtype)
-    if dt_softplus:
-        biased = dt.to(dtype) if dt_bias is None else dt.to(dtype) + dt_bias.to(dtype)
-        grad_step = grad_step * torch.where(biased > SOFTPLUS_THRESHOLD, 1.0, biased.sigmoid())
-    if dt_bias is not None:
-        grad_bias = grad_step.sum((0, 1)).to(dt_bias.dtype)
+        grad_rate = grad_log_decay.transpose(1, 2)
+        grad_step = grad_rate * A.double() + grad_driven_step
+        grad_A += (grad_rate * step).sum((0, 1))
+        grad_dt[rows] = grad_step * softplus_slope(biased) if dt_softplus else grad_step
     return (
         grad_x.to(x.dtype),
-        grad_step.to(dt.dtype),
+        grad_dt.to(dt.dtype),
         grad_A.to(A.dtype),
-        grad_inputs.squeeze(2).transpose(1, 2).to(B.dtype),
-        grad_outputs.squeeze(2).transpose(1, 2).to(C.dtype),
-        grad_D,
-        grad_bias,
+        grad_B.to(B.dtype),
+        grad_C.to(C.dtype),
+        x.new_empty(0) if D is None or grad_D is None else grad_D.to(D.dtype),
+        x.new_empty(0) if dt_bias is None else grad_dt.sum((0, 1)).to(dt_bias.dtype),
     )
 
 
-def _chunks(length: int) -> list[slice]:
-    """Cuts the sequence into chunks of nearly equal length, so that none is a stub of a step or two."""
+def _slabs(x: Tensor) -> list[slice]:
+    """Cuts the batch so that a slab's input fits one work buffer; other devices than CPUs take it whole."""
+    batch, tokens = x.shape[0], x.shape[1:].numel()
+    rows = max(1, SLAB_ELEMENTS // max(1, tokens)) if x.device.type == "cpu" else max(1, batch)
+    return [slice(first, min(first + rows, batch)) for first in range(0, batch, rows)]
+
+
+def _chunks(length: int, reverse: bool) -> list[tuple[int, slice]]:
+    """Cuts the sequence into chunks of nearly equal length, none a stub of a step or two, in scan order."""
     count = num_chunks(length)
     bounds = [index * length // count for index in range(count + 1)]
-    return [slice(*pair) for pair in pairwise(bounds)]
+    slices = [slice(*pair) for pair in pairwise(bounds)]
+    return list(enumerate(slices[::-1] if reverse else slices))
 
 
-def _chunk(log_decay: Tensor, inputs: Tensor, outputs: Tensor) -> _Chunk:
-    """Builds the decays and scores of a chunk from (batch, groups, heads, steps) log-decays."""
-    # float64: s_i − s_j keeps the accuracy of a single step when the sums are long
-    sums = log_decay.double().cumsum(-1)
-    steps = sums.shape[-1]
-    later = torch.ones(steps, steps, dtype=torch.bool, device=sums.device).triu(1)
-    difference = (sums.unsqueeze(-1) - sums.unsqueeze(-2)).to(log_decay.dtype)
-    return _Chunk(
-        decay_from_start=sums.exp().to(log_decay.dtype).unsqueeze(-1),
-        decay_to_end=(sums[..., -1:] - sums).exp().to(log_decay.dtype).unsqueeze(-1),
-        pairwise=difference.masked_fill_(later, -torch.inf).exp_(),
-        scores=torch.matmul(outputs, inputs.mT),
+def _log_decay(step: Tensor, A: Tensor) -> Tensor:
+    """Computes log2 of the decays in float64, (rows, heads, length)."""
+    return (step.double() * (A.double() * LOG2_E)).transpose(1, 2)
+
+
+def _cumulate(values: Tensor, reverse: bool) -> Tensor:
+    """Sums along the last axis up to each entry, or from it on."""
+    return values.flip(-1).cumsum(-1).flip(-1) if reverse else values.cumsum(-1)
+
+
+def _decays(log_decay: Tensor, reverse: bool, dtype: torch.dtype) -> _Decays:
+    """Computes the decays of a chunk from its log2-decays in float64, (rows, heads, steps)."""
+    sums = _cumulate(log_decay, reverse)
+    end = sums[..., :1] if reverse else sums[..., -1:]
+    coarse = sums.to(dtype)
+    fine = sums - coarse
+    return _Decays(
+        coarse=coarse,
+        refine=fine.exp2().to(dtype),
+        unrefine=fine.neg().exp2().to(dtype),
+        from_start=sums.exp2().to(dtype),
+        to_end=(end - sums).exp2().to(dtype),
+        total=end.exp2().to(dtype).squeeze(-1),
     )
 
 
-def _next_state(chunk: _Chunk, h: Tensor, values: Tensor, inputs: Tensor) -> Tensor:
-    """Carries the state, (batch, groups, heads, headdim, d_state), over a chunk."""
-    return h * chunk.decay_from_start[..., -1:, :] + torch.matmul((values * chunk.decay_to_end).mT, inputs)
+def _pairwise(coarse: Tensor, groups: int, reverse: bool) -> Tensor:
+    """Computes 2^(coarse_i − coarse_j) where step j reaches step i, else 0.
+
+    Returns (rows, groups, heads a group, steps, steps).
+    """
+    steps = coarse.shape[-1]
+    reach = coarse.new_full((steps, steps), -torch.inf)
+    reach = reach.tril(-1) if reverse else reach.triu(1)
+    difference = coarse.unsqueeze(-1) - coarse.unsqueeze(-2)
+    return difference.add_(reach).exp2_().unflatten(1, (groups, -1))
 
 
-def _head_major(values: Tensor, groups: int) -> Tensor:
-    """Turns (batch, length, heads, headdim) into (batch, groups, heads a group, length, headdim)."""
-    return values.transpose(1, 2).unflatten(1, (groups, -1))
+def _decay_state(state: Tensor, total: Tensor, groups: int) -> None:
+    """Multiplies a state, (rows · groups, d_state, heads a group · headdim), by a number a head, in place."""
+    rows, heads = total.shape
+    per_group = heads // groups
+    state.view(rows, groups, state.shape[1], per_group, -1).mul_(total.view(rows, groups, 1, per_group, 1))
+
+
+def _state(matrix: Tensor, groups: int, headdim: int) -> Tensor:
+    """Turns (rows · groups, d_state, heads a group · headdim) into (rows, heads, headdim, d_state)."""
+    return matrix.unflatten(0, (-1, groups)).unflatten(-1, (-1, headdim)).permute(0, 1, 3, 4, 2).flatten(1, 2)
+
+
+def _matrix_state(state: Tensor, groups: int) -> Tensor:
+    """Inverts :func:`_state`."""
+    return state.unflatten(1, (groups, -1)).permute(0, 1, 4, 2, 3).flatten(3).flatten(0, 1).contiguous()
 
 
 def _group_major(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turns (batch, length, groups, d_state) into (batch, groups, 1, length, d_state)."""
-    return matrix.to(dtype).transpose(1, 2).unsqueeze(2).contiguous()
+    """Turns (rows, length, groups, d_state) into contiguous (rows · groups, length, d_state)."""
+    return matrix.to(dtype).transpose(1, 2).flatten(0, 1).contiguous()
 
 
-def _log_decay(step: Tensor, A: Tensor, groups: int) -> Tensor:
-    """Computes δ A, (batch, groups, heads a group, length)."""
-    return (step * A.to(step.dtype)).transpose(1, 2).unflatten(1, (groups, -1))
+def _head_major(values: Tensor, factors: Tensor) -> Tensor:
+    """Turns (rows, steps, heads, headdim) into (rows · heads, steps, headdim), times (rows, heads, steps)."""
+    rows, steps, heads, headdim = values.shape
+    out = values.new_empty(rows, heads, steps, headdim)
+    return torch.mul(values.transpose(1, 2), factors.unsqueeze(-1), out=out).flatten(0, 1)
 
 
-def _step_sizes(dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool, dtype: torch.dtype) -> Tensor:
-    """Computes δ, (batch, length, heads)."""
-    step = dt.to(dtype)
-    if dt_bias is not None:
-        step = step + dt_bias.to(dtype)
-    return F.softplus(step) if dt_softplus else step
+def _per_token(factors: Tensor) -> Tensor:
+    """Views (rows, heads, steps) as factors of (rows, steps, heads, headdim)."""
+    return factors.transpose(1, 2).unsqueeze(-1)
+
+
+def _group_tokens(values: Tensor, groups: int) -> Tensor:
+    """Turns (rows, steps, heads, headdim) into (rows · groups, steps, heads a group · headdim)."""
+    return values.unflatten(2, (groups, -1)).flatten(3).transpose(1, 2).flatten(0, 1)
+
+
+def _tokens(values: Tensor, groups: int, headdim: int) -> Tensor:
+    """Inverts :func:`_group_tokens`."""
+    return values.unflatten(0, (-1, groups)).transpose(1, 2).unflatten(-1, (-1, headdim)).flatten(2, 3)
+
+
+def _head_sums(values: Tensor, groups: int, headdim: int) -> Tensor:
+    """Sums (rows · groups, steps, heads a group · headdim) over headdim in float64: (rows, heads, steps)."""
+    sums = values.unflatten(-1, (-1, headdim)).sum(-1, dtype=torch.float64)
+    return sums.unflatten(0, (-1, groups)).transpose(2, 3).flatten(1, 2)

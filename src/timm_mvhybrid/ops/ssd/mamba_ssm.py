@@ -13,6 +13,9 @@ from torch import Tensor
 KERNEL_CHUNK = 64
 """Steps a chunk; a power of two of at least 16."""
 
+_TIMED = (0, 1, 3, 4)
+"""Places of x, dt, B and C among the inputs, those with an axis of time."""
+
 
 def num_chunks(length: int) -> int:
     """None of the states that backward would start from is saved, whatever the length."""
@@ -29,11 +32,12 @@ def forward(
     dt_bias: Tensor | None,
     dt_softplus: bool,
     save_states: bool,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs the scan; arguments and results as for the plain implementation, :func:`.cpu.forward`."""
-    y, last_state = _scan(_kernel_inputs(x, dt, A, B, C, D, dt_bias), dt_softplus)
+    y, last_state = _scan(_kernel_inputs(x, dt, A, B, C, D, dt_bias, reverse), dt_softplus)
     last_state = last_state.to(torch.float32).contiguous()
-    return y.contiguous(), last_state, last_state.new_empty((0, *last_state.shape))
+    return _in_time(y, reverse).contiguous(), last_state, last_state.new_empty((0, *last_state.shape))
 
 
 def backward(
@@ -48,27 +52,44 @@ def backward(
     D: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Differentiates :func:`forward`; arguments and results as for :func:`.cpu.backward`."""
     inputs = (x, dt, A, B, C, D, dt_bias)
-    leaves = [None if v is None else v.detach().requires_grad_() for v in _kernel_inputs(*inputs)]
+    leaves = [None if v is None else v.detach().requires_grad_() for v in _kernel_inputs(*inputs, reverse)]
     # the package's scan is a single autograd function, which records itself within an operator too
     with torch.enable_grad():
         y, last_state = _scan(leaves, dt_softplus)
-    outputs, cotangents = [y], [grad_y.to(y.dtype).contiguous()]
+    outputs, cotangents = [y], [_in_time(grad_y.to(y.dtype), reverse).contiguous()]
     if grad_last_state is not None:
         outputs, cotangents = [y, last_state], [*cotangents, grad_last_state.to(last_state.dtype)]
     present = [v for v in leaves if v is not None]
-    grads = iter(torch.autograd.grad(outputs, present, cotangents))
-    return tuple(x.new_empty(0) if v is None else next(grads).to(v.dtype) for v in inputs)  # type: ignore[return-value]
+    found = iter(torch.autograd.grad(outputs, present, cotangents))
+    grads = [x.new_empty(0) if v is None else next(found).to(v.dtype) for v in inputs]
+    for index in _TIMED:
+        grads[index] = _in_time(grads[index], reverse)
+    return tuple(grads)  # type: ignore[return-value]
 
 
 def _kernel_inputs(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, dt_bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Brings B and C to the dtype of x, and the parameters to float32, as the kernels expect them."""
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor | None, ...]:
+    """Brings B and C to the dtype of x, parameters to float32, and everything into scan order."""
     D, dt_bias = (None if v is None else v.float() for v in (D, dt_bias))
-    return x, dt, A.float(), B.to(x.dtype), C.to(x.dtype), D, dt_bias
+    x, dt, B, C = (_in_time(v, reverse) for v in (x, dt, B.to(x.dtype), C.to(x.dtype)))
+    return x, dt, A.float(), B, C, D, dt_bias
+
+
+def _in_time(values: Tensor, reverse: bool) -> Tensor:
+    """Reverses the second axis, time, for a reversed scan."""
+    return values.flip(1) if reverse else values
 
 
 def _scan(inputs: Sequence[Tensor | None], dt_softplus: bool) -> tuple[Tensor, Tensor]:

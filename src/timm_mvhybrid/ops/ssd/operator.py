@@ -31,9 +31,12 @@ def _forward(
     dt_softplus: bool,
     save_states: bool,
     implementation: str,
+    reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     with autocast_disabled(x.device.type):
-        return _module(implementation, x).forward(x, dt, A, B, C, D, dt_bias, dt_softplus, save_states)
+        return _module(implementation, x).forward(
+            x, dt, A, B, C, D, dt_bias, dt_softplus, save_states, reverse
+        )
 
 
 @_forward.register_fake
@@ -48,6 +51,7 @@ def _(
     dt_softplus: bool,
     save_states: bool,
     implementation: str,
+    reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = accumulation_dtype(x.dtype)
     batch, length, heads, headdim = x.shape
@@ -70,10 +74,11 @@ def _backward(
     dt_bias: Tensor | None,
     dt_softplus: bool,
     implementation: str,
+    reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     with autocast_disabled(x.device.type):
         grads = _module(implementation, x).backward(
-            grad_y, grad_last_state, states, x, dt, A, B, C, D, dt_bias, dt_softplus
+            grad_y, grad_last_state, states, x, dt, A, B, C, D, dt_bias, dt_softplus, reverse
         )
     return tuple(grad.contiguous() for grad in grads)
 
@@ -92,6 +97,7 @@ def _(
     dt_bias: Tensor | None,
     dt_softplus: bool,
     implementation: str,
+    reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     optional = [x.new_empty(0) if v is None else v.new_empty(v.shape) for v in (D, dt_bias)]
     return (*(v.new_empty(v.shape) for v in (x, dt, A, B, C)), *optional)  # type: ignore[return-value]
@@ -99,17 +105,19 @@ def _(
 
 def _setup_context(
     ctx: torch.autograd.function.FunctionCtx,
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, bool, bool, str],
+    inputs: tuple[
+        Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, bool, bool, str, bool
+    ],
     output: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    *tensors, dt_softplus, save_states, implementation = inputs
+    *tensors, dt_softplus, save_states, implementation, reverse = inputs
     if not save_states:
         raise RuntimeError(
             "timm_mvhybrid::ssd_scan was called with save_states=False on tensors that need a gradient; "
             "pass save_states=True"
         )
     ctx.save_for_backward(output[2], *tensors)  # type: ignore[arg-type]  # None is allowed
-    ctx.dt_softplus = dt_softplus  # type: ignore[attr-defined]
+    ctx.dt_softplus, ctx.reverse = dt_softplus, reverse  # type: ignore[attr-defined]
     # what forward ran, for the states are that implementation's, whatever is requested by then
     ctx.implementation = _chosen(implementation, inputs[0])  # type: ignore[attr-defined]
     ctx.set_materialize_grads(False)
@@ -132,9 +140,10 @@ def _differentiate(
         *others,
         ctx.dt_softplus,  # type: ignore[attr-defined]
         ctx.implementation,  # type: ignore[attr-defined]
+        ctx.reverse,  # type: ignore[attr-defined]
     )
     present = [None if v is None else grad for v, grad in zip((x, *others), grads, strict=True)]
-    return (*present, None, None, None)
+    return (*present, None, None, None, None)
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

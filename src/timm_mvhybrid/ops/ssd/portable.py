@@ -20,6 +20,7 @@ def ssd_scan_portable(
     D: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Runs the scan, as the registered operator does.
 
@@ -35,13 +36,18 @@ def ssd_scan_portable(
         D: Skip weights, (heads,).
         dt_bias: Added to ``dt``, (heads,).
         dt_softplus: Whether δ is the softplus of the biased ``dt``.
+        reverse: Whether time runs from the last token to the first.
 
     Returns:
         y in the dtype of ``x``, (batch, length, heads, headdim), and the last state, (batch, heads, headdim, d_state),
         in the accumulation dtype.
     """
     with autocast_disabled(x.device.type):
-        return _scan(x, dt, A, B, C, D, dt_bias, dt_softplus)
+        if not reverse:
+            return _scan(x, dt, A, B, C, D, dt_bias, dt_softplus)
+        x, dt, B, C = (tokens.flip(1) for tokens in (x, dt, B, C))
+        y, last_state = _scan(x, dt, A, B, C, D, dt_bias, dt_softplus)
+        return y.flip(1), last_state
 
 
 def _scan(

@@ -18,6 +18,7 @@ def ssd_scan_reference(
     dt_bias: Tensor | None = None,
     dt_softplus: bool = False,
     return_last_state: bool = False,
+    reverse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Runs Mamba-2's scan, with one decay a head, one time step after the other.
 
@@ -38,7 +39,8 @@ def ssd_scan_reference(
         D: Skip weights, (heads,).
         dt_bias: Added to ``dt``, (heads,).
         dt_softplus: Whether δ is the softplus of the biased ``dt``.
-        return_last_state: Whether to return h_length too.
+        return_last_state: Whether to return the state after the last step too.
+        reverse: Whether time runs from the last token to the first: h_{t-1} is then h_{t+1}.
 
     Returns:
         y in the dtype of ``x``, (batch, length, heads, headdim); with ``return_last_state`` also h_length,
@@ -62,11 +64,12 @@ def ssd_scan_reference(
 
     h = values.new_zeros(x.shape[0], heads, x.shape[3], B.shape[3])
     steps = []
-    for t in range(x.shape[1]):
+    length = x.shape[1]
+    for t in reversed(range(length)) if reverse else range(length):
         driven = einsum(step[:, t], values[:, t], B[:, t], "b h, b h p, b h n -> b h p n")
         h = torch.exp(step[:, t] * A)[..., None, None] * h + driven
         steps.append(einsum(h, C[:, t], "b h p n, b h n -> b h p"))
-    y = torch.stack(steps, dim=1)
+    y = torch.stack(steps[::-1] if reverse else steps, dim=1)
     if D is not None:
         y = y + values * D.to(dtype)[:, None]
     y = y.to(x.dtype)

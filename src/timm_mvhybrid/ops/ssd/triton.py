@@ -19,8 +19,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ..precision import accumulation_dtype
-from .triton_backward import chunk_gradient_kernel, state_gradient_kernel
-from .triton_forward import INTERPRETED, forward_kernel
+from .triton_backward import (
+    group_gradient_kernel,
+    head_gradient_kernel,
+    state_gradient_kernel,
+    step_gradient_kernel,
+)
+from .triton_forward import INTERPRETED, forward_kernel, step_kernel
 
 CHUNK = 64
 """Steps a chunk."""
@@ -44,6 +49,7 @@ class Launch(NamedTuple):
     arguments: dict[str, Tensor | int | None]
     constants: dict[str, Any]
     num_warps: int
+    num_stages: int
 
 
 def num_chunks(length: int) -> int:
@@ -80,9 +86,9 @@ def forward(
         (batch, heads, headdim, d_state) and (chunks − 1, batch, heads, headdim, d_state), in the accumulation dtype.
         Without ``save_states`` the latter has no elements.
     """
-    launch = plan_forward(x, dt, A, B, C, D, dt_bias, dt_softplus, save_states)
-    _run(x, launch)
-    y, last_state, states = (launch.arguments[name] for name in ("y", "last_state", "states"))
+    launches = plan_forward(x, dt, A, B, C, D, dt_bias, dt_softplus, save_states)
+    _run(x, launches)
+    y, last_state, states = (launches[-1].arguments[name] for name in ("y", "last_state", "states"))
     return y, last_state, states  # type: ignore[return-value]  # the arguments hold numbers too
 
 
@@ -96,21 +102,20 @@ def plan_forward(
     dt_bias: Tensor | None,
     dt_softplus: bool,
     save_states: bool,
-) -> Launch:
-    """Allocates what :func:`forward` returns and says how its kernel is launched; tensors may be on the meta device."""
+) -> list[Launch]:
+    """Allocates what :func:`forward` returns and says how its kernels are launched; tensors may be on meta."""
     batch, length, heads, headdim = x.shape
     groups, d_state = B.shape[2:]
     dtype = accumulation_dtype(x.dtype)
     state = (batch, heads, headdim, d_state)
-    constants = _constants(dtype, dt_softplus, headdim, d_state, x, B, C)
-    arguments = {
+    constants = _constants(dtype, headdim, d_state, x, B, C)
+    steps = _plan_steps(dt, A, dt_bias, dt_softplus, dtype)
+    arguments: dict[str, Tensor | int | None] = {
+        "steps": steps.arguments["steps"],
         "x": x,
-        "dt": dt,
-        "A": A.contiguous(),
         "B": B,
         "C": C,
         "D": None if D is None else D.contiguous(),
-        "dt_bias": None if dt_bias is None else dt_bias.contiguous(),
         "y": x.new_empty(x.shape),
         "last_state": x.new_empty(state, dtype=dtype),
         "states": x.new_empty((num_chunks(length) if save_states else 0, *state), dtype=dtype),
@@ -120,12 +125,12 @@ def plan_forward(
         "headdim": headdim,
         "d_state": d_state,
         **_strides("x", x, ("batch", "step", "head", "channel")),
-        **_strides("dt", dt, ("batch", "step", "head")),
         **_strides("B", B, ("batch", "step", "group", "state")),
         **_strides("C", C, ("batch", "step", "group", "state")),
     }
     programs = batch * heads * triton.cdiv(headdim, constants["BLOCK_P"])
-    return Launch(forward_kernel, programs, arguments, {**constants, "SAVE_STATES": save_states}, 4)
+    constants["SAVE_STATES"] = save_states
+    return [steps, Launch(forward_kernel, programs, arguments, constants, num_warps=4, num_stages=2)]
 
 
 def backward(
@@ -160,29 +165,16 @@ def backward(
         The gradients of x, dt, A, B, C, D and dt_bias in their dtypes; those of absent inputs are empty.
     """
     launches = plan_backward(grad_y, grad_last_state, states, x, dt, A, B, C, D, dt_bias, dt_softplus)
-    for launch in launches:
-        _run(x, launch)
-    partial: dict[str, Any] = launches[-1].arguments
-
-    def gather(name: str, like: Tensor | None, kept: tuple[int, ...]) -> Tensor:
-        if like is None:
-            return x.new_empty(0)
-        total = partial[name]
-        summed = [axis for axis in range(total.ndim) if axis not in kept]
-        if all(total.shape[axis] == 1 for axis in summed):
-            total = total.squeeze(summed)
-        else:
-            total = total.sum(summed)
-        return total.to(like.dtype)
-
+    _run(x, launches)
+    *_, by_group, by_head, steps = (launch.arguments for launch in launches)
     return (
-        partial["grad_x"],
-        gather("grad_dt", dt, (1, 2, 3)),
-        gather("grad_A", A, (2,)),
-        gather("grad_B", B, (1, 2, 3, 4)),
-        gather("grad_C", C, (1, 2, 3, 4)),
-        gather("grad_D", D, (2,)),
-        gather("grad_dt_bias", dt_bias, (2,)),
+        by_head["grad_x"],  # type: ignore[return-value]  # the arguments hold numbers too
+        steps["grad_dt"],
+        _sum(steps["grad_A"], (0, 2), A),
+        _sum(by_group["grad_B"], (0,), B),
+        _sum(by_group["grad_C"], (0,), C),
+        x.new_empty(0) if D is None else _sum(by_head["grad_D"], (0, 2, 3), D),
+        x.new_empty(0) if dt_bias is None else _sum(steps["grad_dt_bias"], (0, 2), dt_bias),
     )
 
 
@@ -198,24 +190,23 @@ def plan_backward(
     D: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
-) -> tuple[Launch, Launch]:
+) -> list[Launch]:
     """Allocates what :func:`backward` sums up and says how its kernels are launched, one after the other."""
     batch, length, heads, headdim = x.shape
     groups, d_state = B.shape[2:]
     dtype = accumulation_dtype(x.dtype)
-    constants = _constants(dtype, dt_softplus, headdim, d_state, grad_y, x, B, C)
+    constants = _constants(dtype, headdim, d_state, grad_y, x, B, C)
     blocks = triton.cdiv(headdim, constants["BLOCK_P"])
     chunks = num_chunks(length) + 1
     splits = _splits(batch * chunks * groups, heads // groups)
+    steps = _plan_steps(dt, A, dt_bias, dt_softplus, dtype)
 
-    shared = {
+    shared: dict[str, Tensor | int | None] = {
+        "steps": steps.arguments["steps"],
         "grad_y": grad_y,
         "grad_last_state": grad_last_state,
         "grad_states": torch.empty_like(states),
-        "dt": dt,
-        "A": A.contiguous(),
         "C": C,
-        "dt_bias": None if dt_bias is None else dt_bias.contiguous(),
         "length": length,
         "heads": heads,
         "heads_per_group": heads // groups,
@@ -223,65 +214,124 @@ def plan_backward(
         "d_state": d_state,
         **_strides("grad", grad_y, ("batch", "step", "head", "channel")),
         **_strides("last", grad_last_state, ("batch", "head", "channel", "column")),
-        **_strides("dt", dt, ("batch", "step", "head")),
         **_strides("C", C, ("batch", "step", "group", "state")),
     }
-    # a whole sum is rounded by the kernel that has it, a partial one not
-    matrix = B.new_empty((splits, *B.shape), dtype=B.dtype if splits == 1 else dtype)
-    partial = x.new_empty((chunks, batch, heads, blocks), dtype=torch.float64)
-    own = {
+    rows = (batch, heads, chunks, blocks)
+    # float64: the terms of a chunk cancel in their sum, and there is one number a step and head only
+    grad_sums: dict[str, Tensor | int | None] = {
+        "grad_sums": x.new_empty((*rows, CHUNK), dtype=torch.float64),
+        "grad_over_chunk": x.new_empty(rows, dtype=torch.float64),
+        "grad_driven": x.new_empty((*rows, CHUNK), dtype=dtype),
+    }
+    both: dict[str, Tensor | int | None] = {
         "states": states,
         "x": x,
         "B": B,
-        "D": None if D is None else D.contiguous(),
-        "grad_x": x.new_empty(x.shape),
-        "grad_dt": dt.new_empty((blocks, *dt.shape), dtype=dt.dtype if blocks == 1 else dtype),
-        "grad_A": partial,
-        "grad_B": matrix,
-        "grad_C": C.new_empty(matrix.shape, dtype=C.dtype if splits == 1 else dtype),
-        "grad_D": None if D is None else torch.empty_like(partial),
-        "grad_dt_bias": None if dt_bias is None else torch.empty_like(partial),
         "batch_size": batch,
-        "groups": groups,
-        "splits": splits,
         **_strides("x", x, ("batch", "step", "head", "channel")),
         **_strides("B", B, ("batch", "step", "group", "state")),
     }
+    by_head: dict[str, Tensor | int | None] = {
+        "D": None if D is None else D.contiguous(),
+        "grad_x": x.new_empty(x.shape),
+        "grad_D": None if D is None else x.new_empty(rows, dtype=dtype),
+    }
+    by_group: dict[str, Tensor | int | None] = {
+        # a whole sum is rounded by the kernel that has it, a partial one not
+        "grad_B": B.new_empty((splits, *B.shape), dtype=B.dtype if splits == 1 else dtype),
+        "grad_C": C.new_empty((splits, *C.shape), dtype=C.dtype if splits == 1 else dtype),
+        "groups": groups,
+        "splits": splits,
+    }
+    per_step = {
+        **steps.arguments,
+        **grad_sums,
+        "grad_dt": dt.new_empty(dt.shape),
+        "grad_A": x.new_empty(rows[:3], dtype=torch.float64),
+        "grad_dt_bias": None if dt_bias is None else x.new_empty(rows[:3], dtype=torch.float64),
+        "blocks": blocks,
+    }
     walks = batch * heads * blocks if chunks > 1 else 0
-    return (
-        Launch(state_gradient_kernel, walks, shared, constants, 4),
-        Launch(chunk_gradient_kernel, batch * chunks * groups * splits, {**shared, **own}, constants, 8),
-    )
+    return [
+        steps,
+        Launch(state_gradient_kernel, walks, shared, constants, num_warps=4, num_stages=2),
+        Launch(
+            group_gradient_kernel,
+            batch * chunks * groups * splits,
+            {**shared, **both, **by_group},
+            constants,
+            num_warps=8,
+            num_stages=1,
+        ),
+        Launch(
+            head_gradient_kernel,
+            batch * chunks * heads * blocks,
+            {**shared, **both, **by_head, **grad_sums},
+            constants,
+            num_warps=4,
+            num_stages=1,
+        ),
+        Launch(step_gradient_kernel, steps.programs, per_step, steps.constants, num_warps=1, num_stages=1),
+    ]
 
 
-def _run(x: Tensor, launch: Launch) -> None:
-    """Launches a kernel where ``x`` lies; without programs there is nothing to do."""
+def _plan_steps(
+    dt: Tensor, A: Tensor, dt_bias: Tensor | None, dt_softplus: bool, dtype: torch.dtype
+) -> Launch:
+    """Allocates the step sizes and cumulated decays and says how their kernel is launched."""
+    batch, length, heads = dt.shape
+    chunks = num_chunks(length) + 1
+    arguments: dict[str, Tensor | int | None] = {
+        "dt": dt,
+        "A": A.contiguous(),
+        "dt_bias": None if dt_bias is None else dt_bias.contiguous(),
+        "steps": dt.new_empty((batch, heads, chunks, 3, CHUNK), dtype=dtype),
+        "length": length,
+        "heads": heads,
+        **_strides("dt", dt, ("batch", "step", "head")),
+    }
+    constants = {"DT_SOFTPLUS": dt_softplus, "WIDE": _TRITON_DTYPES[dtype], "CHUNK": CHUNK}
+    return Launch(step_kernel, batch * heads * chunks, arguments, constants, num_warps=1, num_stages=1)
+
+
+def _run(x: Tensor, launches: list[Launch]) -> None:
+    """Launches kernels where ``x`` lies; one without programs has nothing to do."""
     if x.device.type == "cpu" and not INTERPRETED:
         raise RuntimeError(
             'the Triton kernels need a GPU, but x is on the CPU; choose the "cpu" implementation, or set '
             "TRITON_INTERPRET=1 before the first call to run them in Triton's interpreter"
         )
-    if launch.programs:
-        with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
-            launch.kernel[(launch.programs,)](
-                **launch.arguments, **launch.constants, num_warps=launch.num_warps
-            )
+    with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
+        for launch in launches:
+            if launch.programs:
+                launch.kernel[(launch.programs,)](
+                    **launch.arguments,
+                    **launch.constants,
+                    num_warps=launch.num_warps,
+                    num_stages=launch.num_stages,
+                    enable_fp_fusion=True,  # Triton changes its default
+                )
 
 
-def _constants(
-    dtype: torch.dtype, dt_softplus: bool, headdim: int, d_state: int, *operands: Tensor
-) -> dict[str, Any]:
+def _constants(dtype: torch.dtype, headdim: int, d_state: int, *operands: Tensor) -> dict[str, Any]:
     """Chooses what the kernels are compiled for: blocks of at least 16, the least that tensor cores multiply."""
     dtypes = {operand.dtype for operand in operands}
     half = len(dtypes) == 1 and dtypes <= {torch.float16, torch.bfloat16}
     return {
-        "DT_SOFTPLUS": dt_softplus,
         "OPERAND": _TRITON_DTYPES[dtypes.pop() if half else dtype],
         "WIDE": _TRITON_DTYPES[dtype],
         "CHUNK": CHUNK,
-        "BLOCK_P": min(64, max(16, triton.next_power_of_2(headdim))),
+        "BLOCK_P": min(32, max(16, triton.next_power_of_2(headdim))),
         "BLOCK_N": max(16, triton.next_power_of_2(d_state)),
     }
+
+
+def _sum(partial: Any, axes: tuple[int, ...], like: Tensor) -> Tensor:
+    """Adds up the programs' partial sums, in the dtype of ``like``."""
+    total: Tensor = (
+        partial.sum(axes) if any(partial.shape[axis] != 1 for axis in axes) else partial.squeeze(axes)
+    )
+    return total.to(like.dtype)
 
 
 def _strides(name: str, tensor: Tensor | None, axes: tuple[str, ...]) -> dict[str, int]:

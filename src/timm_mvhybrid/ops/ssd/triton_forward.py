@@ -1,8 +1,9 @@
-"""The forward kernel of the scan, and the pieces that backward shares with it.
+"""The forward kernels of the scan, and the pieces that backward shares with them.
 
-A program owns one head (or a block of its channels) of one sequence and walks the chunks with the state in registers.
-The formulas are those of ``cpu``; δ_j multiplies the scores instead of x, so that x enters every product as it was
-given. ``product`` says what is rounded on the way to the tensor cores.
+``step_kernel`` prepares the numbers that each step and head has one of. In ``forward_kernel`` a program owns one head
+(or a block of its channels) of one sequence and walks the chunks with the state in registers. The formulas are those
+of ``cpu``; δ_j multiplies the scores instead of x, so that x enters every product as it was given. ``product`` says
+what is rounded on the way to the tensor cores.
 """
 
 # a kernel's arguments have the types that it is launched with
@@ -31,46 +32,38 @@ INTERPRETED = tl.constexpr(not isinstance(_softplus, triton.JITFunction))
 
 
 @triton.jit
-def _half_product(a, b, total):
-    """Adds a @ b to ``total`` in float32."""
-    if INTERPRETED:  # numpy would multiply bfloat16's bit patterns
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
-    return tl.dot(a, b, total)
+def _round_to_tf32(v):
+    """Rounds float32 to TF32's 10 bits; the tensor cores would cut off the others, which biases the sums."""
+    bits = v.to(tl.uint32, bitcast=True)
+    return ((bits + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def product(a, b):
     """Computes a @ b, summed in float32 (float64 for float64).
 
-    float32 and float64 operands are multiplied as they are. So are two operands in half precision, on the tensor
-    cores. Where one is a float32 product, as the state or decay-weighted scores, it is cut into two bfloat16 parts,
-    which hold 16 of its 24 bits at float32's range, at the cost of a second product: rounding it to half precision
-    would lose as much as the result's own rounding, once in each product and again with each chunk of the state.
-    float16 is cut too: it is the sum of two bfloat16 exactly, and float16 parts of the state would overflow.
+    Operands as wide as the sum are multiplied as they are, not in TF32. Where an operand is half, so is the other or
+    it is a float32 product, as the state or decay-weighted scores. The latter is rounded once to as many bits as the
+    half operand came with: to bfloat16, or beside float16 to TF32, because the state and the gradients may leave
+    float16's range. The error that this adds to y is of the size of y's own rounding.
     """
-    a_is_half: tl.constexpr = a.dtype.primitive_bitwidth == 16
-    b_is_half: tl.constexpr = b.dtype.primitive_bitwidth == 16
     wide: tl.constexpr = tl.float64 if a.dtype == tl.float64 else tl.float32
-    total = tl.zeros((a.shape[0], b.shape[1]), wide)
-    if a.dtype == b.dtype:
-        if a_is_half:
-            return _half_product(a, b, total)
-        return tl.dot(a, b, total, input_precision="ieee", out_dtype=wide)
-    a_head = a.to(tl.bfloat16)
-    b_head = b.to(tl.bfloat16)
-    # the products of both tails are below the last bit kept; tails come first, so that the sum rounds them once
-    if not b_is_half or b.dtype == tl.float16:
-        b_tail = (b.to(tl.float32) - b_head.to(tl.float32)).to(tl.bfloat16)
-        total = _half_product(a_head, b_tail, total)
-    if not a_is_half or a.dtype == tl.float16:
-        a_tail = (a.to(tl.float32) - a_head.to(tl.float32)).to(tl.bfloat16)
-        total = _half_product(a_tail, b_head, total)
-    return _half_product(a_head, b_head, total)
+    if a.dtype == tl.bfloat16 or b.dtype == tl.bfloat16:
+        a = a.to(tl.bfloat16)
+        b = b.to(tl.bfloat16)
+        if INTERPRETED:  # numpy would multiply bit patterns
+            a = a.to(tl.float32)
+            b = b.to(tl.float32)
+    elif a.dtype != b.dtype:
+        a = _round_to_tf32(a.to(tl.float32))
+        b = _round_to_tf32(b.to(tl.float32))
+        return tl.dot(a, b, input_precision="tf32", out_dtype=wide)
+    return tl.dot(a, b, input_precision="ieee", out_dtype=wide)
 
 
 @triton.jit
 def biased_steps(dt, dt_bias, times, length, dt_batch, dt_step, dt_head, batch, head, wide: tl.constexpr):
-    """Loads dt + dt_bias of a chunk, zero past the end; offsets are of 64 bits."""
+    """Loads dt + dt_bias, (steps,), of a head; zero plus the bias past the end."""
     pointers = dt + batch * dt_batch + head * dt_head + times.to(tl.int64) * dt_step
     step = tl.load(pointers, mask=times < length, other=0.0).to(wide)
     if dt_bias is not None:
@@ -79,26 +72,67 @@ def biased_steps(dt, dt_bias, times, length, dt_batch, dt_step, dt_head, batch, 
 
 
 @triton.jit
-def step_sizes(biased, times, length, DT_SOFTPLUS: tl.constexpr):
-    """Computes δ; zero past the end, so that these steps neither decay nor drive the state."""
-    step = _softplus(biased) if DT_SOFTPLUS else biased
-    return tl.where(times < length, step, 0.0)
+def step_kernel(
+    dt,
+    A,
+    dt_bias,
+    steps,
+    length,
+    heads,
+    dt_batch,
+    dt_step,
+    dt_head,
+    DT_SOFTPLUS: tl.constexpr,
+    WIDE: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Computes δ and the log-decays s cumulated in each chunk, in units of log 2; one program a chunk of a head.
+
+    ``steps`` is (batch, heads, chunks, 3, CHUNK): δ, and s as the sum of two numbers, so that the differences of s
+    keep a single step's accuracy without float64. Past the end δ is zero: no decay and no input.
+    """
+    program = tl.program_id(0)
+    chunks = tl.cdiv(length, CHUNK)
+    row = (program // chunks).to(tl.int64)
+    batch = row // heads
+    head = row % heads
+    order = tl.arange(0, CHUNK)
+    times = (program % chunks) * CHUNK + order
+    step = biased_steps(dt, dt_bias, times, length, dt_batch, dt_step, dt_head, batch, head, WIDE)
+    if DT_SOFTPLUS:
+        step = _softplus(step)
+    step = tl.where(times < length, step, 0.0)
+    sums = tl.cumsum(step.to(tl.float64) * tl.load(A + head).to(tl.float64) * LOG2_E, 0)
+    rounded = sums.to(WIDE)
+    steps += program.to(tl.int64) * 3 * CHUNK + order
+    tl.store(steps, step)
+    tl.store(steps + CHUNK, rounded)
+    tl.store(steps + 2 * CHUNK, (sums - rounded.to(tl.float64)).to(WIDE))
 
 
 @triton.jit
-def log2_decays(step, rate):
-    """Computes δ A in units of log 2; float64, for the differences of its sums to keep a single step's accuracy."""
-    return step.to(tl.float64) * rate.to(tl.float64) * LOG2_E
+def decays(steps, CHUNK: tl.constexpr):
+    """Computes exp(s_i) and exp(s_last − s_j), (CHUNK,), and exp(s_last) of a chunk."""
+    order = tl.arange(0, CHUNK)
+    sums = tl.load(steps + CHUNK + order)
+    rests = tl.load(steps + 2 * CHUNK + order)
+    last_sum = tl.load(steps + 2 * CHUNK - 1)
+    last_rest = tl.load(steps + 3 * CHUNK - 1)
+    from_start = tl.exp2(sums) * tl.exp2(rests)
+    return (
+        from_start,
+        tl.exp2((last_sum - sums) + (last_rest - rests)),
+        tl.exp2(last_sum) * tl.exp2(last_rest),
+    )
 
 
 @triton.jit
-def pairwise_decays(sums, wide: tl.constexpr):
-    """Computes exp(s_i − s_j) for j ≤ i, else 0, from sums s in float64 and in units of log 2."""
-    order = tl.arange(0, sums.shape[0])
-    # two float32 numbers hold s, so that no difference of all pairs is taken in float64
-    head = sums.to(wide)
-    tail = (sums - head.to(tl.float64)).to(wide)
-    exponents = (head[:, None] - head[None, :]) + (tail[:, None] - tail[None, :])
+def pairwise_decays(steps, CHUNK: tl.constexpr):
+    """Computes exp(s_i − s_j) for j ≤ i, else 0."""
+    order = tl.arange(0, CHUNK)
+    sums = tl.load(steps + CHUNK + order)
+    rests = tl.load(steps + 2 * CHUNK + order)
+    exponents = (sums[:, None] - sums[None, :]) + (rests[:, None] - rests[None, :])
     # before exp: it may overflow above the diagonal
     return tl.exp2(tl.where(order[:, None] >= order[None, :], exponents, float("-inf")))
 
@@ -113,13 +147,11 @@ def load_tile(base, rows, columns, num_rows, num_columns, row_stride, column_str
 
 @triton.jit
 def forward_kernel(
+    steps,
     x,
-    dt,
-    A,
     B,
     C,
     D,
-    dt_bias,
     y,
     last_state,
     states,
@@ -132,9 +164,6 @@ def forward_kernel(
     x_step,
     x_head,
     x_channel,
-    dt_batch,
-    dt_step,
-    dt_head,
     B_batch,
     B_step,
     B_group,
@@ -143,7 +172,6 @@ def forward_kernel(
     C_step,
     C_group,
     C_state,
-    DT_SOFTPLUS: tl.constexpr,
     SAVE_STATES: tl.constexpr,
     OPERAND: tl.constexpr,
     WIDE: tl.constexpr,
@@ -161,44 +189,40 @@ def forward_kernel(
     batch = row // heads
     head = row % heads
     group = head // heads_per_group
-    num_rows = tl.num_programs(0).to(tl.int64) // blocks
+    boundary_size = (tl.num_programs(0) // blocks).to(tl.int64) * headdim * d_state
 
-    steps = tl.arange(0, CHUNK)
+    order = tl.arange(0, CHUNK)
     channels = (program % blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
     columns = tl.arange(0, BLOCK_N)
     in_state = (channels[:, None] < headdim) & (columns[None, :] < d_state)
     state_offsets = row * headdim * d_state + channels[:, None] * d_state + columns[None, :]
+    steps += row * tl.cdiv(length, CHUNK) * 3 * CHUNK
     x += batch * x_batch + head * x_head
     B += batch * B_batch + group * B_group
     C += batch * C_batch + group * C_group
     y += (batch * length * heads + head) * headdim
-    rate = tl.load(A + head)
 
     h = tl.zeros((BLOCK_P, BLOCK_N), WIDE)
     for start in range(0, length, CHUNK):
-        times = start + steps
-        biased = biased_steps(dt, dt_bias, times, length, dt_batch, dt_step, dt_head, batch, head, WIDE)
-        step = step_sizes(biased, times, length, DT_SOFTPLUS)
-        log_decay = log2_decays(step, rate)
-        sums = tl.cumsum(log_decay, 0)
-        total = tl.sum(log_decay, 0)
-
+        times = start + order
         values = load_tile(x, times, channels, length, headdim, x_step, x_channel, OPERAND)
         inputs = load_tile(B, times, columns, length, d_state, B_step, B_state, OPERAND)
         outputs = load_tile(C, times, columns, length, d_state, C_step, C_state, OPERAND)
+        step = tl.load(steps + order)
+        from_start, to_end, over_chunk = decays(steps, CHUNK)
 
-        mixing = product(outputs, tl.trans(inputs)) * pairwise_decays(sums, WIDE) * step[None, :]
-        result = product(outputs, tl.trans(h)) * tl.exp2(sums.to(WIDE))[:, None] + product(mixing, values)
+        mixing = product(outputs, tl.trans(inputs)) * pairwise_decays(steps, CHUNK) * step[None, :]
+        result = product(outputs, tl.trans(h)) * from_start[:, None] + product(mixing, values)
         if D is not None:
             result += values.to(WIDE) * tl.load(D + head).to(WIDE)
         y_pointers = y + times.to(tl.int64)[:, None] * (heads * headdim) + channels[None, :]
         in_y = (times[:, None] < length) & (channels[None, :] < headdim)
         tl.store(y_pointers, result.to(y.dtype.element_ty), mask=in_y)
 
-        to_end = step * tl.exp2((total - sums).to(WIDE))
-        h = h * tl.exp2(total.to(WIDE)) + product(tl.trans(values), inputs.to(WIDE) * to_end[:, None])
+        h = h * over_chunk + product(tl.trans(values), inputs.to(WIDE) * (to_end * step)[:, None])
         if SAVE_STATES:
             if start + CHUNK < length:
-                boundary = (start // CHUNK).to(tl.int64)
-                tl.store(states + boundary * num_rows * headdim * d_state + state_offsets, h, mask=in_state)
+                boundary = states + (start // CHUNK) * boundary_size
+                tl.store(boundary + state_offsets, h, mask=in_state)
+        steps += 3 * CHUNK
     tl.store(last_state + state_offsets, h, mask=in_state)
