@@ -216,7 +216,7 @@ def test_scripted_graph_refuses_the_reference():
     @torch.jit.script
     def scripted(u: torch.Tensor, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
         return torch.ops.timm_mvhybrid.selective_scan(
-            u, u, A, B, B, None, None, None, True, False, "current"
+            u, u, A, B, B, None, None, None, True, False, "current", False
         )[0]
 
     inputs = torch.ones(1, 3, 2), -torch.ones(2, 4), torch.ones(1, 3, 1, 4)
