@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from timm_mvhybrid.ops import inverse_token_dft, token_dft
 from timm_mvhybrid.ops.depthwise import depthwise_conv_silu
-from timm_mvhybrid.ops.spectral import fourier_basis
+from timm_mvhybrid.ops.spectral import forward_basis
 
 LENGTHS = [1, 2, 3, 8, 17, 257]
 
@@ -33,10 +33,10 @@ def test_inverse_equals_the_inverse_fft(length, matrix_length):
 
 def test_basis_is_made_once_and_not_while_tracing():
     x = torch.randn(1, 12, 1)
-    assert fourier_basis(12, x) is fourier_basis(12, x)
-    assert fourier_basis(12, x) is not fourier_basis(12, x.double())
-    assert fourier_basis(12, x.to("meta")).is_meta
-    assert not fourier_basis(12, x).is_meta
+    assert forward_basis(12, x) is forward_basis(12, x)
+    assert forward_basis(12, x) is not forward_basis(12, x.double())
+    assert forward_basis(12, x.to("meta")).is_meta
+    assert not forward_basis(12, x).is_meta
 
 
 def test_basis_made_in_inference_mode_serves_training():

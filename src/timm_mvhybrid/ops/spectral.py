@@ -39,7 +39,7 @@ def token_dft(x: Tensor, scale: float = 1.0, matrix_length: int = MATRIX_LENGTH)
     length = x.shape[-2]
     half = length // 2 + 1
     if length <= matrix_length:
-        spectrum = torch.matmul(fourier_basis(length, x) * scale, x)
+        spectrum = torch.matmul(forward_basis(length, x) * scale, x)
         return spectrum[..., :half, :], spectrum[..., half:, :]
     transformed = torch.fft.rfft(x * scale, dim=-2, norm="ortho")
     return transformed.real, transformed.imag
@@ -63,19 +63,24 @@ def inverse_token_dft(
         Tokens, (..., length, channels), in the dtype of ``real``.
     """
     if length <= matrix_length:
-        half = length // 2 + 1
-        # each frequency between the ends stands for its conjugate partner too
-        weight = torch.full((half,), 2.0 * scale, dtype=real.dtype, device=real.device)
-        weight[0] = scale
-        if length % 2 == 0:
-            weight[-1] = scale
-        basis = fourier_basis(length, real).transpose(0, 1)
-        from_real = torch.matmul(basis[:, :half] * weight, real)
-        return from_real.add_(torch.matmul(basis[:, half:] * weight, imaginary))
+        spectrum = torch.cat([real, imaginary], dim=-2)
+        return torch.matmul(inverse_basis(length, real) * scale, spectrum)
     return torch.fft.irfft(torch.complex(real, imaginary), n=length, dim=-2, norm="ortho") * scale
 
 
-def fourier_basis(length: int, like: Tensor) -> Tensor:
+def inverse_basis(length: int, like: Tensor) -> Tensor:
+    """Returns the matrix of :func:`inverse_token_dft`, (length, 2 (length // 2 + 1)); arguments as below."""
+    basis = forward_basis(length, like).transpose(0, 1)
+    half = length // 2 + 1
+    # each frequency between the ends stands for its conjugate partner too
+    weight = torch.full([half], 2.0, dtype=like.dtype, device=like.device)
+    weight[0] = 1.0
+    if length % 2 == 0:
+        weight[-1] = 1.0
+    return basis * torch.cat([weight, weight])
+
+
+def forward_basis(length: int, like: Tensor) -> Tensor:
     """Returns the matrix of :func:`token_dft`: cosines above negative sines, (2 (length // 2 + 1), length).
 
     Args:

@@ -1,0 +1,276 @@
+"""EinFFT in place, slab by slab of the batch, so that its many light steps stay in the cache; with its gradient.
+
+Layouts: spectra are (rows, 2 · half, d_model), real above imaginary parts of the frequencies 0 … length // 2 (half of
+them); rows of the maps are (4, rows · half, d_model / 2), one matrix a block, real before imaginary channels. Backward
+keeps the input only and takes the forward steps again, which costs less than writing and reading them back.
+"""
+
+import torch
+from torch import Tensor
+
+from ..spectral import forward_basis, inverse_basis
+
+SLAB_ELEMENTS = 1 << 19
+"""Elements of one work buffer; a larger batch is worked off in slabs of this size."""
+
+
+class _Workspace:
+    """Buffers for a slab of up to ``rows`` images, cut to the rows at hand."""
+
+    def __init__(self, x: Tensor, rows: int) -> None:
+        self.x, self.rows = x, rows
+        self.half = x.shape[1] // 2 + 1
+        self._room: dict[str, Tensor] = {}
+
+    def _take(self, name: str, rows: int, a_row: int) -> Tensor:
+        if name not in self._room:
+            self._room[name] = self.x.new_empty(self.rows * a_row)
+        return self._room[name][: rows * a_row]
+
+    def tokens(self, name: str, rows: int) -> Tensor:
+        """(rows, length, d_model)."""
+        return self._take(name, rows, self.x.shape[1:].numel()).view(rows, *self.x.shape[1:])
+
+    def spectrum(self, name: str, rows: int) -> Tensor:
+        """(rows, 2 · half, d_model)."""
+        dim = self.x.shape[2]
+        return self._take(name, rows, 2 * self.half * dim).view(rows, 2 * self.half, dim)
+
+    def blocks(self, name: str, rows: int) -> Tensor:
+        """(4, rows · half, d_model / 2)."""
+        dim = self.x.shape[2]
+        return self._take(name, rows, 2 * self.half * dim).view(4, rows * self.half, dim // 2)
+
+
+def forward(
+    x: Tensor, maps_1: Tensor, bias_1: Tensor, maps_2: Tensor, bias_2: Tensor, threshold: float
+) -> Tensor:
+    """Computes EinFFT; arguments and result as for :func:`.plain.einfft_plain`."""
+    length = x.shape[1]
+    analysis, synthesis = 0.5 * forward_basis(length, x), 0.25 * inverse_basis(length, x)
+    result = x.new_empty(x.shape)
+    slabs = _slabs(x)
+    space = _Workspace(x, _most_rows(slabs))
+    for rows in slabs:
+        count = rows.stop - rows.start
+        positive, negative = _mapped(x[rows], analysis, maps_1, bias_1, maps_2, bias_2, space)[-2:]
+        for values in (positive, negative):
+            torch.ops.aten.softshrink.out(values, threshold, out=values)
+        real, imaginary = positive.chunk(2, dim=-1)
+        real_negative, imaginary_negative = negative.chunk(2, dim=-1)
+        # only the conjugate-symmetric half of the spectrum has a real inverse
+        real.add_(real_negative)
+        imaginary.sub_(imaginary_negative)
+        spectrum = _unfold_blocks(real, imaginary, negative, space.spectrum("spectrum", count))
+        torch.bmm(synthesis.expand(count, -1, -1), spectrum, out=result[rows])
+    return result
+
+
+def backward(
+    grad: Tensor, x: Tensor, maps_1: Tensor, bias_1: Tensor, maps_2: Tensor, bias_2: Tensor, threshold: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Differentiates :func:`forward`.
+
+    Args:
+        grad: Gradient of the result, (batch, length, d_model).
+        x: As for forward, as are all that follow.
+        maps_1: As for forward.
+        bias_1: As for forward.
+        maps_2: As for forward.
+        bias_2: As for forward.
+        threshold: As for forward.
+
+    Returns:
+        The gradients of x, maps_1, bias_1, maps_2 and bias_2.
+    """
+    length = x.shape[1]
+    analysis, synthesis = 0.5 * forward_basis(length, x), 0.25 * inverse_basis(length, x)
+    grad_x = x.new_empty(x.shape)
+    grad_maps_1, grad_maps_2 = torch.zeros_like(maps_1), torch.zeros_like(maps_2)
+    grad_bias_1, grad_bias_2 = torch.zeros_like(bias_1), torch.zeros_like(bias_2)
+    slabs = _slabs(x)
+    space = _Workspace(x, _most_rows(slabs))
+    for rows in slabs:
+        count = rows.stop - rows.start
+        folded, *hidden_both, positive, negative = _mapped(
+            x[rows], analysis, maps_1, bias_1, maps_2, bias_2, space
+        )
+        grad_spectrum = space.spectrum("spectrum", count)
+        torch.bmm(synthesis.mT.expand(count, -1, -1), grad[rows], out=grad_spectrum)
+        grad_blocks = _unfold_blocks_backward(grad_spectrum, space.blocks("grad", count))
+        grad_rows = space.blocks("grad_rows", count).zero_()
+        for sign, (output, hidden) in enumerate(zip((positive, negative), hidden_both, strict=True)):
+            if sign == 1:
+                # the imaginary parts of the negative frequencies entered with a minus
+                grad_blocks.chunk(2, dim=-1)[1].neg_()
+            torch.ops.aten.softshrink_backward.grad_input(grad_blocks, output, threshold, grad_input=output)
+            grad_bias_2[sign] += output.sum(1)
+            grad_maps_2[sign].baddbmm_(hidden.mT, output)
+            grad_hidden = torch.bmm(output, maps_2[sign].mT, out=space.blocks("grad_hidden", count))
+            torch.ops.aten.threshold_backward.grad_input(grad_hidden, hidden, 0.0, grad_input=grad_hidden)
+            grad_bias_1[sign] += grad_hidden.sum(1)
+            grad_maps_1[sign].baddbmm_(folded.mT, grad_hidden)
+            grad_rows.baddbmm_(grad_hidden, maps_1[sign].mT)
+        _fold_blocks_backward(grad_rows, grad_spectrum)
+        grad_tokens = space.tokens("tokens", count)
+        torch.bmm(analysis.mT.expand(count, -1, -1), grad_spectrum, out=grad_tokens)
+        _butterfly_backward(grad_tokens, grad_x[rows])
+    return grad_x, grad_maps_1, grad_bias_1, grad_maps_2, grad_bias_2
+
+
+def _mapped(
+    x: Tensor,
+    analysis: Tensor,
+    maps_1: Tensor,
+    bias_1: Tensor,
+    maps_2: Tensor,
+    bias_2: Tensor,
+    space: _Workspace,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Takes a slab as far as the second maps.
+
+    Returns:
+        The rows of the maps, then for positive and for negative frequencies what lies behind the ReLU, then what lies
+        before the shrinkage, (4, rows · half, d_model / 2) each.
+    """
+    count = len(x)
+    tokens = _butterfly(x, space.tokens("tokens", count))
+    spectrum = torch.bmm(analysis.expand(count, -1, -1), tokens, out=space.spectrum("spectrum", count))
+    rows = _fold_blocks(spectrum, space.blocks("rows", count))
+    hidden, output = [], []
+    for sign, name in enumerate(("positive", "negative")):
+        values = space.blocks(f"{name} hidden", count)
+        torch.baddbmm(bias_1[sign].unsqueeze(1), rows, maps_1[sign], out=values).relu_()
+        hidden.append(values)
+        values = space.blocks(f"{name} output", count)
+        output.append(torch.baddbmm(bias_2[sign].unsqueeze(1), hidden[sign], maps_2[sign], out=values))
+    return rows, hidden[0], hidden[1], output[0], output[1]
+
+
+def _butterfly(x: Tensor, out: Tensor) -> Tensor:
+    """Sums and differences of the blocks: even + odd, b0 − b2, even − odd, b1 − b3.
+
+    Blocks 0 and 2 of the transform over blocks are then real before the token transform; 1 and 3 are p − iq, p + iq.
+    """
+    b0, b1, b2, b3 = x.chunk(4, dim=-1)
+    total, p, difference, q = out.chunk(4, dim=-1)
+    even, odd = b0 + b2, b1 + b3
+    torch.add(even, odd, out=total)
+    torch.sub(b0, b2, out=p)
+    torch.sub(even, odd, out=difference)
+    torch.sub(b1, b3, out=q)
+    return out
+
+
+def _butterfly_backward(grad: Tensor, out: Tensor) -> None:
+    """Applies the transpose of :func:`_butterfly`."""
+    total, p, difference, q = grad.chunk(4, dim=-1)
+    b0, b1, b2, b3 = out.chunk(4, dim=-1)
+    even, odd = total + difference, total - difference
+    torch.add(even, p, out=b0)
+    torch.sub(even, p, out=b2)
+    torch.add(odd, q, out=b1)
+    torch.sub(odd, q, out=b3)
+
+
+def _fold_blocks(spectrum: Tensor, out: Tensor) -> Tensor:
+    """Completes the transform over the blocks: spectra → rows of the maps."""
+    r0, rp, r2, rq, i0, ip, i2, iq = _channels_of(spectrum)
+    (real_0, imaginary_0), (real_1, imaginary_1), (real_2, imaginary_2), (real_3, imaginary_3) = _parts(
+        out, len(spectrum)
+    )
+    real_0.copy_(r0)
+    imaginary_0.copy_(i0)
+    real_2.copy_(r2)
+    imaginary_2.copy_(i2)
+    torch.add(rp, iq, out=real_1)
+    torch.sub(ip, rq, out=imaginary_1)
+    torch.sub(rp, iq, out=real_3)
+    torch.add(ip, rq, out=imaginary_3)
+    return out
+
+
+def _fold_blocks_backward(grad: Tensor, out: Tensor) -> None:
+    """Applies the transpose of :func:`_fold_blocks`."""
+    (real_0, imaginary_0), (real_1, imaginary_1), (real_2, imaginary_2), (real_3, imaginary_3) = _parts(
+        grad, len(out)
+    )
+    r0, rp, r2, rq, i0, ip, i2, iq = _channels_of(out)
+    r0.copy_(real_0)
+    i0.copy_(imaginary_0)
+    r2.copy_(real_2)
+    i2.copy_(imaginary_2)
+    torch.add(real_1, real_3, out=rp)
+    torch.sub(real_1, real_3, out=iq)
+    torch.add(imaginary_1, imaginary_3, out=ip)
+    torch.sub(imaginary_3, imaginary_1, out=rq)
+
+
+def _unfold_blocks(real: Tensor, imaginary: Tensor, scratch: Tensor, out: Tensor) -> Tensor:
+    """Inverts the transform over the blocks: rows of the maps → spectra of the tokens' channels.
+
+    Of i (Z₁ − Z₃) the real part is i₃ − i₁ and the imaginary part r₁ − r₃. ``scratch``, of the shape of the rows, is
+    overwritten.
+    """
+    count = len(out)
+    r0, r1, r2, r3 = real.unflatten(1, (count, -1)).unbind(0)
+    i0, i1, i2, i3 = imaginary.unflatten(1, (count, -1)).unbind(0)
+    (total, difference), (odd, turned), _, _ = _parts(scratch, count)
+    halves = _channels_of(out)
+    for (c0, c1, c2, c3), (z0, z1, z2, z3), (plus, minus) in (
+        (halves[:4], (r0, r1, r2, r3), (i3, i1)),
+        (halves[4:], (i0, i1, i2, i3), (r1, r3)),
+    ):
+        torch.add(z0, z2, out=total)
+        torch.sub(z0, z2, out=difference)
+        torch.add(z1, z3, out=odd)
+        torch.sub(plus, minus, out=turned)
+        torch.add(total, odd, out=c0)
+        torch.add(difference, turned, out=c1)
+        torch.sub(total, odd, out=c2)
+        torch.sub(difference, turned, out=c3)
+    return out
+
+
+def _unfold_blocks_backward(grad: Tensor, out: Tensor) -> Tensor:
+    """Applies the transpose of :func:`_unfold_blocks`; the rows hold real and imaginary parts."""
+    c0, c1, c2, c3, e0, e1, e2, e3 = _channels_of(grad)
+    (r0, i0), (r1, i1), (r2, i2), (r3, i3) = _parts(out, len(grad))
+    even, odd = c0 + c2, c1 + c3
+    torch.add(even, odd, out=r0)
+    torch.sub(even, odd, out=r2)
+    torch.add(e0, e2, out=even)
+    torch.add(e1, e3, out=odd)
+    torch.add(even, odd, out=i0)
+    torch.sub(even, odd, out=i2)
+    torch.sub(c0, c2, out=even)
+    torch.sub(e1, e3, out=odd)
+    torch.add(even, odd, out=r1)
+    torch.sub(even, odd, out=r3)
+    torch.sub(e0, e2, out=even)
+    torch.sub(c1, c3, out=odd)
+    torch.sub(even, odd, out=i1)
+    torch.add(even, odd, out=i3)
+    return out
+
+
+def _channels_of(spectrum: Tensor) -> tuple[Tensor, ...]:
+    """Views the four blocks of channels of the real parts, then of the imaginary parts, (rows, half, width) each."""
+    real, imaginary = spectrum.chunk(2, dim=1)
+    return (*real.chunk(4, dim=-1), *imaginary.chunk(4, dim=-1))
+
+
+def _parts(blocks: Tensor, count: int) -> list[tuple[Tensor, ...]]:
+    """Views (real, imaginary) of each of the four blocks, (rows, half, width) each."""
+    return [block.chunk(2, dim=-1) for block in blocks.unflatten(1, (count, -1)).unbind(0)]
+
+
+def _slabs(x: Tensor) -> list[slice]:
+    """Cuts the batch."""
+    rows = max(1, SLAB_ELEMENTS // max(1, x.shape[1:].numel()))
+    return [slice(first, min(first + rows, len(x))) for first in range(0, len(x), rows)]
+
+
+def _most_rows(slabs: list[slice]) -> int:
+    """Rows of the largest slab."""
+    return max((rows.stop - rows.start for rows in slabs), default=0)
