@@ -5,13 +5,30 @@ them); rows of the maps are (4, rows · half, d_model / 2), one matrix a block, 
 keeps the input only and takes the forward steps again, which costs less than writing and reading them back.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ..spectral import forward_basis, inverse_basis
 
-SLAB_ELEMENTS = 1 << 19
+SLAB_ELEMENTS = 1 << 20
 """Elements of one work buffer; a larger batch is worked off in slabs of this size."""
+
+
+class _Transform(NamedTuple):
+    """A Fourier transform between tokens and half spectra, as two matrices of half its size.
+
+    The cosine of token n is that of token length − n, and the sine its negative, so that cosines act on the sums of
+    such pairs and sines on their differences.
+    """
+
+    cosines: Tensor  # between the first half of the tokens and the real parts, (half, half)
+    sines: Tensor  # between the paired tokens, 1 … (length − 1) // 2, and the imaginary parts
+
+    def transposed(self) -> "_Transform":
+        """Returns the transform of gradients."""
+        return _Transform(self.cosines.mT, self.sines.mT)
 
 
 class _Workspace:
@@ -47,7 +64,7 @@ def forward(
 ) -> Tensor:
     """Computes EinFFT; arguments and result as for :func:`.plain.einfft_plain`."""
     length = x.shape[1]
-    analysis, synthesis = 0.5 * forward_basis(length, x), 0.25 * inverse_basis(length, x)
+    analysis, synthesis = _analysis(length, x), _synthesis(length, x)
     result = x.new_empty(x.shape)
     slabs = _slabs(x)
     space = _Workspace(x, _most_rows(slabs))
@@ -62,7 +79,7 @@ def forward(
         real.add_(real_negative)
         imaginary.sub_(imaginary_negative)
         spectrum = _unfold_blocks(real, imaginary, negative, space.spectrum("spectrum", count))
-        torch.bmm(synthesis.expand(count, -1, -1), spectrum, out=result[rows])
+        _to_tokens(spectrum, synthesis, result[rows])
     return result
 
 
@@ -84,7 +101,7 @@ def backward(
         The gradients of x, maps_1, bias_1, maps_2 and bias_2.
     """
     length = x.shape[1]
-    analysis, synthesis = 0.5 * forward_basis(length, x), 0.25 * inverse_basis(length, x)
+    analysis, synthesis = _analysis(length, x), _synthesis(length, x)
     grad_x = x.new_empty(x.shape)
     grad_maps_1, grad_maps_2 = torch.zeros_like(maps_1), torch.zeros_like(maps_2)
     grad_bias_1, grad_bias_2 = torch.zeros_like(bias_1), torch.zeros_like(bias_2)
@@ -96,7 +113,7 @@ def backward(
             x[rows], analysis, maps_1, bias_1, maps_2, bias_2, space
         )
         grad_spectrum = space.spectrum("spectrum", count)
-        torch.bmm(synthesis.mT.expand(count, -1, -1), grad[rows], out=grad_spectrum)
+        _to_spectrum(grad[rows], synthesis.transposed(), grad_spectrum)
         grad_blocks = _unfold_blocks_backward(grad_spectrum, space.blocks("grad", count))
         grad_rows = space.blocks("grad_rows", count).zero_()
         for sign, (output, hidden) in enumerate(zip((positive, negative), hidden_both, strict=True)):
@@ -113,14 +130,14 @@ def backward(
             grad_rows.baddbmm_(grad_hidden, maps_1[sign].mT)
         _fold_blocks_backward(grad_rows, grad_spectrum)
         grad_tokens = space.tokens("tokens", count)
-        torch.bmm(analysis.mT.expand(count, -1, -1), grad_spectrum, out=grad_tokens)
+        _to_tokens(grad_spectrum, analysis.transposed(), grad_tokens)
         _butterfly_backward(grad_tokens, grad_x[rows])
     return grad_x, grad_maps_1, grad_bias_1, grad_maps_2, grad_bias_2
 
 
 def _mapped(
     x: Tensor,
-    analysis: Tensor,
+    analysis: _Transform,
     maps_1: Tensor,
     bias_1: Tensor,
     maps_2: Tensor,
@@ -135,7 +152,7 @@ def _mapped(
     """
     count = len(x)
     tokens = _butterfly(x, space.tokens("tokens", count))
-    spectrum = torch.bmm(analysis.expand(count, -1, -1), tokens, out=space.spectrum("spectrum", count))
+    spectrum = _to_spectrum(tokens, analysis, space.spectrum("spectrum", count))
     rows = _fold_blocks(spectrum, space.blocks("rows", count))
     hidden, output = [], []
     for sign, name in enumerate(("positive", "negative")):
@@ -145,6 +162,44 @@ def _mapped(
         values = space.blocks(f"{name} output", count)
         output.append(torch.baddbmm(bias_2[sign].unsqueeze(1), hidden[sign], maps_2[sign], out=values))
     return rows, hidden[0], hidden[1], output[0], output[1]
+
+
+def _analysis(length: int, like: Tensor) -> _Transform:
+    """Makes the transform of tokens into spectra, with half of the transform over four blocks' scale."""
+    half = length // 2 + 1
+    basis = 0.5 * forward_basis(length, like)
+    return _Transform(basis[:half, :half], basis[half:, 1 : (length + 1) // 2])
+
+
+def _synthesis(length: int, like: Tensor) -> _Transform:
+    """Makes the inverse; another half, because the spectrum given to it is twice its conjugate-symmetric part."""
+    half = length // 2 + 1
+    basis = 0.25 * inverse_basis(length, like)
+    return _Transform(basis[:half, :half], basis[1 : (length + 1) // 2, half:])
+
+
+def _to_spectrum(tokens: Tensor, transform: _Transform, out: Tensor) -> Tensor:
+    """Transforms tokens (rows, length, d_model) into spectra (rows, 2 · half, d_model)."""
+    half, pairs = transform.cosines.shape[0], transform.sines.shape[1]
+    mirrored = tokens[:, half:].flip(1)
+    sums = tokens[:, :half].clone()
+    sums[:, 1 : pairs + 1].add_(mirrored)
+    differences = torch.sub(tokens[:, 1 : pairs + 1], mirrored, out=mirrored)
+    rows = len(tokens)
+    torch.bmm(transform.cosines.expand(rows, -1, -1), sums, out=out[:, :half])
+    torch.bmm(transform.sines.expand(rows, -1, -1), differences, out=out[:, half:])
+    return out
+
+
+def _to_tokens(spectrum: Tensor, transform: _Transform, out: Tensor) -> None:
+    """Transforms spectra (rows, 2 · half, d_model) into tokens (rows, length, d_model)."""
+    half, pairs = transform.cosines.shape[0], transform.sines.shape[0]
+    rows = len(spectrum)
+    head = torch.bmm(transform.cosines.expand(rows, -1, -1), spectrum[:, :half], out=out[:, :half])
+    odd = torch.bmm(transform.sines.expand(rows, -1, -1), spectrum[:, half:])
+    paired = head[:, 1 : pairs + 1]
+    out[:, half:] = torch.sub(paired, odd).flip(1)
+    paired.add_(odd)
 
 
 def _butterfly(x: Tensor, out: Tensor) -> Tensor:

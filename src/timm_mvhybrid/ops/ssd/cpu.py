@@ -5,17 +5,18 @@ Within a chunk with cumulated log-decays s_i = Σ_{k≤i} δ_k A, start state h 
     y_i = Σ_{j≤i} (C_i · B_j) exp(s_i − s_j) v_j + exp(s_i) h C_i
     h'  = exp(s_last) h + Σ_j exp(s_last − s_j) v_j ⊗ B_j
 
-Backward keeps the chunks' start states only and rebuilds the matrices. A reversed scan sums from the other end and
-takes j ≥ i. The batch is worked off in slabs that fit the cache.
+Only the recurrence of h is a loop; all chunks share every other step. Backward keeps the chunks' start states and
+rebuilds the matrices. A reversed scan sums from the other end and takes j ≥ i. The batch is worked off in slabs that
+fit the cache. Behind the end of the sequence the last chunk is filled with steps of δ = 0, which change nothing.
 
 Two layouts meet. What couples the steps of a chunk is one matrix a head, so its operands are head-major,
-(rows · heads, steps, headdim); what couples chunks shares B and C among the heads of a group, so its operands stay
-token-major, (rows · groups, steps, heads a group · headdim), and states are (rows · groups, d_state, heads a group ·
-headdim): one product a group. Source: Dao and Gu (arXiv 2405.21060), section 6; the gradients are derived by hand.
+(rows · chunks · heads, steps, headdim); what couples chunks shares B and C among the heads of a group, so its operands
+stay token-major, (rows · chunks · groups, steps, heads a group · headdim), and states are (rows, chunks, groups, d_state,
+heads a group · headdim): one product a group. Source: Dao and Gu (arXiv 2405.21060), section 6; the gradients are
+derived by hand.
 """
 
 import math
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -28,7 +29,7 @@ from ..step_sizes import biased_steps, softplus_slope, step_sizes
 CHUNK = 64
 """Longest chunk in steps: the products cost length × CHUNK, the states between chunks length / CHUNK."""
 
-SLAB_ELEMENTS = 1 << 20
+SLAB_ELEMENTS = 1 << 19
 """Elements of one work buffer; on a CPU a larger batch is worked off in slabs of this size."""
 
 LOG2_E = math.log2(math.e)
@@ -36,7 +37,7 @@ LOG2_E = math.log2(math.e)
 
 
 class _Decays(NamedTuple):
-    """Decays of a chunk; the factors a step, (rows, heads, steps), are in the accumulation dtype.
+    """Decays of the chunks; the factors a step, (rows, chunks, heads, steps), are in the accumulation dtype.
 
     With log2-decays s = coarse + fine, coarse being s rounded to the accumulation dtype, the pairwise decays are
     2^fine_i · 2^(coarse_i − coarse_j) · 2^−fine_j. The fine parts go into the operands, so that differences of long
@@ -48,7 +49,7 @@ class _Decays(NamedTuple):
     unrefine: Tensor  # 2^−fine_j, of the pairs' operands
     from_start: Tensor  # exp(s_i)
     to_end: Tensor  # exp(s_end − s_j)
-    total: Tensor  # exp(s_end), (rows, heads)
+    total: Tensor  # exp(s_end), (rows, chunks, heads)
 
 
 def num_chunks(length: int) -> int:
@@ -90,37 +91,32 @@ def forward(
     dtype = accumulation_dtype(x.dtype)
     batch, length, heads, headdim = x.shape
     groups, d_state = B.shape[2:]
-    chunks = _chunks(length, reverse)
+    chunks = num_chunks(length)
     y = x.new_empty(x.shape, dtype=dtype)
     last_state = y.new_empty(batch, heads, headdim, d_state)
-    states = y.new_empty(
-        len(chunks) if save_states else 0, batch * groups, d_state, heads // groups * headdim
-    )
+    states = y.new_empty(batch if save_states else 0, chunks, groups, d_state, heads // groups * headdim)
     for rows in _slabs(x):
-        count = rows.stop - rows.start
-        matrix_rows = slice(rows.start * groups, rows.stop * groups)
+        xf = x[rows].to(dtype)
         step = step_sizes(dt[rows], dt_bias, dt_softplus, dtype)
-        log_decay = _log_decay(step, A)
-        b, c = (_group_major(m[rows], dtype) for m in (B, C))
-        h = y.new_zeros(count * groups, d_state, heads // groups * headdim)
-        for index, times in chunks:
-            if save_states:
-                states[index, matrix_rows] = h
-            decays = _decays(log_decay[..., times], reverse, dtype)
-            v, out = x[rows, times].to(dtype) * step[:, times].unsqueeze(-1), y[rows, times]
-            b_chunk, c_chunk = b[:, times], c[:, times]
-            scores = torch.bmm(c_chunk, b_chunk.mT).unflatten(0, (count, groups)).unsqueeze(2)
-            mixing = _pairwise(decays.coarse, groups, reverse).mul_(scores)
-            mixed = torch.bmm(mixing.flatten(0, 2), _head_major(v, decays.unrefine))
-            carried = _tokens(torch.bmm(c_chunk, h), groups, headdim)
-            torch.mul(carried, _per_token(decays.from_start), out=out)
-            out.addcmul_(mixed.unflatten(0, (count, heads)).transpose(1, 2), _per_token(decays.refine))
-            _decay_state(h, decays.total, groups)
-            h.baddbmm_(b_chunk.mT, _group_tokens(v * _per_token(decays.to_end), groups))
-        last_state[rows] = _state(h, groups, headdim)
-        if D is not None:
-            y[rows].addcmul_(x[rows].to(dtype), D.to(dtype).unsqueeze(-1))
-    return y.to(x.dtype), last_state, states.view(len(states), *last_state.shape)
+        decays = _decays(_log_decay(step, A, chunks), reverse, dtype)
+        b, c = (_group_major(m[rows].to(dtype), chunks) for m in (B, C))
+        v = _chunked(xf * step.unsqueeze(-1), chunks)
+        mixing = _pairwise(decays.coarse, groups, reverse).mul_(_scores(b, c, decays))
+        mixed = torch.bmm(mixing.flatten(0, 3), _head_major(v, decays.unrefine))
+        ends = torch.bmm(b.mT, _group_tokens(v * _per_token(decays.to_end), groups))
+        starts, h = _carry(ends.view(len(xf), chunks, groups, d_state, -1), decays.total, None, reverse)
+        if save_states:
+            states[rows] = starts
+        out = _tokens(torch.bmm(c, starts.flatten(0, 2)), decays, headdim).mul_(_per_token(decays.from_start))
+        out.addcmul_(_token_major(mixed, decays), _per_token(decays.refine))
+        out = out.flatten(1, 2)[:, :length]
+        if D is None:
+            y[rows] = out
+        else:
+            torch.addcmul(out, xf, D.to(dtype).unsqueeze(-1), out=y[rows])
+        last_state[rows] = _state(h, headdim)
+    saved = (chunks if save_states else 0, *last_state.shape)
+    return y.to(x.dtype), last_state, states.view(saved)
 
 
 def backward(
@@ -159,73 +155,63 @@ def backward(
     dtype = accumulation_dtype(x.dtype)
     batch, length, heads, headdim = x.shape
     groups, d_state = B.shape[2:]
-    chunks = _chunks(length, reverse)
-    states = states.view(len(chunks), batch * groups, d_state, heads // groups * headdim)
+    chunks = num_chunks(length)
+    states = states.view(batch, chunks, groups, d_state, heads // groups * headdim)
     grad_x, grad_B, grad_C = (m.new_empty(m.shape, dtype=dtype) for m in (x, B, C))
     grad_dt = dt.new_empty(dt.shape, dtype=torch.float64)
     grad_A = A.new_zeros(A.shape, dtype=torch.float64)
     grad_D = None if D is None else D.new_zeros(D.shape, dtype=dtype)
     for rows in _slabs(x):
-        count = rows.stop - rows.start
-        matrix_rows = slice(rows.start * groups, rows.stop * groups)
+        xf, grad_out = x[rows].to(dtype), grad_y[rows].to(dtype)
         biased = biased_steps(dt[rows], dt_bias, dtype)
         step = F.softplus(biased) if dt_softplus else biased
-        log_decay = _log_decay(step, A)
-        b, c = (_group_major(m[rows], dtype) for m in (B, C))
-        grad_driven_step = torch.empty_like(step, dtype=torch.float64)
-        # float64: a chunk's terms cancel in the difference of row and column sums, and there is one number a step
-        grad_log_decay = torch.empty_like(log_decay)
-        if grad_last_state is None:
-            carry = torch.zeros_like(states[0, matrix_rows])
-        else:
+        decays = _decays(_log_decay(step, A, chunks), reverse, dtype)
+        b, c = (_group_major(m[rows].to(dtype), chunks) for m in (B, C))
+        v, g = _chunked(xf * step.unsqueeze(-1), chunks), _chunked(grad_out, chunks)
+        scores = _scores(b, c, decays)
+        pairs = _pairwise(decays.coarse, groups, reverse)
+        g_heads, v_heads = _head_major(g, decays.refine), _head_major(v, decays.unrefine)
+        grad_pairs = torch.bmm(g_heads, v_heads.mT).view(pairs.shape).mul_(pairs)
+        grad_scores = grad_pairs.sum(3).flatten(0, 2)
+        mixed = torch.bmm(pairs.mul_(scores).flatten(0, 3).mT, g_heads)
+
+        started = _group_tokens(g * _per_token(decays.from_start), groups)
+        ending = _group_tokens(v * _per_token(decays.to_end), groups)
+        starts = states[rows]
+        carry = None
+        if grad_last_state is not None:
             carry = _matrix_state(grad_last_state[rows].to(dtype), groups)
-        for index, times in reversed(chunks):
-            decays = _decays(log_decay[..., times], reverse, dtype)
-            u, g, h = x[rows, times].to(dtype), grad_y[rows, times].to(dtype), states[index, matrix_rows]
-            step_chunk = step[:, times].unsqueeze(-1)
-            v = u * step_chunk
-            b_chunk, c_chunk = b[:, times], c[:, times]
-            scores = torch.bmm(c_chunk, b_chunk.mT).unflatten(0, (count, groups)).unsqueeze(2)
-            pairs = _pairwise(decays.coarse, groups, reverse)
-            g_heads, v_heads = _head_major(g, decays.refine), _head_major(v, decays.unrefine)
-            grad_pairs = torch.bmm(g_heads, v_heads.mT).view(pairs.shape).mul_(pairs)
-            grad_scores = grad_pairs.sum(2).flatten(0, 1)
-            mixing = pairs.mul_(scores)
+        grad_starts = torch.bmm(c.mT, started).view(starts.shape)
+        # the gradient of a chunk's end is carried against the scan
+        grad_ends, _ = _carry(grad_starts, decays.total, carry, not reverse)
+        carried, outgoing = torch.bmm(b, grad_ends.flatten(0, 2)), torch.bmm(c, starts.flatten(0, 2))
+        grad_b = torch.bmm(grad_scores.mT, c).baddbmm_(ending, grad_ends.flatten(0, 2).mT)
+        grad_c = torch.bmm(grad_scores, b).baddbmm_(started, starts.flatten(0, 2).mT)
+        grad_B[rows] = _group_tokens_inverse(grad_b, decays, groups)[:, :length]
+        grad_C[rows] = _group_tokens_inverse(grad_c, decays, groups)[:, :length]
 
-            started = _group_tokens(g * _per_token(decays.from_start), groups)
-            ending = _group_tokens(v * _per_token(decays.to_end), groups)
-            carried = torch.bmm(b_chunk, carry)
-            outgoing = torch.bmm(c_chunk, h)
-            mixed = torch.bmm(mixing.flatten(0, 2).mT, g_heads).unflatten(0, (count, heads)).transpose(1, 2)
-            grad_v = _tokens(carried, groups, headdim) * _per_token(decays.to_end)
-            grad_v.addcmul_(mixed, _per_token(decays.unrefine))
-            grad_u = torch.mul(grad_v, step_chunk, out=grad_x[rows, times])
-            grad_driven_step[:, times] = grad_v.mul_(u).sum(-1, dtype=torch.float64)
-            if D is not None and grad_D is not None:
-                grad_u.addcmul_(g, D.to(dtype).unsqueeze(-1))
-                grad_D += (g * u).sum((0, 1, 3))
-            grad_b = torch.bmm(grad_scores.mT, c_chunk).baddbmm_(ending, carry.mT)
-            grad_c = torch.bmm(grad_scores, b_chunk).baddbmm_(started, h.mT)
-            grad_B[rows, times] = grad_b.unflatten(0, (count, groups)).transpose(1, 2)
-            grad_C[rows, times] = grad_c.unflatten(0, (count, groups)).transpose(1, 2)
+        # float64: a chunk's terms cancel in the difference of row and column sums, and there is one number a step
+        through_pairs = grad_pairs.mul_(scores).flatten(2, 3)
+        through_end = _head_sums(carried * ending, decays, headdim)
+        grad_sums = through_pairs.sum(-1, dtype=torch.float64) - through_pairs.sum(-2, dtype=torch.float64)
+        grad_sums += _head_sums(outgoing * started, decays, headdim) - through_end
+        grad_end = (
+            (grad_ends * starts).sum(-2, dtype=torch.float64).unflatten(-1, (-1, headdim)).sum(-1).flatten(2)
+        )
+        grad_sums[..., 0 if reverse else -1] += through_end.sum(-1) + grad_end * decays.total
+        # s_i sums the log-decays up to i, so each log-decay gathers the gradients of all later sums
+        grad_rate = _cumulate(grad_sums, not reverse).transpose(2, 3).flatten(1, 2)[:, :length]
 
-            through_pairs = grad_pairs.mul_(scores).flatten(1, 2)
-            through_end = _head_sums(carried * ending, groups, headdim)
-            grad_sums = through_pairs.sum(-1, dtype=torch.float64) - through_pairs.sum(
-                -2, dtype=torch.float64
-            )
-            grad_sums += _head_sums(outgoing * started, groups, headdim) - through_end
-            grad_end = _head_sums((carry * h).sum(1, keepdim=True, dtype=torch.float64), groups, headdim)
-            last = 0 if reverse else -1
-            grad_sums[..., last] += through_end.sum(-1) + grad_end[..., 0] * decays.total
-            # s_i sums the log-decays up to i, so each log-decay gathers the gradients of all later sums
-            grad_log_decay[..., times] = _cumulate(grad_sums, not reverse)
-            _decay_state(carry, decays.total, groups)
-            carry.baddbmm_(c_chunk.mT, started)
-
-        grad_rate = grad_log_decay.transpose(1, 2)
-        grad_step = grad_rate * A.double() + grad_driven_step
+        grad_v = _tokens(carried, decays, headdim).mul_(_per_token(decays.to_end))
+        grad_v = grad_v.addcmul_(_token_major(mixed, decays), _per_token(decays.unrefine)).flatten(1, 2)[
+            :, :length
+        ]
+        grad_u = torch.mul(grad_v, step.unsqueeze(-1), out=grad_x[rows])
+        grad_step = grad_rate * A.double() + (grad_v * xf).sum(-1, dtype=torch.float64)
         grad_A += (grad_rate * step).sum((0, 1))
+        if D is not None and grad_D is not None:
+            grad_u.addcmul_(grad_out, D.to(dtype).unsqueeze(-1))
+            grad_D += (grad_out * xf).sum((0, 1, 3))
         grad_dt[rows] = grad_step * softplus_slope(biased) if dt_softplus else grad_step
     return (
         grad_x.to(x.dtype),
@@ -245,17 +231,22 @@ def _slabs(x: Tensor) -> list[slice]:
     return [slice(first, min(first + rows, batch)) for first in range(0, batch, rows)]
 
 
-def _chunks(length: int, reverse: bool) -> list[tuple[int, slice]]:
-    """Cuts the sequence into chunks of nearly equal length, none a stub of a step or two, in scan order."""
-    count = num_chunks(length)
-    bounds = [index * length // count for index in range(count + 1)]
-    slices = [slice(*pair) for pair in pairwise(bounds)]
-    return list(enumerate(slices[::-1] if reverse else slices))
+def _chunked(tokens: Tensor, chunks: int) -> Tensor:
+    """Cuts (rows, length, heads, width) into (rows, chunks, steps, heads, width), zeros behind the end.
+
+    The chunks are as short as their number allows, so that few zeros are needed.
+    """
+    length = tokens.shape[1]
+    steps = -(-length // chunks)
+    missing = chunks * steps - length
+    padded = F.pad(tokens, [0, 0, 0, 0, 0, missing]) if missing else tokens
+    return padded.unflatten(1, (chunks, steps))
 
 
-def _log_decay(step: Tensor, A: Tensor) -> Tensor:
-    """Computes log2 of the decays in float64, (rows, heads, length)."""
-    return (step.double() * (A.double() * LOG2_E)).transpose(1, 2)
+def _log_decay(step: Tensor, A: Tensor, chunks: int) -> Tensor:
+    """Computes log2 of the decays in float64, (rows, chunks, heads, steps)."""
+    log_decay = step.double() * (A.double() * LOG2_E)
+    return _chunked(log_decay.unsqueeze(-1), chunks).squeeze(-1).transpose(2, 3)
 
 
 def _cumulate(values: Tensor, reverse: bool) -> Tensor:
@@ -264,7 +255,7 @@ def _cumulate(values: Tensor, reverse: bool) -> Tensor:
 
 
 def _decays(log_decay: Tensor, reverse: bool, dtype: torch.dtype) -> _Decays:
-    """Computes the decays of a chunk from its log2-decays in float64, (rows, heads, steps)."""
+    """Computes the decays from the log2-decays in float64, (rows, chunks, heads, steps)."""
     sums = _cumulate(log_decay, reverse)
     end = sums[..., :1] if reverse else sums[..., -1:]
     coarse = sums.to(dtype)
@@ -282,60 +273,98 @@ def _decays(log_decay: Tensor, reverse: bool, dtype: torch.dtype) -> _Decays:
 def _pairwise(coarse: Tensor, groups: int, reverse: bool) -> Tensor:
     """Computes 2^(coarse_i − coarse_j) where step j reaches step i, else 0.
 
-    Returns (rows, groups, heads a group, steps, steps).
+    Returns (rows, chunks, groups, heads a group, steps, steps).
     """
     steps = coarse.shape[-1]
     reach = coarse.new_full((steps, steps), -torch.inf)
     reach = reach.tril(-1) if reverse else reach.triu(1)
     difference = coarse.unsqueeze(-1) - coarse.unsqueeze(-2)
-    return difference.add_(reach).exp2_().unflatten(1, (groups, -1))
+    return difference.add_(reach).exp2_().unflatten(2, (groups, -1))
 
 
-def _decay_state(state: Tensor, total: Tensor, groups: int) -> None:
-    """Multiplies a state, (rows · groups, d_state, heads a group · headdim), by a number a head, in place."""
-    rows, heads = total.shape
-    per_group = heads // groups
-    state.view(rows, groups, state.shape[1], per_group, -1).mul_(total.view(rows, groups, 1, per_group, 1))
+def _scores(b: Tensor, c: Tensor, decays: _Decays) -> Tensor:
+    """Computes C_i · B_j, (rows, chunks, groups, 1, steps, steps)."""
+    rows, chunks = decays.total.shape[:2]
+    return torch.bmm(c, b.mT).unflatten(0, (rows, chunks, -1)).unsqueeze(3)
 
 
-def _state(matrix: Tensor, groups: int, headdim: int) -> Tensor:
-    """Turns (rows · groups, d_state, heads a group · headdim) into (rows, heads, headdim, d_state)."""
-    return matrix.unflatten(0, (-1, groups)).unflatten(-1, (-1, headdim)).permute(0, 1, 3, 4, 2).flatten(1, 2)
+def _carry(ends: Tensor, total: Tensor, state: Tensor | None, reverse: bool) -> tuple[Tensor, Tensor]:
+    """Turns what the chunks add to the state into the states before each of them, and the state after the last.
+
+    Args:
+        ends: What each chunk adds, (rows, chunks, groups, d_state, heads a group · headdim).
+        total: What it leaves of the state, (rows, chunks, heads).
+        state: State before the first chunk, (rows, groups, d_state, heads a group · headdim), or None for zero.
+        reverse: Whether the last chunk comes first.
+
+    Returns:
+        The states, of the shape of ``ends``, and of that of ``state``.
+    """
+    rows, chunks, groups = ends.shape[:3]
+    factors = total.view(rows, chunks, groups, 1, -1, 1)
+    starts = torch.empty_like(ends)
+    state = torch.zeros_like(ends[:, 0]) if state is None else state
+    for index in reversed(range(chunks)) if reverse else range(chunks):
+        starts[:, index] = state
+        by_head = starts[:, index].unflatten(-1, (factors.shape[4], -1))
+        state = torch.addcmul(ends[:, index].view(by_head.shape), by_head, factors[:, index]).flatten(3)
+    return starts, state
+
+
+def _state(matrix: Tensor, headdim: int) -> Tensor:
+    """Turns (rows, groups, d_state, heads a group · headdim) into (rows, heads, headdim, d_state)."""
+    return matrix.unflatten(-1, (-1, headdim)).permute(0, 1, 3, 4, 2).flatten(1, 2)
 
 
 def _matrix_state(state: Tensor, groups: int) -> Tensor:
     """Inverts :func:`_state`."""
-    return state.unflatten(1, (groups, -1)).permute(0, 1, 4, 2, 3).flatten(3).flatten(0, 1).contiguous()
+    return state.unflatten(1, (groups, -1)).permute(0, 1, 4, 2, 3).flatten(3)
 
 
-def _group_major(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turns (rows, length, groups, d_state) into contiguous (rows · groups, length, d_state)."""
-    return matrix.to(dtype).transpose(1, 2).flatten(0, 1).contiguous()
+def _group_major(matrix: Tensor, chunks: int) -> Tensor:
+    """Turns (rows, length, groups, d_state) into (rows · chunks · groups, steps, d_state)."""
+    return _chunked(matrix, chunks).transpose(2, 3).flatten(0, 2)
 
 
 def _head_major(values: Tensor, factors: Tensor) -> Tensor:
-    """Turns (rows, steps, heads, headdim) into (rows · heads, steps, headdim), times (rows, heads, steps)."""
-    rows, steps, heads, headdim = values.shape
-    out = values.new_empty(rows, heads, steps, headdim)
-    return torch.mul(values.transpose(1, 2), factors.unsqueeze(-1), out=out).flatten(0, 1)
+    """Turns (rows, chunks, steps, heads, headdim) into (rows · chunks · heads, steps, headdim).
+
+    Multiplies by ``factors``, (rows, chunks, heads, steps), on the way.
+    """
+    out = values.new_empty(*factors.shape, values.shape[-1])
+    return torch.mul(values.transpose(2, 3), factors.unsqueeze(-1), out=out).flatten(0, 2)
+
+
+def _token_major(values: Tensor, decays: _Decays) -> Tensor:
+    """Views (rows · chunks · heads, steps, headdim) as (rows, chunks, steps, heads, headdim)."""
+    return values.unflatten(0, decays.total.shape).transpose(2, 3)
 
 
 def _per_token(factors: Tensor) -> Tensor:
-    """Views (rows, heads, steps) as factors of (rows, steps, heads, headdim)."""
-    return factors.transpose(1, 2).unsqueeze(-1)
+    """Views (rows, chunks, heads, steps) as factors of (rows, chunks, steps, heads, headdim)."""
+    return factors.transpose(2, 3).unsqueeze(-1)
 
 
 def _group_tokens(values: Tensor, groups: int) -> Tensor:
-    """Turns (rows, steps, heads, headdim) into (rows · groups, steps, heads a group · headdim)."""
-    return values.unflatten(2, (groups, -1)).flatten(3).transpose(1, 2).flatten(0, 1)
+    """Turns (rows, chunks, steps, heads, headdim) into (rows · chunks · groups, steps, heads a group · headdim)."""
+    return values.unflatten(3, (groups, -1)).flatten(4).transpose(2, 3).flatten(0, 2)
 
 
-def _tokens(values: Tensor, groups: int, headdim: int) -> Tensor:
+def _group_tokens_inverse(values: Tensor, decays: _Decays, groups: int) -> Tensor:
+    """Turns (rows · chunks · groups, steps, width) into (rows, chunks · steps, groups, width)."""
+    rows, chunks = decays.total.shape[:2]
+    return values.unflatten(0, (rows, chunks, groups)).transpose(2, 3).flatten(1, 2)
+
+
+def _tokens(values: Tensor, decays: _Decays, headdim: int) -> Tensor:
     """Inverts :func:`_group_tokens`."""
-    return values.unflatten(0, (-1, groups)).transpose(1, 2).unflatten(-1, (-1, headdim)).flatten(2, 3)
+    rows, chunks = decays.total.shape[:2]
+    by_head = values.unflatten(0, (rows, chunks, -1)).unflatten(-1, (-1, headdim))
+    return by_head.transpose(2, 3).flatten(3, 4)
 
 
-def _head_sums(values: Tensor, groups: int, headdim: int) -> Tensor:
-    """Sums (rows · groups, steps, heads a group · headdim) over headdim in float64: (rows, heads, steps)."""
+def _head_sums(values: Tensor, decays: _Decays, headdim: int) -> Tensor:
+    """Sums (rows · chunks · groups, steps, heads a group · headdim) over headdim: (rows, chunks, heads, steps)."""
     sums = values.unflatten(-1, (-1, headdim)).sum(-1, dtype=torch.float64)
-    return sums.unflatten(0, (-1, groups)).transpose(2, 3).flatten(1, 2)
+    rows, chunks = decays.total.shape[:2]
+    return sums.unflatten(0, (rows, chunks, -1)).transpose(3, 4).flatten(2, 3)
