@@ -73,14 +73,15 @@ def forward(
     y = u.new_empty(u.shape, dtype=dtype)
     last_state = y.new_empty(batch, *rates.shape)
     states = y.new_empty(num_chunks(length) if save_states else 0, batch, *rates.shape)
-    slab = _slab_size(batch, rates.numel())
-    decays, trajectory = _Buffer(slab, rates), _Buffer(slab, rates)
+    slab = _slab_size(u, rates.numel())
+    steps = CHUNK if save_states else _longest_chunk(slab * rates.numel())
+    decays, trajectory = (_Buffer(steps, slab, rates) for _ in range(2))
     for rows in _slabs(batch, slab):
         x, b, c = (v[rows].to(dtype) for v in (u, B, C))
         step = step_sizes(delta[rows], delta_bias, delta_softplus, dtype)
         driven = step * x
         out, h = y[rows], last_state[rows].zero_()
-        for chunk, times in _chunks(length, reverse):
+        for chunk, times in _chunks(length, steps, reverse):
             if save_states:
                 states[chunk, rows] = h
             h_chunk = _trajectory(
@@ -152,8 +153,8 @@ def backward(
     grad_A = torch.zeros_like(Ag)
     grad_D, grad_bias = (None if v is None else grad_A.new_zeros(v.shape) for v in (D, delta_bias))
     grad_z = None if z is None else z.new_empty(z.shape, dtype=dtype)
-    slab = _slab_size(batch, rates.numel())
-    decays, trajectory, work_buffer = (_Buffer(slab, rates) for _ in range(3))
+    slab = _slab_size(u, rates.numel())
+    decays, trajectory, adjoints = (_Buffer(CHUNK, slab, rates) for _ in range(3))
     for rows in _slabs(batch, slab):
         x, b, c, grad_out = (v[rows].to(dtype) for v in (u, B, C, grad_y))
         biased = biased_steps(delta[rows], delta_bias, dtype)
@@ -167,8 +168,8 @@ def backward(
         if grad_last_state is None:
             carry = rates.new_zeros(len(x), *rates.shape)
         else:
-            carry = grad_last_state[rows].to(dtype)
-        for chunk, times in reversed(_chunks(length, reverse)):
+            carry = grad_last_state[rows].to(dtype, copy=True)
+        for chunk, times in reversed(_chunks(length, CHUNK, reverse)):
             dt, inp, grad = (_time_major(v, times, groups) for v in (step, driven, grad_scan))
             b_chunk, c_chunk = b[:, times].transpose(0, 1), c[:, times].transpose(0, 1)
             start = states[chunk, rows]
@@ -176,14 +177,17 @@ def backward(
             decay = decays.of(dt)
 
             # sums over channels go through sum, which adds pairwise: a matrix product would double their error
-            work = work_buffer.of(dt)
+            work = adjoints.of(dt)
             grad_C[rows, times] = torch.mul(h, grad.unsqueeze(-2), out=work).sum(-1).transpose(0, 1)
             if y is not None:
                 y[:, times] = torch.matmul(c_chunk.unsqueeze(-2), h).flatten(2).transpose(0, 1)
             adjoint = torch.mul(c_chunk.unsqueeze(-1), grad.unsqueeze(-2), out=work)
-            for adjoint_t, decay_t in reversed(_in_scan_order(adjoint, decay, reverse)):
+            # against the scan
+            for adjoint_t, decay_t in zip(
+                adjoints.each(dt, not reverse), decays.each(dt, not reverse), strict=True
+            ):
                 adjoint_t.add_(carry)
-                carry = decay_t * adjoint_t
+                torch.mul(decay_t, adjoint_t, out=carry)
             grad_driven[:, times] = torch.matmul(b_chunk.unsqueeze(-2), adjoint).flatten(2).transpose(0, 1)
 
             if reverse:
@@ -226,15 +230,24 @@ def backward(
 
 
 class _Buffer:
-    """Room for one value a step, row and state, (CHUNK, slab, groups, d_state, channels), used again and again."""
+    """Room for one value a step, row and state, (steps, rows, groups, d_state, channels), used again and again."""
 
-    def __init__(self, slab: int, rates: Tensor) -> None:
-        self.values = rates.new_empty(CHUNK, slab, *rates.shape)
+    def __init__(self, steps: int, rows: int, rates: Tensor) -> None:
+        self._values = rates.new_empty(steps, rows, *rates.shape)
+        self._each: dict[int, tuple[Tensor, ...]] = {}
 
     def of(self, step: Tensor) -> Tensor:
-        """Views as much of the room as a chunk (steps, rows, ...) fills."""
+        """Views as much of the room as a chunk of step sizes (steps, rows, ...) fills."""
         steps, rows = step.shape[:2]
-        return self.values[:steps, :rows]
+        return self._values[:steps, :rows]
+
+    def each(self, step: Tensor, reverse: bool) -> tuple[Tensor, ...]:
+        """Views the steps of a chunk one by one; the views are made once, for they cost as much as the arithmetic."""
+        steps, rows = step.shape[:2]
+        if rows not in self._each:
+            self._each[rows] = self._values[:, :rows].unbind(0)
+        views = self._each[rows][:steps]
+        return views[::-1] if reverse else views
 
 
 def _trajectory(
@@ -248,9 +261,9 @@ def _trajectory(
     reverse: bool,
 ) -> Tensor:
     """Computes the decays and states of a chunk in the given buffers; returns the states."""
-    decay = torch.mul(step.unsqueeze(-2), rates, out=decays.of(step)).exp2_()
+    torch.mul(step.unsqueeze(-2), rates, out=decays.of(step)).exp2_()
     trajectory = torch.mul(driven.unsqueeze(-2), B.unsqueeze(-1), out=states.of(step))
-    for decay_t, state_t in _in_scan_order(decay, trajectory, reverse):
+    for decay_t, state_t in zip(decays.each(step, reverse), states.each(step, reverse), strict=True):
         torch.addcmul(state_t, decay_t, h, out=state_t)
         h = state_t
     return trajectory
@@ -261,17 +274,11 @@ def _slabs(batch: int, slab: int) -> list[slice]:
     return [slice(first, min(first + slab, batch)) for first in range(0, batch, slab)]
 
 
-def _chunks(length: int, reverse: bool) -> list[tuple[int, slice]]:
+def _chunks(length: int, steps: int, reverse: bool) -> list[tuple[int, slice]]:
     """Cuts the sequence into chunks, numbered and listed in scan order."""
-    starts = range(0, length, CHUNK)
-    slices = [slice(first, min(first + CHUNK, length)) for first in (reversed(starts) if reverse else starts)]
+    starts = range(0, length, steps)
+    slices = [slice(first, min(first + steps, length)) for first in (reversed(starts) if reverse else starts)]
     return list(enumerate(slices))
-
-
-def _in_scan_order(decay: Tensor, trajectory: Tensor, reverse: bool) -> list[tuple[Tensor, Tensor]]:
-    """Pairs the values of a chunk step by step."""
-    steps = list(zip(decay.unbind(0), trajectory.unbind(0), strict=True))
-    return steps[::-1] if reverse else steps
 
 
 def _time_major(values: Tensor, times: slice, groups: int) -> Tensor:
@@ -284,6 +291,12 @@ def _grouped_matrix(A: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
     return A.to(dtype).unflatten(0, (groups, -1)).transpose(1, 2).contiguous()
 
 
-def _slab_size(batch: int, state_elements: int) -> int:
-    """Rows of the batch that fill one work buffer, at least one."""
-    return max(1, min(batch, SLAB_ELEMENTS // (CHUNK * state_elements)))
+def _slab_size(u: Tensor, state_elements: int) -> int:
+    """Rows of the batch that fill one work buffer, at least one; other devices than CPUs take all at once."""
+    batch = max(1, u.shape[0])
+    return max(1, min(batch, SLAB_ELEMENTS // (CHUNK * state_elements))) if u.device.type == "cpu" else batch
+
+
+def _longest_chunk(elements: int) -> int:
+    """Steps of a chunk whose start need not be saved: as a step gets cheaper, the calls a chunk weigh more."""
+    return CHUNK * max(1, min(4, SLAB_ELEMENTS // (CHUNK * elements)))
