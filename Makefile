@@ -1,7 +1,7 @@
 # Every habit of the project is one word here; CI and the pre-commit hooks call the same words.
 PYTHON ?= python
 
-.PHONY: format lint types test bench check timm-suite timm-oldest
+.PHONY: format lint types test bench bench-gpu bench-install check timm-suite timm-oldest
 
 format:           ## rewrite the code in the house style
 	$(PYTHON) -m ruff format .
@@ -23,5 +23,17 @@ timm-suite:       ## timm's own test_models.py and test_model_input.py on our mo
 
 timm-oldest:      ## the suite on the oldest timm and torch supported, in an environment of its own
 	$(PYTHON) tests/timm_suite/oldest.py
+
+bench-install:    ## the peers of the benchmarks; of mamba-ssm only its Python files, so that it needs no GPU
+	$(PYTHON) -m pip install -e '.[bench]'
+	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(PYTHON) -m pip install --no-build-isolation --no-deps mamba-ssm
+
+bench:            ## every figure that a CPU can give, beside its peers; half an hour, on an idle machine
+	@status=0; for name in scan einfft model export kernels; do \
+		$(PYTHON) -m benchmarks $$name || status=1; \
+	done; exit $$status
+
+bench-gpu:        ## the figures of a GPU; SDIST_DIR=folder builds mamba-ssm from its source distribution first
+	$(PYTHON) -m benchmarks gpu $(if $(SDIST_DIR),--sdist-dir $(SDIST_DIR))
 
 check: lint types test

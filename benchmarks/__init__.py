@@ -1,0 +1,1 @@
+"""Claims of speed → figures measured beside their peers: ``python -m benchmarks NAME``."""

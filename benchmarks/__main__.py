@@ -1,0 +1,218 @@
+"""Command line: ``python -m benchmarks NAME`` → a report on the terminal, files, an exit code.
+
+0 means that every goal is held, 1 that one is missed or cannot be judged, 2 wrong usage, 3 that an implementation
+disagrees with the reference or a build failed, so that nothing was timed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from tyro.conf import arg, subcommand
+
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .report import Report
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scan(Settings):
+    """Selective scan on a CPU beside mamba_ssm's, mambapy's and torch's; about 4 minutes."""
+
+    def report(self) -> Report:
+        """Runs the benchmark."""
+        from .scan import run
+
+        return run(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EinFFT(Settings):
+    """EinFFT on a CPU beside its straightforward complex form; about a minute."""
+
+    def report(self) -> Report:
+        """Runs the benchmark."""
+        from .einfft import run
+
+        return run(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model(Settings):
+    """Whole models on a CPU beside timm's ViT-S of the same depth; about 9 minutes."""
+
+    def report(self) -> Report:
+        """Runs the benchmark."""
+        from .model import run
+
+        return run(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export(Settings):
+    """torch.export, torch.compile and ONNX for each of the six models."""
+
+    models: tuple[
+        Literal["mvhybrid", "hydra_hybrid", "vim_einfft", "hydra_einfft", "vit12", "vit24"], ...
+    ] = ()
+    """Models to measure; all six by default."""
+    compile_backend: Literal["inductor", "aot_eager"] = "inductor"
+    """Backend of torch.compile; inductor needs a C++ compiler."""
+
+    def report(self) -> Report:
+        """Runs the benchmark."""
+        from .export import run
+
+        return run(self, models=self.models, compile_backend=self.compile_backend)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gpu(Settings):
+    """Scans and training steps on a GPU beside mamba-ssm's kernels, timm's ViT and the memory floor."""
+
+    seconds: float = 15.0
+    """Time in s for each group of contenders, beyond the smallest number of rounds."""
+    device: Annotated[str, arg(metavar="NAME")] = "cuda"
+    """cuda, cuda:1, or with --quick also cpu."""
+    sdist_dir: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """Folder with mamba_ssm-*.tar.gz and causal_conv1d-*.tar.gz to build for this GPU; none is built by default."""
+    parts: tuple[Literal["selective_scan", "ssd_scan", "model"], ...] = (
+        "selective_scan",
+        "ssd_scan",
+        "model",
+    )
+    """What to measure."""
+
+    def report(self) -> Report:
+        """Runs the benchmark."""
+        import torch
+
+        from .gpu import run
+
+        return run(self, torch.device(self.device), self.sdist_dir, self.parts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kernels(Settings):
+    """Registers, spills and shared memory of the Triton kernels, compiled for GPUs that need not be here."""
+
+    def report(self) -> Report:
+        """Runs the benchmark."""
+        from .peers import MissingPeerError
+
+        if importlib.util.find_spec("triton") is None:
+            raise MissingPeerError("triton: not installed; pip install triton")
+        from .kernels import run
+
+        return run(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Readme:
+    """Write the table of ratios in README.md anew, from the newest committed results."""
+
+
+Benchmark = Scan | EinFFT | Model | Export | Kernels | Gpu
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        args: Arguments behind the program's name; None takes the process's.
+
+    Returns:
+        The exit code.
+    """
+    command = tyro.cli(
+        Annotated[Scan, subcommand("scan")]
+        | Annotated[EinFFT, subcommand("einfft")]
+        | Annotated[Model, subcommand("model")]
+        | Annotated[Export, subcommand("export")]
+        | Annotated[Kernels, subcommand("kernels")]
+        | Annotated[Gpu, subcommand("gpu")]
+        | Annotated[Readme, subcommand("readme")],
+        prog="python -m benchmarks",
+        description="Speed of timm_mvhybrid beside its peers. Files go to benchmarks/results.",
+        args=args,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+    if isinstance(command, Readme):
+        from .readme import update
+
+        update()
+        return 0
+    if isinstance(command, Gpu):
+        problem = _device_problem(command)
+        if problem is not None:
+            print(f"error: {problem}", file=sys.stderr)
+            return 2
+    return _measure(command)
+
+
+def _measure(command: Benchmark) -> int:
+    """Runs one benchmark, prints and writes its report."""
+    import torch
+
+    from .agreement import DisagreementError
+    from .peers import MissingPeerError
+    from .provenance import collect
+    from .report import RESULTS
+    from .wheels import BuildError
+
+    device = torch.device(command.device) if isinstance(command, Gpu) else torch.device("cpu")
+    before = torch.get_num_threads()
+    torch.set_num_threads(command.threads)
+    try:
+        provenance = collect(command.threads, device)
+        if provenance.warning:
+            print(provenance.warning, file=sys.stderr)
+        report = command.report()
+    except (DisagreementError, BuildError, MissingPeerError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, MissingPeerError) else 3
+    finally:
+        torch.set_num_threads(before)
+    print(report.markdown(provenance))
+    folder = command.output or (None if command.quick else RESULTS)
+    if folder is not None:
+        for path in report.write(folder, provenance):
+            print(f"wrote {path}")
+    if report.held or command.no_fail:
+        return 0
+    for verdict in report.verdicts:
+        if verdict.word != "held":
+            print(f"{verdict.word}: {verdict.goal.figure}", file=sys.stderr)
+    return 1
+
+
+def _device_problem(command: Gpu) -> str | None:
+    """Says why the GPU benchmark cannot start."""
+    import torch
+
+    try:
+        device = torch.device(command.device)
+    except RuntimeError as error:
+        return f"--device {command.device}: {error}"
+    if device.type == "cpu":
+        return (
+            None
+            if command.quick
+            else "--device cpu is for --quick; times on a CPU: python -m benchmarks scan"
+        )
+    if device.type != "cuda":
+        return f"--device {command.device}: only CUDA devices can be timed"
+    if not torch.cuda.is_available():
+        return f"--device {command.device}: torch {torch.__version__} finds no CUDA device here"
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
