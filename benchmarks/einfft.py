@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from timm_mvhybrid.layers.einfft import einfft
+from timm_mvhybrid.ops.einfft import einfft
 
 from .agreement import check_agreement
 from .complex_einfft import complex_einfft

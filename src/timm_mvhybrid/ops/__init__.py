@@ -3,6 +3,7 @@
 Every operator stands beside a ``*_reference``, a plain loop that is its specification.
 """
 
+from .einfft import einfft
 from .implementation import ImplementationError, implementation_status, use_implementation
 from .selective_scan import selective_scan, selective_scan_reference
 from .spectral import inverse_token_dft, token_dft
@@ -10,6 +11,7 @@ from .ssd import ssd_scan, ssd_scan_reference
 
 __all__ = [
     "ImplementationError",
+    "einfft",
     "implementation_status",
     "inverse_token_dft",
     "selective_scan",

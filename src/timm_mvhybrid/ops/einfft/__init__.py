@@ -55,12 +55,13 @@ def _einfft(
     bias_2: Tensor,
     threshold: float,
     with_operator: bool,
+    operator_length: int = MATRIX_LENGTH,
 ) -> Tensor:
     x = at_least_float32(x)
     maps_1, bias_1 = _real_maps(weight_1.to(x.dtype), True), _real_biases(bias_1.to(x.dtype))
     maps_2, bias_2 = _real_maps(weight_2.to(x.dtype), False), _real_biases(bias_2.to(x.dtype))
     # on other devices a compiler fuses the plain form better than an operator that it cannot see into
-    if with_operator and x.device.type == "cpu" and x.shape[1] <= 1100:
+    if with_operator and x.device.type == "cpu" and x.shape[1] <= operator_length:
         return torch.ops.timm_mvhybrid.einfft(x, maps_1, bias_1, maps_2, bias_2, threshold)
     return einfft_plain(x, maps_1, bias_1, maps_2, bias_2, threshold)
 
