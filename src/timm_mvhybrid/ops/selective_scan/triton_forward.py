@@ -59,7 +59,7 @@ def forward_kernel(
     """
     dtype: tl.constexpr = last_state.dtype.element_ty
     batch, group, block = locate(groups, channels, REPEAT * LANES)
-    c = block * (REPEAT * LANES) + tl.arange(0, REPEAT)[:, None] * LANES + tl.arange(0, LANES)[None, :]
+    c = block * (REPEAT * LANES) + (tl.arange(0, REPEAT)[:, None] * LANES + tl.arange(0, LANES)[None, :])
     d = group * channels + c
     n = tl.arange(0, STATES).to(tl.int64)
     steps = tl.arange(0, STEPS).to(tl.int64)
