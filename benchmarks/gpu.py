@@ -83,7 +83,7 @@ def run(
         notes += build_and_install(sdist_dir, device)
     for scan in implementation_status().scans:
         if scan.device_type == device.type:
-            notes += [f"{scan.operation}, not {name}: {reason}" for name, reason in scan.unavailable.items()]
+            notes += [f"{scan.operation}, not {name}: {reason}" for name, reason in scan.others.items()]
 
     figures: dict[str, Spread] = {}
     tables: list[Table] = []

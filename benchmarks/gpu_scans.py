@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from timm_mvhybrid.ops import implementation, implementation_status, ssd_scan, use_implementation
+from timm_mvhybrid.ops import implementation, ssd_scan, use_implementation
 
 from .agreement import DisagreementError
 from .measure import Spread, measure, timer_for
@@ -138,15 +138,10 @@ def _problem(operation: str, bench: ScanBench, length: int | None = None) -> Pro
 
 def _implementations(bench: ScanBench, operation: str, notes: list[str]) -> list[Peer]:
     """Collects our implementations that can run on the device, or notes what cannot be imported."""
-    status = next(
-        scan
-        for scan in implementation_status().scans
-        if scan.operation == operation and scan.device_type == bench.device.type
-    )
     scan = token_major_scan if operation == "selective_scan" else _ssd_scan
     peers = []
     for name in get_args(Implementation):
-        if name in status.unavailable:
+        if name != "auto" and implementation.why_not(operation, name, bench.device.type, torch.float32):
             continue
         if name in (TRITON, "mamba_ssm"):
             try:

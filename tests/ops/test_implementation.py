@@ -183,9 +183,15 @@ def test_status_says_why_others_are_not_taken(monkeypatch):
     ]
     text = str(status)
     assert "selective_scan on cpu, float32: cpu" in text
+    assert "not reference: could run; the automatic choice prefers the above" in text
     assert "not triton: triton is not installed" in text
     assert "not mamba_ssm: mamba-ssm is not installed" in text
     assert "not mamba_ssm: causal-conv1d is not installed" in text
+
+
+def test_status_of_a_request_that_is_met():
+    with ops.use_implementation("reference"):
+        assert "not cpu: could run; another was asked for" in str(ops.implementation_status())
 
 
 def test_status_of_a_request_that_cannot_be_met(monkeypatch):

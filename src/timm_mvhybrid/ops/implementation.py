@@ -22,6 +22,10 @@ OPERATIONS = {"selective_scan": "selective_scan", "ssd_scan": "ssd"}
 
 Implementation = Literal["auto", "reference", "cpu", "triton", "mamba_ssm"]
 
+_NOT_TAKEN = {
+    True: "could run; the automatic choice prefers the above",
+    False: "could run; another was asked for",
+}
 _REMEDY = 'take another with timm_mvhybrid.ops.use_implementation(...), for instance "auto"'
 
 
@@ -38,14 +42,14 @@ class ScanStatus:
         device_type: ``cpu`` or ``cuda``.
         dtype: Dtype of the input.
         chosen: Implementation that runs, or None where the request cannot be met.
-        unavailable: Every implementation that cannot run here, with the reason.
+        others: Every other implementation, with the reason why it does not run.
     """
 
     operation: str
     device_type: str
     dtype: torch.dtype
     chosen: str | None
-    unavailable: dict[str, str]
+    others: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +72,7 @@ class ImplementationStatus:
             lines.append(
                 f"{scan.operation} on {scan.device_type}, {dtype}: {scan.chosen or 'none: request cannot be met'}"
             )
-            lines += [f"  not {name}: {reason}" for name, reason in scan.unavailable.items()]
+            lines += [f"  not {name}: {reason}" for name, reason in scan.others.items()]
         return "\n".join(lines)
 
 
@@ -135,19 +139,18 @@ def implementation_status() -> ImplementationStatus:
     scans = []
     for device in devices:
         for operation in OPERATIONS:
-            reasons = {name: why_not(operation, name, device, torch.float32) for name in IMPLEMENTATIONS[1:]}
-            unavailable = {name: reason for name, reason in reasons.items() if reason is not None}
             try:
                 chosen = choose(operation, _requested, device, torch.float32)
             except ImplementationError:
                 chosen = None
+            others = {
+                name: why_not(operation, name, device, torch.float32) or _NOT_TAKEN[_requested == "auto"]
+                for name in IMPLEMENTATIONS[1:]
+                if name != chosen
+            }
             scans.append(
                 ScanStatus(
-                    operation=operation,
-                    device_type=device,
-                    dtype=torch.float32,
-                    chosen=chosen,
-                    unavailable=unavailable,
+                    operation=operation, device_type=device, dtype=torch.float32, chosen=chosen, others=others
                 )
             )
         reason = why_not_causal_conv1d(device, torch.float32)
@@ -157,7 +160,7 @@ def implementation_status() -> ImplementationStatus:
                 device_type=device,
                 dtype=torch.float32,
                 chosen="cpu" if reason else "mamba_ssm",
-                unavailable={"mamba_ssm": reason} if reason else {},
+                others={"mamba_ssm": reason} if reason else {"cpu": "could run; the package is faster"},
             )
         )
     return ImplementationStatus(requested=_requested, scans=tuple(scans))
