@@ -1,13 +1,16 @@
-"""The state-space-duality scan in Triton: what ``cpu`` computes, in one kernel forward and two backward.
+"""The state-space-duality scan in Triton: what ``cpu`` computes, in two kernels forward and five backward.
 
-Forward takes one program a head and sequence: 1536 at the model's pretraining size (128 sequences of both directions,
-12 heads of 64 channels, 64 states), more than ten for each multiprocessor, so that chunks need not be spread too.
-Chunks of 64 steps make every product one of 64 × 64 × 64, the least that fills a warp group's tensor cores; shorter
-ones would double the states saved, longer ones the scores. At length 257 forward reads and writes 0.1 GB and
-backward, which is dealt by chunks, 0.4 GB: the states and their gradients are most of it, 100 MB each, and are still
-less than gradients of B and C for every head would be.
+Chunks of 64 steps make the products the least that fill a warp group's tensor cores; shorter ones would double the
+states saved, longer ones the scores. Forward takes one program for 32 channels of a head and sequence, which walks the
+chunks: 1536 programs at the model's pretraining size (64 sequences, length 257, 12 heads of 64 channels, 64 states;
+each direction is a scan), so that the chunks need not be spread too. Twice the channels would share the scores but
+spill. In bfloat16 forward moves 50 MB for x and y and 50 MB for the states there; backward, which reads these twice,
+0.4 GB. Backward deals out chunks. The gradients of B and C are summed over heads in registers: a row for every head
+would be another 0.2 GB.
 
-All choices follow from shapes and dtypes, none from timing, so that a result is the same on every run.
+bfloat16 fits the registers with 32 channels, 64 states and 4 warps; wider operands and more states take 16 channels and
+8 warps. float32 is multiplied without tensor cores and spills some, as does bfloat16 from 128 states on. Choices follow
+from shapes and dtypes, none from timing, and no sum is atomic: a result is the same on every run.
 """
 
 import contextlib
@@ -31,7 +34,7 @@ CHUNK = 64
 """Steps a chunk."""
 
 ENOUGH_PROGRAMS = 512
-"""Fewer programs than about four a multiprocessor leave some idle; backward then shares a group's heads out."""
+"""With fewer, about four a multiprocessor, some would idle; backward then shares a group's heads out."""
 
 _TRITON_DTYPES = {
     torch.float16: tl.float16,
@@ -41,12 +44,15 @@ _TRITON_DTYPES = {
 }
 
 
+_Arguments = dict[str, Tensor | int | None]
+
+
 class Launch(NamedTuple):
     """A kernel with all that it is launched with."""
 
     kernel: Any
     programs: int
-    arguments: dict[str, Tensor | int | None]
+    arguments: _Arguments
     constants: dict[str, Any]
     num_warps: int
     num_stages: int
@@ -67,6 +73,7 @@ def forward(
     dt_bias: Tensor | None,
     dt_softplus: bool,
     save_states: bool,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs the scan.
 
@@ -80,13 +87,14 @@ def forward(
         dt_bias: Added to ``dt``, (heads,).
         dt_softplus: Whether δ is the softplus of the biased ``dt``.
         save_states: Whether to return the states that backward starts from.
+        reverse: Whether time runs from the last token to the first.
 
     Returns:
         y in the dtype of ``x``, (batch, length, heads, headdim); the last state and the states between the chunks,
         (batch, heads, headdim, d_state) and (chunks − 1, batch, heads, headdim, d_state), in the accumulation dtype.
         Without ``save_states`` the latter has no elements.
     """
-    launches = plan_forward(x, dt, A, B, C, D, dt_bias, dt_softplus, save_states)
+    launches = plan_forward(x, dt, A, B, C, D, dt_bias, dt_softplus, save_states, reverse)
     _run(x, launches)
     y, last_state, states = (launches[-1].arguments[name] for name in ("y", "last_state", "states"))
     return y, last_state, states  # type: ignore[return-value]  # the arguments hold numbers too
@@ -102,15 +110,16 @@ def plan_forward(
     dt_bias: Tensor | None,
     dt_softplus: bool,
     save_states: bool,
+    reverse: bool = False,
 ) -> list[Launch]:
     """Allocates what :func:`forward` returns and says how its kernels are launched; tensors may be on meta."""
     batch, length, heads, headdim = x.shape
     groups, d_state = B.shape[2:]
     dtype = accumulation_dtype(x.dtype)
     state = (batch, heads, headdim, d_state)
-    constants = _constants(dtype, headdim, d_state, x, B, C)
-    steps = _plan_steps(dt, A, dt_bias, dt_softplus, dtype)
-    arguments: dict[str, Tensor | int | None] = {
+    constants, num_warps, num_stages = _tiles(dtype, reverse, headdim, d_state, x, B, C)
+    steps = _plan_steps(dt, A, dt_bias, dt_softplus, reverse, dtype)
+    arguments: _Arguments = {
         "steps": steps.arguments["steps"],
         "x": x,
         "B": B,
@@ -130,7 +139,7 @@ def plan_forward(
     }
     programs = batch * heads * triton.cdiv(headdim, constants["BLOCK_P"])
     constants["SAVE_STATES"] = save_states
-    return [steps, Launch(forward_kernel, programs, arguments, constants, num_warps=4, num_stages=2)]
+    return [steps, Launch(forward_kernel, programs, arguments, constants, num_warps, num_stages)]
 
 
 def backward(
@@ -145,6 +154,7 @@ def backward(
     D: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Differentiates :func:`forward`.
 
@@ -160,11 +170,14 @@ def backward(
         D: As for forward.
         dt_bias: As for forward.
         dt_softplus: As for forward.
+        reverse: As for forward.
 
     Returns:
         The gradients of x, dt, A, B, C, D and dt_bias in their dtypes; those of absent inputs are empty.
     """
-    launches = plan_backward(grad_y, grad_last_state, states, x, dt, A, B, C, D, dt_bias, dt_softplus)
+    launches = plan_backward(
+        grad_y, grad_last_state, states, x, dt, A, B, C, D, dt_bias, dt_softplus, reverse
+    )
     _run(x, launches)
     *_, by_group, by_head, steps = (launch.arguments for launch in launches)
     return (
@@ -190,22 +203,23 @@ def plan_backward(
     D: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
+    reverse: bool = False,
 ) -> list[Launch]:
     """Allocates what :func:`backward` sums up and says how its kernels are launched, one after the other."""
     batch, length, heads, headdim = x.shape
     groups, d_state = B.shape[2:]
     dtype = accumulation_dtype(x.dtype)
-    constants = _constants(dtype, headdim, d_state, grad_y, x, B, C)
+    constants, num_warps, num_stages = _tiles(dtype, reverse, headdim, d_state, grad_y, x, B, C)
     blocks = triton.cdiv(headdim, constants["BLOCK_P"])
     chunks = num_chunks(length) + 1
     splits = _splits(batch * chunks * groups, heads // groups)
-    steps = _plan_steps(dt, A, dt_bias, dt_softplus, dtype)
+    steps = _plan_steps(dt, A, dt_bias, dt_softplus, reverse, dtype)
 
-    shared: dict[str, Tensor | int | None] = {
+    state: _Arguments = {
         "steps": steps.arguments["steps"],
         "grad_y": grad_y,
         "grad_last_state": grad_last_state,
-        "grad_states": torch.empty_like(states),
+        "grad_states": states.new_empty(states.shape),
         "C": C,
         "length": length,
         "heads": heads,
@@ -218,32 +232,33 @@ def plan_backward(
     }
     rows = (batch, heads, chunks, blocks)
     # float64: the terms of a chunk cancel in their sum, and there is one number a step and head only
-    grad_sums: dict[str, Tensor | int | None] = {
+    grad_sums: _Arguments = {
         "grad_sums": x.new_empty((*rows, CHUNK), dtype=torch.float64),
         "grad_over_chunk": x.new_empty(rows, dtype=torch.float64),
         "grad_driven": x.new_empty((*rows, CHUNK), dtype=dtype),
     }
-    both: dict[str, Tensor | int | None] = {
-        "states": states,
+    shared: _Arguments = {
+        **state,
+        "states": states.contiguous(),
         "x": x,
         "B": B,
         "batch_size": batch,
         **_strides("x", x, ("batch", "step", "head", "channel")),
         **_strides("B", B, ("batch", "step", "group", "state")),
     }
-    by_head: dict[str, Tensor | int | None] = {
+    own_head: _Arguments = {
         "D": None if D is None else D.contiguous(),
         "grad_x": x.new_empty(x.shape),
         "grad_D": None if D is None else x.new_empty(rows, dtype=dtype),
     }
-    by_group: dict[str, Tensor | int | None] = {
+    own_group: _Arguments = {
         # a whole sum is rounded by the kernel that has it, a partial one not
         "grad_B": B.new_empty((splits, *B.shape), dtype=B.dtype if splits == 1 else dtype),
         "grad_C": C.new_empty((splits, *C.shape), dtype=C.dtype if splits == 1 else dtype),
         "groups": groups,
         "splits": splits,
     }
-    per_step = {
+    by_step = {
         **steps.arguments,
         **grad_sums,
         "grad_dt": dt.new_empty(dt.shape),
@@ -251,37 +266,25 @@ def plan_backward(
         "grad_dt_bias": None if dt_bias is None else x.new_empty(rows[:3], dtype=torch.float64),
         "blocks": blocks,
     }
-    walks = batch * heads * blocks if chunks > 1 else 0
+    walks = batch * heads * blocks
+    sums = batch * chunks * groups * splits
+    by_head, by_group = {**shared, **own_head, **grad_sums}, {**shared, **own_group}
     return [
         steps,
-        Launch(state_gradient_kernel, walks, shared, constants, num_warps=4, num_stages=2),
-        Launch(
-            group_gradient_kernel,
-            batch * chunks * groups * splits,
-            {**shared, **both, **by_group},
-            constants,
-            num_warps=8,
-            num_stages=1,
-        ),
-        Launch(
-            head_gradient_kernel,
-            batch * chunks * heads * blocks,
-            {**shared, **both, **by_head, **grad_sums},
-            constants,
-            num_warps=4,
-            num_stages=1,
-        ),
-        Launch(step_gradient_kernel, steps.programs, per_step, steps.constants, num_warps=1, num_stages=1),
+        Launch(state_gradient_kernel, walks if chunks > 1 else 0, state, constants, num_warps, num_stages),
+        Launch(group_gradient_kernel, sums, by_group, constants, num_warps, num_stages=1),
+        Launch(head_gradient_kernel, walks * chunks, by_head, constants, num_warps, num_stages=1),
+        Launch(step_gradient_kernel, steps.programs, by_step, steps.constants, num_warps=1, num_stages=1),
     ]
 
 
 def _plan_steps(
-    dt: Tensor, A: Tensor, dt_bias: Tensor | None, dt_softplus: bool, dtype: torch.dtype
+    dt: Tensor, A: Tensor, dt_bias: Tensor | None, dt_softplus: bool, reverse: bool, dtype: torch.dtype
 ) -> Launch:
     """Allocates the step sizes and cumulated decays and says how their kernel is launched."""
     batch, length, heads = dt.shape
     chunks = num_chunks(length) + 1
-    arguments: dict[str, Tensor | int | None] = {
+    arguments: _Arguments = {
         "dt": dt,
         "A": A.contiguous(),
         "dt_bias": None if dt_bias is None else dt_bias.contiguous(),
@@ -290,7 +293,12 @@ def _plan_steps(
         "heads": heads,
         **_strides("dt", dt, ("batch", "step", "head")),
     }
-    constants = {"DT_SOFTPLUS": dt_softplus, "WIDE": _TRITON_DTYPES[dtype], "CHUNK": CHUNK}
+    constants = {
+        "DT_SOFTPLUS": dt_softplus,
+        "REVERSE": reverse,
+        "WIDE": _TRITON_DTYPES[dtype],
+        "CHUNK": CHUNK,
+    }
     return Launch(step_kernel, batch * heads * chunks, arguments, constants, num_warps=1, num_stages=1)
 
 
@@ -300,6 +308,11 @@ def _run(x: Tensor, launches: list[Launch]) -> None:
         raise RuntimeError(
             'the Triton kernels need a GPU, but x is on the CPU; choose the "cpu" implementation, or set '
             "TRITON_INTERPRET=1 before the first call to run them in Triton's interpreter"
+        )
+    if x.dtype == torch.float64 and not INTERPRETED:
+        raise RuntimeError(
+            'the Triton kernels take float64 in the interpreter alone; choose the "cpu" implementation, which runs on '
+            "any device"
         )
     with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
         for launch in launches:
@@ -313,17 +326,24 @@ def _run(x: Tensor, launches: list[Launch]) -> None:
                 )
 
 
-def _constants(dtype: torch.dtype, headdim: int, d_state: int, *operands: Tensor) -> dict[str, Any]:
-    """Chooses what the kernels are compiled for: blocks of at least 16, the least that tensor cores multiply."""
+def _tiles(
+    dtype: torch.dtype, reverse: bool, headdim: int, d_state: int, *operands: Tensor
+) -> tuple[dict[str, Any], int, int]:
+    """Chooses what the kernels are compiled for, their warps and their stages; the module says why."""
     dtypes = {operand.dtype for operand in operands}
     half = len(dtypes) == 1 and dtypes <= {torch.float16, torch.bfloat16}
-    return {
-        "OPERAND": _TRITON_DTYPES[dtypes.pop() if half else dtype],
+    operand = dtypes.pop() if half else dtype
+    fits = operand == torch.bfloat16 and d_state <= 64
+    constants = {
+        "REVERSE": reverse,
+        "OPERAND": _TRITON_DTYPES[operand],
         "WIDE": _TRITON_DTYPES[dtype],
         "CHUNK": CHUNK,
-        "BLOCK_P": min(32, max(16, triton.next_power_of_2(headdim))),
+        # the tensor cores multiply blocks of at least 16
+        "BLOCK_P": min(32 if fits else 16, max(16, triton.next_power_of_2(headdim))),
         "BLOCK_N": max(16, triton.next_power_of_2(d_state)),
     }
+    return constants, 4 if fits else 8, 2 if half else 1
 
 
 def _sum(partial: Any, axes: tuple[int, ...], like: Tensor) -> Tensor:

@@ -13,7 +13,15 @@ a step and head has one of is left to ``step_gradient_kernel``.
 import triton
 import triton.language as tl
 
-from .triton_forward import SOFTPLUS_THRESHOLD, biased_steps, decays, load_tile, pairwise_decays, product
+from .triton_forward import (
+    SOFTPLUS_THRESHOLD,
+    biased_steps,
+    decays,
+    load_tile,
+    pairwise_decays,
+    product,
+    tokens_at,
+)
 
 
 @triton.jit
@@ -40,6 +48,7 @@ def state_gradient_kernel(
     C_step,
     C_group,
     C_state,
+    REVERSE: tl.constexpr,
     OPERAND: tl.constexpr,
     WIDE: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -70,13 +79,14 @@ def state_gradient_kernel(
     else:
         grad_last_state += batch * last_batch + head * last_head
         carry = load_tile(
-            grad_last_state, channels, columns, headdim, d_state, last_channel, last_column, WIDE
+            grad_last_state, channels, columns, channels < headdim, d_state, last_channel, last_column, WIDE
         )
     for behind in range(1, chunks):
         chunk = chunks - behind
         times = chunk * CHUNK + order
-        grad = load_tile(grad_y, times, channels, length, headdim, grad_step, grad_channel, OPERAND)
-        outputs = load_tile(C, times, columns, length, d_state, C_step, C_state, OPERAND)
+        tokens, valid = tokens_at(times, length, REVERSE), times < length
+        grad = load_tile(grad_y, tokens, channels, valid, headdim, grad_step, grad_channel, OPERAND)
+        outputs = load_tile(C, tokens, columns, valid, d_state, C_step, C_state, OPERAND)
         from_start, _, over_chunk = decays(steps + chunk * 3 * CHUNK, CHUNK)
         carry = carry * over_chunk + product(tl.trans(grad), outputs.to(WIDE) * from_start[:, None])
         boundary = grad_states + (chunk - 1) * boundary_size
@@ -86,9 +96,9 @@ def state_gradient_kernel(
 @triton.jit
 def load_start(states, chunk, channels, columns, headdim, d_state, boundary_size, dtype: tl.constexpr):
     """Loads the state that a chunk starts from: zero for the first, else that of the boundary before."""
-    rows = tl.where(chunk > 0, headdim, 0)
     states += (chunk - 1) * boundary_size
-    return load_tile(states, channels, columns, rows, d_state, d_state, 1, dtype)
+    inside = channels < tl.where(chunk > 0, headdim, 0)
+    return load_tile(states, channels, columns, inside, d_state, d_state, 1, dtype)
 
 
 @triton.jit
@@ -109,14 +119,15 @@ def load_end(
 ):
     """Loads the gradient of the state that a chunk ends with: the last state's, else that of the boundary after."""
     is_last = chunk + 1 == chunks
-    rows = tl.where(is_last, 0, headdim)
-    carry = load_tile(
-        grad_states + chunk * boundary_size, channels, columns, rows, d_state, d_state, 1, dtype
-    )
+    grad_states += chunk * boundary_size
+    inside = channels < tl.where(is_last, 0, headdim)
+    carry = load_tile(grad_states, channels, columns, inside, d_state, d_state, 1, dtype)
     if grad_last_state is not None:
-        last = grad_last_state + last_offset
-        rows = tl.where(is_last, headdim, 0)
-        carry += load_tile(last, channels, columns, rows, d_state, last_channel, last_column, dtype)
+        grad_last_state += last_offset
+        inside = channels < tl.where(is_last, headdim, 0)
+        carry += load_tile(
+            grad_last_state, channels, columns, inside, d_state, last_channel, last_column, dtype
+        )
     return carry
 
 
@@ -162,6 +173,7 @@ def head_gradient_kernel(
     C_step,
     C_group,
     C_state,
+    REVERSE: tl.constexpr,
     OPERAND: tl.constexpr,
     WIDE: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -186,6 +198,7 @@ def head_gradient_kernel(
 
     order = tl.arange(0, CHUNK)
     times = chunk * CHUNK + order
+    tokens, valid = tokens_at(times, length, REVERSE), times < length
     columns = tl.arange(0, BLOCK_N)
     channels = block * BLOCK_P + tl.arange(0, BLOCK_P)
     x += batch * x_batch + head * x_head
@@ -199,10 +212,10 @@ def head_gradient_kernel(
     boundary_size = (batch_size * heads).to(tl.int64) * headdim * d_state
     row_offset = row * headdim * d_state
 
-    values = load_tile(x, times, channels, length, headdim, x_step, x_channel, OPERAND)
-    grad = load_tile(grad_y, times, channels, length, headdim, grad_step, grad_channel, OPERAND)
-    inputs = load_tile(B, times, columns, length, d_state, B_step, B_state, OPERAND)
-    outputs = load_tile(C, times, columns, length, d_state, C_step, C_state, OPERAND)
+    values = load_tile(x, tokens, channels, valid, headdim, x_step, x_channel, OPERAND)
+    grad = load_tile(grad_y, tokens, channels, valid, headdim, grad_step, grad_channel, OPERAND)
+    inputs = load_tile(B, tokens, columns, valid, d_state, B_step, B_state, OPERAND)
+    outputs = load_tile(C, tokens, columns, valid, d_state, C_step, C_state, OPERAND)
 
     mixing = product(outputs, tl.trans(inputs)) * pairwise_decays(steps, CHUNK)
     grad_values = product(tl.trans(mixing), grad)
@@ -245,9 +258,9 @@ def head_gradient_kernel(
         wide_grad = grad.to(WIDE)
         grad_values += wide_grad * tl.load(D + head).to(WIDE)
         tl.store(grad_D + place, tl.sum(tl.sum(wide_grad * values.to(WIDE), 1), 0))
-    x_rows = (batch * length + times) * heads + head
+    x_rows = (batch * length + tokens) * heads + head
     x_pointers = grad_x + x_rows[:, None] * headdim + channels[None, :]
-    in_x = (times[:, None] < length) & (channels[None, :] < headdim)
+    in_x = valid[:, None] & (channels[None, :] < headdim)
     tl.store(x_pointers, grad_values.to(grad_x.dtype.element_ty), mask=in_x)
 
 
@@ -291,6 +304,7 @@ def group_gradient_kernel(
     C_step,
     C_group,
     C_state,
+    REVERSE: tl.constexpr,
     OPERAND: tl.constexpr,
     WIDE: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -307,59 +321,63 @@ def group_gradient_kernel(
     chunks = tl.cdiv(length, CHUNK)
     chunk = ((program // splits // groups) % chunks).to(tl.int64)
     batch = (program // splits // groups // chunks).to(tl.int64)
-    blocks = tl.cdiv(headdim, BLOCK_P)
     heads_per_split = heads_per_group // splits
     boundary_size = (batch_size * heads).to(tl.int64) * headdim * d_state
 
     order = tl.arange(0, CHUNK)
     times = chunk * CHUNK + order
+    tokens, valid = tokens_at(times, length, REVERSE), times < length
     columns = tl.arange(0, BLOCK_N)
     grad_scores = tl.zeros((CHUNK, CHUNK), WIDE)
     grad_inputs = tl.zeros((CHUNK, BLOCK_N), WIDE)
     grad_outputs = tl.zeros((CHUNK, BLOCK_N), WIDE)
-    for part in range(0, heads_per_split * blocks):
-        head = group * heads_per_group + split * heads_per_split + part // blocks
+    for part in range(0, heads_per_split):
+        head = group * heads_per_group + split * heads_per_split + part
         row = batch * heads + head
-        channels = (part % blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
-        row_steps = steps + (row * chunks + chunk) * 3 * CHUNK
-        step = tl.load(row_steps + order)
-        from_start, to_end, _ = decays(row_steps, CHUNK)
-        row_x = x + batch * x_batch + head * x_head
-        values = load_tile(row_x, times, channels, length, headdim, x_step, x_channel, OPERAND)
-        row_grad = grad_y + batch * grad_batch + head * grad_head
-        grad = load_tile(row_grad, times, channels, length, headdim, grad_step, grad_channel, OPERAND)
-
         row_offset = row * headdim * d_state
-        h = load_start(states + row_offset, chunk, channels, columns, headdim, d_state, boundary_size, WIDE)
-        grad_outputs += product(grad, h) * from_start[:, None]
-        carry = load_end(
-            grad_states + row_offset,
-            grad_last_state,
-            batch * last_batch + head * last_head,
-            chunk,
-            chunks,
-            channels,
-            columns,
-            headdim,
-            d_state,
-            boundary_size,
-            last_channel,
-            last_column,
-            WIDE,
-        )
-        grad_inputs += product(values, carry) * (to_end * step)[:, None]
-        weighted = product(grad, tl.trans(values)) * pairwise_decays(row_steps, CHUNK)
-        grad_scores += weighted * step[None, :]
+        row_x = x + batch * x_batch + head * x_head
+        row_grad = grad_y + batch * grad_batch + head * grad_head
+        row_steps = steps + (row * chunks + chunk) * 3 * CHUNK
+        grad_pairs = tl.zeros((CHUNK, CHUNK), WIDE)
+        for first in range(0, headdim, BLOCK_P):
+            channels = first + tl.arange(0, BLOCK_P)
+            values = load_tile(row_x, tokens, channels, valid, headdim, x_step, x_channel, OPERAND)
+            grad = load_tile(row_grad, tokens, channels, valid, headdim, grad_step, grad_channel, OPERAND)
+            grad_pairs += product(grad, tl.trans(values))
+            from_start, to_end, _ = decays(row_steps, CHUNK)
+            h = load_start(
+                states + row_offset, chunk, channels, columns, headdim, d_state, boundary_size, WIDE
+            )
+            grad_outputs += product(grad, h) * from_start[:, None]
+            carry = load_end(
+                grad_states + row_offset,
+                grad_last_state,
+                batch * last_batch + head * last_head,
+                chunk,
+                chunks,
+                channels,
+                columns,
+                headdim,
+                d_state,
+                boundary_size,
+                last_channel,
+                last_column,
+                WIDE,
+            )
+            to_end *= tl.load(row_steps + order)
+            grad_inputs += product(values, carry) * to_end[:, None]
+        step = tl.load(row_steps + order)
+        grad_scores += grad_pairs * pairwise_decays(row_steps, CHUNK) * step[None, :]
 
     B += batch * B_batch + group * B_group
     C += batch * C_batch + group * C_group
-    inputs = load_tile(B, times, columns, length, d_state, B_step, B_state, OPERAND)
-    outputs = load_tile(C, times, columns, length, d_state, C_step, C_state, OPERAND)
+    inputs = load_tile(B, tokens, columns, valid, d_state, B_step, B_state, OPERAND)
+    outputs = load_tile(C, tokens, columns, valid, d_state, C_step, C_state, OPERAND)
     grad_outputs += product(grad_scores, inputs)
     grad_inputs += product(tl.trans(grad_scores), outputs)
-    matrix_rows = ((split * batch_size + batch) * length + times) * groups + group
+    matrix_rows = ((split * batch_size + batch) * length + tokens) * groups + group
     offsets = matrix_rows[:, None] * d_state + columns[None, :]
-    in_matrix = (times[:, None] < length) & (columns[None, :] < d_state)
+    in_matrix = valid[:, None] & (columns[None, :] < d_state)
     tl.store(grad_B + offsets, grad_inputs.to(grad_B.dtype.element_ty), mask=in_matrix)
     tl.store(grad_C + offsets, grad_outputs.to(grad_C.dtype.element_ty), mask=in_matrix)
 
@@ -383,6 +401,7 @@ def step_gradient_kernel(
     dt_step,
     dt_head,
     DT_SOFTPLUS: tl.constexpr,
+    REVERSE: tl.constexpr,
     WIDE: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
@@ -397,6 +416,7 @@ def step_gradient_kernel(
     head = row % heads
     order = tl.arange(0, CHUNK)
     times = (program % chunks) * CHUNK + order
+    tokens, valid = tokens_at(times, length, REVERSE), times < length
 
     through_sums = tl.zeros((CHUNK,), tl.float64)
     driven = tl.zeros((CHUNK,), tl.float64)
@@ -408,12 +428,12 @@ def step_gradient_kernel(
         driven += tl.load(grad_driven + place * CHUNK + order).to(tl.float64)
     grad = through_sums * tl.load(A + head).to(tl.float64) + driven
     if DT_SOFTPLUS:
-        biased = biased_steps(dt, dt_bias, times, length, dt_batch, dt_step, dt_head, batch, head, WIDE)
+        biased = biased_steps(dt, dt_bias, tokens, valid, dt_batch, dt_step, dt_head, batch, head, WIDE)
         slope = 1.0 / (1.0 + tl.exp(-biased))
         grad *= tl.where(biased > SOFTPLUS_THRESHOLD, 1.0, slope).to(tl.float64)
     step = tl.load(steps + program * 3 * CHUNK + order)
     tl.store(grad_A + program, tl.sum(through_sums * step.to(tl.float64), 0))
     if dt_bias is not None:
-        tl.store(grad_dt_bias + program, tl.sum(tl.where(times < length, grad, 0.0), 0))
-    pointers = grad_dt + (batch * length + times) * heads + head
-    tl.store(pointers, grad.to(grad_dt.dtype.element_ty), mask=times < length)
+        tl.store(grad_dt_bias + program, tl.sum(tl.where(valid, grad, 0.0), 0))
+    pointers = grad_dt + (batch * length + tokens) * heads + head
+    tl.store(pointers, grad.to(WIDE).to(grad_dt.dtype.element_ty), mask=valid)

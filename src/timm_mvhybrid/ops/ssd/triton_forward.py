@@ -48,24 +48,33 @@ def product(a, b):
     float16's range. The error that this adds to y is of the size of y's own rounding.
     """
     wide: tl.constexpr = tl.float64 if a.dtype == tl.float64 else tl.float32
-    if a.dtype == tl.bfloat16 or b.dtype == tl.bfloat16:
-        a = a.to(tl.bfloat16)
+    if a.dtype == tl.bfloat16:
         b = b.to(tl.bfloat16)
-        if INTERPRETED:  # numpy would multiply bit patterns
-            a = a.to(tl.float32)
-            b = b.to(tl.float32)
-    elif a.dtype != b.dtype:
+    elif b.dtype == tl.bfloat16:
+        a = a.to(tl.bfloat16)
+    if a.dtype != b.dtype:
         a = _round_to_tf32(a.to(tl.float32))
         b = _round_to_tf32(b.to(tl.float32))
         return tl.dot(a, b, input_precision="tf32", out_dtype=wide)
+    if INTERPRETED:
+        if a.dtype == tl.bfloat16:  # numpy would multiply bit patterns
+            a = a.to(tl.float32)
+            b = b.to(tl.float32)
     return tl.dot(a, b, input_precision="ieee", out_dtype=wide)
 
 
 @triton.jit
-def biased_steps(dt, dt_bias, times, length, dt_batch, dt_step, dt_head, batch, head, wide: tl.constexpr):
+def tokens_at(times, length, REVERSE: tl.constexpr):
+    """Says which tokens the scan is at at given times, in 64 bits for offsets; none past the end."""
+    times = times.to(tl.int64)
+    return length - 1 - times if REVERSE else times
+
+
+@triton.jit
+def biased_steps(dt, dt_bias, tokens, valid, dt_batch, dt_step, dt_head, batch, head, wide: tl.constexpr):
     """Loads dt + dt_bias, (steps,), of a head; zero plus the bias past the end."""
-    pointers = dt + batch * dt_batch + head * dt_head + times.to(tl.int64) * dt_step
-    step = tl.load(pointers, mask=times < length, other=0.0).to(wide)
+    pointers = dt + batch * dt_batch + head * dt_head + tokens * dt_step
+    step = tl.load(pointers, mask=valid, other=0.0).to(wide)
     if dt_bias is not None:
         step += tl.load(dt_bias + head).to(wide)
     return step
@@ -83,6 +92,7 @@ def step_kernel(
     dt_step,
     dt_head,
     DT_SOFTPLUS: tl.constexpr,
+    REVERSE: tl.constexpr,
     WIDE: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
@@ -98,10 +108,11 @@ def step_kernel(
     head = row % heads
     order = tl.arange(0, CHUNK)
     times = (program % chunks) * CHUNK + order
-    step = biased_steps(dt, dt_bias, times, length, dt_batch, dt_step, dt_head, batch, head, WIDE)
+    tokens, valid = tokens_at(times, length, REVERSE), times < length
+    step = biased_steps(dt, dt_bias, tokens, valid, dt_batch, dt_step, dt_head, batch, head, WIDE)
     if DT_SOFTPLUS:
         step = _softplus(step)
-    step = tl.where(times < length, step, 0.0)
+    step = tl.where(valid, step, 0.0)
     sums = tl.cumsum(step.to(tl.float64) * tl.load(A + head).to(tl.float64) * LOG2_E, 0)
     rounded = sums.to(WIDE)
     steps += program.to(tl.int64) * 3 * CHUNK + order
@@ -138,10 +149,10 @@ def pairwise_decays(steps, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def load_tile(base, rows, columns, num_rows, num_columns, row_stride, column_stride, dtype: tl.constexpr):
+def load_tile(base, rows, columns, valid_rows, num_columns, row_stride, column_stride, dtype: tl.constexpr):
     """Loads a matrix, zero outside."""
     pointers = base + rows.to(tl.int64)[:, None] * row_stride + columns.to(tl.int64)[None, :] * column_stride
-    inside = (rows[:, None] < num_rows) & (columns[None, :] < num_columns)
+    inside = valid_rows[:, None] & (columns[None, :] < num_columns)
     return tl.load(pointers, mask=inside, other=0.0).to(dtype)
 
 
@@ -173,6 +184,7 @@ def forward_kernel(
     C_group,
     C_state,
     SAVE_STATES: tl.constexpr,
+    REVERSE: tl.constexpr,
     OPERAND: tl.constexpr,
     WIDE: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -205,9 +217,10 @@ def forward_kernel(
     h = tl.zeros((BLOCK_P, BLOCK_N), WIDE)
     for start in range(0, length, CHUNK):
         times = start + order
-        values = load_tile(x, times, channels, length, headdim, x_step, x_channel, OPERAND)
-        inputs = load_tile(B, times, columns, length, d_state, B_step, B_state, OPERAND)
-        outputs = load_tile(C, times, columns, length, d_state, C_step, C_state, OPERAND)
+        tokens, valid = tokens_at(times, length, REVERSE), times < length
+        values = load_tile(x, tokens, channels, valid, headdim, x_step, x_channel, OPERAND)
+        inputs = load_tile(B, tokens, columns, valid, d_state, B_step, B_state, OPERAND)
+        outputs = load_tile(C, tokens, columns, valid, d_state, C_step, C_state, OPERAND)
         step = tl.load(steps + order)
         from_start, to_end, over_chunk = decays(steps, CHUNK)
 
@@ -215,8 +228,8 @@ def forward_kernel(
         result = product(outputs, tl.trans(h)) * from_start[:, None] + product(mixing, values)
         if D is not None:
             result += values.to(WIDE) * tl.load(D + head).to(WIDE)
-        y_pointers = y + times.to(tl.int64)[:, None] * (heads * headdim) + channels[None, :]
-        in_y = (times[:, None] < length) & (channels[None, :] < headdim)
+        y_pointers = y + tokens[:, None] * (heads * headdim) + channels[None, :]
+        in_y = valid[:, None] & (channels[None, :] < headdim)
         tl.store(y_pointers, result.to(y.dtype.element_ty), mask=in_y)
 
         h = h * over_chunk + product(tl.trans(values), inputs.to(WIDE) * (to_end * step)[:, None])
