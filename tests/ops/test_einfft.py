@@ -114,9 +114,20 @@ def test_opcheck():
     x, weight_1, bias_1, weight_2, bias_2 = (v.detach() for v in make_inputs(6))
     maps = _real_maps(weight_1, True), _real_biases(bias_1), _real_maps(weight_2, False), _real_biases(bias_2)
     arguments = tuple(v.clone().requires_grad_() for v in (x, *maps))
-    torch.library.opcheck(torch.ops.timm_mvhybrid.einfft.default, (*arguments, 0.01))
-    backward = (torch.ones_like(x), x, *maps, 0.01)
+    torch.library.opcheck(torch.ops.timm_mvhybrid.einfft.default, (*arguments, 0.01, True))
+    y, saved, passed = torch.ops.timm_mvhybrid.einfft(x, *maps, 0.01, True)
+    backward = (torch.ones_like(y), saved, passed, x, maps[0], maps[2])
     torch.library.opcheck(torch.ops.timm_mvhybrid.einfft_backward.default, backward)
+    with pytest.raises(RuntimeError, match="save=True"):
+        torch.ops.timm_mvhybrid.einfft(*arguments, 0.01, False)
+
+
+def test_inference_keeps_nothing():
+    x, weight_1, bias_1, weight_2, bias_2 = (v.detach() for v in make_inputs(6))
+    maps = _real_maps(weight_1, True), _real_biases(bias_1), _real_maps(weight_2, False), _real_biases(bias_2)
+    y, saved, passed = torch.ops.timm_mvhybrid.einfft(x, *maps, 0.01, False)
+    assert saved.numel() == passed.numel() == 0
+    assert relative_error(y, torch.ops.timm_mvhybrid.einfft(x, *maps, 0.01, True)[0]) == 0
 
 
 def test_vmap_and_grad_take_the_plain_form():

@@ -62,7 +62,9 @@ def _einfft(
     maps_2, bias_2 = _real_maps(weight_2.to(x.dtype), False), _real_biases(bias_2.to(x.dtype))
     # on other devices a compiler fuses the plain form better than an operator that it cannot see into
     if with_operator and x.device.type == "cpu" and x.shape[1] <= operator_length:
-        return torch.ops.timm_mvhybrid.einfft(x, maps_1, bias_1, maps_2, bias_2, threshold)
+        # a trace must not depend on the mode that it was recorded in
+        save = torch.is_grad_enabled() or torch.jit.is_tracing()
+        return torch.ops.timm_mvhybrid.einfft(x, maps_1, bias_1, maps_2, bias_2, threshold, save)[0]
     return einfft_plain(x, maps_1, bias_1, maps_2, bias_2, threshold)
 
 

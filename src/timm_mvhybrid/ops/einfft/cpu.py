@@ -1,8 +1,7 @@
 """EinFFT in place, slab by slab of the batch, so that its many light steps stay in the cache; with its gradient.
 
 Layouts: spectra are (rows, 2 · half, d_model), real above imaginary parts of the frequencies 0 … length // 2 (half of
-them); rows of the maps are (4, rows · half, d_model / 2), one matrix a block, real before imaginary channels. Backward
-keeps the input only and takes the forward steps again, which costs less than writing and reading them back.
+them); rows of the maps are (4, rows · half, d_model / 2), one matrix a block, real before imaginary channels.
 """
 
 from typing import NamedTuple
@@ -39,6 +38,10 @@ class _Workspace:
         self.half = x.shape[1] // 2 + 1
         self._room: dict[str, Tensor] = {}
 
+    def cut(self, rows: slice) -> slice:
+        """Where the rows of the maps lie among those of the whole batch."""
+        return slice(rows.start * self.half, rows.stop * self.half)
+
     def _take(self, name: str, rows: int, a_row: int) -> Tensor:
         if name not in self._room:
             self._room[name] = self.x.new_empty(self.rows * a_row)
@@ -59,109 +62,109 @@ class _Workspace:
         return self._take(name, rows, 2 * self.half * dim).view(4, rows * self.half, dim // 2)
 
 
+def saved_shape(x: Tensor, save: bool) -> list[int]:
+    """Shape of what forward keeps of one set of rows: (4, batch · half, d_model / 2), or no rows without ``save``."""
+    batch, length, dim = x.shape
+    return [4, batch * (length // 2 + 1) if save else 0, dim // 2]
+
+
 def forward(
-    x: Tensor, maps_1: Tensor, bias_1: Tensor, maps_2: Tensor, bias_2: Tensor, threshold: float
-) -> Tensor:
-    """Computes EinFFT; arguments and result as for :func:`.plain.einfft_plain`."""
+    x: Tensor, maps_1: Tensor, bias_1: Tensor, maps_2: Tensor, bias_2: Tensor, threshold: float, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes EinFFT.
+
+    Args:
+        x: As for :func:`.plain.einfft_plain`, as are all but the last.
+        maps_1: As there.
+        bias_1: As there.
+        maps_2: As there.
+        bias_2: As there.
+        threshold: As there.
+        save: Whether to keep what backward needs.
+
+    Returns:
+        The result, (batch, length, d_model); the rows of the first map and what lies behind the ReLU for positive and
+        for negative frequencies, (3, *saved_shape); and where the shrinkage lets something through, bool,
+        (2, *saved_shape).
+    """
     length = x.shape[1]
     analysis, synthesis = _analysis(length, x), _synthesis(length, x)
     result = x.new_empty(x.shape)
+    saved = x.new_empty([3, *saved_shape(x, save)])
+    passed = x.new_empty([2, *saved_shape(x, save)], dtype=torch.bool)
     slabs = _slabs(x)
     space = _Workspace(x, _most_rows(slabs))
     for rows in slabs:
-        count = rows.stop - rows.start
-        positive, negative = _mapped(x[rows], analysis, maps_1, bias_1, maps_2, bias_2, space)[-2:]
-        for values in (positive, negative):
+        count, cut = rows.stop - rows.start, space.cut(rows)
+        spectrum = space.spectrum("spectrum", count)
+        _to_spectrum(_butterfly(x[rows], space.tokens("tokens", count)), analysis, spectrum)
+        folded = _fold_blocks(spectrum, saved[0][:, cut] if save else space.blocks("rows", count))
+        mapped = []
+        for sign, name in enumerate(("positive", "negative")):
+            hidden = saved[1 + sign][:, cut] if save else space.blocks("hidden", count)
+            torch.baddbmm(bias_1[sign].unsqueeze(1), folded, maps_1[sign], out=hidden).relu_()
+            values = space.blocks(name, count)
+            torch.baddbmm(bias_2[sign].unsqueeze(1), hidden, maps_2[sign], out=values)
             torch.ops.aten.softshrink.out(values, threshold, out=values)
+            if save:
+                torch.ne(values, 0, out=passed[sign][:, cut])
+            mapped.append(values)
+        positive, negative = mapped
         real, imaginary = positive.chunk(2, dim=-1)
         real_negative, imaginary_negative = negative.chunk(2, dim=-1)
         # only the conjugate-symmetric half of the spectrum has a real inverse
         real.add_(real_negative)
         imaginary.sub_(imaginary_negative)
-        spectrum = _unfold_blocks(real, imaginary, negative, space.spectrum("spectrum", count))
-        _to_tokens(spectrum, synthesis, result[rows])
-    return result
+        _to_tokens(_unfold_blocks(real, imaginary, negative, spectrum), synthesis, result[rows])
+    return result, saved, passed
 
 
 def backward(
-    grad: Tensor, x: Tensor, maps_1: Tensor, bias_1: Tensor, maps_2: Tensor, bias_2: Tensor, threshold: float
+    grad: Tensor, saved: Tensor, passed: Tensor, x: Tensor, maps_1: Tensor, maps_2: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Differentiates :func:`forward`.
 
     Args:
         grad: Gradient of the result, (batch, length, d_model).
-        x: As for forward, as are all that follow.
+        saved: What forward kept.
+        passed: What it kept of the shrinkage.
+        x: As for forward; its shape alone is of interest.
         maps_1: As for forward.
-        bias_1: As for forward.
         maps_2: As for forward.
-        bias_2: As for forward.
-        threshold: As for forward.
 
     Returns:
         The gradients of x, maps_1, bias_1, maps_2 and bias_2.
     """
     length = x.shape[1]
-    analysis, synthesis = _analysis(length, x), _synthesis(length, x)
+    analysis, synthesis = _analysis(length, x).transposed(), _synthesis(length, x).transposed()
     grad_x = x.new_empty(x.shape)
     grad_maps_1, grad_maps_2 = torch.zeros_like(maps_1), torch.zeros_like(maps_2)
-    grad_bias_1, grad_bias_2 = torch.zeros_like(bias_1), torch.zeros_like(bias_2)
+    grad_bias_1, grad_bias_2 = (maps.new_zeros(maps.shape[:-1]) for maps in (maps_1, maps_2))
     slabs = _slabs(x)
     space = _Workspace(x, _most_rows(slabs))
     for rows in slabs:
-        count = rows.stop - rows.start
-        folded, *hidden_both, positive, negative = _mapped(
-            x[rows], analysis, maps_1, bias_1, maps_2, bias_2, space
-        )
-        grad_spectrum = space.spectrum("spectrum", count)
-        _to_spectrum(grad[rows], synthesis.transposed(), grad_spectrum)
-        grad_blocks = _unfold_blocks_backward(grad_spectrum, space.blocks("grad", count))
-        grad_rows = space.blocks("grad_rows", count).zero_()
-        for sign, (output, hidden) in enumerate(zip((positive, negative), hidden_both, strict=True)):
+        count, cut = rows.stop - rows.start, space.cut(rows)
+        spectrum = _to_spectrum(grad[rows], synthesis, space.spectrum("spectrum", count))
+        grad_blocks = _unfold_blocks_backward(spectrum, space.blocks("blocks", count))
+        grad_rows = space.blocks("rows", count).zero_()
+        for sign in range(2):
             if sign == 1:
                 # the imaginary parts of the negative frequencies entered with a minus
                 grad_blocks.chunk(2, dim=-1)[1].neg_()
-            torch.ops.aten.softshrink_backward.grad_input(grad_blocks, output, threshold, grad_input=output)
-            grad_bias_2[sign] += output.sum(1)
-            grad_maps_2[sign].baddbmm_(hidden.mT, output)
-            grad_hidden = torch.bmm(output, maps_2[sign].mT, out=space.blocks("grad_hidden", count))
+            folded, hidden = saved[0][:, cut], saved[1 + sign][:, cut]
+            grad_mapped = torch.mul(grad_blocks, passed[sign][:, cut], out=space.blocks("mapped", count))
+            grad_bias_2[sign] += grad_mapped.sum(1)
+            grad_maps_2[sign].baddbmm_(hidden.mT, grad_mapped)
+            grad_hidden = torch.bmm(grad_mapped, maps_2[sign].mT, out=space.blocks("hidden", count))
             torch.ops.aten.threshold_backward.grad_input(grad_hidden, hidden, 0.0, grad_input=grad_hidden)
             grad_bias_1[sign] += grad_hidden.sum(1)
             grad_maps_1[sign].baddbmm_(folded.mT, grad_hidden)
             grad_rows.baddbmm_(grad_hidden, maps_1[sign].mT)
-        _fold_blocks_backward(grad_rows, grad_spectrum)
+        _fold_blocks_backward(grad_rows, spectrum)
         grad_tokens = space.tokens("tokens", count)
-        _to_tokens(grad_spectrum, analysis.transposed(), grad_tokens)
+        _to_tokens(spectrum, analysis, grad_tokens)
         _butterfly_backward(grad_tokens, grad_x[rows])
     return grad_x, grad_maps_1, grad_bias_1, grad_maps_2, grad_bias_2
-
-
-def _mapped(
-    x: Tensor,
-    analysis: _Transform,
-    maps_1: Tensor,
-    bias_1: Tensor,
-    maps_2: Tensor,
-    bias_2: Tensor,
-    space: _Workspace,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Takes a slab as far as the second maps.
-
-    Returns:
-        The rows of the maps, then for positive and for negative frequencies what lies behind the ReLU, then what lies
-        before the shrinkage, (4, rows · half, d_model / 2) each.
-    """
-    count = len(x)
-    tokens = _butterfly(x, space.tokens("tokens", count))
-    spectrum = _to_spectrum(tokens, analysis, space.spectrum("spectrum", count))
-    rows = _fold_blocks(spectrum, space.blocks("rows", count))
-    hidden, output = [], []
-    for sign, name in enumerate(("positive", "negative")):
-        values = space.blocks(f"{name} hidden", count)
-        torch.baddbmm(bias_1[sign].unsqueeze(1), rows, maps_1[sign], out=values).relu_()
-        hidden.append(values)
-        values = space.blocks(f"{name} output", count)
-        output.append(torch.baddbmm(bias_2[sign].unsqueeze(1), hidden[sign], maps_2[sign], out=values))
-    return rows, hidden[0], hidden[1], output[0], output[1]
 
 
 def _analysis(length: int, like: Tensor) -> _Transform:
