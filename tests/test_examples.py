@@ -47,7 +47,7 @@ def test_readme_table_of_models(name):
     assert f"| `{name}` | {model.layout()} | {millions:.1f} M |" in README
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"^timm-mvhybrid (\w+)", README, re.MULTILINE))))
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"^timm-mvhybrid ([\w-]+)", README, re.MULTILINE))))
 def test_readme_commands_exist(command):
     result = subprocess.run(
         [sys.executable, "-m", "timm_mvhybrid", command, "--help"], capture_output=True, text=True, check=True

@@ -136,6 +136,84 @@ class Embed:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportOnnx:
+    """Export a model to one ONNX file, compared with the model in onnxruntime."""
+
+    model: Annotated[Positional[str], arg(metavar="NAME")]
+    """Any timm model; 'timm-mvhybrid models' lists ours."""
+    output: Annotated[Path, arg(metavar="FILE.onnx")]
+    """File to write; complete and compared, or absent."""
+    overwrite: bool = False
+    """Replace an existing output."""
+
+    pretrained: bool = False
+    """Take the weights that timm downloads."""
+    checkpoint: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Take the weights of this file (safetensors, or PyTorch tensors). Excludes --pretrained."""
+    seed: int = 0
+    """Seed of random weights, if neither is given."""
+
+    image_size: Annotated[Literal["auto"] | int, arg(metavar="auto|PX")] = "auto"
+    """Height and width in px of the images that the file takes; auto is what the model was made for."""
+    tokens: bool = False
+    """Return every token, (batch, tokens, dim), instead of the pooled features, (batch, dim)."""
+    normalize: bool = False
+    """Normalise in the file: it then takes RGB from 0 to 1. Without, the caller normalises."""
+    opset: Annotated[int, arg(metavar="N")] = 20
+    """Version of the ONNX operators, 20 or higher."""
+    skip_comparison: bool = False
+    """Do not run the file in onnxruntime, where it must agree with the model to 1e-4 of the largest feature."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        from rich.console import Console
+
+        from timm_mvhybrid.evaluate import load_backbone
+        from timm_mvhybrid.models import export_onnx
+        from timm_mvhybrid.models.onnx_export import check_output, check_packages
+
+        check_packages(verify=not self.skip_comparison)
+        check_output(self.output, overwrite=self.overwrite)
+        backbone = load_backbone(
+            self.model, pretrained=self.pretrained, checkpoint=self.checkpoint, seed=self.seed
+        )
+        if backbone.weights == "random":
+            _say(
+                "warning: the weights are random, so the features carry no meaning; "
+                "give --checkpoint FILE or --pretrained"
+            )
+        console = Console(stderr=True, quiet=not sys.stderr.isatty())
+        with console.status("tracing") as status:
+            result = export_onnx(
+                backbone.model,
+                self.output,
+                image_size_px=None if self.image_size == "auto" else self.image_size,
+                tokens=self.tokens,
+                normalize=self.normalize,
+                opset=self.opset,
+                verify=not self.skip_comparison,
+                overwrite=self.overwrite,
+                metadata={"weights": backbone.weights, "weights_sha256": backbone.weights_sha256},
+                on_stage=status.update,
+            )
+        height, width = result.image_size_px
+        compared = (
+            "not compared with the model"
+            if result.largest_error is None
+            else f"differs from the model by {result.largest_error:.1e} of the largest feature"
+        )
+        console.print(
+            f"{backbone.name} → {result.output}, {result.num_bytes / 1e6:.1f} MB, opset {result.opset}\n"
+            f"image: batch × 3 × {height} × {width} px, {result.num_nodes} nodes, {result.seconds:.1f} s; {compared}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        if not sys.stdout.isatty():
+            print(json.dumps(dataclasses.asdict(result), ensure_ascii=False))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Models:
     """List the models of this package."""
 
@@ -180,24 +258,26 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"timm-mvhybrid {__version__}")
         return 0
     command = tyro.cli(
-        Annotated[Embed, subcommand("embed")] | Annotated[Models, subcommand("models")],
+        Annotated[Embed, subcommand("embed")]
+        | Annotated[ExportOnnx, subcommand("export-onnx")]
+        | Annotated[Models, subcommand("models")],
         prog="timm-mvhybrid",
         description="Pathology backbones of timm_mvhybrid. timm-mvhybrid --version prints the version.",
         args=arguments,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
-    if isinstance(command, Embed) and command.pretrained and command.checkpoint is not None:
+    if isinstance(command, Embed | ExportOnnx) and command.pretrained and command.checkpoint is not None:
         _say("error: --pretrained and --checkpoint exclude each other")
         return 2
     from timm_mvhybrid.data import DataError
     from timm_mvhybrid.evaluate import EvaluationError
-    from timm_mvhybrid.models import CheckpointError
+    from timm_mvhybrid.models import CheckpointError, OnnxExportError
 
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             command.run()
-    except (DataError, EvaluationError, CheckpointError) as error:
+    except (DataError, EvaluationError, CheckpointError, OnnxExportError) as error:
         _say(f"error: {error}")
         return 1
     except KeyboardInterrupt:

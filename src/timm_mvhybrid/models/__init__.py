@@ -1,9 +1,10 @@
-"""The backbones: names → timm models, and checkpoints → state dicts that fit them."""
+"""The backbones: names → timm models, checkpoints → state dicts that fit them, models → ONNX files."""
 
 from .checkpoint import CheckpointError, checkpoint_filter_fn
 from .hybrid_vision_transformer import HybridVisionTransformer
 from .loading import load_weights
 from .mvhybrid import HE_MEAN, HE_STD, MODEL_NAMES, TEST_MODEL_NAMES
+from .onnx_export import OnnxExport, OnnxExportError, export_onnx
 
 __all__ = [
     "HE_MEAN",
@@ -12,6 +13,9 @@ __all__ = [
     "TEST_MODEL_NAMES",
     "CheckpointError",
     "HybridVisionTransformer",
+    "OnnxExport",
+    "OnnxExportError",
     "checkpoint_filter_fn",
+    "export_onnx",
     "load_weights",
 ]

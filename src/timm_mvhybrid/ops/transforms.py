@@ -1,18 +1,23 @@
-"""Which form of a scan a call gets: the registered operator, or the one that exporters and torch.func can read."""
+"""Which form of an operation a call gets: the registered operator, or one that exporters and torch.func can read."""
 
 import torch
+from torch.autograd import forward_ad
 
 
 def wants_portable_form() -> bool:
     """Whether a program is being exported (torch.export, ONNX), or a transform of torch.func is at work.
 
-    No other runtime knows the registered operators, and torch.func cannot see into them. Compilation and TorchScript
-    keep them: there they are one node instead of a hundred.
+    No other runtime knows the registered operators, torch.func cannot see into them, and forward-mode derivatives
+    would pass them by without a word. Compilation and TorchScript keep them: there they are one node instead of a
+    hundred.
 
     Returns:
-        True while exporting or inside ``torch.func.grad``, ``vmap``, ``jvp`` and their like.
+        True while exporting, inside ``torch.func.grad``, ``vmap``, ``jvp`` and their like, and inside
+        ``torch.autograd.forward_ad.dual_level``.
     """
     if torch._C._are_functorch_transforms_active() or torch.onnx.is_in_onnx_export():
+        return True
+    if forward_ad._current_level >= 0:
         return True
     if hasattr(torch.compiler, "is_exporting"):
         return torch.compiler.is_exporting()
