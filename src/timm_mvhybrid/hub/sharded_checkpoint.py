@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from .errors import ExportError
@@ -86,8 +87,11 @@ def read_sharded(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Tenso
             # it says that one process reads, which is meant
             warnings.filterwarnings("ignore", message=".*torch.distributed is .*single process")
             dcp.load(tensors, storage_reader=_Reader(folder, index))
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    except (Exception, CheckpointException) as error:
+        # of several processes' failures, of which there is one here
+        failures = [failure for failure, _ in getattr(error, "failures", {}).values()]
+        cause = failures[0] if failures else error
+        reason = next(iter(str(cause).splitlines()), "") or type(cause).__name__
         raise ExportError(
             f"{folder}: its shards cannot be read ({reason}): files are missing, cut short or damaged; copy the checkpoint "
             "again, or take an earlier one"

@@ -66,7 +66,6 @@ def read_training_checkpoint(path: str | Path, branch: Branch = "teacher") -> Tr
         chosen = _choose(path, [found for found, _ in names.values()], branch)
         tensors = read_sharded(path, lambda name: names[name][0] == chosen and _is_weight(names[name][1]))
         tensors = {names[name][1]: tensor for name, tensor in tensors.items()}
-        check_finite(tensors, path)
         sha256 = file_sha256(path / INDEX_FILE)
     else:
         weights = read_weights(path)
@@ -79,6 +78,7 @@ def read_training_checkpoint(path: str | Path, branch: Branch = "teacher") -> Tr
             if found == chosen and _is_weight(rest)
         }
         sha256 = weights.sha256
+    check_finite(tensors, path)
     step = re.search(r"step_?(\d+)", path.name)
     return TrainingCheckpoint(
         path=path,

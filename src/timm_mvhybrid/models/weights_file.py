@@ -47,7 +47,7 @@ def read_weights(
     """Reads a weights file without running anything that it holds.
 
     The file's bytes are compared with the sha256 before a tensor is used; without one, the tensors of a file that this
-    package exported are compared with the digest in its metadata. Tensors must be finite.
+    package exported are compared with the digest in its metadata.
 
     Args:
         path: A safetensors file, or a PyTorch file that holds tensors only.
@@ -59,7 +59,7 @@ def read_weights(
         Its content, on the CPU.
 
     Raises:
-        CheckpointError: The file is missing, empty, damaged, changed, unsafe or not finite; the message names it.
+        CheckpointError: The file is missing, empty, damaged, changed or unsafe; the message names it.
     """
     path = Path(path)
     if not path.is_file():
@@ -95,7 +95,6 @@ def read_weights(
             f"{path}: its tensors are not those that were exported (their sha256 differs from the one in the file's "
             f"metadata): the file is damaged; {remedy}"
         )
-    check_finite(checkpoint, path, remedy)
     return WeightsFile(path=path, sha256=digest, checkpoint=checkpoint, metadata=metadata, remedy=remedy)
 
 
@@ -125,36 +124,24 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def check_finite(checkpoint: Mapping[str, Any], path: str | Path, remedy: str = COPY_AGAIN) -> None:
+def check_finite(tensors: Mapping[str, Tensor], path: str | Path, remedy: str = COPY_AGAIN) -> None:
     """Raises CheckpointError, naming the file, if a tensor holds NaN or Inf.
 
     Args:
-        checkpoint: Tensors by name; mappings within are searched too, other values are passed over.
+        tensors: Tensors by name.
         path: The file, for the message.
         remedy: What to do, half a sentence.
 
     Raises:
         CheckpointError: A tensor is not finite.
     """
-    faults = [name for name, tensor in _tensors(checkpoint, "") if not torch.isfinite(tensor).all()]
+    faults = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if faults:
         more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise CheckpointError(
             f"{path}: {faults[0]}{more} hold NaN or Inf; the file is damaged or its training diverged: {remedy}, or take "
             "an earlier checkpoint"
         )
-
-
-def _tensors(values: Mapping[str, Any], prefix: str) -> list[tuple[str, Tensor]]:
-    """Lists a checkpoint's floating-point tensors; an optimiser's state is none of the weights."""
-    found: list[tuple[str, Tensor]] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            if name not in ("optimizer", "optimizer_state", "scaler"):
-                found += _tensors(value, f"{prefix}{name}.")
-        elif isinstance(value, Tensor) and value.is_floating_point():
-            found.append((f"{prefix}{name}", value))
-    return found
 
 
 def _what_it_is(head: bytes, path: Path) -> str | None:
