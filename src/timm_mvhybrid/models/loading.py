@@ -91,12 +91,12 @@ def fill(model: nn.Module, weights: WeightsFile, *, new_head: bool = False) -> N
     model.load_state_dict(state, strict=False)
     if not check or fingerprint is None or not fingerprint.applies_to(model):
         return
-    difference = fingerprint.error(model)
-    if not difference <= fingerprint.tolerance:
+    difference, allowed = fingerprint.error(model), fingerprint.tolerance(model)
+    if not difference <= allowed:
         model.load_state_dict(before)
         raise CheckpointError(
             f"{weights.path}: with these weights the model computes other features than those that were exported "
-            f"(relative error {difference:.2g}, allowed {fingerprint.tolerance:.2g}); create it with the options it was "
+            f"(relative error {difference:.2g}, allowed {allowed:.2g}); create it with the options it was "
             f"exported with, without num_heads, act_layer or the like of your own, update timm_mvhybrid, or "
             f"{weights.remedy}"
         )
