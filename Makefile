@@ -1,7 +1,7 @@
 # Every habit of the project is one word here; CI and the pre-commit hooks call the same words.
 PYTHON ?= python
 
-.PHONY: format lint types test bench check timm-suite timm-oldest
+.PHONY: format lint types test bench check timm-suite timm-oldest hub-olah
 
 format:           ## rewrite the code in the house style
 	$(PYTHON) -m ruff format .
@@ -23,5 +23,8 @@ timm-suite:       ## timm's own test_models.py and test_model_input.py on our mo
 
 timm-oldest:      ## the suite on the oldest timm and torch supported, in an environment of its own
 	$(PYTHON) tests/timm_suite/oldest.py
+
+hub-olah:         ## downloads through olah, a server that others wrote, in an environment of its own
+	$(PYTHON) tests/hub/olah_server.py
 
 check: lint types test

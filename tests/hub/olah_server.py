@@ -34,7 +34,14 @@ def install(folder):
     command = folder / "bin" / "olah-cli"
     if not command.exists():
         venv.create(folder, with_pip=True)
-        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        pip = [
+            str(folder / "bin" / "python"),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+        ]
         subprocess.run([*pip, OLAH], check=True, timeout=600)
     return command
 
@@ -43,7 +50,12 @@ def commit(source, repository, tag):
     """Puts an exported folder into a git repository, as olah's mirrors are."""
     shutil.copytree(source, repository)
     git = ["git", "-C", str(repository), "-c", "user.name=test", "-c", "user.email=test@localhost"]
-    for arguments in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-qm", "weights"], ["tag", tag]):
+    for arguments in (
+        ["init", "-q", "-b", "main"],
+        ["add", "-A"],
+        ["commit", "-qm", "weights"],
+        ["tag", tag],
+    ):
         subprocess.run([*git, *arguments], check=True, timeout=60, stdout=subprocess.DEVNULL)
 
 
@@ -110,7 +122,9 @@ def check(url, expected, cache):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--environment", type=Path, help="olah's virtual environment; made for the occasion by default")
+    parser.add_argument(
+        "--environment", type=Path, help="olah's virtual environment; made for the occasion by default"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -3,11 +3,12 @@
 import hashlib
 import json
 import re
+from pathlib import Path
 
 import pytest
 import timm
 from support.exports import exported
-from support.hub_client import command, hub_client, load, publish, set_organization
+from support.hub_client import command, hub_client, load, publish, run_python, set_organization
 from support.hub_server import READ_TOKEN, TOKEN, Fault
 
 from timm_mvhybrid.models import TEST_MODEL_NAMES
@@ -320,6 +321,29 @@ def test_command_line_takes_a_checkpoint_to_the_hub(hub, folder, tmp_path):
     assert planned["actions"] == done["actions"]
     assert (planned["dry_run"], done["verified"]) == (True, True)
     assert server.repositories[REPO].refs["v1"] == done["commit"]
+
+
+def test_the_readme_publishes_and_loads(hub, folder, tmp_path):
+    server, call = hub
+    text = (Path(__file__).parents[2] / "README.md").read_text().split("## Weights on the Hub")[1]
+    names = {
+        "ORGANISATION/NAME": REPO,
+        "mvhybrid_small_patch16_256": "test_mvhybrid",
+        "run/": str(folder.parent / "test_mvhybrid.checkpoint.safetensors"),
+        "exported/": f"{tmp_path}/exported/",
+        "local-dir:exported": f"local-dir:{tmp_path}/exported",
+    }
+    for before, after in names.items():
+        text = text.replace(before, after)
+    commands = text.split("```sh\n")[1].split("```")[0].splitlines()
+    assert [line.split()[1] for line in commands] == ["export", "publish", "publish"]
+    for line in commands:
+        assert call(command, *line.split()[1:], token=TOKEN).value == 0
+    assert server.repositories[REPO].private
+    assert "v1.0" in server.repositories[REPO].refs
+    outcome = call(run_python, text.split("```python\n")[1].split("```")[0], token=READ_TOKEN)
+    assert outcome.error == ""
+    assert len(server.seen("GET", "model.safetensors")) == 2
 
 
 def test_without_network_cached_weights_load_and_others_fail_at_once(hub, folder, tmp_path):

@@ -39,6 +39,13 @@ def test_one_wrong_parameter_shows(name):
     assert fingerprint.error(model) > fingerprint.tolerance(model)
 
 
+def test_weights_that_amplify_rounding_are_given_more_of_it(monkeypatch):
+    model = perturbed("test_vim_einfft")
+    assert Fingerprint.of(model).cpu_tolerance == 1e-4
+    monkeypatch.setattr("timm_mvhybrid.models.fingerprint.CPU_TOLERANCE", 0.0)
+    assert 1e-7 < Fingerprint.of(model).cpu_tolerance < 1e-4
+
+
 def test_features_that_are_no_numbers_are_infinitely_far():
     model = perturbed("test_mvhybrid")
     fingerprint = Fingerprint.of(model)

@@ -114,6 +114,11 @@ def command(*arguments):
     return main(list(arguments))
 
 
+def run_python(code):
+    """Runs a program's text."""
+    exec(code, {})
+
+
 def set_organization(name):
     import timm_mvhybrid.hub
 
