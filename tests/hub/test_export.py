@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.exports import exported, perturbed
@@ -267,6 +268,7 @@ def card_of(folder):
 def test_the_card_is_written_from_the_runs_records(tmp_path, run):
     export(run, MODEL, tmp_path / "out", dtype="bfloat16")
     block, body = card_of(tmp_path / "out")
+    assert ModelCard.load(tmp_path / "out" / "README.md").data.to_dict() == block
     assert block["library_name"] == "timm"
     assert block["license"] == "apache-2.0"
     assert block["datasets"] == ["our-lab/patches"]
@@ -327,7 +329,7 @@ LIGHT = """
 import sys
 import timm, torch
 import timm_mvhybrid
-folder, dtype = sys.argv[1:]
+folder, output = sys.argv[1:]
 model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 image = torch.linspace(-1, 1, 3 * 128 * 128).view(1, 3, 128, 128)
 with torch.no_grad():
@@ -335,7 +337,7 @@ with torch.no_grad():
 heavy = {"lightly", "openslide", "tiffslide", "h5py", "timm_mvhybrid.hub", "timm_mvhybrid.data"} & set(sys.modules)
 assert not heavy, heavy
 assert not torch.cuda.is_initialized()
-torch.save(features, sys.argv[2])
+torch.save(features, output)
 """
 
 

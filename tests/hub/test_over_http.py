@@ -15,6 +15,8 @@ from timm_mvhybrid.models import TEST_MODEL_NAMES
 from timm_mvhybrid.models.weights_file import tensors_sha256
 
 REPO = "our-lab/published"
+# huggingface_hub alone takes 23 s to give up; a busy machine takes a few to answer
+AT_ONCE_S = 15
 
 
 def published(hub, folder, repo=REPO, **options):
@@ -211,7 +213,7 @@ def test_a_repository_of_weights_and_configuration_that_do_not_belong_together(h
     ("fault", "message"),
     [
         (dict(status=401), "nothing is published at .*, or it is private and no token was sent"),
-        (dict(status=404), "nothing is published at|has no such file|refused the request"),
+        (dict(status=404), r"nothing is published at .* \(404\)"),
         (dict(status=500), r"the server failed \(500 from http://127"),
     ],
 )
@@ -225,7 +227,28 @@ def test_server_errors_fail_in_one_sentence_and_at_once(hub, folder, tmp_path, f
     assert re.search(message, outcome.error), outcome.error
     assert REPO in outcome.error
     assert "\n" not in outcome.error
-    assert outcome.seconds < 10
+    assert outcome.seconds < AT_ONCE_S
+
+
+def test_a_server_that_says_404_and_no_more_is_published_to(hub, folder):
+    server, _ = hub
+    server.faults.append(Fault("HEAD", "resolve/main/(config|model)", status=404, times=1))
+    assert published(hub, folder)["actions"][0] == f"create public repository {REPO}"
+
+
+def test_a_server_that_is_no_hub(hub, tmp_path):
+    server, call = hub
+    server.faults.append(Fault("HEAD", "resolve", status=200))
+    outcome = call(load, f"hf-hub:{REPO}", tmp_path / "cache")
+    assert "does not answer as a Hub does; check proxy and HF_ENDPOINT" in outcome.error
+
+
+def test_gated_repositories_say_where_to_ask(hub, folder, tmp_path):
+    server, call = hub
+    published(hub, folder)
+    server.faults.append(Fault("HEAD", "config.json", status=403, code="GatedRepo"))
+    outcome = call(load, f"hf-hub:{REPO}", tmp_path / "cache", token=READ_TOKEN)
+    assert f"the repository is gated; ask for access on {server.url}/{REPO}" in outcome.error
 
 
 def test_a_dropped_connection_is_resumed(hub, folder, tmp_path):
@@ -296,7 +319,7 @@ def test_nothing_published(hub, tmp_path, name):
     if ":" not in name:
         for remedy in ("timm-mvhybrid pretrain", "timm-mvhybrid export", f"publish DIR --repo {repo}"):
             assert remedy in outcome.error
-    assert outcome.seconds < 5
+    assert outcome.seconds < AT_ONCE_S
 
 
 def test_missing_revision_and_missing_file(hub, folder, tmp_path):
@@ -359,12 +382,13 @@ def test_without_network_cached_weights_load_and_others_fail_at_once(hub, folder
 
 def check_offline(call, cache, sha256, reason):
     assert call(load, f"hf-hub:{REPO}", cache).value["sha256"] == sha256
-    assert call(load, f"hf-hub:{REPO}", cache).seconds < 3
+    assert call(load, f"hf-hub:{REPO}", cache).seconds < AT_ONCE_S
     for name in ("hf-hub:our-lab/other", "test_mvhybrid"):
         outcome = call(load, name, cache)
         assert reason in outcome.error
+        assert ("timm-mvhybrid pretrain" in outcome.error) == (name == "test_mvhybrid")
         assert "not in the cache" in outcome.error
-        assert outcome.seconds < 3
+        assert outcome.seconds < AT_ONCE_S
 
 
 def test_the_environment_names_the_organisation(hub, folder, tmp_path):

@@ -119,6 +119,15 @@ def test_weights_without_branches_are_taken_as_they_are(tmp_path):
     assert_is(checkpoint, 5)
 
 
+def test_what_lies_beside_the_weights_is_left_there(tmp_path):
+    beside = {
+        "optimizer": {"exp_avg": torch.full((2,), float("nan"))},
+        "dino_head": {"weight": torch.zeros(2)},
+    }
+    torch.save({"model": perturbed(MODEL, 5).state_dict(), **beside}, tmp_path / "all.pt")
+    assert_is(read_training_checkpoint(tmp_path / "all.pt"), 5)
+
+
 def test_an_average_of_weights_counts_as_teacher(tmp_path):
     state = {
         "state_dict": perturbed(MODEL, 5).state_dict(),

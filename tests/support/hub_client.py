@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
-DEADLINE_S = 120
+DEADLINE_S = 240
 
 
 @dataclass

@@ -51,6 +51,7 @@ class Fault:
     flip: int | None = None
     times: int = 1_000_000
     body: str = "injected"
+    code: str = ""
 
 
 def git_sha1(data):
@@ -145,7 +146,8 @@ class Handler(BaseHTTPRequestHandler):
             if self.fault:
                 self.fault.times -= 1
             if self.fault and self.fault.status:
-                return self.answer(self.fault.status, {"error": self.fault.body})
+                code = {"X-Error-Code": self.fault.code} if self.fault.code else {}
+                return self.answer(self.fault.status, {"error": self.fault.body}, **code)
             for verb, pattern, act in ROUTES:
                 match = re.fullmatch(pattern, path)
                 if method in verb.split() and match:

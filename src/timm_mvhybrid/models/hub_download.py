@@ -150,8 +150,6 @@ def explain(error: Exception, repo_id: str, what: str, *, action: str = "downloa
             f"{what}: the repository is gated; ask for access on {endpoint}/{repo_id} and log in with 'hf auth login'"
         )
     status = _status(error)
-    if isinstance(error, RepositoryNotFoundError) or status == 401:
-        return _not_found_or_refused(status, repo_id, what, endpoint)
     if isinstance(error, RevisionNotFoundError):
         return HubError(
             f"{what}: {endpoint}/{repo_id} has no such revision; leave '@revision' out for the main branch, or take one "
@@ -161,6 +159,9 @@ def explain(error: Exception, repo_id: str, what: str, *, action: str = "downloa
         return MissingFileError(
             f"{what}: {endpoint}/{repo_id} has no such file; publish it again, or name another repository"
         )
+    # servers other than the Hub's say 404 and no more
+    if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
+        return _not_found_or_refused(status, repo_id, what, endpoint)
     if status == 403:
         return HubError(
             f"{what}: {endpoint} forbids this (403): the token has no right to it; take a token of an account that has "
@@ -172,10 +173,12 @@ def explain(error: Exception, repo_id: str, what: str, *, action: str = "downloa
         return HubError(
             f"{what}: {fault} ({status} from {endpoint}: {redact(_first_line(error))}); {action} again later"
         )
+    cause = error.__cause__ if is_local and error.__cause__ else error
+    if type(cause).__name__ == "FileMetadataError":
+        return HubError(f"{what}: {endpoint} does not answer as a Hub does; check proxy and HF_ENDPOINT")
     if "Consistency check failed" in str(error):
         return HubError(f"{what}: the download broke off and the file is incomplete; {action} again")
     if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _TRANSPORTS:
-        cause = error.__cause__ if is_local and error.__cause__ else error
         return HubError(
             f"{what}: no connection to {endpoint}, or it broke off ({type(cause).__name__}: "
             f"{redact(_first_line(cause))}), and the file is not in the cache; check network, proxy and HF_ENDPOINT and "

@@ -10,7 +10,7 @@ from typing import Any
 from timm.models._hub import download_cached_file
 
 from .checkpoint import CheckpointError
-from .hub_download import HubError, MissingFileError, NotPublishedError, download
+from .hub_download import HubError, MissingFileError, download
 from .hybrid_vision_transformer import HybridVisionTransformer
 from .loading import CONFIG_FILE, WEIGHTS_FILE, fill, stated_sha256
 from .weights_file import COPY_AGAIN, WeightsFile, read_weights
@@ -83,14 +83,14 @@ def read_pretrained(config: Mapping[str, Any], cache_dir: str | Path | None = No
         )
     try:
         return _from_hub(str(config["hf_hub_id"]), config.get("hf_hub_filename"), cache_dir)
-    except NotPublishedError as error:
+    except HubError as error:
         if source == "hf-hub":
             raise
         name = config.get("architecture")
-        raise NotPublishedError(
-            f"no pretrained weights of {name} were found: {error}. To make some, pretrain with 'timm-mvhybrid pretrain' "
-            f"(see its --help), then run 'timm-mvhybrid export CHECKPOINT --model {name} --output DIR' and 'timm-mvhybrid "
-            f"publish DIR --repo {config['hf_hub_id']}'; without weights, pretrained=False"
+        raise type(error)(
+            f"no pretrained weights of {name} could be had: {error}. Where none are published yet, pretrain with "
+            f"'timm-mvhybrid pretrain' (see its --help), then run 'timm-mvhybrid export CHECKPOINT --model {name} --output "
+            f"DIR' and 'timm-mvhybrid publish DIR --repo {config['hf_hub_id']}'"
         ) from error
 
 

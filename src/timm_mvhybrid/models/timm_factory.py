@@ -1,7 +1,7 @@
 """timm's factory, which opens some files before it calls a model's entry point → our checks and errors there too.
 
-``timm.create_model`` reads ``config.json`` and ``checkpoint_path`` by itself: with unnamed errors, and before timm
-1.0.27 or so with the full power of pickle. The three functions it does that with are replaced in its namespace alone.
+``timm.create_model`` reads ``config.json`` and ``checkpoint_path`` by itself: with unnamed errors, and in
+timm 1.0.24 with the full power of pickle. The three functions it does that with are replaced in its namespace alone.
 """
 
 from __future__ import annotations
