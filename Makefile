@@ -1,7 +1,7 @@
 # Every habit of the project is one word here; CI and the pre-commit hooks call the same words.
 PYTHON ?= python
 
-.PHONY: format lint types test bench bench-gpu bench-install check timm-suite timm-oldest
+.PHONY: format lint types test bench bench-gpu bench-install check timm-suite timm-oldest hub-olah
 
 format:           ## rewrite the code in the house style
 	$(PYTHON) -m ruff format .
@@ -35,5 +35,8 @@ bench:            ## every figure that a CPU can give, beside its peers; half an
 
 bench-gpu:        ## the figures of a GPU; SDIST_DIR=folder builds mamba-ssm from its source distribution first
 	$(PYTHON) -m benchmarks gpu $(if $(SDIST_DIR),--sdist-dir $(SDIST_DIR))
+
+hub-olah:         ## downloads through olah, a server that others wrote, in an environment of its own
+	$(PYTHON) tests/hub/olah_server.py
 
 check: lint types test

@@ -236,6 +236,89 @@ class Models:
         Console(width=None if sys.stdout.isatty() else 160).print(models_table(rows))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+    """Export a checkpoint into a folder that timm loads and the Hub takes."""
+
+    checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
+    """Run, sharded checkpoint, exported folder, or file (ours, official MV_Hybrid, DINOv2, ...)."""
+    model: Annotated[str, arg(metavar="NAME")]
+    """Model of this package; 'timm-mvhybrid models' lists them."""
+    output: Annotated[Path, arg(metavar="DIR")]
+    """Folder to write; complete or absent, never half."""
+    overwrite: bool = False
+    """Replace an earlier export."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the stored matrices; refused if bfloat16 would change the features by more than 2 %."""
+    weights: Literal["teacher", "student"] = "teacher"
+    """Whose weights to take from a training checkpoint."""
+    tag: Annotated[str | None, arg(metavar="TAG")] = None
+    """Name of this set of weights; the model's registered one by default."""
+    model_args: Annotated[str, arg(metavar="JSON")] = "{}"
+    """Options that the model was trained with, such as '{"ssm_depth": 6}'."""
+    run_dir: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Folder with config.json and metrics.jsonl for the model card, unless the checkpoint lies in it."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        from timm_mvhybrid.hub import ExportError, export
+
+        try:
+            model_args = json.loads(self.model_args)
+        except ValueError as error:
+            raise ExportError(f"--model-args is no JSON ({error})") from error
+        if not isinstance(model_args, dict):
+            raise ExportError("--model-args must be a JSON object such as '{\"ssm_depth\": 6}'")
+        summary = export(
+            self.checkpoint,
+            self.model,
+            self.output,
+            dtype=self.dtype,
+            branch=self.weights,
+            tag=self.tag,
+            model_args=model_args,
+            run=self.run_dir,
+            overwrite=self.overwrite,
+        )
+        _report(dataclasses.asdict(summary))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Publish:
+    """Publish an exported folder on the Hub, download it again and verify it."""
+
+    folder: Annotated[Positional[Path], arg(metavar="DIR")]
+    """What 'timm-mvhybrid export' wrote."""
+    repo: Annotated[str, arg(metavar="ORG/NAME")]
+    """The repository; it is made if there is none."""
+    private: bool = False
+    """Make the repository private; one that exists and is public is refused."""
+    revision: Annotated[str | None, arg(metavar="TAG")] = None
+    """Tag to set on the commit, for 'hf-hub:ORG/NAME@TAG'; tags are never moved."""
+    dry_run: bool = False
+    """Show what would be done, and do nothing."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        from timm_mvhybrid.hub import publish
+
+        summary = publish(
+            self.folder, self.repo, private=self.private, revision=self.revision, dry_run=self.dry_run
+        )
+        _report(dataclasses.asdict(summary))
+
+
+def _report(summary: dict[str, Any]) -> None:
+    """Prints a summary: JSON into a pipe, lines on a terminal."""
+    if not sys.stdout.isatty():
+        print(json.dumps(summary, ensure_ascii=False))
+        return
+    for name, value in summary.items():
+        for line in value if isinstance(value, list | tuple) else [value]:
+            print(f"{name}: {line}")
+
+
 def _say(message: str) -> None:
     print(" ".join(message.split()), file=sys.stderr)
 
@@ -260,6 +343,8 @@ def main(args: Sequence[str] | None = None) -> int:
     command = tyro.cli(
         Annotated[Embed, subcommand("embed")]
         | Annotated[ExportOnnx, subcommand("export-onnx")]
+        | Annotated[Export, subcommand("export")]
+        | Annotated[Publish, subcommand("publish")]
         | Annotated[Models, subcommand("models")],
         prog="timm-mvhybrid",
         description="Pathology backbones of timm_mvhybrid. timm-mvhybrid --version prints the version.",
@@ -281,6 +366,7 @@ def main(args: Sequence[str] | None = None) -> int:
         _say(f"error: {error}")
         return 1
     except KeyboardInterrupt:
-        _say("interrupted; no output was written")
+        published = isinstance(command, Publish)
+        _say("interrupted; run it again to finish" if published else "interrupted; no output was written")
         return 130
     return 0

@@ -4,10 +4,11 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from support.exports import exported
 
 from timm_mvhybrid.evaluate import EvaluationError, describe_models, load_backbone, models_table
 from timm_mvhybrid.evaluate.backbone import _pretrained_file
-from timm_mvhybrid.models import MODEL_NAMES, TEST_MODEL_NAMES, CheckpointError
+from timm_mvhybrid.models import MODEL_NAMES, TEST_MODEL_NAMES, CheckpointError, NotPublishedError
 
 
 def test_random_weights_leave_the_generator_alone():
@@ -32,11 +33,22 @@ def test_tags_are_part_of_known_names():
         load_backbone("test_vit.nonsense")
 
 
-def test_no_pretrained_weights():
+def test_no_pretrained_weights(monkeypatch):
+    def nothing(*_, **__):
+        raise NotPublishedError("nothing is published there")
+
+    monkeypatch.setattr("timm_mvhybrid.models.pretrained.download", nothing)
     with pytest.raises(
-        EvaluationError, match=r"no pretrained weights are published for test_mvhybrid; .*--checkpoint"
+        EvaluationError, match=r"no pretrained weights of test_mvhybrid could be had: .*--checkpoint FILE"
     ):
         load_backbone("test_mvhybrid", pretrained=True)
+
+
+def test_exported_folders_are_known_by_their_sha256(tmp_path):
+    folder, _ = exported(tmp_path)
+    backbone = load_backbone(f"local-dir:{folder}", pretrained=True)
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert (backbone.weights, backbone.weights_sha256) == ("pretrained", digest)
 
 
 def test_both_kinds_of_weights(tmp_path):

@@ -227,11 +227,6 @@ def test_create_model_loads_a_file_into_other_channels_and_classes(tmp_path):
     torch.testing.assert_close(grey.patch_embed.proj.weight, summed)
 
 
-def test_pretrained_without_published_weights_fails():
-    with pytest.raises(RuntimeError, match="No pretrained weights exist for test_mvhybrid"):
-        timm.create_model("test_mvhybrid", pretrained=True)
-
-
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 def test_load_weights(tmp_path, suffix):
     source, target = make(), make(seed=1)
@@ -249,7 +244,7 @@ def test_load_weights_of_any_timm_model(tmp_path):
     save_file(source.state_dict(), tmp_path / "weights.safetensors")
     load_weights(target, tmp_path / "weights.safetensors")
     torch.testing.assert_close(target.cls_token, source.cls_token)
-    with pytest.raises(CheckpointError, match=r"weights\.safetensors: Error"):
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors: the checkpoint does not fit the model"):
         load_weights(timm.create_model("test_vit2"), tmp_path / "weights.safetensors")
 
 
@@ -288,11 +283,11 @@ def damage(path, kind, weights):
     [
         ("a.safetensors", "missing", "no such checkpoint file"),
         ("a.safetensors", "empty", "the file is empty"),
-        ("a.safetensors", "html", "not a readable safetensors file"),
+        ("a.safetensors", "html", "is a web page"),
         ("a.safetensors", "truncated", "not a readable safetensors file"),
-        ("a.safetensors", "nan", r"norm\.weight and 0 more hold NaN or Inf"),
+        ("a.safetensors", "nan", r"norm\.weight hold NaN or Inf"),
         ("a.safetensors", "partial", r"1 missing \(norm\.weight\)"),
-        ("a.pth", "html", "Nothing of it was run|not a readable PyTorch file"),
+        ("a.pth", "html", "is a web page"),
         ("a.pth", "truncated", "not a readable PyTorch file"),
         ("a.pth", "pickle", "Nothing of it was run"),
         ("a.pth", "list", "holds a list, not a state dict"),

@@ -12,8 +12,8 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
-from ..models import load_weights
-from ..models.loading import file_sha256
+from ..models import NotPublishedError, load_weights
+from ..models.weights_file import file_sha256
 from .errors import EvaluationError
 
 # in timm's own order of preference
@@ -65,6 +65,8 @@ def load_backbone(
             torch.manual_seed(seed)
             model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
     except RuntimeError as error:
+        if pretrained and isinstance(error, NotPublishedError):
+            raise EvaluationError(f"{error}; or give your own with --checkpoint FILE") from error
         if pretrained and "No pretrained weights exist" in str(error):
             raise EvaluationError(
                 f"no pretrained weights are published for {name}; give your own with --checkpoint FILE"
@@ -78,8 +80,10 @@ def load_backbone(
         digest = load_weights(model, checkpoint)
         return Backbone(model=model, name=name, weights=Path(checkpoint).name, weights_sha256=digest)
     if pretrained:
-        file = _pretrained_file(getattr(model, "pretrained_cfg", {}))
-        digest = "unknown" if file is None else file_sha256(file)
+        digest = getattr(model, "weights_sha256", "")
+        if not digest:
+            file = _pretrained_file(getattr(model, "pretrained_cfg", {}))
+            digest = "unknown" if file is None else file_sha256(file)
         return Backbone(model=model, name=name, weights="pretrained", weights_sha256=digest)
     return Backbone(model=model, name=name)
 

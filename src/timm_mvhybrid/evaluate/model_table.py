@@ -11,7 +11,7 @@ import torch
 from rich import box
 from rich.table import Table
 
-from ..models import MODEL_NAMES, TEST_MODEL_NAMES
+from ..models import MODEL_NAMES, PUBLISHED_SETS, TEST_MODEL_NAMES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def describe_models(*, include_test_models: bool = False) -> list[ModelRow]:
         with torch.device("meta"):
             model: Any = timm.create_model(name, num_classes=0)
         config = model.pretrained_cfg
-        published = next((config[key] for key in ("hf_hub_id", "url", "file") if config.get(key)), None)
+        published = f"{name}.{config.get('tag')}" in PUBLISHED_SETS
         rows.append(
             ModelRow(
                 name=name,
@@ -57,7 +57,7 @@ def describe_models(*, include_test_models: bool = False) -> list[ModelRow]:
                 layout=model.layout(),
                 input_size_px=(int(config["input_size"][1]), int(config["input_size"][2])),
                 embedding_dim=int(model.num_features),
-                weights="none published" if published is None else str(published),
+                weights=str(config["hf_hub_id"]) if published else "none published",
             )
         )
     return rows

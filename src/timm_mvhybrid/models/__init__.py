@@ -1,18 +1,25 @@
 """The backbones: names → timm models, checkpoints → state dicts that fit them, models → ONNX files."""
 
 from .checkpoint import CheckpointError, checkpoint_filter_fn
+from .hub_download import HubError, NotPublishedError
 from .hybrid_vision_transformer import HybridVisionTransformer
 from .loading import load_weights
-from .mvhybrid import HE_MEAN, HE_STD, MODEL_NAMES, TEST_MODEL_NAMES
+from .mvhybrid import HE_MEAN, HE_STD, MODEL_NAMES, PUBLISHED_SETS, TEST_MODEL_NAMES
 from .onnx_export import OnnxExport, OnnxExportError, export_onnx
+from .timm_factory import install
+
+install()
 
 __all__ = [
     "HE_MEAN",
     "HE_STD",
     "MODEL_NAMES",
+    "PUBLISHED_SETS",
     "TEST_MODEL_NAMES",
     "CheckpointError",
+    "HubError",
     "HybridVisionTransformer",
+    "NotPublishedError",
     "OnnxExport",
     "OnnxExportError",
     "checkpoint_filter_fn",

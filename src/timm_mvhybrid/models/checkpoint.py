@@ -7,7 +7,7 @@ Accepted: this package's own format; the official MV_Hybrid repository's keys; D
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -201,29 +201,49 @@ def _fit_head(weights: dict[str, Tensor], model: nn.Module) -> None:
 
 def _check_coverage(weights: dict[str, Tensor], model: nn.Module) -> None:
     """Raises CheckpointError unless the state dict covers the backbone exactly."""
-    own = model.state_dict()
-    missing = [key for key in own if key not in weights and not key.startswith(_HEADS)]
-    unexpected = [key for key in weights if key not in own]
-    reshaped = [
-        f"{key} {tuple(value.shape)} instead of {tuple(own[key].shape)}"
-        for key, value in weights.items()
-        if key in own and _comparable_shape(key, value) != _comparable_shape(key, own[key])
-    ]
-    found = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-    faults = [f"{len(names)} {what} ({_shorten(names)})" for what, names in found if names]
-    if faults:
+    head = {key for key in model.state_dict() if key.startswith(_HEADS)}
+    if misfit := describe_misfit(weights, model, optional=head, any_channels=True):
         layout = getattr(model, "layout", lambda: type(model).__name__)()
         raise CheckpointError(
-            f"the checkpoint does not fit the model ({layout}): {'; '.join(faults)}. "
+            f"the checkpoint does not fit the model ({layout}): {misfit}. "
             "Create the model that the checkpoint was trained as, with the same options (depth, ssm_depth, "
             "channel_mixer, init_values, reg_tokens, ...)"
         )
 
 
-def _comparable_shape(key: str, value: Tensor) -> tuple[int, ...]:
-    """A parameter's shape, without the input channels of the patch projection, which timm adapts itself."""
-    shape = tuple(value.shape)
-    return shape[:1] + shape[2:] if key == "patch_embed.proj.weight" else shape
+def describe_misfit(
+    weights: Mapping[str, Tensor],
+    model: nn.Module,
+    *,
+    optional: Collection[str] = (),
+    any_channels: bool = False,
+) -> str:
+    """Says in what a state dict differs from a model's names and shapes.
+
+    Args:
+        weights: The state dict.
+        model: The model.
+        optional: Names that may be missing.
+        any_channels: Whether the patch projection's input channels may differ.
+
+    Returns:
+        The differences in words; "" where there are none.
+    """
+
+    def shape(key: str, value: Tensor) -> tuple[int, ...]:
+        sizes = tuple(value.shape)
+        return sizes[:1] + sizes[2:] if any_channels and key == "patch_embed.proj.weight" else sizes
+
+    own = model.state_dict()
+    missing = [key for key in own if key not in weights and key not in optional]
+    unexpected = [key for key in weights if key not in own]
+    reshaped = [
+        f"{key} {tuple(value.shape)} instead of {tuple(own[key].shape)}"
+        for key, value in weights.items()
+        if key in own and shape(key, value) != shape(key, own[key])
+    ]
+    found = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+    return "; ".join(f"{len(names)} {what} ({_shorten(names)})" for what, names in found if names)
 
 
 def _shorten(names: list[str]) -> str:

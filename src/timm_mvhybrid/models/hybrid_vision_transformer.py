@@ -168,6 +168,8 @@ class HybridVisionTransformer(VisionTransformer):
             dtype=dtype,
             **kwargs,
         )
+        # set by what loads verified weights
+        self.weights_sha256 = ""
         self.has_ssm = num_ssm > 0
         self.ssm_depth = num_ssm
         self.ssm_mixer, self.channel_mixer, self.init = ssm_mixer, channel_mixer, init

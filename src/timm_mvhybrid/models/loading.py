@@ -1,23 +1,34 @@
-"""Weights in a file → a model that has all of them, or an error that names the file."""
+"""Weights in a file → a model that has all of them and computes what was exported, or an error that names the file."""
 
-import hashlib
-import pickle
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import nn
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
 
-from .checkpoint import CheckpointError, checkpoint_filter_fn
+from .checkpoint import CheckpointError, checkpoint_filter_fn, describe_misfit
+from .fingerprint import Fingerprint
 from .hybrid_vision_transformer import HybridVisionTransformer
+from .weights_file import FINGERPRINT, WeightsFile, check_finite, read_weights
 
-_REMEDY = "check that the download is complete, or fetch it again"
+_logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+# this package's part of config.json, which timm passes over
+CONFIG_SECTION = "timm_mvhybrid"
 
 
 def load_weights(model: nn.Module, path: str | Path) -> str:
     """Loads a checkpoint file into a model, all of it or nothing.
+
+    An exported file is verified: its bytes against the sha256 in the ``config.json`` beside it, or its tensors against
+    the digest in its metadata, and the model's features against the fingerprint.
 
     Args:
         model: Any timm model; for this package's models every format of
@@ -28,58 +39,116 @@ def load_weights(model: nn.Module, path: str | Path) -> str:
         The file's sha256, as hexadecimal digits.
 
     Raises:
-        CheckpointError: The file is missing, damaged, unsafe, not finite, or does not fit; the message names it.
+        CheckpointError: The file is missing, damaged, unsafe, not finite, or does not fit; the message names it. The
+            model is as it was.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file")
-    state_dict = _read(path)
+    config = path.parent / CONFIG_FILE
+    weights = read_weights(path, sha256=stated_sha256(config, path.name), stated_in=str(config))
+    fill(model, weights)
+    return weights.sha256
+
+
+def stated_sha256(config: Path, weights_name: str) -> str | None:
+    """Looks up which sha256 an export's configuration states for a weights file.
+
+    Args:
+        config: A ``config.json``; it may be absent, or another program's.
+        weights_name: The file's name.
+
+    Returns:
+        The sha256 in hex, or None where none is stated.
+    """
     try:
-        if isinstance(model, HybridVisionTransformer):
-            state_dict = checkpoint_filter_fn(state_dict, model)
-        not_finite = [
-            key
-            for key, value in state_dict.items()
-            if isinstance(value, torch.Tensor) and not torch.isfinite(value).all()
-        ]
-        if not_finite:
-            raise CheckpointError(
-                f"{not_finite[0]} and {len(not_finite) - 1} more hold NaN or Inf; {_REMEDY}"
-            )
-        model.load_state_dict(state_dict, strict=True)
+        section = json.loads(config.read_text(encoding="utf-8"))[CONFIG_SECTION]
+        return str(section["weights"]["sha256"]) if section["weights"]["file"] == weights_name else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def fill(model: nn.Module, weights: WeightsFile, *, new_head: bool = False) -> None:
+    """Loads what a file holds into a model and compares the model with the file's fingerprint.
+
+    The fingerprint is compared where :meth:`Fingerprint.applies_to` admits the model.
+
+    Args:
+        model: Any timm model.
+        weights: The file's content.
+        new_head: Whether a classifier of the file is left out and the model keeps its own.
+
+    Raises:
+        CheckpointError: The weights do not fit, or the model computes other features; the message names the file, and
+            the model is as it was.
+    """
+    try:
+        state = _fit(model, weights.checkpoint, new_head)
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    return file_sha256(path)
-
-
-def file_sha256(path: str | Path) -> str:
-    """Computes the sha256 of a file as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Reads a state dict or a checkpoint that holds one."""
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"{path}: the file is empty; {_REMEDY}")
-    if path.suffix == ".safetensors":
-        try:
-            return dict(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: not a readable safetensors file ({error}); {_REMEDY}") from error
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{weights.path}: {error}{_origin(weights)}") from error
+    check_finite(state, weights.path, weights.remedy)
+    fingerprint = _fingerprint(weights)
+    check = isinstance(model, HybridVisionTransformer) and fingerprint is not None
+    before = {key: value.clone() for key, value in model.state_dict().items()} if check else {}
+    model.load_state_dict(state, strict=False)
+    if not check or fingerprint is None or not fingerprint.applies_to(model):
+        return
+    difference, allowed = fingerprint.error(model), fingerprint.tolerance(model)
+    if not difference <= allowed:
+        model.load_state_dict(before)
         raise CheckpointError(
-            f"{path}: holds more than tensors, or is damaged ({reason}). Nothing of it was run; re-save its state dict "
-            "with safetensors.torch.save_file where you trust it"
+            f"{weights.path}: with these weights the model computes other features than those that were exported "
+            f"(relative error {difference:.2g}, allowed {allowed:.2g}); create it with the options it was "
+            f"exported with, without num_heads, act_layer or the like of your own, update timm_mvhybrid, or "
+            f"{weights.remedy}"
+        )
+
+
+def _fit(model: nn.Module, checkpoint: Mapping[str, Any], new_head: bool) -> dict[str, Tensor]:
+    """Converts a checkpoint, and proves that it covers the model before a tensor of the model is touched."""
+    if isinstance(model, HybridVisionTransformer):
+        state = checkpoint_filter_fn(checkpoint, model)
+        _fit_input_channels(state, model)
+    else:
+        state = {key: value for key, value in checkpoint.items() if isinstance(value, Tensor)}
+    kept: set[str] = set()
+    if new_head:
+        state = {key: value for key, value in state.items() if not key.startswith("head.")}
+        kept = {key for key in model.state_dict() if key.startswith("head.")}
+    if misfit := describe_misfit(state, model, optional=kept):
+        raise CheckpointError(
+            f"the checkpoint does not fit the model: {misfit}. Create the model that the checkpoint was trained as, with "
+            "the same options (num_classes=0 for features only)"
+        )
+    return state
+
+
+def _fit_input_channels(state: dict[str, Tensor], model: HybridVisionTransformer) -> None:
+    """Adapts an RGB patch projection to the model's input channels, as timm does."""
+    key = "patch_embed.proj.weight"
+    found, wanted = state[key].shape[1], model.patch_embed.proj.in_channels
+    if found == wanted:
+        return
+    if found != 3:
+        raise CheckpointError(
+            f"the checkpoint takes {found} input channels and the model {wanted}; only weights of 3 can be adapted, so "
+            f"create the model with in_chans={found}"
+        )
+    _logger.info("Adapted %s from 3 to %d input channels.", key, wanted)
+    state[key] = adapt_input_conv(wanted, state[key])
+
+
+def _fingerprint(weights: WeightsFile) -> Fingerprint | None:
+    text = weights.metadata.get(FINGERPRINT)
+    if text is None:
+        return None
+    try:
+        return Fingerprint.from_json(text)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{weights.path}: its metadata hold {error}: the file is damaged; {weights.remedy}"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a readable PyTorch file ({error}); {_REMEDY}") from error
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"{path}: holds a {type(checkpoint).__name__}, not a state dict")
-    return checkpoint
+
+
+def _origin(weights: WeightsFile) -> str:
+    """Says which model an exported file belongs to, where the file says so."""
+    name = weights.metadata.get("model")
+    return f". The file was exported from {name}" if name else ""

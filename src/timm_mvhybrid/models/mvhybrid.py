@@ -7,10 +7,12 @@ Source: MV_Hybrid (arXiv 2508.00383), table of compared architectures.
 
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 
-from .checkpoint import checkpoint_filter_fn
+from .checkpoint import CheckpointError, checkpoint_filter_fn
 from .hybrid_vision_transformer import HybridVisionTransformer
+from .organization import follow, organization, update_registry
+from .pretrained import PretrainedModel, read_pretrained
 
 HE_MEAN = (0.70322989, 0.53606487, 0.66096631)
 HE_STD = (0.21716536, 0.26081574, 0.20723464)
@@ -31,12 +33,19 @@ TEST_MODEL_NAMES = (
     "test_vit12",
 )
 
-__all__ = ["HE_MEAN", "HE_STD", "MODEL_NAMES", "TEST_MODEL_NAMES"]
+# one tag per set of weights: DINOv2 self-supervision on H&E patches, and initial weights of the test models
+PRETRAINED_TAG = "dinov2_he"
+TEST_TAG = "random"
+# "architecture.tag" of the sets that the default organisation has published
+PUBLISHED_SETS: frozenset[str] = frozenset()
+
+__all__ = ["HE_MEAN", "HE_STD", "MODEL_NAMES", "PUBLISHED_SETS", "TEST_MODEL_NAMES"]
 
 
-def _cfg(**kwargs: Any) -> dict[str, Any]:
+def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
     return {
         "url": "",
+        "hf_hub_id": f"{organization()}/{name}",
         "num_classes": 0,
         "input_size": (3, 256, 256),
         "pool_size": None,
@@ -49,28 +58,58 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
         "classifier": "head",
         "license": "apache-2.0",
         "paper_ids": "arXiv:2508.00383",
+        "origin_url": "https://arxiv.org/abs/2508.00383",
         **kwargs,
     }
 
 
 default_cfgs = generate_default_cfgs(
     {
-        **{name: _cfg() for name in MODEL_NAMES},
-        **{name: _cfg(input_size=(3, 128, 128)) for name in TEST_MODEL_NAMES},
+        **{name: _cfg(name) for name in (f"{model}.{PRETRAINED_TAG}" for model in MODEL_NAMES)},
+        **{
+            name: _cfg(name, input_size=(3, 128, 128))
+            for name in (f"{model}.{TEST_TAG}" for model in TEST_MODEL_NAMES)
+        },
     }
 )
+follow(default_cfgs)
 
 
 def _create(variant: str, pretrained: bool, model_args: dict[str, Any], kwargs: dict[str, Any]) -> Any:
     out_indices = kwargs.pop("out_indices", 3)
+    update_registry()
+    model_class: Any = HybridVisionTransformer
+    if pretrained:
+        config = _resolve(variant, kwargs)
+        if not config.get("custom_load"):
+            # timm would verify nothing, and run what some pickles hold: it only wraps and describes the filled model
+            model_class = PretrainedModel(
+                config=config, weights=read_pretrained(config, kwargs.get("cache_dir"))
+            )
+            pretrained = False
     return build_model_with_cfg(
-        HybridVisionTransformer,
+        model_class,
         variant,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg=dict(out_indices=out_indices, feature_cls="getter"),
         **{**model_args, **kwargs},
     )
+
+
+def _resolve(variant: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Merges registered configuration, the one given, and its overlay, as timm does."""
+    given, overlay = kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")
+    try:
+        return dict(resolve_pretrained_cfg(variant, given, overlay).to_dict())
+    except TypeError as error:
+        origin = (
+            (given or {}).get("file") or (given or {}).get("hf_hub_id") if isinstance(given, dict) else None
+        )
+        raise CheckpointError(
+            f"{origin or variant}: its pretrained configuration holds what timm does not know ({error}): config.json is "
+            "damaged or of a newer timm; copy, download or export it again, or update timm"
+        ) from error
 
 
 _SMALL = dict(patch_size=16, embed_dim=384, depth=24, num_heads=6)

@@ -1,0 +1,217 @@
+"""Facts of an export and its run's records → the model card, which says "not recorded" where nothing is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from ..version import __version__
+from .run_records import RunRecords, flatten
+
+# stands in an exported card for the repository, which only publishing knows
+REPOSITORY_PLACEHOLDER = "ORGANISATION/NAME"
+_NOT_RECORDED = "not recorded"
+_MAX_ROWS = 80
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What the card is written from.
+
+    Args:
+        model: Architecture.
+        tag: Name of this set of weights.
+        network: The model.
+        model_args: Options other than the architecture's own.
+        dtype: Type of the stored matrices.
+        branch: "teacher", "student" or None.
+        step: The exported step; None where the checkpoint does not state it.
+        rounding_error: What bfloat16 changed in the features, relative norm.
+        rounding_bound: What it may.
+        sha256: sha256 of the weights file.
+        source_name: Name of the checkpoint.
+        records: The run's records.
+    """
+
+    model: str
+    tag: str
+    network: Any
+    model_args: Mapping[str, Any]
+    dtype: str
+    branch: str | None
+    step: int | None
+    rounding_error: float
+    rounding_bound: float
+    sha256: str
+    source_name: str
+    records: RunRecords
+
+
+def write_card(facts: CardFacts) -> str:
+    """Writes the model card.
+
+    Args:
+        facts: What is known.
+
+    Returns:
+        Markdown with a metadata block that the Hub takes.
+    """
+    name = f"{facts.model}.{facts.tag}"
+    sections = [
+        f"# {name}\n\nA backbone for computational pathology: {facts.network.layout()}. For research use; not a medical "
+        "device.",
+        _loading(facts),
+        _architecture(facts),
+        "## Data and how it was obtained\n\n" + _data(facts.records),
+        "## Recipe\n\n" + _recipe(facts),
+        "## Metrics\n\n" + _metrics(facts.records),
+        _limitations(facts),
+        f"## Licence\n\nThe weights: {_licence(facts)}. The code, timm_mvhybrid: Apache-2.0.",
+        _CITATION,
+    ]
+    return f"---\n{_metadata(facts)}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _metadata(facts: CardFacts) -> str:
+    """Writes the metadata block."""
+    datasets = facts.records.data.get("hub_datasets")
+    data = ModelCardData(
+        license=_licence(facts),
+        library_name="timm",
+        tags=[
+            "timm",
+            "timm_mvhybrid",
+            "image-feature-extraction",
+            "pathology",
+            "histology",
+            "state-space-model",
+        ],
+        datasets=[str(dataset) for dataset in datasets] if isinstance(datasets, list) and datasets else None,
+        pipeline_tag="image-feature-extraction",
+    )
+    return data.to_yaml().strip()
+
+
+def _licence(facts: CardFacts) -> str:
+    recorded = facts.records.config.get("license")
+    return str(recorded) if recorded else str(facts.network.pretrained_cfg.get("license", "apache-2.0"))
+
+
+def _loading(facts: CardFacts) -> str:
+    """Writes how to load."""
+    return f"""## Use
+
+```sh
+pip install timm-mvhybrid
+```
+
+```python
+import timm
+import timm_mvhybrid  # registers the models, and verifies what is loaded
+
+model = timm.create_model("hf-hub:{REPOSITORY_PLACEHOLDER}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_data_config({{}}, model=model))
+features = model(images)  # (batch, {facts.network.num_features})
+```
+
+A downloaded folder loads by `local-dir:FOLDER`, a tag by `hf-hub:{REPOSITORY_PLACEHOLDER}@TAG`. Loading verifies the
+sha256 of `model.safetensors`, `{facts.sha256}`, and the features of a fixed image."""
+
+
+def _architecture(facts: CardFacts) -> str:
+    network, config = facts.network, facts.network.pretrained_cfg
+    height, width = network.patch_embed.img_size
+    rows = {
+        "blocks": network.layout(),
+        "parameters": f"{sum(parameter.numel() for parameter in network.parameters()):,}",
+        "features": f"{network.num_features} (pooling: {network.global_pool or 'none'})",
+        "image": f"{height} × {width} px, patches of {network.patch_embed.patch_size[0]} px",
+        "normalisation": f"mean {tuple(config['mean'])}, standard deviation {tuple(config['std'])}",
+        "options": json.dumps(dict(facts.model_args)) if facts.model_args else "the architecture's own",
+        "weights of": f"{facts.branch or 'a checkpoint without teacher and student'} ({facts.source_name})",
+        "stored as": facts.dtype,
+    }
+    if facts.dtype == "bfloat16":
+        rows["stored as"] += (
+            " (vectors and A_log in float32); on the fixed image the features differ from those of the float32 weights by "
+            f"{facts.rounding_error:.2g} in relative norm, {facts.rounding_bound:.0%} is the bound"
+        )
+    paper = config.get("paper_ids", _NOT_RECORDED)
+    origin = f"Source: {paper} ({config.get('origin_url', '')}); implementation: timm_mvhybrid {__version__}."
+    return f"## Architecture\n\n{_table(('', ''), rows.items())}\n\n{origin}"
+
+
+def _data(records: RunRecords) -> str:
+    """Lists the run's settings about data; name, source and licence of the data are named even where absent."""
+    found = flatten(records.data)
+    for key in ("name", "obtained", "license"):
+        found.setdefault(key, _NOT_RECORDED)
+    return _table(("", ""), found.items())
+
+
+def _recipe(facts: CardFacts) -> str:
+    settings = {key: value for key, value in facts.records.config.items() if key != "data"}
+    rows = list(flatten(settings).items())
+    text = _table(("setting", "value"), rows[:_MAX_ROWS]) if rows else f"Configuration: {_NOT_RECORDED}."
+    if len(rows) > _MAX_ROWS:
+        text += f"\n\nand {len(rows) - _MAX_ROWS} more settings in the run's config.json."
+    step = _NOT_RECORDED if facts.step is None else str(facts.step)
+    environment = flatten(facts.records.environment)
+    machine = _table(("", ""), environment.items()) if environment else f"Environment: {_NOT_RECORDED}."
+    return f"{text}\n\nStep of the checkpoint: {step}.\n\n{machine}"
+
+
+def _metrics(records: RunRecords) -> str:
+    """Writes downstream results with their protocols, and the losses of training, which are none."""
+    if records.evaluations:
+        rows = [
+            (entry.metric, f"{entry.value:.4g}", entry.dataset, entry.protocol or _NOT_RECORDED)
+            for entry in records.evaluations
+        ]
+        text = _table(("metric", "value", "data", "protocol"), rows)
+    else:
+        text = f"Downstream results: {_NOT_RECORDED}."
+    if not records.last_metrics:
+        return f"{text}\n\nTraining metrics: {_NOT_RECORDED}."
+    training = _table(("metric", "value"), flatten(records.last_metrics).items())
+    return (
+        f"{text}\n\nLast line of the training log at this checkpoint. Protocol: values of the training objective on the "
+        f"training data; they say nothing about a downstream task.\n\n{training}"
+    )
+
+
+def _limitations(facts: CardFacts) -> str:
+    return f"""## Limitations
+
+- For research use. Not a medical device: not validated for diagnosis, prognosis or any clinical decision.
+- Made for H&E-stained tissue at the resolution it was trained at; stains, scanners, organs and resolutions that the
+  training data lack may give features of no meaning. Check on your own data.
+- The features carry traces of site and scanner; evaluate with whole sites or studies held out.
+- Numbers above hold under their protocol only; where a protocol or a record is missing, this card says so.
+- Verified on loading: the bytes of the weights, and the features of one fixed image at {facts.network.patch_embed.img_size[0]} px."""
+
+
+_CITATION = """## Citation
+
+The architecture: MV_Hybrid, arXiv 2508.00383.
+
+```bibtex
+@misc{mvhybrid,
+  title = {{MV_Hybrid}},
+  eprint = {2508.00383},
+  archivePrefix = {arXiv}
+}
+```"""
+
+
+def _table(head: tuple[str, ...], rows: Iterable[Iterable[str]]) -> str:
+    """Lays rows out as a Markdown table."""
+
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(head), line("---" for _ in head), *(line(row) for row in rows)])

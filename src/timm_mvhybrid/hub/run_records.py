@@ -1,0 +1,168 @@
+"""Folder of a run → what the run wrote down about itself, and nothing that it did not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import ExportError
+
+CONFIG, METRICS, EVALUATIONS, ENVIRONMENT = (
+    "config.json",
+    "metrics.jsonl",
+    "evaluations.json",
+    "environment.json",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A result of a downstream evaluation.
+
+    Args:
+        metric: What was measured.
+        value: The result.
+        dataset: On what.
+        protocol: How: split, probe, pooling, number of repetitions; None where it is not recorded.
+    """
+
+    metric: str
+    value: float
+    dataset: str
+    protocol: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecords:
+    """A run's own records; what is absent is empty.
+
+    Args:
+        config: The resolved configuration, ``config.json``.
+        last_metrics: The last line of ``metrics.jsonl`` up to the exported step.
+        evaluations: ``evaluations.json``, a list of objects with metric, value, dataset and protocol.
+        environment: ``environment.json``: versions, devices, commit.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    last_metrics: Mapping[str, Any] = field(default_factory=dict)
+    evaluations: tuple[Evaluation, ...] = ()
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """The configuration's part about data; empty where there is none."""
+        found = self.config.get("data")
+        return found if isinstance(found, Mapping) else {}
+
+
+def read_run_records(run: Path | None, step: int | None = None) -> RunRecords:
+    """Reads a run's records.
+
+    Args:
+        run: The run's folder; None where there is none.
+        step: The exported step; metrics of later steps are not this checkpoint's.
+
+    Returns:
+        The records.
+
+    Raises:
+        ExportError: A record is there but damaged; the message names it.
+    """
+    if run is None:
+        return RunRecords()
+    environment = _object(run / ENVIRONMENT)
+    return RunRecords(
+        config=_object(run / CONFIG),
+        last_metrics=_last_metrics(run / METRICS, step),
+        evaluations=_evaluations(run / EVALUATIONS),
+        environment=environment,
+    )
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Lays nested settings out as dotted names and texts.
+
+    Args:
+        values: The settings.
+        prefix: Name of the whole, with a trailing dot.
+
+    Returns:
+        Text by dotted name, in the given order.
+    """
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = (
+                value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            )
+    return flat
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path}: not readable as JSON ({error}); mend it, or move it away") from error
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    values = _read(path)
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ExportError(f"{path}: must hold a JSON object; mend it, or move it away")
+    return values
+
+
+def _last_metrics(path: Path, step: int | None) -> Mapping[str, Any]:
+    last: Mapping[str, Any] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return last
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path}: cannot be read ({error}); mend it, or move it away") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line) if line.strip() else None
+        except ValueError as error:
+            # a run that was killed leaves its last line half
+            if number == len(lines):
+                break
+            raise ExportError(
+                f"{path}: line {number} is no JSON ({error}); mend it, or move it away"
+            ) from error
+        if isinstance(values, dict) and (step is None or not _number(values.get("step")) > step):
+            last = values
+    return last
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _evaluations(path: Path) -> tuple[Evaluation, ...]:
+    values = _read(path)
+    if values is None:
+        return ()
+    try:
+        return tuple(
+            Evaluation(
+                metric=str(entry["metric"]),
+                value=float(entry["value"]),
+                dataset=str(entry["dataset"]),
+                protocol=str(entry["protocol"]) if entry.get("protocol") else None,
+            )
+            for entry in values
+        )
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise ExportError(
+            f"{path}: must list objects with metric, value, dataset and protocol ({type(error).__name__}: {error})"
+        ) from error
