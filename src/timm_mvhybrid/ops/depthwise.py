@@ -27,5 +27,6 @@ def depthwise_conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, left: in
     centred = F.pad(weight, [reach - left, reach - right])
     image = x.transpose(1, 2).unsqueeze(2)
     convolved = F.conv2d(image, centred.unsqueeze(2), bias, padding=[0, reach], groups=channels)
-    # in place where autograd does not want the convolution's output
-    return F.silu(convolved.squeeze(2).transpose(1, 2), inplace=not torch.is_grad_enabled())
+    # in place where autograd does not want the convolution's output; a trace must not depend on the mode of recording
+    in_place = not (torch.is_grad_enabled() or torch.jit.is_tracing())
+    return F.silu(convolved.squeeze(2).transpose(1, 2), inplace=in_place)
