@@ -78,33 +78,37 @@ class VimMixer(KeepsFloat32):
     def forward(self, x: Tensor) -> Tensor:
         """Mixes tokens (batch, length, d_model)."""
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        y = self._scan(x, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D, False)
-        y_b = self._scan(x, self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b, True)
+        forward = causal_conv_silu(x, self.conv1d.weight, self.conv1d.bias)
+        backward = causal_conv_silu(x, self.conv1d_b.weight, self.conv1d_b.bias, reverse=True)
+        dt_proj, dt_proj_b = self.dt_proj, self.dt_proj_b
+        y = self._scan(forward, self.x_proj(forward), dt_proj.weight, dt_proj.bias, self.A_log, self.D, False)
+        y_b = self._scan(
+            backward, self.x_proj_b(backward), dt_proj_b.weight, dt_proj_b.bias, self.A_b_log, self.D_b, True
+        )
         # gating does not depend on the direction, so both share one gate
         return self.out_proj((y + y_b) * F.silu(z) * 0.5)
 
     def _scan(
         self,
         x: Tensor,
-        conv: nn.Conv1d,
-        x_proj: nn.Linear,
-        dt_proj: nn.Linear,
+        selection: Tensor,
+        step_weight: Tensor,
+        step_bias: Tensor,
         A_log: Tensor,
         D: Tensor,
         reverse: bool,
     ) -> Tensor:
-        """Scans the tokens in one direction."""
-        x = causal_conv_silu(x, conv.weight, conv.bias, reverse)
-        dt, B, C = x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        """Scans tokens x in one direction; ``selection`` holds dt, B and C."""
+        dt, B, C = selection.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         return selective_scan_tokens(
             x,
             # the bias of dt_proj acts inside the scan, once
-            F.linear(dt, dt_proj.weight),
+            F.linear(dt, step_weight),
             -torch.exp(at_least_float32(A_log)),
             B.unsqueeze(2),
             C.unsqueeze(2),
             D,
             None,
-            dt_proj.bias,
+            step_bias,
             reverse,
         )

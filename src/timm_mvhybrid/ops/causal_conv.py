@@ -12,13 +12,13 @@ KERNEL_TAPS = (2, 3, 4)
 
 
 @register_notrace_function
-def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool = False) -> Tensor:
+def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool = False) -> Tensor:
     """Convolves every channel with the tokens up to each one, then applies SiLU. A leaf for FX, and scriptable.
 
     Args:
         x: Tokens, (batch, length, channels).
         weight: Kernels as in ``nn.Conv1d``, (channels, 1, taps).
-        bias: (channels,).
+        bias: (channels,), or None.
         reverse: Whether time runs from the last token to the first.
 
     Returns:
@@ -42,9 +42,10 @@ def _package_takes(x: Tensor, weight: Tensor) -> bool:
     return weight.shape[-1] in KERNEL_TAPS and x.shape[2] % 8 == 0 and strides_fit
 
 
-def _package_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _package_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Calls the package on a channels-last view, without a copy."""
     from causal_conv1d import causal_conv1d_fn
 
-    weight, bias = weight.squeeze(1).to(x.dtype), bias.to(x.dtype)
+    weight = weight.squeeze(1).to(x.dtype)
+    bias = None if bias is None else bias.to(x.dtype)
     return causal_conv1d_fn(x.transpose(1, 2), weight, bias, activation="silu").transpose(1, 2)

@@ -19,7 +19,9 @@ def wants_portable_form() -> bool:
         return True
     if forward_ad._current_level >= 0:
         return True
-    if hasattr(torch.compiler, "is_exporting"):
-        return torch.compiler.is_exporting()
+    # the flag behind torch.compiler.is_exporting(), which dynamo of torch 2.8 takes for True while it compiles
+    exporting = getattr(torch.compiler, "_is_exporting_flag", None)
+    if exporting is not None:
+        return bool(exporting)
     # torch 2.6: what compiles without dynamo is an export
     return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
