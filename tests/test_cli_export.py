@@ -74,7 +74,6 @@ def test_options_reach_the_library(folder, capsys):
         (["--image-size", "100"], "must be a multiple of patch_size"),
         (["--opset", "12"], "opset is 12; it must be at least 20"),
         (["--checkpoint", "missing.pth"], "missing.pth: no such checkpoint file"),
-        (["--pretrained"], "no pretrained weights are published for test_vit12"),
         (["--output", "taken.onnx"], "taken.onnx: exists already; replace it with --overwrite"),
         (["--output", "nowhere/model.onnx"], "the output folder nowhere does not exist; create it first"),
     ],
