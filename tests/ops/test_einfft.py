@@ -6,7 +6,8 @@ from support.goldens import error_ratio, relative_error
 
 from timm_mvhybrid.layers import EinFFT
 from timm_mvhybrid.ops import spectral
-from timm_mvhybrid.ops.einfft import _real_biases, _real_maps, cpu, einfft, einfft_plain
+from timm_mvhybrid.ops.einfft import cpu, einfft
+from timm_mvhybrid.ops.einfft import einfft_plain as plain
 
 LENGTHS = [1, 2, 3, 16, 17, 63, 197, 257]
 
@@ -25,11 +26,6 @@ def make_inputs(length, *, batch=3, dim=8, dtype=torch.float64, seed=0):
         draw(2, 4, width, width),
         draw(2, 4, width),
     ]
-
-
-def plain(x, weight_1, bias_1, weight_2, bias_2, threshold):
-    maps = _real_maps(weight_1, True), _real_biases(bias_1), _real_maps(weight_2, False), _real_biases(bias_2)
-    return einfft_plain(x, *maps, threshold)
 
 
 def run(function, inputs, threshold=0.3):
@@ -112,22 +108,20 @@ def test_gradcheck():
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_opcheck():
     x, weight_1, bias_1, weight_2, bias_2 = (v.detach() for v in make_inputs(6))
-    maps = _real_maps(weight_1, True), _real_biases(bias_1), _real_maps(weight_2, False), _real_biases(bias_2)
-    arguments = tuple(v.clone().requires_grad_() for v in (x, *maps))
+    arguments = tuple(v.clone().requires_grad_() for v in (x, weight_1, bias_1, weight_2, bias_2))
     torch.library.opcheck(torch.ops.timm_mvhybrid.einfft.default, (*arguments, 0.01, True))
-    y, saved, passed = torch.ops.timm_mvhybrid.einfft(x, *maps, 0.01, True)
-    backward = (torch.ones_like(y), saved, passed, x, maps[0], maps[2])
+    y, saved, passed = torch.ops.timm_mvhybrid.einfft(x, weight_1, bias_1, weight_2, bias_2, 0.01, True)
+    backward = (torch.ones_like(y), saved, passed, x, weight_1, weight_2)
     torch.library.opcheck(torch.ops.timm_mvhybrid.einfft_backward.default, backward)
     with pytest.raises(RuntimeError, match="save=True"):
         torch.ops.timm_mvhybrid.einfft(*arguments, 0.01, False)
 
 
 def test_inference_keeps_nothing():
-    x, weight_1, bias_1, weight_2, bias_2 = (v.detach() for v in make_inputs(6))
-    maps = _real_maps(weight_1, True), _real_biases(bias_1), _real_maps(weight_2, False), _real_biases(bias_2)
-    y, saved, passed = torch.ops.timm_mvhybrid.einfft(x, *maps, 0.01, False)
+    inputs = [v.detach() for v in make_inputs(6)]
+    y, saved, passed = torch.ops.timm_mvhybrid.einfft(*inputs, 0.01, False)
     assert saved.numel() == passed.numel() == 0
-    assert relative_error(y, torch.ops.timm_mvhybrid.einfft(x, *maps, 0.01, True)[0]) == 0
+    assert relative_error(y, torch.ops.timm_mvhybrid.einfft(*inputs, 0.01, True)[0]) == 0
 
 
 def test_vmap_and_grad_take_the_plain_form():

@@ -229,7 +229,7 @@ def why_not_causal_conv1d(device_type: str, dtype: torch.dtype) -> str | None:
     """Says why the causal-conv1d package does not run Vim's convolutions, or None if it does."""
     if _requested not in ("auto", "mamba_ssm"):
         return f"implementation {_requested!r} was asked for"
-    if importlib.util.find_spec("causal_conv1d") is None:
+    if not _HAS_CAUSAL_CONV1D:
         return "causal-conv1d is not installed (pip install causal-conv1d)"
     if device_type != "cuda":
         return f"the input is on {device_type}; causal-conv1d needs a CUDA device"
@@ -261,6 +261,9 @@ def load(operation: str, name: str) -> ModuleType:
         )
     return importlib.import_module(f"{__package__}.{OPERATIONS[operation]}.{name}")
 
+
+# looked up once: mixers ask at every call, also while torch.compile reads them
+_HAS_CAUSAL_CONV1D = importlib.util.find_spec("causal_conv1d") is not None
 
 _TRITON_DTYPES = {
     "selective_scan": (torch.float16, torch.bfloat16, torch.float32, torch.float64),

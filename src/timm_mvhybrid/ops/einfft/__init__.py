@@ -58,43 +58,15 @@ def _einfft(
     operator_length: int = MATRIX_LENGTH,
 ) -> Tensor:
     x = at_least_float32(x)
-    maps_1, bias_1 = _real_maps(weight_1.to(x.dtype), True), _real_biases(bias_1.to(x.dtype))
-    maps_2, bias_2 = _real_maps(weight_2.to(x.dtype), False), _real_biases(bias_2.to(x.dtype))
+    weight_1, bias_1, weight_2, bias_2 = (
+        weight_1.to(x.dtype),
+        bias_1.to(x.dtype),
+        weight_2.to(x.dtype),
+        bias_2.to(x.dtype),
+    )
     # on other devices a compiler fuses the plain form better than an operator that it cannot see into
     if with_operator and x.device.type == "cpu" and x.shape[1] <= operator_length:
         # a trace must not depend on the mode that it was recorded in
         save = torch.is_grad_enabled() or torch.jit.is_tracing()
-        return torch.ops.timm_mvhybrid.einfft(x, maps_1, bias_1, maps_2, bias_2, threshold, save)[0]
-    return einfft_plain(x, maps_1, bias_1, maps_2, bias_2, threshold)
-
-
-def _real_maps(weight: Tensor, conjugate: bool) -> Tensor:
-    """Writes complex maps as real ones, for positive and for negative frequencies.
-
-    The maps break the conjugate symmetry of the spectrum, so the negative frequencies pass them too. Block −b at −k
-    holds the conjugate of block b at k: the same rows, with the sign of the imaginary inputs and the other block's map.
-
-    Args:
-        weight: (2, 4, width, width).
-        conjugate: Whether the rows of the negative frequencies stand for their conjugates, as at the first map.
-
-    Returns:
-        (2, 4, 2 · width, 2 · width).
-    """
-    real, imaginary = weight.unbind(0)
-    from_real = torch.cat([real, imaginary], dim=-1)
-    from_imaginary = torch.cat([-imaginary, real], dim=-1)
-    positive = torch.cat([from_real, from_imaginary], dim=-2)
-    negative = torch.cat([from_real, -from_imaginary], dim=-2) if conjugate else positive
-    return torch.stack([positive, _mirrored(negative)])
-
-
-def _real_biases(bias: Tensor) -> Tensor:
-    """Writes complex biases, (2, 4, width), as real ones for both signs of the frequency, (2, 4, 2 · width)."""
-    joined = torch.cat([bias[0], bias[1]], dim=-1)
-    return torch.stack([joined, _mirrored(joined)])
-
-
-def _mirrored(blocks: Tensor) -> Tensor:
-    """Reorders the blocks 0, 1, 2, 3 to 0, −1, −2, −3 modulo four."""
-    return torch.cat([blocks[:1], blocks[1:].flip(0)])
+        return torch.ops.timm_mvhybrid.einfft(x, weight_1, bias_1, weight_2, bias_2, threshold, save)[0]
+    return einfft_plain(x, weight_1, bias_1, weight_2, bias_2, threshold)

@@ -69,15 +69,21 @@ def saved_shape(x: Tensor, save: bool) -> list[int]:
 
 
 def forward(
-    x: Tensor, maps_1: Tensor, bias_1: Tensor, maps_2: Tensor, bias_2: Tensor, threshold: float, save: bool
+    x: Tensor,
+    weight_1: Tensor,
+    bias_1: Tensor,
+    weight_2: Tensor,
+    bias_2: Tensor,
+    threshold: float,
+    save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Computes EinFFT.
 
     Args:
         x: As for :func:`.plain.einfft_plain`, as are all but the last.
-        maps_1: As there.
+        weight_1: As there.
         bias_1: As there.
-        maps_2: As there.
+        weight_2: As there.
         bias_2: As there.
         threshold: As there.
         save: Whether to keep what backward needs.
@@ -92,6 +98,8 @@ def forward(
     result = x.new_empty(x.shape)
     saved = x.new_empty([3, *saved_shape(x, save)])
     passed = x.new_empty([2, *saved_shape(x, save)], dtype=torch.bool)
+    maps_1, maps_2 = _real_maps(weight_1, True), _real_maps(weight_2, False)
+    bias_1, bias_2 = _real_biases(bias_1), _real_biases(bias_2)
     slabs = _slabs(x)
     space = _Workspace(x, _most_rows(slabs))
     for rows in slabs:
@@ -120,7 +128,7 @@ def forward(
 
 
 def backward(
-    grad: Tensor, saved: Tensor, passed: Tensor, x: Tensor, maps_1: Tensor, maps_2: Tensor
+    grad: Tensor, saved: Tensor, passed: Tensor, x: Tensor, weight_1: Tensor, weight_2: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Differentiates :func:`forward`.
 
@@ -129,15 +137,16 @@ def backward(
         saved: What forward kept.
         passed: What it kept of the shrinkage.
         x: As for forward; its shape alone is of interest.
-        maps_1: As for forward.
-        maps_2: As for forward.
+        weight_1: As for forward.
+        weight_2: As for forward.
 
     Returns:
-        The gradients of x, maps_1, bias_1, maps_2 and bias_2.
+        The gradients of x, weight_1, bias_1, weight_2 and bias_2.
     """
     length = x.shape[1]
     analysis, synthesis = _analysis(length, x).transposed(), _synthesis(length, x).transposed()
     grad_x = x.new_empty(x.shape)
+    maps_1, maps_2 = _real_maps(weight_1, True), _real_maps(weight_2, False)
     grad_maps_1, grad_maps_2 = torch.zeros_like(maps_1), torch.zeros_like(maps_2)
     grad_bias_1, grad_bias_2 = (maps.new_zeros(maps.shape[:-1]) for maps in (maps_1, maps_2))
     slabs = _slabs(x)
@@ -164,7 +173,55 @@ def backward(
         grad_tokens = space.tokens("tokens", count)
         _to_tokens(spectrum, analysis, grad_tokens)
         _butterfly_backward(grad_tokens, grad_x[rows])
-    return grad_x, grad_maps_1, grad_bias_1, grad_maps_2, grad_bias_2
+    return (
+        grad_x,
+        _real_maps_backward(grad_maps_1, True),
+        _real_biases_backward(grad_bias_1),
+        _real_maps_backward(grad_maps_2, False),
+        _real_biases_backward(grad_bias_2),
+    )
+
+
+def _real_maps(weight: Tensor, conjugate: bool) -> Tensor:
+    """Writes complex maps as real ones, as the function of this name of ``plain`` does, with fewer copies."""
+    _, blocks, width, _ = weight.shape
+    maps = weight.new_empty(2, blocks, 2 * width, 2 * width)
+    for signed, source in zip(maps, (weight, _mirrored(weight)), strict=True):
+        real, imaginary = source
+        signed[:, :width, :width] = real
+        signed[:, :width, width:] = imaginary
+        negate = conjugate and source is not weight
+        torch.mul(imaginary, 1.0 if negate else -1.0, out=signed[:, width:, :width])
+        torch.mul(real, -1.0 if negate else 1.0, out=signed[:, width:, width:])
+    return maps
+
+
+def _real_maps_backward(grad: Tensor, conjugate: bool) -> Tensor:
+    """Applies the transpose of :func:`_real_maps`."""
+    width = grad.shape[-1] // 2
+    (from_real, from_imaginary), total = grad.split(width, dim=-2), []
+    for sign in range(2):
+        real, imaginary = from_real[sign].split(width, dim=-1)
+        under_real, under_imaginary = from_imaginary[sign].split(width, dim=-1)
+        factor = -1.0 if conjugate and sign == 1 else 1.0
+        total.append(torch.stack([real + factor * under_imaginary, imaginary - factor * under_real]))
+    return total[0].add_(_mirrored(total[1]))
+
+
+def _real_biases(bias: Tensor) -> Tensor:
+    """Writes complex biases, (2, 4, width), as real ones for both signs of the frequency, (2, 4, 2 · width)."""
+    return torch.cat([torch.stack([part, _mirrored(part[None])[0]]) for part in bias], dim=-1)
+
+
+def _real_biases_backward(grad: Tensor) -> Tensor:
+    """Applies the transpose of :func:`_real_biases`."""
+    parts = [torch.stack(signed.chunk(2, dim=-1)) for signed in grad]
+    return parts[0] + _mirrored(parts[1])
+
+
+def _mirrored(blocks: Tensor) -> Tensor:
+    """Reorders the blocks, on the second axis, from 0, 1, 2, 3 to 0, −1, −2, −3 modulo four."""
+    return torch.cat([blocks[:, :1], blocks[:, 1:].flip(1)], dim=1)
 
 
 def _analysis(length: int, like: Tensor) -> _Transform:

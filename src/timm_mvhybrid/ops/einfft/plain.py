@@ -12,22 +12,11 @@ from ..spectral import inverse_token_dft, token_dft
 
 
 def einfft_plain(
-    x: Tensor, maps_1: Tensor, bias_1: Tensor, maps_2: Tensor, bias_2: Tensor, threshold: float
+    x: Tensor, weight_1: Tensor, bias_1: Tensor, weight_2: Tensor, bias_2: Tensor, threshold: float
 ) -> Tensor:
-    """Computes EinFFT from the real form of its maps.
-
-    Args:
-        x: Tokens, (batch, length, d_model), float32 or float64.
-        maps_1: First maps of positive and of negative frequencies, (2, 4, d_model / 2, d_model / 2): rows are the real,
-            then the imaginary input channels of a block, columns the outputs in the same order.
-        bias_1: (2, 4, d_model / 2).
-        maps_2: Second maps, of the shape of ``maps_1``.
-        bias_2: Of the shape of ``bias_1``.
-        threshold: Soft-shrinkage.
-
-    Returns:
-        (batch, length, d_model) in the dtype of ``x``.
-    """
+    """Computes EinFFT; arguments as for :func:`.einfft`, in one dtype, float32 or float64, as is the result."""
+    maps_1, bias_1 = _real_maps(weight_1, True), _real_biases(bias_1)
+    maps_2, bias_2 = _real_maps(weight_2, False), _real_biases(bias_2)
     batch, length, dim = x.shape
     rows = _spectrum(x)
     positive = torch.baddbmm(bias_1[0].unsqueeze(1), rows, maps_1[0])
@@ -72,3 +61,35 @@ def _tokens(real: Tensor, imaginary: Tensor, length: int, scale: float) -> Tenso
         [i_sum + i_odd, i_difference + r_turned, i_sum - i_odd, i_difference - r_turned], dim=-1
     )
     return inverse_token_dft(real, imaginary, length, 0.5 * scale)
+
+
+def _real_maps(weight: Tensor, conjugate: bool) -> Tensor:
+    """Writes complex maps as real ones, for positive and for negative frequencies.
+
+    The maps break the conjugate symmetry of the spectrum, so the negative frequencies pass them too. Block −b at −k
+    holds the conjugate of block b at k: the same rows, with the sign of the imaginary inputs and the other block's map.
+
+    Args:
+        weight: (2, 4, width, width).
+        conjugate: Whether the rows of the negative frequencies stand for their conjugates, as at the first map.
+
+    Returns:
+        (2, 4, 2 · width, 2 · width).
+    """
+    real, imaginary = weight.unbind(0)
+    from_real = torch.cat([real, imaginary], dim=-1)
+    from_imaginary = torch.cat([-imaginary, real], dim=-1)
+    positive = torch.cat([from_real, from_imaginary], dim=-2)
+    negative = torch.cat([from_real, -from_imaginary], dim=-2) if conjugate else positive
+    return torch.stack([positive, _mirrored(negative)])
+
+
+def _real_biases(bias: Tensor) -> Tensor:
+    """Writes complex biases, (2, 4, width), as real ones for both signs of the frequency, (2, 4, 2 · width)."""
+    joined = torch.cat([bias[0], bias[1]], dim=-1)
+    return torch.stack([joined, _mirrored(joined)])
+
+
+def _mirrored(blocks: Tensor) -> Tensor:
+    """Reorders the blocks 0, 1, 2, 3 to 0, −1, −2, −3 modulo four."""
+    return torch.cat([blocks[:1], blocks[1:].flip(0)])
