@@ -336,3 +336,17 @@ def test_other_models_of_timm_are_loaded_by_timm(tmp_path):
     assert same(model.state_dict(), source.state_dict())
     with pytest.raises(FileNotFoundError):
         timm.create_model("test_vit", checkpoint_path=str(tmp_path / "none.safetensors"))
+
+
+@pytest.mark.parametrize(("found", "wanted"), [(3, 1), (3, 4), (3, 8), (4, 8), (4, 3), (4, 1)])
+def test_equal_channels_give_equal_features_after_adaptation(tmp_path, found, wanted):
+    source = timm.create_model("test_vit12", in_chans=found).eval()
+    path = tmp_path / "weights.safetensors"
+    save_file({key: value.contiguous() for key, value in source.state_dict().items()}, path)
+    adapted = timm.create_model("test_vit12", in_chans=wanted, checkpoint_path=str(path)).eval()
+    image = torch.rand(1, 1, *source.patch_embed.img_size)
+    with torch.no_grad():
+        # one channel takes the sum of the weights, others their mean
+        expected = source(image.expand(-1, found, -1, -1))
+        actual = adapted(image.expand(-1, wanted, -1, -1))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)

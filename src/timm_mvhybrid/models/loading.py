@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from .checkpoint import CheckpointError, checkpoint_filter_fn, describe_misfit
@@ -122,18 +121,23 @@ def _fit(model: nn.Module, checkpoint: Mapping[str, Any], new_head: bool) -> dic
 
 
 def _fit_input_channels(state: dict[str, Tensor], model: HybridVisionTransformer) -> None:
-    """Adapts an RGB patch projection to the model's input channels, as timm does."""
+    """Adapts the patch projection to the model's input channels, as timm 1.0.31 does for any number of them.
+
+    Channels are repeated or cut off and scaled, so that the same value in every channel gives the same features; a
+    single channel takes the sum.
+    """
     key = "patch_embed.proj.weight"
-    found, wanted = state[key].shape[1], model.patch_embed.proj.in_channels
+    weight, wanted = state[key], model.patch_embed.proj.in_channels
+    found = weight.shape[1]
     if found == wanted:
         return
-    if found != 3:
-        raise CheckpointError(
-            f"the checkpoint takes {found} input channels and the model {wanted}; only weights of 3 can be adapted, so "
-            f"create the model with in_chans={found}"
-        )
-    _logger.info("Adapted %s from 3 to %d input channels.", key, wanted)
-    state[key] = adapt_input_conv(wanted, state[key])
+    _logger.info("Adapted %s from %d to %d input channels.", key, found, wanted)
+    if wanted == 1:
+        adapted = weight.float().sum(dim=1, keepdim=True)
+    else:
+        repeated = weight.float().repeat(1, -(-wanted // found), 1, 1)[:, :wanted]
+        adapted = repeated * (found / wanted)
+    state[key] = adapted.to(weight.dtype)
 
 
 def _fingerprint(weights: WeightsFile) -> Fingerprint | None:

@@ -2,11 +2,15 @@
 
 import torch
 import torch.nn.functional as F
+from timm.layers import register_notrace_function
 from torch import Tensor
 
 
+@register_notrace_function
 def depthwise_conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, left: int) -> Tensor:
     """Convolves every channel with its own kernel over zero-padded tokens, then applies SiLU; the length stays.
+
+    A leaf for FX, and scriptable.
 
     Runs as a two-dimensional convolution of height one: its channels-last kernels read token-major memory as it lies,
     where the one-dimensional kernels of the CPU copy it and take ten times as long. A kernel that is not centred gets
