@@ -96,9 +96,7 @@ class HydraMixer(KeepsFloat32):
         y = ssd_scan_heads(x, dt, rates, B, C, self.dt_bias)
         y_b = ssd_scan_heads(x, dt_b, rates, B_b, C_b, self.dt_bias, reverse=True)
         diagonal = F.linear(x.flatten(2), self.fc_D.weight) + self.D.to(x.dtype)
-        mixed = x * diagonal.unsqueeze(-1)
         # a step later in each direction's own order, zero first
-        mixed[:, 1:] += y[:, :-1]
-        mixed[:, :-1] += y_b[:, 1:]
-        y = mixed.flatten(2)
+        shifted = F.pad(y[:, :-1], [0, 0, 0, 0, 1, 0]) + F.pad(y_b[:, 1:], [0, 0, 0, 0, 0, 1])
+        y = torch.addcmul(shifted, x, diagonal.unsqueeze(-1)).flatten(2)
         return self.out_proj(self.norm(y.to(self.norm.weight.dtype)) * F.silu(z))
