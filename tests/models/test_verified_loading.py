@@ -298,7 +298,7 @@ def test_an_option_that_changes_the_function_is_refused(folder):
     ids=str,
 )
 def test_options_that_are_meant_to_change_the_model_load(folder, options):
-    by_folder(folder, **options)
+    assert by_folder(folder, **options).weights_sha256 is not None
 
 
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter:UserWarning")

@@ -192,8 +192,8 @@ def _json_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _round(name: str, tensor: Tensor) -> Tensor:
-    """Rounds a matrix to bfloat16; vectors and A_log are kept."""
-    keep = tensor.ndim <= 1 or name.rpartition(".")[2].startswith("A_log")
+    """Rounds a matrix to bfloat16; vectors and the decay rates (A_log, and A_b_log of Vim) are kept."""
+    keep = tensor.ndim <= 1 or name.endswith(("A_log", "A_b_log"))
     return tensor if keep else tensor.to(torch.bfloat16)
 
 
