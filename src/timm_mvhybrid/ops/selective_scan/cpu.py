@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..precision import accumulation_dtype
-from ..step_sizes import biased_steps, softplus_slope, step_sizes
+from ..step_sizes import biased_steps, softplus_, softplus_slope, write_step_sizes
+from ..workspace import scratch
 
 CHUNK = 16
 """Time steps a chunk: fewer cost dispatch, more fall out of the cache (measured at 384 channels, 16 states)."""
@@ -75,11 +76,14 @@ def forward(
     states = y.new_empty(num_chunks(length) if save_states else 0, batch, *rates.shape)
     slab = _slab_size(u, rates.numel())
     steps = CHUNK if save_states else _longest_chunk(slab * rates.numel())
-    decays, trajectory = (_Buffer(steps, slab, rates) for _ in range(2))
+    room = (steps, slab, *rates.shape)
+    decay_room, state_room, *token_rooms = scratch(rates, room, room, *[(slab, *u.shape[1:])] * 2)
+    decays, trajectory = _Buffer(decay_room), _Buffer(state_room)
     for rows in _slabs(batch, slab):
         x, b, c = (v[rows].to(dtype) for v in (u, B, C))
-        step = step_sizes(delta[rows], delta_bias, delta_softplus, dtype)
-        driven = step * x
+        step, driven = (v[: len(x)] for v in token_rooms)
+        write_step_sizes(step, delta[rows], delta_bias, delta_softplus)
+        torch.mul(step, x, out=driven)
         out, h = y[rows], last_state[rows].zero_()
         for chunk, times in _chunks(length, steps, reverse):
             if save_states:
@@ -154,11 +158,16 @@ def backward(
     grad_D, grad_bias = (None if v is None else grad_A.new_zeros(v.shape) for v in (D, delta_bias))
     grad_z = None if z is None else z.new_empty(z.shape, dtype=dtype)
     slab = _slab_size(u, rates.numel())
-    decays, trajectory, adjoints = (_Buffer(CHUNK, slab, rates) for _ in range(3))
+    decays, trajectory, adjoints = (
+        _Buffer(room) for room in scratch(rates, *[(CHUNK, slab, *rates.shape)] * 3)
+    )
     for rows in _slabs(batch, slab):
         x, b, c, grad_out = (v[rows].to(dtype) for v in (u, B, C, grad_y))
         biased = biased_steps(delta[rows], delta_bias, dtype)
-        step = F.softplus(biased) if delta_softplus else biased
+        step = biased
+        if delta_softplus:
+            step = biased.clone(memory_format=torch.contiguous_format)
+            softplus_(step)
         driven = step * x
         grad_driven, grad_step = torch.empty_like(driven), grad_delta[rows]
         gate = y = None
@@ -232,8 +241,8 @@ def backward(
 class _Buffer:
     """Room for one value a step, row and state, (steps, rows, groups, d_state, channels), used again and again."""
 
-    def __init__(self, steps: int, rows: int, rates: Tensor) -> None:
-        self._values = rates.new_empty(steps, rows, *rates.shape)
+    def __init__(self, values: Tensor) -> None:
+        self._values = values
         self._each: dict[int, tuple[Tensor, ...]] = {}
 
     def of(self, step: Tensor) -> Tensor:
