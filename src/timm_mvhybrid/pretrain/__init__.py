@@ -1,0 +1,1 @@
+"""DINOv2-style pretraining: patches → crops → student and teacher → losses → checkpoint."""

@@ -1,0 +1,392 @@
+"""All that decides a run: sections of frozen dataclasses, each field with its unit.
+
+A resolved configuration is written beside the run's outputs as JSON; :mod:`config_file` reads it back. Schedules count
+optimiser steps, never epochs, so that they do not change with the number of patches or of processes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.constructors import PrimitiveConstructorSpec
+
+from .errors import PretrainError
+
+
+def _object_from_words(words: list[str]) -> dict[str, Any]:
+    values = json.loads(words[0])
+    if not isinstance(values, dict):
+        raise ValueError(f"{words[0]!r} is no JSON object")
+    return values
+
+
+JsonObject = Annotated[
+    dict[str, Any],
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=_object_from_words,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [json.dumps(value)],
+    ),
+]
+
+
+def _require(condition: bool, name: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise PretrainError(f"{name} is {value}; it must be {allowed}")
+
+
+def _require_share(name: str, value: float) -> None:
+    _require(0 <= value <= 1, name, value, "between 0 and 1")
+
+
+def _require_range(name: str, values: tuple[float, float], highest: float = 1.0) -> None:
+    low, high = values
+    _require(0 < low <= high <= highest, name, values, f"two rising numbers above 0, at most {highest:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The backbone of student and teacher."""
+
+    name: str = "mvhybrid_small_patch16_256"
+    """Any timm VisionTransformer; 'timm-mvhybrid models' lists ours."""
+    arguments: JsonObject = field(default_factory=dict)
+    """Further arguments of timm.create_model."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth of the student, 0 to 1."""
+    pretrained: bool = False
+    """Start from the weights that timm downloads."""
+    weights: Path | None = None
+    """Start from the weights of this file. Excludes pretrained."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.drop_path_rate < 1, "model.drop_path_rate", self.drop_path_rate, "in [0, 1)")
+        if self.pretrained and self.weights is not None:
+            raise PretrainError("model.pretrained and model.weights exclude each other; give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """The projection heads: class tokens (DINO) and patch tokens (iBOT)."""
+
+    num_prototypes: int = 65_536
+    """Prototypes of each head."""
+    hidden_dim: int = 2048
+    """Width of the hidden layers."""
+    bottleneck_dim: int = 256
+    """Width in front of the prototypes."""
+    num_layers: int = 3
+    """Layers in front of the prototypes."""
+    separate_ibot_head: bool = True
+    """Whether patch tokens have a head of their own."""
+    ibot_chunk_rows: int = 1024
+    """Masked patches whose prototype scores are in memory at a time; 0 for all at once."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_prototypes", "hidden_dim", "bottleneck_dim", "num_layers"):
+            _require(getattr(self, name) >= 1, f"head.{name}", getattr(self, name), "at least 1")
+        _require(self.ibot_chunk_rows >= 0, "head.ibot_chunk_rows", self.ibot_chunk_rows, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The objective: DINO on class tokens, iBOT on masked patches, and what keeps features apart."""
+
+    dino_weight: float = 1.0
+    """Weight of the class-token loss."""
+    ibot_weight: float = 1.0
+    """Weight of the masked-patch loss."""
+    centering: Literal["sinkhorn_knopp", "centering"] = "sinkhorn_knopp"
+    """How teacher scores become targets: optimal transport over the batch, or a running mean."""
+    sinkhorn_iterations: int = 3
+    """Iterations of sinkhorn_knopp."""
+    center_momentum: float = 0.9
+    """Momentum of the running mean of centering."""
+    student_temperature: float = 0.1
+    """Temperature of the student's softmax."""
+    teacher_temperature_start: float = 0.04
+    """Temperature of the teacher's targets at the first step."""
+    teacher_temperature: float = 0.06
+    """Temperature of the teacher's targets after the warm-up."""
+    teacher_temperature_warmup_steps: int = 14_790
+    """Steps over which it rises."""
+    regularizer: Literal["koleo", "kde", "none"] = "koleo"
+    """What spreads class tokens: distance to the nearest (KoLeo), kernel density (KDE), or nothing."""
+    regularizer_weight: float = 0.1
+    """Its weight."""
+    regularizer_scope: Literal["rank", "world"] = "rank"
+    """Among which images: those of a process, as DINOv2 does, or all of a step; then results do not depend on the number of processes."""
+    kde_concentration: float = 5.0
+    """Concentration κ of the kernel of KDE."""
+
+    def __post_init__(self) -> None:
+        for name in ("student_temperature", "teacher_temperature_start", "teacher_temperature"):
+            _require(getattr(self, name) > 0, f"loss.{name}", getattr(self, name), "above 0")
+        for name in ("dino_weight", "ibot_weight", "regularizer_weight", "teacher_temperature_warmup_steps"):
+            _require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "at least 0")
+        _require(
+            self.sinkhorn_iterations >= 1, "loss.sinkhorn_iterations", self.sinkhorn_iterations, "at least 1"
+        )
+        _require_share("loss.center_momentum", self.center_momentum)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropConfig:
+    """What student and teacher see of a patch."""
+
+    global_size_px: int = 256
+    """Side of the two global crops in px."""
+    local_size_px: int = 112
+    """Side of the local crops in px."""
+    num_local: int = 8
+    """Local crops of a patch."""
+    global_scale: tuple[float, float] = (0.32, 1.0)
+    """Share of the patch's area that a global crop takes."""
+    local_scale: tuple[float, float] = (0.05, 0.32)
+    """Share of the patch's area that a local crop takes."""
+    augmentation: Literal["paper", "paper_pil"] = "paper"
+    """Colour and blur on the device, or the same by Pillow in the workers, for comparison."""
+    horizontal_flip: float = 0.5
+    """Probability of a horizontal flip."""
+    vertical_flip: float = 0.0
+    """Probability of a vertical flip."""
+    rotation: bool = False
+    """Whether crops are turned by multiples of 90°."""
+    hed_jitter: float = 0.0
+    """Strength of random changes of haematoxylin, eosin and residue, relative; 0 for none."""
+
+    def __post_init__(self) -> None:
+        for name in ("global_size_px", "local_size_px"):
+            _require(getattr(self, name) >= 1, f"crops.{name}", getattr(self, name), "at least 1")
+        _require(self.num_local >= 0, "crops.num_local", self.num_local, "at least 0")
+        _require_range("crops.global_scale", self.global_scale)
+        _require_range("crops.local_scale", self.local_scale)
+        _require_share("crops.horizontal_flip", self.horizontal_flip)
+        _require_share("crops.vertical_flip", self.vertical_flip)
+        _require(self.hed_jitter >= 0, "crops.hed_jitter", self.hed_jitter, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig:
+    """Which patches of a global crop the student does not see."""
+
+    share: float = 0.5
+    """Share of the global crops that are masked."""
+    ratio: tuple[float, float] = (0.1, 0.5)
+    """Share of the patches that are hidden in those, from and to."""
+
+    def __post_init__(self) -> None:
+        _require_share("mask.share", self.share)
+        _require_range("mask.ratio", self.ratio)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW, its schedules, and the teacher's."""
+
+    base_learning_rate: float = 2e-3
+    """Peak learning rate for a batch of 1024; it is scaled by √(batch / 1024)."""
+    final_learning_rate: float = 1e-6
+    """Learning rate at the last step."""
+    warmup_steps: int = 4_930
+    """Steps over which it rises from 0."""
+    weight_decay: float = 0.04
+    """Weight decay at the first step."""
+    final_weight_decay: float = 0.4
+    """Weight decay at the last step."""
+    decay_ssm: bool = True
+    """Whether decay rates (A_log) and EinFFT's matrices are decayed as the published models were."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Momenta of AdamW."""
+    clip_norm: float = 3.0
+    """Largest gradient norm of backbone and of each head; 0 for no limit."""
+    patch_embed_multiplier: float = 0.2
+    """Factor of the patch embedding's learning rate."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from a block to the one before it."""
+    freeze_last_layer_steps: int = 493
+    """Steps during which the prototypes do not change."""
+    teacher_momentum: float = 0.992
+    """Momentum of the teacher at the first step; it rises to final_teacher_momentum by a cosine."""
+    final_teacher_momentum: float = 1.0
+    """Momentum of the teacher at the last step."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.base_learning_rate > 0, "optimizer.base_learning_rate", self.base_learning_rate, "above 0"
+        )
+        for name in (
+            "final_learning_rate",
+            "warmup_steps",
+            "weight_decay",
+            "final_weight_decay",
+            "clip_norm",
+        ):
+            _require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "at least 0")
+        _require(0 < self.layer_decay <= 1, "optimizer.layer_decay", self.layer_decay, "above 0, at most 1")
+        for name in ("teacher_momentum", "final_teacher_momentum"):
+            _require_share(f"optimizer.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where patches come from, and what the model card says of it."""
+
+    sources: tuple[str, ...]
+    """Manifests, folders of images, patch h5, coordinate h5, slides or tars (shard-{000..009}.tar)."""
+    num_workers: int = 4
+    """Processes of each rank that read and crop; 0 reads in the main process."""
+    max_corrupt: int = 0
+    """Unreadable patches that are counted, reported and replaced before the run stops."""
+    name: str | None = None
+    """Name of the data, for the model card."""
+    obtained: str | None = None
+    """Where the data are from, for the model card."""
+    license: str | None = None
+    """Licence of the data, for the model card."""
+    hub_datasets: tuple[str, ...] = ()
+    """Data sets on the Hub, for the model card."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sources, Sequence):
+            _require(len(self.sources) > 0, "data.sources", "empty", "at least one path")
+        _require(self.num_workers >= 0, "data.num_workers", self.num_workers, "at least 0")
+        _require(self.max_corrupt >= 0, "data.max_corrupt", self.max_corrupt, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the work is laid out over devices; it changes speed and memory, not the recipe."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes CUDA if there is any."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast type. Parameters are float32; scans and EinFFT stay float32."""
+    sharding: Literal["auto", "none", "full", "hybrid"] = "auto"
+    """FSDP2: over all processes (full), within groups that are replicated (hybrid); auto shards if there are several."""
+    shard_size: int = 0
+    """Processes of a group of hybrid; 0 for those of one node."""
+    activation_checkpointing: bool = False
+    """Compute each block twice instead of keeping its activations."""
+    compile: bool = False
+    """Compile each block by torch.compile."""
+    accumulate: int = 1
+    """Backward passes per optimiser step. Sinkhorn-Knopp and KoLeo see one pass at a time."""
+    tf32: bool = True
+    """CUDA: float32 products by TensorFloat-32."""
+    threads: int = 0
+    """CPU: threads of each process; 0 leaves it to torch."""
+
+    def __post_init__(self) -> None:
+        _require(self.accumulate >= 1, "parallel.accumulate", self.accumulate, "at least 1")
+        _require(self.shard_size >= 0, "parallel.shard_size", self.shard_size, "at least 0")
+        _require(self.threads >= 0, "parallel.threads", self.threads, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is kept of a run."""
+
+    every_steps: int = 493
+    """Steps between two checkpoints; the last step is saved in any case."""
+    keep: int = 3
+    """Newest checkpoints to keep; 0 keeps all. The best by the probe is kept beside them."""
+    asynchronous: bool = True
+    """Write while training goes on."""
+
+    def __post_init__(self) -> None:
+        _require(self.every_steps >= 1, "checkpoint.every_steps", self.every_steps, "at least 1")
+        _require(self.keep >= 0, "checkpoint.keep", self.keep, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorConfig:
+    """What is watched while the run goes on."""
+
+    log_every_steps: int = 10
+    """Steps between two lines of metrics.jsonl."""
+    tensorboard: bool = False
+    """Write TensorBoard files too."""
+    collapse_checks: int = 5
+    """Lines in a row below the limits before collapse is reported."""
+    min_feature_std: float = 0.01
+    """Smallest standard deviation of normalised class features, times √dim."""
+    min_rankme: float = 2.0
+    """Smallest effective rank of class features."""
+    stop_on_collapse: bool = False
+    """Whether a collapse stops the run instead of being reported."""
+    probe: Path | None = None
+    """Labelled patches for an online probe: a folder per class, or a CSV (see the README)."""
+    probe_every_steps: int = 1000
+    """Steps between two probes."""
+    probe_batch_size: int = 64
+    """Patches per batch of the probe."""
+
+    def __post_init__(self) -> None:
+        for name in ("log_every_steps", "collapse_checks", "probe_every_steps", "probe_batch_size"):
+            _require(getattr(self, name) >= 1, f"monitor.{name}", getattr(self, name), "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """A whole run."""
+
+    output: Path
+    """Folder of the run; a run that is there already is resumed."""
+    data: DataConfig
+    num_steps: int = 98_600
+    """Optimiser steps."""
+    batch_size: int = 1536
+    """Patches per optimiser step, over all processes and backward passes."""
+    seed: int = 0
+    """Seed of weights, order, crops, colours and masks."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    crops: CropConfig = field(default_factory=CropConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.num_steps >= 1, "num_steps", self.num_steps, "at least 1")
+        _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        _require(
+            self.optimizer.warmup_steps <= self.num_steps,
+            "optimizer.warmup_steps",
+            self.optimizer.warmup_steps,
+            f"at most num_steps, which is {self.num_steps}",
+        )
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate behind the warm-up: base · √(batch_size / 1024)."""
+        return self.optimizer.base_learning_rate * (self.batch_size / 1024) ** 0.5
+
+    def images_per_pass(self, world_size: int) -> int:
+        """Divides the batch among processes and backward passes.
+
+        Args:
+            world_size: Number of processes.
+
+        Returns:
+            Patches of one process in one backward pass.
+
+        Raises:
+            PretrainError: The batch cannot be divided evenly.
+        """
+        parts = world_size * self.parallel.accumulate
+        if self.batch_size % parts:
+            raise PretrainError(
+                f"batch_size is {self.batch_size}, which {world_size} processes × parallel.accumulate "
+                f"{self.parallel.accumulate} do not divide; take a multiple of {parts}"
+            )
+        return self.batch_size // parts

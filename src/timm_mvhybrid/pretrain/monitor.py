@@ -1,0 +1,213 @@
+"""Features, assignments and losses of a step → numbers that tell whether a run is healthy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from .errors import PretrainError
+
+
+@torch.no_grad()
+def rankme(features: Tensor, epsilon: float = 1e-7) -> float:
+    """Computes the effective rank of features, exp of the entropy of their singular values.
+
+    p_k = σ_k / Σ σ + ε and RankMe = exp(−Σ p_k log p_k): 1 if all features lie on a line through the origin, at most
+    min(N, D). Features are not centred.
+
+    Source: RankMe, arXiv 2210.02885, equations 1 and 2; computed in float64 whatever the features' dtype.
+
+    Args:
+        features: (N, D), N at least 1; values for different N do not compare where N is near D or below.
+        epsilon: ε, added to each share.
+
+    Returns:
+        The rank; NaN if a feature is not finite, 0 if all are zero.
+    """
+    values = features.detach().double()
+    if not torch.isfinite(values).all():
+        return math.nan
+    singular = torch.linalg.svdvals(values)
+    total = singular.sum()
+    if total == 0:
+        return 0.0
+    shares = singular / total + epsilon
+    return float(torch.exp(-(shares * shares.log()).sum()))
+
+
+@torch.no_grad()
+def feature_std(features: Tensor) -> float:
+    """Computes how far features spread over the sphere: 0 if all are equal, 1 if they are spread evenly.
+
+    The standard deviation of each dimension of the L2-normalised features over the images, averaged over the
+    dimensions, times √D.
+
+    Source: SimSiam, arXiv 2011.10566, section 4.1, where 1/√D is the value without collapse.
+
+    Args:
+        features: (N, D), N at least 1.
+
+    Returns:
+        The spread; NaN if a feature is not finite.
+    """
+    values = torch.nn.functional.normalize(features.detach().float(), dim=1)
+    return float(values.std(dim=0, correction=0).mean()) * math.sqrt(values.shape[1])
+
+
+@torch.no_grad()
+def teacher_entropy(probabilities: Tensor) -> float:
+    """Computes the mean entropy of the teacher's targets: 0 for one prototype each, 1 for the uniform distribution.
+
+    Args:
+        probabilities: (N, K), rows summing to 1.
+
+    Returns:
+        The mean over the rows of the entropy divided by log K.
+    """
+    values = probabilities.detach().float()
+    return float(torch.special.entr(values).sum(dim=1).mean()) / math.log(max(values.shape[1], 2))
+
+
+@torch.no_grad()
+def prototype_usage(probabilities: Tensor) -> float:
+    """Computes over how many prototypes the images spread, as a share of all: exp of the mean target's entropy over K.
+
+    Bounded by N / K for sharp targets, so that it compares between steps of equal batches only.
+
+    Args:
+        probabilities: (N, K), rows summing to 1.
+
+    Returns:
+        From 1 / K, if all images share one prototype, to 1.
+    """
+    mean = probabilities.detach().float().mean(dim=0)
+    return float(torch.special.entr(mean).sum().exp()) / mean.shape[0]
+
+
+def as_numbers(values: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """Turns scalars into floats, those of one device with one transfer instead of one each.
+
+    Args:
+        values: Tensors of one element, and numbers.
+
+    Returns:
+        The numbers, in the given order.
+    """
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    numbers: dict[str, float] = {}
+    for device in {value.device for value in tensors.values()}:
+        names = [name for name, value in tensors.items() if value.device == device]
+        stacked = torch.stack([tensors[name].detach().double().reshape(()) for name in names])
+        numbers.update(zip(names, stacked.tolist(), strict=True))
+    return {name: numbers[name] if name in numbers else float(values[name]) for name in values}
+
+
+def check_finite(
+    step: int,
+    values: Mapping[str, Tensor | float],
+    save: Callable[[], object] | None = None,
+) -> None:
+    """Stops a run whose losses or gradient norms are no longer finite.
+
+    Call it before the optimiser's step, so that what is saved are the weights that led there; on several ranks with
+    values that all of them share, for the ones that go on would wait for the others forever.
+
+    Args:
+        step: Number of optimiser steps done.
+        values: Losses and norms by name.
+        save: Writes down the state of the step and returns where; called once, before the error is raised.
+
+    Raises:
+        PretrainError: A value is NaN or infinite; the message names all that are.
+    """
+    bad = {name: value for name, value in as_numbers(values).items() if not math.isfinite(value)}
+    if not bad:
+        return
+    named = ", ".join(f"{name} = {value}" for name, value in bad.items())
+    message = f"step {step}: {named}"
+    if save is not None:
+        message += f"; the state before the step is in {save()}"
+    raise PretrainError(f"{message}; try a lower learning rate, or fp32 in place of half precision")
+
+
+class CollapseAlarm:
+    """Notices features that stay collapsed over several checks.
+
+    Args:
+        min_feature_std: Smallest healthy `feature_std`.
+        min_rankme: Smallest healthy `rankme`.
+        num_checks: Checks in a row below a limit until it speaks, at least 1.
+    """
+
+    def __init__(
+        self, *, min_feature_std: float = 0.01, min_rankme: float = 2.0, num_checks: int = 5
+    ) -> None:
+        self.min_feature_std = min_feature_std
+        self.min_rankme = min_rankme
+        self.num_checks = num_checks
+        self._num_low = 0
+
+    def check(self, step: int, *, feature_std: float, rankme: float) -> str | None:
+        """Takes the values of a check.
+
+        Args:
+            step: Number of optimiser steps done.
+            feature_std: See `feature_std`; NaN counts as collapsed.
+            rankme: See `rankme`; NaN counts as collapsed.
+
+        Returns:
+            A warning at the check that fills the row, once for each collapse; otherwise None.
+        """
+        if feature_std >= self.min_feature_std and rankme >= self.min_rankme:
+            self._num_low = 0
+            return None
+        self._num_low += 1
+        if self._num_low != self.num_checks:
+            return None
+        return (
+            f"step {step}: the features have collapsed: standard deviation {feature_std:.3g} (limit "
+            f"{self.min_feature_std:g}), RankMe {rankme:.3g} (limit {self.min_rankme:g}) over {self.num_checks} checks; "
+            "try a lower learning rate, a longer warm-up or a larger loss.regularizer_weight"
+        )
+
+
+class FeatureWindow:
+    """Keeps the features of the last images, for one batch alone is too small to tell a rank.
+
+    Args:
+        num_rows: Features to keep.
+    """
+
+    def __init__(self, num_rows: int = 2048) -> None:
+        self.num_rows = num_rows
+        self._parts: list[Tensor] = []
+
+    def add(self, features: Tensor) -> None:
+        """Adds the features of a step; the oldest leave.
+
+        Args:
+            features: (N, D).
+        """
+        # a copy, for a view would keep the whole tensor that it looks into
+        self._parts.append(features.detach()[-self.num_rows :].clone())
+        surplus = sum(len(part) for part in self._parts) - self.num_rows
+        while surplus > 0:
+            removed = min(surplus, len(self._parts[0]))
+            self._parts[0] = self._parts[0][removed:]
+            if not len(self._parts[0]):
+                self._parts.pop(0)
+            surplus -= removed
+
+    def summary(self) -> dict[str, float]:
+        """Measures the features that are kept.
+
+        Returns:
+            `feature_std` and `rankme`; nothing before the first features.
+        """
+        if not self._parts:
+            return {}
+        features = torch.cat([part.float() for part in self._parts])
+        return {"feature_std": feature_std(features), "rankme": rankme(features)}

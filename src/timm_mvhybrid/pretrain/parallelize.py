@@ -1,0 +1,73 @@
+"""A network → the same network, recomputing, compiled and sharded, in this order; the model itself knows of none.
+
+Source: composition as in torchtitan's ``parallelize.py`` (activation checkpointing, compilation by block, FSDP2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import checkpoint
+
+from ..layers import SSMBlock
+from .config import ParallelConfig
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def parallelize(
+    network: nn.Module, mesh: DeviceMesh | None, config: ParallelConfig, *, recompute: bool
+) -> None:
+    """Lays a network out over the processes, in place.
+
+    Attention blocks are gathered in the autocast type. State-space blocks, heads, norms and tokens are gathered in
+    float32: rounding A_log would shift every eigenvalue, and EinFFT and the prototypes' norm compute in float32.
+    Gradients are always reduced in float32.
+
+    Args:
+        network: Student or teacher, with ``backbone.blocks`` and heads.
+        mesh: Where to shard; None for one process.
+        config: What to do.
+        recompute: Whether there is a backward pass for which activations may be recomputed.
+    """
+    blocks: list[nn.Module] = list(network.backbone.blocks)  # type: ignore[arg-type, union-attr]
+    if config.activation_checkpointing and recompute:
+        for block in blocks:
+            block.forward = _recomputed(block.forward)
+    if config.compile:
+        for block in blocks:
+            block.compile(dynamic=False)
+    if mesh is None:
+        return
+    float32 = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    autocast = (
+        float32
+        if config.precision == "fp32"
+        else MixedPrecisionPolicy(
+            param_dtype=DTYPES[config.precision], reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+    )
+    # True also for the root, or its gathered weights would stay and no longer match the other network's shards
+    shard: Callable[..., Any] = partial(fully_shard, mesh=mesh, reshard_after_forward=True)
+    for block in blocks:
+        shard(block, mp_policy=float32 if isinstance(block, SSMBlock) else autocast)
+    for name in ("dino_head", "ibot_head"):
+        head = getattr(network, name, None)
+        if head is not None:
+            shard(head, mp_policy=float32)
+    shard(network, mp_policy=float32)
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a forward so that only its inputs are kept; names of parameters stay as they are."""
+
+    def recomputed(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return recomputed

@@ -1,0 +1,54 @@
+"""A teacher, sharded or not → one safetensors file that timm loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .world import World
+
+NAME = "teacher.safetensors"
+
+
+def gather_backbone(network: nn.Module, world: World) -> dict[str, Tensor]:
+    """Collects the weights of a backbone; every process calls it.
+
+    Args:
+        network: Student or teacher.
+        world: The processes.
+
+    Returns:
+        Whole weights on the CPU by timm's names, without the mask token, which only pretraining uses; empty in all
+        processes but the first.
+    """
+    backbone = network.backbone
+    assert isinstance(backbone, nn.Module)
+    weights: dict[str, Tensor] = {}
+    for name, value in backbone.state_dict().items():
+        whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+        if world.is_main and name != "mask_token":
+            weights[name] = whole.detach().to("cpu", copy=True).contiguous()
+    return weights
+
+
+def write_teacher(network: nn.Module, folder: Path, world: World) -> Path:
+    """Writes the backbone of a teacher; every process calls it.
+
+    Args:
+        network: The teacher.
+        folder: Folder of the run.
+        world: The processes.
+
+    Returns:
+        The file; complete, or as it was.
+    """
+    weights = gather_backbone(network, world)
+    path = folder / NAME
+    if world.is_main:
+        temporary = path.with_name(f".{path.name}.tmp")
+        save_file(weights, temporary)
+        temporary.replace(path)
+    world.any(False)
+    return path

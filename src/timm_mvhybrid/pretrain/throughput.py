@@ -1,0 +1,88 @@
+"""Marks within a step → images per second, and the shares of time in data, compute and communication."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class Throughput:
+    """Measures where the time between two log lines goes.
+
+    On CUDA, kernels run after the call that queues them returned, so that phases other than ``data`` are measured by
+    events on the current stream, and read when all of them have passed; nothing waits for the device in between.
+    ``data`` is the wall-clock time that the loop waits for a batch, on any device. FSDP's own communication overlaps
+    with ``compute`` and counts there; ``communication`` is what the loop itself waits for.
+
+    Args:
+        device: Where the steps are computed.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self._cuda = torch.device(device).type == "cuda"
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts a new interval."""
+        self._start = time.perf_counter()
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._num_images = 0
+
+    @contextmanager
+    def measure(self, phase: str) -> Iterator[None]:
+        """Adds the time within to a phase; phases do not nest.
+
+        Args:
+            phase: ``data``, ``compute``, ``communication`` or another name.
+
+        Yields:
+            Nothing.
+        """
+        if self._cuda and phase != "data":
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record()
+            try:
+                yield
+            finally:
+                last.record()
+                self._events.append((phase, first, last))
+            return
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[phase] += time.perf_counter() - start
+
+    def count(self, num_images: int) -> None:
+        """Counts images that were trained on.
+
+        Args:
+            num_images: Images of the step, over all ranks where the rate is to be that of the run.
+        """
+        self._num_images += num_images
+
+    def summary(self) -> dict[str, float]:
+        """Ends the interval and starts the next.
+
+        Returns:
+            ``images_per_second``, and the share of the interval's wall-clock time, 0 to 1, by phase as
+            ``share_data``, ``share_compute`` and so on; ``share_other`` is the rest: logging, checkpoints, Python.
+        """
+        if self._events:
+            self._events[-1][2].synchronize()
+        for phase, first, last in self._events:
+            self._seconds[phase] += first.elapsed_time(last) / 1e3
+        total = max(time.perf_counter() - self._start, 1e-9)
+        shares = {f"share_{phase}": seconds / total for phase, seconds in self._seconds.items()}
+        result = {
+            "images_per_second": self._num_images / total,
+            **shares,
+            "share_other": max(1 - sum(shares.values()), 0.0),
+        }
+        self.reset()
+        return result
