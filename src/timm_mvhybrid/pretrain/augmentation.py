@@ -77,7 +77,7 @@ class DeviceAugmentation:
         )
 
     def _augment(self, crops: Tensor, parameters: PhotometricParameters) -> Tensor:
-        images = crops.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+        images = crops.float().div_(255)
         size = max(_CHUNK_PIXELS // max(images[:1].numel(), 1), 1)
         for start in range(0, len(images), size):
             chunk = slice(start, start + size)
@@ -117,10 +117,14 @@ def augment(
             chosen = jitter & (order[:, place] == number)
             if chosen.any():
                 index = rows(chosen)
-                images[index] = operation(images[index], amounts[index, number])
+                changed = operation(images.index_select(0, index), amounts[index, number])
+                images.index_copy_(0, index, changed)
     if parameters.grayscale[which].any():
         index = rows(parameters.grayscale[which])
-        images[index] = grayscale(images[index]).expand(-1, 3, -1, -1)
+        images.index_copy_(0, index, grayscale(images.index_select(0, index)).expand(-1, 3, -1, -1))
     if parameters.blur[which].any():
         index = rows(parameters.blur[which])
-        images[index] = gaussian_blur(images[index], tensor(parameters.sigma)[index], blur_kernel_size)
+        blurred = gaussian_blur(
+            images.index_select(0, index), tensor(parameters.sigma)[index], blur_kernel_size
+        )
+        images.index_copy_(0, index, blurred)

@@ -26,9 +26,8 @@ def parallelize(
 ) -> None:
     """Lays a network out over the processes, in place.
 
-    Attention blocks are gathered in the autocast type. State-space blocks, heads, norms and tokens are gathered in
+    Attention and MLPs are gathered in the autocast type. State-space blocks, heads, norms and tokens are gathered in
     float32: rounding A_log would shift every eigenvalue, and EinFFT and the prototypes' norm compute in float32.
-    Gradients are always reduced in float32.
 
     Args:
         network: Student or teacher, with ``backbone.blocks`` and heads.
@@ -45,18 +44,19 @@ def parallelize(
             block.compile(dynamic=False)
     if mesh is None:
         return
+    # gradients are reduced in float32 whatever the weights are gathered in
     float32 = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-    autocast = (
-        float32
-        if config.precision == "fp32"
-        else MixedPrecisionPolicy(
-            param_dtype=DTYPES[config.precision], reduce_dtype=torch.float32, cast_forward_inputs=False
-        )
-    )
     # True also for the root, or its gathered weights would stay and no longer match the other network's shards
     shard: Callable[..., Any] = partial(fully_shard, mesh=mesh, reshard_after_forward=True)
     for block in blocks:
-        shard(block, mp_policy=float32 if isinstance(block, SSMBlock) else autocast)
+        if config.precision == "fp32" or isinstance(block, SSMBlock):
+            shard(block, mp_policy=float32)
+        else:
+            # norms and LayerScale stay out, and with the root: they are few, and need float32
+            halved = MixedPrecisionPolicy(
+                param_dtype=DTYPES[config.precision], reduce_dtype=torch.float32, cast_forward_inputs=False
+            )
+            shard([block.attn, block.mlp], mp_policy=halved)
     for name in ("dino_head", "ibot_head"):
         head = getattr(network, name, None)
         if head is not None:

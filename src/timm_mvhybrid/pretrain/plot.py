@@ -19,6 +19,7 @@ from .run_directory import RunDirectory
 _NUM_COLUMNS = 3
 _PANEL_INCHES = (4.4, 2.75)
 _COLOURS = ("#1f5fa8", "#d1572c", "#2f8f5b", "#8a4fa3", "#b8901f", "#3aa3b3", "#b13a6b", "#6b6b6b")
+_PLACES = {"total": 0, "other": 2}
 _ALARM = "#c00000"
 _LINE_STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 3)))
 
@@ -34,6 +35,7 @@ class Panel:
         logarithmic: Whether the axis is, where all values are above 0.
         stacked: Whether the curves of a single run are shares that stand on each other.
         exact: Whether the curves follow a formula, which smoothing would only bend.
+        only_if_varied: Whether the panel is left out where no value ever changes, as most runs are.
     """
 
     title: str
@@ -42,6 +44,7 @@ class Panel:
     logarithmic: bool = False
     stacked: bool = False
     exact: bool = False
+    only_if_varied: bool = False
 
 
 # the first panel that knows a name takes it
@@ -58,9 +61,9 @@ PANELS = (
     Panel("Teacher temperature", r".*temperature", exact=True),
     Panel("Throughput", r".*images_per_second.*", "images/s"),
     Panel("Share of time", r".*share_\w+", stacked=True),
-    Panel("Loss scale", r".*loss_scale", logarithmic=True),
+    Panel("Loss scale", r".*loss_scale", logarithmic=True, only_if_varied=True),
     Panel("Memory", r".*memory.*", "GiB"),
-    Panel("Unreadable patches", r".*corrupt.*"),
+    Panel("Unreadable patches", r".*corrupt.*", only_if_varied=True),
 )
 
 
@@ -116,7 +119,12 @@ def _arrange(curves: Sequence[Curve]) -> list[tuple[Panel, list[Curve]]]:
             title = curve.name.split("/")[0]
             panel = Panel(title, re.escape(title))
         found.setdefault(panel, []).append(curve)
-    return [(panel, members) for panel, members in found.items() if members]
+    return [
+        # the total first, and what is left over last
+        (panel, sorted(members, key=lambda curve: _PLACES.get(re.split("[/_]", curve.name)[-1], 1)))
+        for panel, members in found.items()
+        if members and not (panel.only_if_varied and all(np.ptp(curve.values) == 0 for curve in members))
+    ]
 
 
 def _draw(
@@ -222,6 +230,9 @@ def _furnish(axes: Any, panel: Panel, *, last_row: bool) -> None:
     if last_row:
         axes.set_xlabel("step", fontsize=8)
     axes.tick_params(which="both", labelsize=8)
+    if axes.get_yscale() == "linear":
+        axes.ticklabel_format(axis="y", scilimits=(-3, 5), useMathText=True)
+        axes.yaxis.offsetText.set_fontsize(8)
     axes.grid(visible=True, color="#e3e3e3", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

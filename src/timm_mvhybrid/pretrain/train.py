@@ -119,6 +119,8 @@ class _Run:
         config, world = self.config, self.world
         messages = self._claim_directory(resume, allow_changes)
         start, damaged = self.checkpoints.load_newest(self.state)
+        best = world.from_main(best_checkpoint(self.directory.checkpoints) if world.is_main else None)
+        self.best = None if best is None else best[1]
         with ExitStack() as stack:
             progress = stack.enter_context(
                 TrainingProgress(config.num_steps, start_step=start, enabled=world.is_main and show_progress)
@@ -244,10 +246,10 @@ class _Run:
             self.directory.add_evaluation(
                 metric=name, value=score, dataset=str(self.config.monitor.probe), protocol=probe.protocol
             )
-        best = self.world.from_main(
-            best_checkpoint(self.directory.checkpoints) if self.world.is_main else None
-        )
-        return score if best is None or score > best[1] else None
+        if self.best is not None and score <= self.best:
+            return None
+        self.best = score
+        return score
 
     def _save_failure(self, step: int, error: NonFiniteError) -> Path:
         """Keeps what led to numbers that are not finite, out of the way of what is resumed."""

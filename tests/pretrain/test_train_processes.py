@@ -1,0 +1,130 @@
+"""Runs in processes of their own: two against one, killed, told to stop, and the command line."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from support.pretraining import (
+    NUM_STEPS,
+    change,
+    kill,
+    lines,
+    run,
+    small,
+    start,
+    student,
+    teacher,
+    wait_for,
+    write_config,
+    write_patches,
+)
+from timm_mvhybrid.pretrain.checkpoint import find_damage, finished_steps
+from timm_mvhybrid.pretrain.train import train
+
+pytest.importorskip("lightly")
+pytestmark = pytest.mark.distributed
+
+# every parallel path is taken by it: state-space and attention blocks, both heads, uneven masks
+CHANGES = {"model__name": "test_mvhybrid", "loss__regularizer_scope": "world"}
+
+
+def largest_difference(a, b):
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory):
+    return write_patches(tmp_path_factory.mktemp("patches") / "patches.h5")
+
+
+@pytest.fixture(scope="module")
+def one(patches, tmp_path_factory):
+    """One process, never interrupted."""
+    config = small(tmp_path_factory.mktemp("one") / "run", patches, **CHANGES)
+    train(config, show_progress=False)
+    return config
+
+
+@pytest.fixture(scope="module")
+def two(one, tmp_path_factory):
+    """The same by two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    config = change(one, output=folder / "run")
+    run(write_config(config, folder / "config.json"), ranks=2)
+    return config
+
+
+def test_two_processes_equal_one(one, two):
+    # the first two steps have next to no learning rate
+    assert largest_difference(student(one.output), student(two.output)) <= 5e-5
+    assert largest_difference(teacher(one.output), teacher(two.output)) <= 5e-5
+    for first, second in zip(lines(one.output), lines(two.output), strict=True):
+        for name in ("loss/total", "loss/ibot", "loss/koleo", "grad_norm/backbone", "grad_norm/ibot_head"):
+            assert first[name] == pytest.approx(second[name], rel=1e-4), name
+
+
+def test_a_run_of_two_processes_goes_on_with_two_bit_for_bit_and_with_one_closely(two, tmp_path):
+    for ranks, tolerance in ((2, 0.0), (1, 1e-6)):
+        config = change(two, output=tmp_path / f"{ranks}")
+        file = write_config(config, tmp_path / f"{ranks}.json")
+        for name in ("config.json", "metrics.jsonl"):
+            (config.output / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (config.output / name).write_bytes((two.output / name).read_bytes())
+        _copy(two.output / "checkpoints/step_00000004", config.output / "checkpoints/step_00000004")
+        _, errors = run(file, ranks=ranks)
+        assert "resumed behind step 4" in errors
+        assert largest_difference(student(config.output), student(two.output)) <= tolerance
+
+
+def _copy(source, target):
+    target.mkdir(parents=True)
+    for file in source.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+
+
+def test_a_run_killed_while_it_writes_goes_on_to_the_same_weights_bit_for_bit(one, tmp_path):
+    config = change(one, output=tmp_path / "run")
+    file = write_config(config, tmp_path / "config.json")
+    process = start(file)
+    checkpoints = config.output / "checkpoints"
+    wait_for(checkpoints / ".step_00000004.tmp", process)
+    kill(process)
+    assert not (config.output / "teacher.safetensors").exists()
+    assert all(find_damage(checkpoints / f"step_{step:08d}") is None for step in finished_steps(checkpoints))
+    run(file)
+    assert largest_difference(student(config.output), student(one.output)) == 0
+    assert largest_difference(teacher(config.output), teacher(one.output)) == 0
+    assert [line["step"] for line in lines(config.output)] == list(range(1, NUM_STEPS + 1))
+    assert not list(config.output.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGUSR1), (2, signal.SIGTERM)])
+def test_a_signal_saves_the_step_and_exits_with_75_or_through_torchrun_and_the_run_goes_on(
+    one, tmp_path, ranks, number
+):
+    config = change(one, output=tmp_path / "run", num_steps=400, optimizer__warmup_steps=2)
+    file = write_config(config, tmp_path / "config.json")
+    process = start(file, ranks=ranks)
+    wait_for(config.output / "checkpoints/step_00000002", process)
+    os.kill(process.pid, number) if ranks == 1 else os.killpg(process.pid, number)
+    output, errors = process.communicate(timeout=120)
+    if ranks == 1:
+        assert process.returncode == 75, errors
+        assert json.loads(output)["stopped_by"] == signal.Signals(number).name
+    newest = max(finished_steps(config.output / "checkpoints"))
+    assert newest < 400 and f"behind step {newest}, saved" in errors
+    assert newest == lines(config.output)[-1]["step"]
+
+
+def test_sharding_and_precision_leave_the_scan_parameters_in_float32(patches, tmp_path):
+    config = small(
+        tmp_path / "run", patches, parallel__precision="bf16", parallel__sharding="hybrid", **CHANGES
+    )
+    config = change(config, parallel__shard_size=2, parallel__activation_checkpointing=True)
+    _, errors = run(write_config(config, tmp_path / "config.json"), ranks=2)
+    values = student(config.output)
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in values.values())
+    assert "Traceback" not in errors
