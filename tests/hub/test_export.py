@@ -353,3 +353,29 @@ def test_a_light_consumer_needs_nothing_but_timm(tmp_path, dtype):
         expected = source(image)
     error = float((found - expected).norm() / expected.norm())
     assert error < (1e-5 if dtype == "float32" else BFLOAT16_BOUND)
+
+
+def test_the_card_shows_no_folders_of_the_machine_and_no_events_as_metrics(run, tmp_path):
+    config = json.loads((run / "config.json").read_text())
+    config["output"] = "/home/someone/runs/secret"
+    config["data"].update(sources=["/home/someone/slides/a.svs", "b.h5"], num_workers=3, obtained=None)
+    config["model"] = {"weights": "C:\\Users\\someone\\weights.pth"}
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "environment.json").write_text(json.dumps({"command": ["/home/someone/bin/train", "--x"]}))
+    with (run / "metrics.jsonl").open("w") as stream:
+        for line in (
+            {"step": 20, "loss": 7.25},
+            {"step": 20, "probe/knn_accuracy": 0.625},
+            {"step": 20, "event": "corrupt", "name": "/home/someone/x.png"},
+        ):
+            stream.write(json.dumps(line) + "\n")
+    export(run, MODEL, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "someone" not in card
+    assert "secret" not in card
+    assert '["a.svs", "b.h5"]' in card
+    assert "| obtained | not recorded |" in card
+    assert "num_workers" not in card
+    assert "| loss | 7.25 |" in card
+    assert "| probe/knn_accuracy | 0.625 |" in card
+    assert "weights.pth" in card

@@ -154,8 +154,7 @@ def _data(records: RunRecords) -> str:
 
 
 def _recipe(facts: CardFacts) -> str:
-    settings = {key: value for key, value in facts.records.config.items() if key != "data"}
-    rows = list(flatten(settings).items())
+    rows = list(flatten(facts.records.recipe).items())
     text = _table(("setting", "value"), rows[:_MAX_ROWS]) if rows else f"Configuration: {_NOT_RECORDED}."
     if len(rows) > _MAX_ROWS:
         text += f"\n\nand {len(rows) - _MAX_ROWS} more settings in the run's config.json."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from .errors import ExportError
@@ -53,9 +53,32 @@ class RunRecords:
 
     @property
     def data(self) -> Mapping[str, Any]:
-        """The configuration's part about data; empty where there is none."""
+        """What the configuration says about the data, as far as it does; empty where it says nothing."""
         found = self.config.get("data")
-        return found if isinstance(found, Mapping) else {}
+        if not isinstance(found, Mapping):
+            return {}
+        told = {name: value for name, value in found.items() if value not in (None, "", [])}
+        return _public({name: value for name, value in told.items() if name not in _READING})
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """The rest of the configuration."""
+        return _public({name: value for name, value in self.config.items() if name not in ("data", "output")})
+
+
+# how data were read, not what they are
+_READING = ("num_workers", "max_corrupt")
+
+
+def _public(value: Any) -> Any:
+    """Reduces absolute paths to their last part: the folders of a machine are nobody else's business."""
+    if isinstance(value, Mapping):
+        return {name: _public(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_public(part) for part in value]
+    if isinstance(value, str) and (PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()):
+        return PureWindowsPath(value).name
+    return value
 
 
 def read_run_records(run: Path | None, step: int | None = None) -> RunRecords:
@@ -78,7 +101,7 @@ def read_run_records(run: Path | None, step: int | None = None) -> RunRecords:
         config=_object(run / CONFIG),
         last_metrics=_last_metrics(run / METRICS, step),
         evaluations=_evaluations(run / EVALUATIONS),
-        environment=environment,
+        environment=_public(environment),
     )
 
 
@@ -139,8 +162,11 @@ def _last_metrics(path: Path, step: int | None) -> Mapping[str, Any]:
             raise ExportError(
                 f"{path}: line {number} is no JSON ({error}); mend it, or move it away"
             ) from error
-        if isinstance(values, dict) and (step is None or not _number(values.get("step")) > step):
-            last = values
+        if not isinstance(values, dict) or "event" in values:
+            continue
+        if step is None or not _number(values.get("step")) > step:
+            # what was measured at one step may stand on several lines
+            last = {**last, **values} if last.get("step") == values.get("step") else values
     return last
 
 
