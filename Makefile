@@ -1,7 +1,7 @@
 # Every habit of the project is one word here; CI and the pre-commit hooks call the same words.
 PYTHON ?= python
 
-.PHONY: format lint types test bench bench-gpu bench-install check timm-suite timm-oldest hub-olah
+.PHONY: format lint types test bench bench-gpu bench-pretrain-gpu bench-install check timm-suite timm-oldest hub-olah
 
 format:           ## rewrite the code in the house style
 	$(PYTHON) -m ruff format .
@@ -16,7 +16,7 @@ types:            ## static types of the package
 	$(PYTHON) -m mypy
 
 test:             ## the default suite
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto
 
 timm-suite:       ## timm's own test_models.py and test_model_input.py on our models
 	$(PYTHON) tests/timm_suite/run.py
@@ -35,6 +35,9 @@ bench:            ## every figure that a CPU can give, beside its peers; half an
 
 bench-gpu:        ## the figures of a GPU; SDIST_DIR=folder builds mamba-ssm from its source distribution first
 	$(PYTHON) -m benchmarks gpu $(if $(SDIST_DIR),--sdist-dir $(SDIST_DIR))
+
+bench-pretrain-gpu: ## speed, memory and overhead of the pretraining loop on one GPU
+	$(PYTHON) -m benchmarks pretrain
 
 hub-olah:         ## downloads through olah, a server that others wrote, in an environment of its own
 	$(PYTHON) tests/hub/olah_server.py

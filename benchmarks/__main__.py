@@ -74,6 +74,34 @@ class Export(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Data(Settings):
+    """Crops and augmentation of pretraining on one core beside the same through Pillow; about 2 minutes."""
+
+    threads: int = 1
+    """Threads that torch may use; the figures are per core."""
+
+    def report(self) -> Report:
+        """Runs the benchmark."""
+        from .data import run
+
+        return run(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation(Settings):
+    """Ridge probe over left-out studies beside HEST's recipe with scikit-learn; about 9 minutes."""
+
+    threads: int = 1
+    """Threads that linear algebra may use."""
+
+    def report(self) -> Report:
+        """Runs the benchmark."""
+        from .evaluation import run
+
+        return run(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Gpu(Settings):
     """Scans and training steps on a GPU beside mamba-ssm's kernels, timm's ViT and the memory floor."""
 
@@ -100,6 +128,24 @@ class Gpu(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrain(Settings):
+    """The pretraining loop on one GPU: images/s, memory, data share, overhead; a few minutes a model."""
+
+    device: Annotated[str, arg(metavar="NAME")] = "cuda"
+    """cuda, cuda:1, or with --quick also cpu."""
+    num_steps: Annotated[int, arg(metavar="N")] = 200
+    """Optimizer steps of each run."""
+
+    def report(self) -> Report:
+        """Runs the benchmark."""
+        import torch
+
+        from .pretrain import run
+
+        return run(self, torch.device(self.device), self.num_steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Kernels(Settings):
     """Registers, spills and shared memory of the Triton kernels, compiled for GPUs that need not be here."""
 
@@ -119,7 +165,7 @@ class Readme:
     """Write the table of ratios in README.md anew, from the newest committed results."""
 
 
-Benchmark = Scan | EinFFT | Model | Export | Kernels | Gpu
+Benchmark = Scan | EinFFT | Model | Data | Export | Kernels | Gpu | Pretrain
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -135,9 +181,12 @@ def main(args: Sequence[str] | None = None) -> int:
         Annotated[Scan, subcommand("scan")]
         | Annotated[EinFFT, subcommand("einfft")]
         | Annotated[Model, subcommand("model")]
+        | Annotated[Data, subcommand("data")]
         | Annotated[Export, subcommand("export")]
         | Annotated[Kernels, subcommand("kernels")]
+        | Annotated[Evaluation, subcommand("evaluation")]
         | Annotated[Gpu, subcommand("gpu")]
+        | Annotated[Pretrain, subcommand("pretrain")]
         | Annotated[Readme, subcommand("readme")],
         prog="python -m benchmarks",
         description="Speed of timm_mvhybrid beside its peers. Files go to benchmarks/results.",
@@ -149,7 +198,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
         update()
         return 0
-    if isinstance(command, Gpu):
+    if isinstance(command, Gpu | Pretrain):
         problem = _device_problem(command)
         if problem is not None:
             print(f"error: {problem}", file=sys.stderr)
@@ -167,7 +216,7 @@ def _measure(command: Benchmark) -> int:
     from .report import RESULTS
     from .wheels import BuildError
 
-    device = torch.device(command.device) if isinstance(command, Gpu) else torch.device("cpu")
+    device = torch.device(command.device) if isinstance(command, Gpu | Pretrain) else torch.device("cpu")
     before = torch.get_num_threads()
     torch.set_num_threads(command.threads)
     try:
@@ -193,7 +242,7 @@ def _measure(command: Benchmark) -> int:
     return 1
 
 
-def _device_problem(command: Gpu) -> str | None:
+def _device_problem(command: Gpu | Pretrain) -> str | None:
     """Says why the GPU benchmark cannot start."""
     import torch
 

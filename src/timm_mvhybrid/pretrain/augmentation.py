@@ -19,7 +19,7 @@ from .stain import jitter_stains
 Recipe = Literal["paper", "paper_pil"]
 
 # at a time, so that temporaries stay small beside the model's activations
-_CHUNK_PIXELS = 1 << 23
+_CHUNK_PIXELS = 1 << 25
 
 
 class DeviceAugmentation:

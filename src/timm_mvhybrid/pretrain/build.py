@@ -43,6 +43,7 @@ def build_state(
         bottleneck_dim=config.head.bottleneck_dim,
         num_layers=config.head.num_layers,
         separate_ibot_head=config.head.separate_ibot_head,
+        learn_gain=config.head.learn_gain,
     )
     backbone = student.backbone
     size = config.crops.global_size_px

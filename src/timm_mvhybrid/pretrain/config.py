@@ -85,7 +85,9 @@ class HeadConfig:
     """Layers in front of the prototypes."""
     separate_ibot_head: bool = True
     """Whether patch tokens have a head of their own."""
-    ibot_chunk_rows: int = 1024
+    learn_gain: bool = True
+    """Whether the length of each prototype is learned, as in DINOv2's code; otherwise it is 1."""
+    ibot_chunk_rows: int = 512
     """Masked patches whose prototype scores are in memory at a time; 0 for all at once."""
 
     def __post_init__(self) -> None:

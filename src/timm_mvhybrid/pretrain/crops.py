@@ -246,7 +246,7 @@ def cut(image: Tensor, geometry: CropGeometry, size_px: int, interpolation: Inte
     """
     bottom, right = geometry.top + geometry.height, geometry.left + geometry.width
     region = image[None, :, geometry.top : bottom, geometry.left : right]
-    # torch's kernel for uint8 with the channels last, behind torchvision's v2 resize as well
+    # torch's kernel for uint8 with the channels last, which torchvision's v2 resize calls as well
     crop = F.interpolate(region, (size_px, size_px), mode=interpolation, align_corners=False, antialias=True)[
         0
     ]

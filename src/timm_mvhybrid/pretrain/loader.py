@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -122,6 +123,9 @@ class CropLoader:
             num_workers=workers,
             collate_fn=_same,
             pin_memory=pin_memory,
+            worker_init_fn=_leave_signals_to_the_parent,
+            # its own, for a loader draws a number that it does not need from torch's
+            generator=torch.Generator(),
             **options,
         )
 
@@ -150,6 +154,13 @@ class CropLoader:
 
 def _same(batch: Any) -> Any:
     return batch
+
+
+def _leave_signals_to_the_parent(_: int) -> None:
+    # schedulers signal every process of a job; workers that die of it would stop the run before it is saved
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def make_loader(

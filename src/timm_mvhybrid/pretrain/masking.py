@@ -1,4 +1,4 @@
-"""Which patches of the global crops the student does not see: (seed, step, rank) → masks, without any state."""
+"""Which patches of the global crops the student does not see: (seed, step, crop) → masks, without any state."""
 
 from __future__ import annotations
 
@@ -19,61 +19,6 @@ _MAX_LOG_ASPECT = math.log(1 / 0.3)
 _NUM_TRIES = 10
 
 
-def random_block_masks(
-    num_images: int,
-    grid: tuple[int, int],
-    *,
-    share: float = 0.5,
-    ratio: tuple[float, float] = (0.1, 0.5),
-    seed: int = 0,
-    step: int = 0,
-    rank: int = 0,
-) -> Tensor:
-    """Draws masks made of rectangles.
-
-    ``int(share · num_images)`` images are masked. The range of ratios is cut into as many equal parts, and each masked
-    image draws its number of hidden patches from a part of its own; then the images are shuffled. Rectangles of 4
-    patches or more (fewer where fewer are left to hide) with sides in a ratio of 0.3 to 3.3 are laid, one over the
-    other, until the number is reached or none was found to fit in 10 tries; so an image may hide fewer, never more.
-
-    Source: BEiT (arXiv 2106.08254), algorithm 1, as DINOv2's code uses it. Drawn by a generator of (seed, step, rank)
-    alone, where ``lightly.models.utils.random_block_mask`` draws from Python's global one and fails on small grids.
-
-    Args:
-        num_images: Global crops of this process.
-        grid: Rows and columns of patches.
-        share: Share of the images that are masked.
-        ratio: Least and largest share of an image's patches that are hidden.
-        seed: Seed of the run.
-        step: Step of the run; a backward pass, where gradients are accumulated over several.
-        rank: Number of the process.
-
-    Returns:
-        True where a patch is hidden, bool, (num_images, rows · columns), row by row, on the CPU.
-
-    Raises:
-        PretrainError: A size or a share is out of its range.
-    """
-    rows, columns = grid
-    low, high = ratio
-    if num_images < 0 or rows < 1 or columns < 1:
-        raise PretrainError(
-            f"cannot mask {num_images} images of {rows} × {columns} patches; sizes must be positive"
-        )
-    if not (0 <= share <= 1 and 0 <= low <= high <= 1):
-        raise PretrainError(
-            f"mask share is {share} and ratio {ratio}; they must lie between 0 and 1, ratio rising"
-        )
-    random = np.random.default_rng([seed, step, rank])
-    num_masked = int(num_images * share)
-    bounds = np.linspace(low, high, num_masked + 1)
-    masks = np.zeros((num_images, rows, columns), dtype=bool)
-    for image in range(num_masked):
-        wanted = int(rows * columns * random.uniform(bounds[image], bounds[image + 1]))
-        _lay_blocks(masks[image], wanted, random)
-    return torch.from_numpy(masks[random.permutation(num_images)]).flatten(1)
-
-
 def masks_of_step(
     grid: tuple[int, int],
     *,
@@ -86,7 +31,15 @@ def masks_of_step(
 ) -> Tensor:
     """Draws the masks of some images of a step, the same whichever process asks for them.
 
-    As `random_block_masks`, with the shuffle over all 2 · ``num_images`` global crops of the step.
+    Of the step's 2 · ``num_images`` global crops, ``int(share · 2 · num_images)`` are masked. The range of ratios is
+    cut into as many equal parts, and each masked crop draws its number of hidden patches from a part of its own; which
+    crop has which part, if any, is shuffled. Rectangles of 4 patches or more (fewer where fewer are left to hide) with
+    sides in a ratio of 0.3 to 3.3 are laid, one over the other, until the number is reached or none was found to fit in
+    10 tries; so a crop may hide fewer, never more.
+
+    Source: BEiT (arXiv 2106.08254), algorithm 1, as DINOv2's code uses it, which shuffles within a process. Drawn by
+    generators of (seed, step, crop) alone, where ``lightly.models.utils.random_block_mask`` draws from Python's global
+    one and fails on small grids.
 
     Args:
         grid: Rows and columns of patches.
@@ -99,17 +52,30 @@ def masks_of_step(
 
     Returns:
         True where a patch is hidden, bool, (2 · positions, rows · columns), crop by crop, on the CPU.
+
+    Raises:
+        PretrainError: A size or a share is out of its range.
     """
     rows, columns = grid
+    low, high = ratio
+    if num_images < 1 or rows < 1 or columns < 1:
+        raise PretrainError(
+            f"cannot mask {num_images} images of {rows} × {columns} patches; all must be at least 1"
+        )
+    if not (0 <= share <= 1 and 0 <= low <= high <= 1):
+        raise PretrainError(
+            f"mask share is {share} and ratio {ratio}; they must lie between 0 and 1, ratio rising"
+        )
     num_crops = 2 * num_images
     num_masked = int(num_crops * share)
-    bounds = np.linspace(*ratio, num_masked + 1)
+    bounds = np.linspace(low, high, num_masked + 1)
     slots = np.random.default_rng([seed, step]).permutation(num_crops)
     crops = [crop * num_images + position for crop in range(2) for position in positions]
     masks = np.zeros((len(crops), rows, columns), dtype=bool)
     for mask, crop in zip(masks, crops, strict=True):
         slot = slots[crop]
         if slot < num_masked:
+            # from 1, because a seed's trailing zeros do not count
             random = np.random.default_rng([seed, step, crop + 1])
             wanted = int(rows * columns * random.uniform(bounds[slot], bounds[slot + 1]))
             _lay_blocks(mask, wanted, random)

@@ -1,0 +1,105 @@
+"""Command line: arguments → calls of the library → exit code.
+
+0 means done, 1 a problem with data, model or output (one line on stderr), 2 wrong usage, 75 stopped by a signal with
+the state saved, to be started again (`pretrain`), 130 interrupted.
+
+Only what parses arguments is imported here; each command imports what it runs.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Protocol
+
+import tyro
+from tyro.conf import subcommand
+
+from ..version import __version__
+from .embed import Embed
+from .evaluate import Evaluate
+from .hub import Export, Publish
+from .messages import say, show_warning
+from .models import ExportOnnx, Models
+from .phantom import Phantom
+from .plot import Plot
+from .pretrain import Pretrain, parse_pretrain
+from .report import Report
+from .tile import Tile
+
+DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class Command(Protocol):
+    """Arguments of one command.
+
+    A command that can be taken up again says so in `when_interrupted`, a text.
+    """
+
+    def run(self) -> int | None:
+        """Runs the command; None is exit code 0."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        args: Arguments behind the program's name; None takes the process's.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    if arguments == ["--version"]:
+        print(f"timm-mvhybrid {__version__}")
+        return DONE
+    from ..data import DataError
+    from ..evaluate import EvaluationError
+    from ..models import CheckpointError, OnnxExportError
+    from ..pretrain.errors import PretrainError
+
+    command: Command | None = None
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            command = _parse(arguments)
+            if (
+                isinstance(command, Embed | ExportOnnx)
+                and command.pretrained
+                and command.checkpoint is not None
+            ):
+                say("error: --pretrained and --checkpoint exclude each other")
+                return WRONG_USAGE
+            return command.run() or DONE
+    except (DataError, EvaluationError, CheckpointError, OnnxExportError, PretrainError) as error:
+        say(f"error: {error}")
+        return FAILED
+    except KeyboardInterrupt:
+        say(f"interrupted; {getattr(command, 'when_interrupted', 'no output was written')}")
+        return INTERRUPTED
+
+
+def _parse(arguments: list[str]) -> Command:
+    """Parses all commands; wrong usage exits with code 2."""
+    if arguments[:1] == ["pretrain"]:
+        command: Command = parse_pretrain(arguments[1:])
+        return command
+    command = tyro.cli(
+        Annotated[Embed, subcommand("embed")]
+        | Annotated[Tile, subcommand("tile")]
+        | Annotated[Pretrain, subcommand("pretrain")]
+        | Annotated[Plot, subcommand("plot")]
+        | Annotated[Evaluate, subcommand("evaluate")]
+        | Annotated[ExportOnnx, subcommand("export-onnx")]
+        | Annotated[Export, subcommand("export")]
+        | Annotated[Publish, subcommand("publish")]
+        | Annotated[Phantom, subcommand("phantom")]
+        | Annotated[Report, subcommand("report")]
+        | Annotated[Models, subcommand("models")],
+        prog="timm-mvhybrid",
+        description="Pathology backbones of timm_mvhybrid. timm-mvhybrid --version prints the version.",
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+    return command

@@ -1,0 +1,146 @@
+"""Options that the tasks of ``timm-mvhybrid evaluate`` share, and what they print."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import arg
+
+from .messages import say
+
+if TYPE_CHECKING:
+    from ..evaluate import Backbone, BatchReport, EmbeddingOptions
+    from ..evaluate.results import Result
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """Where results go."""
+
+    output: Annotated[Path, arg(metavar="DIR")]
+    """Folder for results.json, tables and the page."""
+    overwrite: bool = False
+    """Replace an earlier report in that folder."""
+    seed: int = 0
+    """Seed of random folds, bootstrap and random weights."""
+
+    def check(self) -> None:
+        """Finds out whether the folder can be written, before time is spent on its content."""
+        from ..evaluate.report import check_report_folder
+
+        check_report_folder(self.output, overwrite=self.overwrite)
+
+    def finish(self, result: Result | None) -> None:
+        """Writes the report; ranks other than the first have none."""
+        if result is None:
+            return
+        from ..evaluate.report import write_report
+
+        page = write_report(result, self.output, overwrite=self.overwrite)
+        for note in result.notes:
+            say(f"note: {note}")
+        if sys.stdout.isatty():
+            print(f"wrote {page}")
+        else:
+            print(json.dumps({"page": str(page), "task": result.task, "scores": _means(result)}))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOptions(OutputOptions):
+    """Which models embed, and how."""
+
+    model: Annotated[str, arg(metavar="NAME[,NAME...]")]
+    """Timm models, separated by commas; the first is the one that others are compared with."""
+    pretrained: bool = False
+    """Take the weights that timm downloads, for models without a checkpoint."""
+    checkpoint: Annotated[str, arg(metavar="FILE[,FILE...]")] = ""
+    """One file of weights for each model, separated by commas; leave one empty to take none."""
+    cache: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Where embeddings are kept; timm_mvhybrid/embeddings in the user's cache folder by default."""
+    batch_size: Annotated[int, arg(metavar="N")] = 64
+    """Patches per batch."""
+    device: Annotated[str, arg(metavar="NAME")] = "auto"
+    """auto (CUDA if there is any, otherwise CPU), cpu, cuda, cuda:1, mps."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Autocast type; embeddings are stored as float32."""
+    num_workers: Annotated[Literal["auto"] | int, arg(metavar="auto|N")] = "auto"
+    """Processes that read patches; 0 reads in the main process."""
+    input_size: Annotated[Literal["auto"] | int, arg(metavar="auto|PX")] = "auto"
+    """Side in px at which patches enter the model."""
+    global_pool: Literal["model", "token", "avg", "max", "token+avg"] = "model"
+    """How features become one vector; model is what the model does by itself."""
+
+    def backbones(self) -> list[Backbone]:
+        """Builds the models."""
+        from ..evaluate import EvaluationError, load_backbone
+
+        names = [name.strip() for name in self.model.split(",") if name.strip()]
+        files = (
+            [file.strip() for file in self.checkpoint.split(",")] if self.checkpoint else [""] * len(names)
+        )
+        if len(files) != len(names):
+            raise EvaluationError(
+                f"--checkpoint names {len(files)} files for {len(names)} models; leave one empty for a model without"
+            )
+        models = [
+            load_backbone(
+                name, pretrained=self.pretrained and not file, checkpoint=file or None, seed=self.seed
+            )
+            for name, file in zip(names, files, strict=True)
+        ]
+        random = [backbone.name for backbone in models if backbone.weights == "random"]
+        if random:
+            say(
+                f"warning: the weights of {', '.join(random)} are random; give --checkpoint FILE or --pretrained"
+            )
+        return models
+
+    def embedding(self) -> EmbeddingOptions:
+        """Collects how patches are embedded."""
+        from ..evaluate import EmbeddingOptions, num_available_workers
+
+        return EmbeddingOptions(
+            cache=self.cache,
+            batch_size=self.batch_size,
+            device=self.device,
+            dtype=self.dtype,
+            num_workers=num_available_workers() if self.num_workers == "auto" else self.num_workers,
+            pool=self.global_pool,
+            input_size=self.input_size,
+        )
+
+
+def show_batch(name: str, report: BatchReport) -> None:
+    """Shows on a terminal how far a source is embedded.
+
+    Args:
+        name: The source.
+        report: Its latest batch.
+    """
+    if sys.stderr.isatty():
+        end = "\n" if report.num_done == report.num_total else ""
+        print(
+            f"\rembedding {name}: {report.num_done}/{report.num_total}", end=end, file=sys.stderr, flush=True
+        )
+
+
+def _means(result: Any) -> list[dict[str, Any]]:
+    """Cuts scores to what fits a line: labels and means."""
+    rows = []
+    for score in result.scores:
+        row = {key: getattr(score, key) for key in ("model", "protocol", "probe") if hasattr(score, key)}
+        if hasattr(score, "accuracy"):
+            row |= {
+                "accuracy": score.accuracy,
+                **{f"precision@{k}": v for k, v in score.mean_precision.items()},
+            }
+        # NaN is no JSON
+        row |= {
+            one.metric: one.mean if one.mean == one.mean else None for one in getattr(score, "summary", ())
+        }
+        rows.append(row)
+    return rows

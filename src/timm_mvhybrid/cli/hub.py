@@ -1,0 +1,87 @@
+"""``timm-mvhybrid export`` and ``publish``: checkpoint → folder → Hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from tyro.conf import Positional, arg
+
+from .messages import report
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+    """Export a checkpoint into a folder that timm loads and the Hub takes."""
+
+    checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
+    """Run, sharded checkpoint, exported folder, or file (ours, official MV_Hybrid, DINOv2, ...)."""
+    model: Annotated[str, arg(metavar="NAME")]
+    """Model of this package; 'timm-mvhybrid models' lists them."""
+    output: Annotated[Path, arg(metavar="DIR")]
+    """Folder to write; complete or absent, never half."""
+    overwrite: bool = False
+    """Replace an earlier export."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the stored matrices; refused if bfloat16 would change the features by more than 2 %."""
+    weights: Literal["teacher", "student"] = "teacher"
+    """Whose weights to take from a training checkpoint."""
+    tag: Annotated[str | None, arg(metavar="TAG")] = None
+    """Name of this set of weights; the model's registered one by default."""
+    model_args: Annotated[str, arg(metavar="JSON")] = "{}"
+    """Options that the model was trained with, such as '{"ssm_depth": 6}'."""
+    run_dir: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Folder with config.json and metrics.jsonl for the model card, unless the checkpoint lies in it."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        from ..hub import ExportError, export
+
+        try:
+            model_args = json.loads(self.model_args)
+        except ValueError as error:
+            raise ExportError(f"--model-args is no JSON ({error})") from error
+        if not isinstance(model_args, dict):
+            raise ExportError("--model-args must be a JSON object such as '{\"ssm_depth\": 6}'")
+        summary = export(
+            self.checkpoint,
+            self.model,
+            self.output,
+            dtype=self.dtype,
+            branch=self.weights,
+            tag=self.tag,
+            model_args=model_args,
+            run=self.run_dir,
+            overwrite=self.overwrite,
+        )
+        report(dataclasses.asdict(summary))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Publish:
+    """Publish an exported folder on the Hub, download it again and verify it."""
+
+    when_interrupted: ClassVar[str] = "run it again to finish"
+
+    folder: Annotated[Positional[Path], arg(metavar="DIR")]
+    """What 'timm-mvhybrid export' wrote."""
+    repo: Annotated[str, arg(metavar="ORG/NAME")]
+    """The repository; it is made if there is none."""
+    private: bool = False
+    """Make the repository private; one that exists and is public is refused."""
+    revision: Annotated[str | None, arg(metavar="TAG")] = None
+    """Tag to set on the commit, for 'hf-hub:ORG/NAME@TAG'; tags are never moved."""
+    dry_run: bool = False
+    """Show what would be done, and do nothing."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        from ..hub import publish
+
+        summary = publish(
+            self.folder, self.repo, private=self.private, revision=self.revision, dry_run=self.dry_run
+        )
+        report(dataclasses.asdict(summary))
