@@ -1,16 +1,21 @@
 """Where pixels come from: one small protocol over slides, folders and h5 files.
 
-slide | folder of images | patch h5 | coordinate h5 + slide → patches (uint8 RGB) with their coordinates
+slide | folder of images | tars | patch h5 | coordinate h5 + slide → patches (uint8 RGB) with their coordinates
 
-`open_source` tells the kinds apart. The slide libraries are imported when a slide is opened, never before.
+`open_source` tells the kinds apart; `open_samples` joins several by a manifest; `tile_slides` cuts slides into patch h5
+files. The slide libraries are imported when a slide is opened, never before.
 """
 
 from .coordinate_h5 import CoordinateH5Source
 from .errors import DataError, PatchError
 from .folder import FolderSource
+from .manifest import SourceEntry, open_samples, read_manifest
 from .patch_h5 import PatchH5Source
+from .samples import Samples
 from .slide import Slide, SlideSource
 from .source import PatchSource, open_source
+from .tar import TarSource
+from .tile_store import TiledSlide, TilingSummary, tile_slides
 from .tissue import TilingOptions
 
 __all__ = [
@@ -20,8 +25,16 @@ __all__ = [
     "PatchError",
     "PatchH5Source",
     "PatchSource",
+    "Samples",
     "Slide",
     "SlideSource",
+    "SourceEntry",
+    "TarSource",
+    "TiledSlide",
     "TilingOptions",
+    "TilingSummary",
+    "open_samples",
     "open_source",
+    "read_manifest",
+    "tile_slides",
 ]

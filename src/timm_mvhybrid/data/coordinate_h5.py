@@ -15,12 +15,13 @@ from .h5_file import H5File, attributes, find_dataset, number, read_coords
 from .slide import SLIDE_SUFFIXES, Slide
 
 
-def find_slide(path: Path, name: str | None) -> Path:
-    """Looks beside a coordinate file for the slide it belongs to.
+def find_slide(path: Path, name: str | None, folder: Path | None = None) -> Path:
+    """Looks for the slide that a coordinate file belongs to.
 
     Args:
         path: The coordinate file; TRIDENT's ending `_patches` is not part of the slide's name.
         name: The slide's name by the file's attribute `name`, or None.
+        folder: Where to look; None looks beside the file.
 
     Returns:
         The slide.
@@ -28,10 +29,11 @@ def find_slide(path: Path, name: str | None) -> Path:
     Raises:
         DataError: If there is none, or more than one.
     """
+    place = "beside it" if folder is None else f"in {folder}"
     stems = {path.stem, path.stem.removesuffix("_patches")} | ({name} if name else set())
     found = sorted(
         file
-        for file in path.parent.iterdir()
+        for file in (folder or path.parent).iterdir()
         if file.suffix.lower() in SLIDE_SUFFIXES and (file.stem in stems or file.name in stems)
     )
     if len(found) == 1:
@@ -41,7 +43,7 @@ def find_slide(path: Path, name: str | None) -> Path:
             f"{path}: several slides fit ({', '.join(file.name for file in found)}); choose one with --slide FILE"
         )
     raise DataError(
-        f"{path}: the file holds coordinates only, and no slide named {' or '.join(sorted(stems))} lies beside it; "
+        f"{path}: the file holds coordinates only, and no slide named {' or '.join(sorted(stems))} lies {place}; "
         "give it with --slide FILE"
     )
 
@@ -54,7 +56,7 @@ class CoordinateH5Source:
 
     Args:
         path: The h5 file with `coords`, (N, 2) top-left corners in level-0 pixels.
-        slide: The slide; None looks for it beside the file.
+        slide: The slide, or the folder it lies in; None looks for it beside the file.
         slide_resolution_um_per_px: Resolution of the slide's level 0 in µm per pixel; None takes the slide's own.
 
     Raises:
@@ -81,8 +83,9 @@ class CoordinateH5Source:
         if len(self.coords) == 0:
             raise DataError(f"{self.path}: dataset 'coords' is empty")
         name = values.get("name", values.get("wsi_name"))
-        if slide is None:
-            slide = find_slide(self.path, name if isinstance(name, str) else None)
+        if slide is None or Path(slide).is_dir():
+            folder = None if slide is None else Path(slide)
+            slide = find_slide(self.path, name if isinstance(name, str) else None, folder)
         self.slide = Slide(slide, slide_resolution_um_per_px)
         self.slide.close()
         self.patch_size_px, self.patch_size_level0 = self._patch_size(file, values)
@@ -158,3 +161,7 @@ class CoordinateH5Source:
         """
         x, y = self.coords[index].tolist()
         return f"{self.path} patch {index} at x={x}, y={y}"
+
+    def close(self) -> None:
+        """Closes the slide; the next read opens it again."""
+        self.slide.close()

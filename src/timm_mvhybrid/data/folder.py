@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
@@ -33,6 +34,26 @@ def on_white(image: Image.Image) -> Image.Image:
         background = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(background, image)
     return image.convert("RGB")
+
+
+def read_image(file: Path | BinaryIO, name: str | None = None) -> Image.Image:
+    """Decodes one image file.
+
+    Args:
+        file: Its path, or its content.
+        name: What messages call it; None takes the path.
+
+    Returns:
+        The image in mode RGB, in its own size; what is transparent becomes white.
+
+    Raises:
+        PatchError: If the file cannot be read as an image.
+    """
+    try:
+        with Image.open(file) as image:
+            return on_white(image)
+    except _DECODING_ERRORS as error:
+        raise PatchError(f"{name or file}: not a readable image ({error})") from error
 
 
 class FolderSource:
@@ -78,12 +99,7 @@ class FolderSource:
         Raises:
             PatchError: If the file cannot be read as an image.
         """
-        path = self.path / self.paths[index]
-        try:
-            with Image.open(path) as image:
-                return on_white(image)
-        except _DECODING_ERRORS as error:
-            raise PatchError(f"{path}: not a readable image ({error})") from error
+        return read_image(self.path / self.paths[index])
 
     def name(self, index: int) -> str:
         """Names one image for messages.
@@ -95,3 +111,6 @@ class FolderSource:
             The path of the image.
         """
         return str(self.path / self.paths[index])
+
+    def close(self) -> None:
+        """Does nothing: no file stays open."""

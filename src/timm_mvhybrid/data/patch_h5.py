@@ -106,3 +106,7 @@ class PatchH5Source:
         """
         barcode = f" ({self.barcodes[index]})" if self.barcodes is not None else ""
         return f"{self.path} patch {index}{barcode}"
+
+    def close(self) -> None:
+        """Closes the file; the next read opens it again."""
+        self._file.close()

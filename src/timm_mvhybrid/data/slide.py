@@ -286,3 +286,7 @@ class SlideSource:
         """
         x, y = self.coords[index].tolist()
         return f"{self.path} patch {index} at x={x}, y={y}"
+
+    def close(self) -> None:
+        """Closes the slide; the next read opens it again."""
+        self.slide.close()

@@ -15,12 +15,14 @@ from .folder import FolderSource
 from .h5_file import H5File, find_dataset
 from .patch_h5 import PatchH5Source
 from .slide import SLIDE_SUFFIXES, SlideSource
+from .tar import TAR_SUFFIX, TarSource, is_tar
 from .tissue import TilingOptions
 
+H5_SUFFIXES = (".h5", ".hdf5")
 _H5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _ACCEPTED = (
     f"a slide ({' '.join(SLIDE_SUFFIXES)} or what else OpenSlide opens), a folder of images, a patch h5 ('img' or "
-    "'imgs') or a coordinate h5 ('coords')"
+    "'imgs'), a coordinate h5 ('coords') or tars of images (a tar, a folder of them, shard-{000..009}.tar)"
 )
 
 
@@ -44,7 +46,7 @@ class PatchSource(Protocol):
 
     @property
     def paths(self) -> list[str] | None:
-        """Paths relative to `path`, with forward slashes; None unless the source is a folder."""
+        """Paths relative to `path`, with forward slashes; None unless the source is a folder or tars."""
 
     @property
     def patch_size_px(self) -> int | None:
@@ -63,6 +65,9 @@ class PatchSource(Protocol):
     def name(self, index: int) -> str:
         """Names one patch for messages."""
 
+    def close(self) -> None:
+        """Closes what this process holds open; the next read opens it again."""
+
 
 def open_source(
     path: str | Path, *, tiling: TilingOptions | None = None, slide: str | Path | None = None
@@ -70,10 +75,11 @@ def open_source(
     """Opens whatever holds patches; its kind is told from its content, not from its name.
 
     Args:
-        path: A slide, a folder of images, a patch h5 or a coordinate h5.
+        path: A slide, a folder of images, a patch h5, a coordinate h5, a tar, a folder of tars or a pattern of tars
+            such as `shard-{000..009}.tar`.
         tiling: How slides are cut; patches that exist already keep their size and resolution. Its
             `slide_resolution_um_per_px` also serves coordinate h5 files.
-        slide: The slide of a coordinate h5; None looks for it beside the file.
+        slide: The slide of a coordinate h5, or the folder it lies in; None looks for it beside the file.
 
     Returns:
         The patches.
@@ -84,14 +90,18 @@ def open_source(
     path = Path(path)
     tiling = tiling or TilingOptions()
     if path.is_dir():
-        return FolderSource(path)
+        return _open_folder(path)
+    if "{" in str(path) and not path.exists():
+        return TarSource(path)
     try:
         with path.open("rb") as stream:
-            start = stream.read(len(_H5_SIGNATURE))
+            start = stream.read(512)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}; accepted are {_ACCEPTED}") from error
-    if start != _H5_SIGNATURE:
-        if path.suffix.lower() in (".h5", ".hdf5"):
+    if is_tar(start) or path.suffix.lower() == TAR_SUFFIX:
+        return TarSource(path)
+    if not start.startswith(_H5_SIGNATURE):
+        if path.suffix.lower() in H5_SUFFIXES:
             raise DataError(f"{path}: not an h5 file, or damaged; accepted are {_ACCEPTED}")
         try:
             return SlideSource(path, tiling)
@@ -107,3 +117,14 @@ def open_source(
     if has_coords and "embeddings" not in names and "features" not in names:
         return CoordinateH5Source(path, slide, tiling.slide_resolution_um_per_px)
     raise DataError(f"{path}: holds the datasets {', '.join(names) or '(none)'}; accepted are {_ACCEPTED}")
+
+
+def _open_folder(path: Path) -> PatchSource:
+    """Opens a folder of tars or of images; a folder of several other sources is not one source."""
+    names = sorted(file.name for file in path.iterdir() if file.is_file())
+    h5_files = [name for name in names if name.lower().endswith(H5_SUFFIXES)]
+    if h5_files:
+        raise DataError(f"{path}: holds several sources; give one of them, such as {path / h5_files[0]}")
+    if any(name.endswith(TAR_SUFFIX) and not name.startswith(".") for name in names):
+        return TarSource(path)
+    return FolderSource(path)

@@ -1,0 +1,244 @@
+"""Slides → a patch store: one patch h5 per slide, thumbnails, a manifest and a log."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .atomic_file import replacing
+from .errors import DataError
+from .slide import SlideSource
+from .tile_file import Compression, tile_file_matches, write_thumbnail, write_tile_file
+from .tissue import TilingOptions
+
+MANIFEST_NAME = "manifest.json"
+LOG_NAME = "tiling.jsonl"
+THUMBNAIL_FOLDER = "thumbnails"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TiledSlide:
+    """What became of one slide.
+
+    Args:
+        slide: The slide.
+        output: Its patch h5.
+        status: "tiled" now, "kept" from an earlier run with the same options, or "failed".
+        num_patches: Patches in the file; 0 if it failed.
+        seconds: Time it took.
+        message: Why it failed, or what was warned of; empty otherwise.
+    """
+
+    slide: Path
+    output: Path
+    status: Literal["tiled", "kept", "failed"]
+    num_patches: int
+    seconds: float
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TilingSummary:
+    """What a run of `tile_slides` did.
+
+    Args:
+        manifest: The store's manifest, for pretraining.
+        slides: One entry a slide, in the order they were given.
+    """
+
+    manifest: Path
+    slides: tuple[TiledSlide, ...]
+
+    @property
+    def failed(self) -> tuple[TiledSlide, ...]:
+        """The slides that failed."""
+        return tuple(slide for slide in self.slides if slide.status == "failed")
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of all slides together."""
+        return sum(slide.num_patches for slide in self.slides)
+
+
+def tile_slides(
+    slides: Sequence[str | Path],
+    output: str | Path,
+    options: TilingOptions | None = None,
+    *,
+    compression: Compression = "none",
+    thumbnail_size_px: int = 1024,
+    num_workers: int = 0,
+    overwrite: bool = False,
+    on_slide: Callable[[TiledSlide], None] | None = None,
+) -> TilingSummary:
+    """Cuts slides into a patch store that pretraining reads fast.
+
+    The store holds `SLIDE.h5` for each slide, `thumbnails/SLIDE.png` with the tiles drawn, `manifest.json` (all slides
+    of the store, also of earlier runs) and `tiling.jsonl` (one line a slide and run). Slides that an earlier run
+    finished with the same options are kept, so an interrupted run goes on where it stopped. A slide that fails is
+    reported and the others go on.
+
+    Args:
+        slides: The slides; their names without suffix must differ.
+        output: Folder of the store; made if absent.
+        options: Resolution, patch size, overlap and smallest share of tissue.
+        compression: Of the pixels: "none", "lzf" or "gzip".
+        thumbnail_size_px: Longer side of the thumbnails in pixels.
+        num_workers: Processes, each with a slide of its own; 0 cuts in this one.
+        overwrite: Cut anew what exists.
+        on_slide: Called after each slide, in the order they finish.
+
+    Returns:
+        What became of each slide; look at `failed`.
+
+    Raises:
+        DataError: If no slide is given, two have the same name, or the store cannot be written.
+    """
+    options = options or TilingOptions()
+    folder = Path(output)
+    tasks = [
+        _Task(
+            slide=slide,
+            output=folder / f"{name}.h5",
+            thumbnail=folder / THUMBNAIL_FOLDER / f"{name}.png",
+            options=options,
+            compression=compression,
+            thumbnail_size_px=thumbnail_size_px,
+            overwrite=overwrite,
+        )
+        for name, slide in _named(slides).items()
+    ]
+    manifest = folder / MANIFEST_NAME
+    finished: dict[Path, TiledSlide] = {}
+    try:
+        (folder / THUMBNAIL_FOLDER).mkdir(parents=True, exist_ok=True)
+        for result in _run(tasks, num_workers):
+            finished[result.slide] = result
+            if result.status != "failed":
+                _add_to_manifest(manifest, result.output)
+            _log(folder / LOG_NAME, result)
+            if on_slide is not None:
+                on_slide(result)
+    except OSError as error:
+        raise DataError(f"{folder}: the store cannot be written ({error})") from error
+    return TilingSummary(manifest=manifest, slides=tuple(finished[task.slide] for task in tasks))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    slide: Path
+    output: Path
+    thumbnail: Path
+    options: TilingOptions
+    compression: Compression
+    thumbnail_size_px: int
+    overwrite: bool
+
+
+def _named(slides: Sequence[str | Path]) -> dict[str, Path]:
+    """Names the slides by their files without suffix."""
+    if not slides:
+        raise DataError("no slide given")
+    named: dict[str, Path] = {}
+    for slide in map(Path, slides):
+        other = named.setdefault(slide.stem, slide)
+        if other is not slide:
+            raise DataError(
+                f"{other} and {slide} would both become {slide.stem}.h5; tile them into different folders"
+            )
+    return named
+
+
+def _run(tasks: Sequence[_Task], num_workers: int) -> Iterator[TiledSlide]:
+    if num_workers < 1:
+        yield from map(_tile, tasks)
+        return
+    # started afresh, for a fork would inherit torch's threads and locks
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(num_workers, len(tasks)), mp_context=context) as pool:
+        futures: dict[Future[TiledSlide], _Task] = {pool.submit(_tile, task): task for task in tasks}
+        try:
+            for future in as_completed(futures):
+                try:
+                    yield future.result()
+                except BrokenProcessPool:
+                    yield _failed(
+                        futures[future], 0.0, "a worker process died (out of memory?); run again to go on"
+                    )
+        except BaseException:
+            # an interrupted run must not cut the slides that still wait
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _failed(task: _Task, seconds: float, message: str) -> TiledSlide:
+    return TiledSlide(
+        slide=task.slide, output=task.output, status="failed", num_patches=0, seconds=seconds, message=message
+    )
+
+
+def _tile(task: _Task) -> TiledSlide:
+    """Cuts one slide, or finds it cut."""
+    start = time.monotonic()
+    status: Literal["tiled", "kept"] = "tiled"
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            if task.output.exists() and not task.overwrite:
+                status, num_patches = "kept", tile_file_matches(task.output, task.slide, task.options)
+            else:
+                source = SlideSource(task.slide, task.options)
+                num_patches = len(source)
+                # the patch file comes last, for it is what says that the slide is done
+                write_thumbnail(source, task.thumbnail, task.thumbnail_size_px)
+                write_tile_file(source, task.output, task.options, task.compression)
+                source.close()
+    # h5py tells of a full disk by OSError or RuntimeError; DataError is a ValueError, and others come from foreign files
+    except (ValueError, OSError, RuntimeError) as error:
+        return _failed(task, time.monotonic() - start, str(error))
+    return TiledSlide(
+        slide=task.slide,
+        output=task.output,
+        status=status,
+        num_patches=num_patches,
+        seconds=time.monotonic() - start,
+        message="; ".join(dict.fromkeys(str(item.message) for item in caught)),
+    )
+
+
+def _add_to_manifest(manifest: Path, patches: Path) -> None:
+    """Enters a patch file, keeping entries and weights that are there already."""
+    content: dict[str, list[dict[str, Any]]] = {"sources": []}
+    if manifest.exists():
+        try:
+            content = json.loads(manifest.read_text(encoding="utf-8"))
+            paths = [entry["path"] for entry in content["sources"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{manifest}: not a manifest ({error}); remove it, and tile again") from error
+        if patches.name in paths:
+            return
+    content["sources"].append({"path": patches.name, "weight": 1.0})
+    content["sources"].sort(key=lambda entry: entry["path"])
+    with replacing(manifest) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _log(path: Path, result: TiledSlide) -> None:
+    line = {
+        "slide": str(result.slide),
+        "output": result.output.name,
+        "status": result.status,
+        "num_patches": result.num_patches,
+        "seconds": round(result.seconds, 3),
+        "message": result.message,
+    }
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line, ensure_ascii=False) + "\n")
