@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from support.pretraining import NUM_STEPS, small, write_config, write_patches
+
 from timm_mvhybrid.pretrain.__main__ import main
 from timm_mvhybrid.pretrain.command import parse
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from timm_mvhybrid.pretrain.config import CropConfig, DataConfig, MaskConfig, ModelConfig, OptimizerConfig
 from timm_mvhybrid.pretrain.config_file import config_to_dict, read_config_file, update_config
 from timm_mvhybrid.pretrain.errors import PretrainError

@@ -63,7 +63,9 @@ def test_a_crop_is_torchvisions(geometry, interpolation):
     expected = F.rotate(expected, 90.0 * geometry.quarter_turns)
     crop = cut(image, geometry, 32, interpolation)
     assert crop.dtype == torch.uint8
-    assert torch.equal(crop, expected)
+    # older torchvision goes through float32 for bilinear on some CPUs, and rounds once more
+    tolerance = 1 if interpolation == "bilinear" else 0
+    assert (crop.int() - expected.int()).abs().max() <= tolerance
 
 
 @pytest.mark.parametrize(("size", "scale"), [((60, 48), (0.32, 1.0)), ((224, 224), (0.05, 0.32))])

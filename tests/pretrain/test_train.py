@@ -7,11 +7,14 @@ import pytest
 import timm
 import torch
 from support.pretraining import NUM_STEPS, change, lines, small, student, teacher, write_patches
+
 from timm_mvhybrid.pretrain.checkpoint import find_damage, finished_steps
 from timm_mvhybrid.pretrain.errors import PretrainError
 from timm_mvhybrid.pretrain.train import train
+from timm_mvhybrid.pretrain.world import can_shard_on_cpu
 
 pytest.importorskip("lightly")
+needs_cpu_sharding = pytest.mark.skipif(not can_shard_on_cpu(), reason="this torch's FSDP needs a GPU")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +27,8 @@ def finished(patches, tmp_path_factory):
     """An uninterrupted run."""
     config = small(tmp_path_factory.mktemp("run") / "run", patches)
     result = train(config, show_progress=False)
-    assert result.step == NUM_STEPS and result.stopped_by is None
+    assert result.step == NUM_STEPS
+    assert result.stopped_by is None
     return config.output
 
 
@@ -59,7 +63,9 @@ def test_a_run_that_stopped_goes_on_to_the_same_weights_bit_for_bit(patches, fin
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("timm_mvhybrid.pretrain.stop_signal.StopSignal.name", "SIGTERM", raising=False)
         stopped = train(_stop_behind(config, 3, patch), show_progress=False)
-    assert stopped.step == 3 and stopped.stopped_by == "SIGTERM" and stopped.teacher is None
+    assert stopped.step == 3
+    assert stopped.stopped_by == "SIGTERM"
+    assert stopped.teacher is None
     assert train(config, show_progress=False).step == NUM_STEPS
     assert equal(teacher(tmp_path / "run"), teacher(finished))
     assert equal(student(tmp_path / "run"), student(finished))
@@ -108,7 +114,9 @@ def test_a_damaged_newest_checkpoint_falls_back_loudly_to_the_one_before(
     assert "damaged" in find_damage(newest)
     train(config)
     errors = capsys.readouterr().err
-    assert "damaged" in errors and str(newest) in errors and "resumed behind step 2" in errors
+    assert "damaged" in errors
+    assert str(newest) in errors
+    assert "resumed behind step 2" in errors
     assert find_damage(newest) is None
     assert (newest.parent / "damaged_step_00000004").is_dir()
 
@@ -202,9 +210,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_led_to_it(patche
         {"model__name": "test_hydra_hybrid", "crops__hed_jitter": 0.05, "crops__rotation": True},
         {"model__name": "vit_tiny_patch16_224", "model__arguments": {"depth": 2}},
         {"crops__augmentation": "paper_pil", "mask__share": 0.0},
-        {"parallel__sharding": "full", "checkpoint__asynchronous": False},
+        pytest.param(
+            {"parallel__sharding": "full", "checkpoint__asynchronous": False}, marks=needs_cpu_sharding
+        ),
     ],
-    ids=lambda changes: ",".join(changes),
+    ids=",".join,
 )
 def test_every_option_resumes_bit_for_bit(patches, tmp_path, changes):
     whole = small(tmp_path / "whole", patches, num_steps=3, **changes)
@@ -257,7 +267,8 @@ def test_the_probe_runs_and_its_best_checkpoint_outlives_the_newest(patches, fin
     assert [line["step"] for line in probes] == list(range(1, NUM_STEPS + 1))
     best = json.loads((tmp_path / "run/checkpoints/best.json").read_text())
     scores = {line["step"]: line["probe/knn_accuracy"] for line in probes}
-    assert best["score"] == max(scores.values()) and scores[best["step"]] == best["score"]
+    assert best["score"] == max(scores.values())
+    assert scores[best["step"]] == best["score"]
     assert set(finished_steps(tmp_path / "run/checkpoints")) == {best["step"], NUM_STEPS}
     # looking does not change what is learned
     assert equal(student(tmp_path / "run"), student(finished))
@@ -275,7 +286,7 @@ def test_corrupt_patches_are_replaced_up_to_the_limit_and_logged_by_name(tmp_pat
     config = small(tmp_path / "run", folder, num_steps=3, data__max_corrupt=1)
     train(config)
     assert "broken.png" in capsys.readouterr().err
-    assert [line["name"] for line in lines(tmp_path / "run") if line.get("event") == "corrupt"][0].endswith(
+    assert next(line["name"] for line in lines(tmp_path / "run") if line.get("event") == "corrupt").endswith(
         "broken.png"
     )
     with pytest.raises(ValueError, match=r"broken\.png"):

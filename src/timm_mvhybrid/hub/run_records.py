@@ -76,7 +76,9 @@ def _public(value: Any) -> Any:
         return {name: _public(part) for name, part in value.items()}
     if isinstance(value, list):
         return [_public(part) for part in value]
-    if isinstance(value, str) and (PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()):
+    if isinstance(value, str) and (
+        PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
+    ):
         return PureWindowsPath(value).name
     return value
 

@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
 from ..models.weights_file import file_sha256
 from .errors import PretrainError
 from .loss_scale import LossScale
+from .losses import DINOv2Loss
 from .world import World
 
 FILES = "files.json"
@@ -53,7 +54,7 @@ class TrainState:
     student: nn.Module
     teacher: nn.Module
     optimizer: torch.optim.Optimizer
-    criterion: nn.Module
+    criterion: DINOv2Loss
     loss_scale: LossScale
 
     def state_dict(self) -> dict[str, Any]:
@@ -152,7 +153,7 @@ class Checkpointer:
             self._failure = None
         if self.world.any(failure is not None):
             raise PretrainError(
-                f"{self.folder}: a checkpoint could not be written ({failure or 'another process failed'}); "
+                f"{self.folder}: a checkpoint could not be written ({_cause(failure)}); "
                 "the ones before are whole: mend the disk and start the run again"
             ) from failure
 
@@ -289,6 +290,15 @@ def find_damage(checkpoint: Path) -> str | None:
     except (OSError, ValueError, AttributeError) as error:
         return f"{checkpoint}: damaged ({error})"
     return None
+
+
+def _cause(failure: BaseException | None) -> str:
+    """Says in one line why a save failed: of what several processes report, the first."""
+    if failure is None:
+        return "another process failed"
+    failures = [found for found, _ in getattr(failure, "failures", {}).values()]
+    cause = failures[0] if failures else failure
+    return next(iter(str(cause).splitlines()), "") or type(cause).__name__
 
 
 def _free_name(path: Path) -> Path:

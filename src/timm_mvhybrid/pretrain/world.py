@@ -136,6 +136,11 @@ def join_world(config: ParallelConfig) -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def can_shard_on_cpu() -> bool:
+    """Says whether this torch's FSDP works on a CPU, whose streams it marks with events; torch 2.6's does not."""
+    return hasattr(torch.cpu.Stream, "record_event")
+
+
 def _device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise PretrainError(
@@ -151,6 +156,11 @@ def _mesh(config: ParallelConfig, device: torch.device, size: int) -> DeviceMesh
     sharding = config.sharding
     if sharding == "auto":
         sharding = "full" if size > 1 else "none"
+    if (sharding != "none" or size > 1) and device.type == "cpu" and not can_shard_on_cpu():
+        raise PretrainError(
+            f"FSDP of torch {torch.__version__} cannot shard on a CPU: update torch, or use one process with "
+            "parallel.sharding none"
+        )
     if sharding == "full":
         return init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
     if sharding == "none" and size == 1:
