@@ -1,0 +1,83 @@
+"""Result of any task → a folder with results.json, tables in Markdown and LaTeX, and one HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import EvaluationError
+from ..results import Result
+from ..results.json_codec import write_text
+from .page import result_page, result_warnings
+from .table import Table, to_latex, to_markdown
+from .tables import result_tables
+
+_FILES = ("results.json", "tables.md", "tables.tex", "index.html")
+
+
+def check_report_folder(folder: str | Path, *, overwrite: bool) -> Path:
+    """Finds out whether a report can be written, before time is spent on its content.
+
+    Args:
+        folder: Folder of the report; it is made if there is none.
+        overwrite: Whether an earlier report may be replaced.
+
+    Returns:
+        The folder.
+
+    Raises:
+        EvaluationError: If it cannot be made, or holds a report that may not be replaced.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EvaluationError(f"{folder}: the folder cannot be made ({error.strerror})") from error
+    for name in _FILES:
+        if not overwrite and (folder / name).exists():
+            raise EvaluationError(f"{folder / name}: exists already; replace the report with --overwrite")
+    return folder
+
+
+def write_report(result: Result, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Writes the report of one result.
+
+    Args:
+        result: The result.
+        folder: Folder to write: `results.json`, `tables.md`, `tables.tex`, `index.html`. Other files stay.
+        overwrite: Whether an earlier report may be replaced.
+
+    Returns:
+        The page.
+
+    Raises:
+        EvaluationError: If the folder cannot be written, or holds a report that may not be replaced.
+    """
+    folder = check_report_folder(folder, overwrite=overwrite)
+    tables = result_tables(result)
+    text = result_page(result, tables)
+    result.write(folder / "results.json")
+    return write_documents(folder, tables, [*result_warnings([result]), *result.notes], text)
+
+
+def write_documents(folder: Path, tables: Sequence[Table], remarks: Sequence[str], page: str) -> Path:
+    """Writes tables and page.
+
+    Args:
+        folder: An existing folder.
+        tables: The tables.
+        remarks: What stands above the tables, one sentence or more each.
+        page: The page.
+
+    Returns:
+        The page's file.
+
+    Raises:
+        EvaluationError: If the disk does not take them.
+    """
+    quoted = "".join(f"> {remark}\n>\n" for remark in remarks)
+    commented = "".join(f"% {remark}\n" for remark in remarks)
+    write_text(folder / "tables.md", f"{quoted}\n{to_markdown(tables)}" if quoted else to_markdown(tables))
+    write_text(folder / "tables.tex", commented + to_latex(tables))
+    write_text(folder / "index.html", page)
+    return folder / "index.html"
