@@ -28,8 +28,8 @@ bench-install:    ## the peers of the benchmarks; of mamba-ssm only its Python f
 	$(PYTHON) -m pip install -e '.[bench]'
 	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(PYTHON) -m pip install --no-build-isolation --no-deps mamba-ssm
 
-bench:            ## every figure that a CPU can give, beside its peers; half an hour, on an idle machine
-	@status=0; for name in scan einfft model data export kernels; do \
+bench:            ## every figure that a CPU can give, beside its peers; an hour, on an idle machine
+	@status=0; for name in scan einfft model data evaluation export kernels; do \
 		$(PYTHON) -m benchmarks $$name || status=1; \
 	done; exit $$status
 

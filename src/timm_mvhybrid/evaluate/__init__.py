@@ -1,28 +1,89 @@
-"""What a backbone is worth: patches + model → embeddings.
+"""What a backbone is worth: patches + model → embeddings → probes → scores, written as results.json.
 
-`embed` is the library function behind `timm-mvhybrid embed`; `load_backbone` makes the model it takes.
+`embed` is the library function behind `timm-mvhybrid embed`, `load_backbone` makes the model it takes, and
+`evaluate_expression` and its siblings are the tasks. What they are made of takes NumPy arrays and is public, too:
+ridge, linear and nearest-neighbour probes, metrics, folds, gene panels, retrieval, mixture embeddings, concordance.
+scikit-learn, scanpy, anndata and scikit-survival are imported when they are called for.
 """
 
 from .backbone import Backbone, load_backbone
+from .embedding_cache import EmbeddingOptions
 from .embedding_store import check_output
 from .embeddings import BatchReport, EmbeddingSummary, embed
 from .errors import EvaluationError
+from .expression.gene_panels import select_genes
+from .expression.metrics import ExpressionMetrics, drop_percent, drop_percentages, expression_metrics
+from .expression.run import ExpressionOptions, evaluate_expression
+from .expression.score import ProbeOptions
 from .model_table import ModelRow, describe_models, models_table
 from .patch_loader import num_available_workers
+from .patch_tasks.labelled_images import open_images
+from .patch_tasks.prototypes import PrototypeRetrieval, prototype_retrieval
+from .patch_tasks.run import PatchTaskOptions, evaluate_classification, evaluate_retrieval
+from .probes.logistic import ProbeResult, linear_probe
+from .probes.neighbours import knn_probe
+from .probes.ridge import ridge_probe
+from .probes.ridge_folds import RidgeFold, ridge_folds
 from .progress import RunDisplay, RunLog
+from .resampling import bootstrap_interval, compare_paired
+from .results import read_result
+from .slide_tasks.attention_mil import AttentionOptions, attention_mil
+from .slide_tasks.classify import evaluate_slides
+from .slide_tasks.concordance import Concordance, concordance_index
+from .slide_tasks.mixture import mixture_prototypes, slide_mixture_embedding
+from .slide_tasks.options import SlideTaskOptions
+from .slide_tasks.survive import evaluate_survival
+from .splits import Fold, patient_folds, random_folds, study_folds
 
 __all__ = [
+    "AttentionOptions",
     "Backbone",
     "BatchReport",
+    "Concordance",
+    "EmbeddingOptions",
     "EmbeddingSummary",
     "EvaluationError",
+    "ExpressionMetrics",
+    "ExpressionOptions",
+    "Fold",
     "ModelRow",
+    "PatchTaskOptions",
+    "ProbeOptions",
+    "ProbeResult",
+    "PrototypeRetrieval",
+    "RidgeFold",
     "RunDisplay",
     "RunLog",
+    "SlideTaskOptions",
+    "attention_mil",
+    "bootstrap_interval",
     "check_output",
+    "compare_paired",
+    "concordance_index",
     "describe_models",
+    "drop_percent",
+    "drop_percentages",
     "embed",
+    "evaluate_classification",
+    "evaluate_expression",
+    "evaluate_retrieval",
+    "evaluate_slides",
+    "evaluate_survival",
+    "expression_metrics",
+    "knn_probe",
+    "linear_probe",
     "load_backbone",
+    "mixture_prototypes",
     "models_table",
     "num_available_workers",
+    "open_images",
+    "patient_folds",
+    "prototype_retrieval",
+    "random_folds",
+    "read_result",
+    "ridge_folds",
+    "ridge_probe",
+    "select_genes",
+    "slide_mixture_embedding",
+    "study_folds",
 ]

@@ -1,0 +1,1 @@
+"""Expression prediction: HEST layout + embeddings → panels, folds, ridge probe, metrics."""

@@ -1,0 +1,102 @@
+"""Arrays → a task in the HEST layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import EvaluationError
+from .extras import require
+from .hest_layout import quiet_anndata
+from .tables import SPLIT_COLUMNS
+
+
+def write_sample(
+    task: str | Path,
+    sample_id: str,
+    *,
+    patches: NDArray[np.uint8],
+    coords: NDArray[np.int64],
+    barcodes: Sequence[str],
+    counts: NDArray[Any],
+    genes: Sequence[str],
+    spatial: NDArray[np.float64],
+    attributes: Mapping[str, Any] | None = None,
+    uns: Mapping[str, Any] | None = None,
+) -> tuple[Path, Path]:
+    """Writes one sample, each file complete or not at all.
+
+    Args:
+        task: The task's folder; made if there is none.
+        sample_id: The sample.
+        patches: (spots, H, W, 3).
+        coords: Top-left corners at level 0, (spots, 2).
+        barcodes: One for each spot.
+        counts: Raw counts, (spots, genes).
+        genes: Gene symbols.
+        spatial: Centres in px of the slide, (spots, 2).
+        attributes: Of the image dataset, such as `pixel_size` and `downsample`.
+        uns: Unstructured annotation of the h5ad, such as the mark of generated data.
+
+    Returns:
+        The patch h5 and the h5ad.
+
+    Raises:
+        EvaluationError: If lengths do not fit or the disk does not take it.
+    """
+    anndata, pandas, sparse = require("anndata"), require("pandas"), require("scipy.sparse")
+    lengths = {len(patches), len(coords), len(barcodes), len(counts), len(spatial)}
+    if len(lengths) != 1 or counts.shape[1] != len(genes):
+        raise EvaluationError(
+            f"sample '{sample_id}': patches, coords, barcodes, counts and genes do not fit together"
+        )
+    paths = Path(task, "patches", f"{sample_id}.h5"), Path(task, "adata", f"{sample_id}.h5ad")
+    temporary = [path.with_name(f".{path.name}.tmp") for path in paths]
+    try:
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(temporary[0], "w") as file:
+            images = file.create_dataset("img", data=patches, chunks=(1, *patches.shape[1:]))
+            images.attrs.update(attributes or {})
+            file.create_dataset("coords", data=np.asarray(coords, dtype=np.int64))
+            names = np.array(list(barcodes), dtype=object)[:, None]
+            file.create_dataset("barcode", data=names, dtype=h5py.string_dtype("utf-8"))
+        with quiet_anndata():
+            data = anndata.AnnData(
+                sparse.csr_matrix(np.asarray(counts, dtype=np.float32)),
+                obs=pandas.DataFrame(index=list(barcodes)),
+                var=pandas.DataFrame(index=list(genes)),
+                obsm={"spatial": np.asarray(spatial, dtype=np.float64)},
+                uns=dict(uns or {}),
+            )
+            data.write_h5ad(temporary[1])
+        for written, path in zip(temporary, paths, strict=True):
+            written.replace(path)
+    except OSError as error:
+        raise EvaluationError(f"{paths[0]}: writing failed ({error.strerror or error})") from error
+    finally:
+        for path in temporary:
+            path.unlink(missing_ok=True)
+    return paths
+
+
+def write_split(task: str | Path, number: int, train: Sequence[str], test: Sequence[str]) -> None:
+    """Writes one split.
+
+    Args:
+        task: The task's folder.
+        number: Of the split.
+        train: Sample names.
+        test: Sample names.
+    """
+    folder = Path(task, "splits")
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, samples in (("train", train), ("test", test)):
+        lines = [",".join(SPLIT_COLUMNS)]
+        lines += [f"{sample},patches/{sample}.h5,adata/{sample}.h5ad" for sample in samples]
+        (folder / f"{part}_{number}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")

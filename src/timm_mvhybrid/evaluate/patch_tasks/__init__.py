@@ -1,0 +1,1 @@
+"""Tasks on labelled patches: images with classes → retrieval and classification scores."""

@@ -1,0 +1,1 @@
+"""Probes on frozen embeddings: train and test features + targets → predictions."""

@@ -1,0 +1,185 @@
+"""Sums over spots that a ridge regression can be solved from, and added up over groups of spots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .lsqr import diagonal_lsqr
+from .ridge import MAX_ITERATIONS, TOLERANCE, RidgeSetting
+
+_EPS = float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RidgeStatistics:
+    """Sufficient statistics of features X and targets Y over some spots.
+
+    Args:
+        num: Number of spots.
+        x: Sum of features, (D,).
+        y: Sum of targets, (genes,).
+        xx: XᵀX, (D, D).
+        xy: XᵀY, (D, genes).
+        yy: Sum of squared targets, (genes,).
+    """
+
+    num: int
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    xx: NDArray[np.float64]
+    xy: NDArray[np.float64]
+    yy: NDArray[np.float64]
+
+    @staticmethod
+    def of(X: NDArray[np.float64], Y: NDArray[np.float64]) -> RidgeStatistics:
+        """Computes the sums.
+
+        Args:
+            X: Features, (N, D); near their mean over all spots, so that differences of sums keep their digits.
+            Y: Targets, (N, genes).
+
+        Returns:
+            The statistics.
+        """
+        return RidgeStatistics(
+            num=len(X), x=X.sum(axis=0), y=Y.sum(axis=0), xx=X.T @ X, xy=X.T @ Y, yy=np.square(Y).sum(axis=0)
+        )
+
+    @staticmethod
+    def total(parts: list[RidgeStatistics]) -> RidgeStatistics:
+        """Adds statistics up.
+
+        Args:
+            parts: Of disjoint spots.
+
+        Returns:
+            Of all of them.
+        """
+        return RidgeStatistics(
+            num=sum(part.num for part in parts),
+            x=np.sum([part.x for part in parts], axis=0),
+            y=np.sum([part.y for part in parts], axis=0),
+            xx=np.sum([part.xx for part in parts], axis=0),
+            xy=np.sum([part.xy for part in parts], axis=0),
+            yy=np.sum([part.yy for part in parts], axis=0),
+        )
+
+    def select(self, columns: NDArray[np.int64]) -> RidgeStatistics:
+        """Keeps some of the targets.
+
+        Args:
+            columns: Which.
+
+        Returns:
+            The statistics of these.
+        """
+        return RidgeStatistics(
+            num=self.num,
+            x=self.x,
+            y=self.y[columns],
+            xx=self.xx,
+            xy=self.xy[:, columns],
+            yy=self.yy[columns],
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RidgeFactors:
+    """The training features in their singular basis: what every penalty shares.
+
+    Args:
+        sigma: Singular values of the (scaled and centred, with PCA) features, falling, (k,).
+        basis: Maps features to the basis V, (D, k): scaled and rotated.
+        shift: Subtracted from features first, (D,): their mean with PCA or an intercept, otherwise zero.
+        b: Targets in the basis U, (k, genes).
+        b_outside: Norm of the targets outside of its span, (genes,).
+        y_mean: Added to predictions, (genes,): the targets' means with an intercept, otherwise zero.
+    """
+
+    sigma: NDArray[np.float64]
+    basis: NDArray[np.float64]
+    shift: NDArray[np.float64]
+    b: NDArray[np.float64]
+    b_outside: NDArray[np.float64]
+    y_mean: NDArray[np.float64]
+
+    def weights(
+        self, alpha: float, *, early_stopping: bool
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Solves for the weights.
+
+        Args:
+            alpha: Penalty.
+            early_stopping: Whether to stop where the recipe's LSQR stops; otherwise the exact solution.
+
+        Returns:
+            Weights (D, genes) and constants (genes,): prediction = X · weights + constants.
+        """
+        if early_stopping:
+            scores = diagonal_lsqr(
+                self.sigma, self.b, self.b_outside, float(np.sqrt(alpha)), TOLERANCE, MAX_ITERATIONS
+            )
+        else:
+            squared = np.square(self.sigma) + alpha
+            # without a penalty, directions that the features do not span get no weight
+            shrink = np.divide(self.sigma, squared, out=np.zeros_like(squared), where=squared > 0)
+            scores = shrink[:, None] * self.b
+        weights = self.basis @ scores
+        return weights, self.y_mean - self.shift @ weights
+
+
+def factorise(
+    statistics: RidgeStatistics, origin: NDArray[np.float64], setting: RidgeSetting
+) -> RidgeFactors:
+    """Scales, centres and rotates by sums alone.
+
+    Args:
+        statistics: Of the train part, its features with `origin` subtracted.
+        origin: What was subtracted, (D,).
+        setting: Components and intercept.
+
+    Returns:
+        The factors, for features with nothing subtracted.
+    """
+    num = statistics.num
+    x_mean, y_mean = statistics.x / num, statistics.y / num
+    centred = setting.num_components is not None or setting.fit_intercept
+    if centred:
+        gram = statistics.xx - num * np.outer(x_mean, x_mean)
+        cross = statistics.xy - num * np.outer(x_mean, y_mean)
+    else:
+        gram = statistics.xx + np.outer(statistics.x, origin) + np.outer(origin, statistics.x)
+        gram += num * np.outer(origin, origin)
+        cross = statistics.xy + np.outer(origin, statistics.y)
+    scale = np.ones(len(x_mean))
+    if setting.num_components is not None:
+        variance = np.diag(gram).clip(0) / num
+        # features that vary by rounding only keep their scale, as in scikit-learn
+        constant = variance <= num * _EPS * variance + (num * _EPS * (x_mean + origin)) ** 2
+        scale[~constant] = 1 / np.sqrt(variance[~constant])
+        gram = gram * np.outer(scale, scale)
+    eigenvalues, vectors = np.linalg.eigh(gram)
+    kept = (
+        slice(None, None, -1)
+        if setting.num_components is None
+        else slice(None, -setting.num_components - 1, -1)
+    )
+    eigenvalues, vectors = eigenvalues[kept], vectors[:, kept]
+    spanned = eigenvalues > len(scale) * _EPS * eigenvalues[0]
+    sigma = np.sqrt(np.where(spanned, eigenvalues, 0.0))
+    basis = scale[:, None] * vectors
+    b = np.divide(
+        basis.T @ cross, sigma[:, None], out=np.zeros((len(sigma), cross.shape[1])), where=spanned[:, None]
+    )
+    total = statistics.yy - num * np.square(y_mean) if setting.fit_intercept else statistics.yy
+    return RidgeFactors(
+        sigma=sigma,
+        basis=basis,
+        shift=x_mean + origin if centred else np.zeros_like(x_mean),
+        b=b,
+        b_outside=np.sqrt((total - np.square(b).sum(axis=0)).clip(0)),
+        y_mean=y_mean if setting.fit_intercept else np.zeros_like(y_mean),
+    )

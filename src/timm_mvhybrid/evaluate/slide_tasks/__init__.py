@@ -1,0 +1,1 @@
+"""Tasks on slides and patients: bags of patch embeddings → labels and survival."""

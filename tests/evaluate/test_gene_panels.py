@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+from support.evaluation_goldens import inputs, reference
+
+from timm_mvhybrid.evaluate import EvaluationError, select_genes
+
+
+@pytest.fixture(scope="module")
+def slides():
+    data = inputs("gene_selection")
+    return [data[f"counts_{index}"] for index in range(3)], [list(data[f"var_{index}"]) for index in range(3)]
+
+
+@pytest.mark.parametrize(("method", "name"), [("hvg", "var"), ("var", "var"), ("mean", "mean")])
+@pytest.mark.parametrize("min_cells", [0.1, 0])
+def test_panels_are_those_of_hests_code(slides, method, name, min_cells):
+    expected = reference()["gene_selection"][f"hest_{name}_k50_mincells{min_cells}"]
+    assert select_genes(*slides, method, k=50, min_cells=min_cells) == expected
+
+
+def test_highly_expressed_variable_genes_are_those_of_stems_code(slides):
+    expected = reference()["gene_selection"]["stem_hmhvg"]
+    found = select_genes(*slides, "hmhvg", k=expected["target"], n_top_per_slide=expected["n_top_per_slide"])
+    assert found == expected["genes"]
+
+
+def test_sparse_counts_give_the_same_panels(slides):
+    counts, names = slides
+    for method in ("hvg", "mean", "hmhvg"):
+        dense, sparse = (
+            select_genes(some, names, method, k=20, n_top_per_slide=80)
+            for some in (counts, [csr_matrix(c) for c in counts])
+        )
+        assert dense == sparse
+
+
+def test_a_gene_missing_in_one_slide_is_never_chosen(slides):
+    counts, names = slides
+    for method in ("hvg", "mean", "hmhvg"):
+        chosen = select_genes(counts, names, method, k=10, n_top_per_slide=80)
+        gone = chosen[0]
+        kept = [name != gone for name in names[1]]
+        fewer = [counts[0], counts[1][:, kept], counts[2]]
+        lists = [names[0], [name for name in names[1] if name != gone], names[2]]
+        again = select_genes(fewer, lists, method, k=10, n_top_per_slide=80)
+        assert gone not in again
+        assert len(again) == 10
+
+
+def test_controls_and_housekeeping_genes_are_no_candidates():
+    rng = np.random.default_rng(0)
+    names = [
+        "BLANK_1",
+        "NegControl2",
+        "MT-CO1",
+        "mt-Nd1",
+        "RPS3",
+        "RPL5",
+        *(f"G{index}" for index in range(30)),
+    ]
+    counts = [rng.poisson(rng.gamma(1, 4, len(names)) + 1, (40, len(names))) for _ in range(2)]
+    for chosen in (select_genes(counts, [names] * 2, method, k=34) for method in ("hvg", "mean")):
+        assert not any("BLANK" in name or "Control" in name for name in chosen)
+    chosen = select_genes(counts, [names] * 2, "hmhvg", k=25)
+    assert not any(name.startswith(("MT", "mt", "RPS", "RPL")) for name in chosen)
+
+
+def test_too_few_genes_and_inconsistent_input_are_errors(slides):
+    counts, names = slides
+    with pytest.raises(EvaluationError, match=r"5000 genes wanted, .* ask for fewer"):
+        select_genes(counts, names, k=5000)
+    with pytest.raises(EvaluationError, match="5000 genes wanted"):
+        select_genes(counts, names, "hmhvg", k=5000)
+    with pytest.raises(EvaluationError, match=r"slide 1: gene '.*' occurs more than once"):
+        select_genes(counts[:2], [names[0], [*names[1][:-1], names[1][0]]])
+    with pytest.raises(EvaluationError, match="slide 0: counts of shape"):
+        select_genes([counts[0][:, 1:]], [names[0]])
+    with pytest.raises(EvaluationError, match="unknown gene panel 'svg'"):
+        select_genes(counts, names, "svg")
+    with pytest.raises(EvaluationError, match="no gene in common"):
+        select_genes(counts[:2], [names[0], [f"other {name}" for name in names[1]]], "hmhvg")
