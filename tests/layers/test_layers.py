@@ -5,6 +5,7 @@ import pickle
 import pytest
 import torch
 from support.goldens import error_ratio, load_golden, relative_error
+from timm.layers import get_notrace_functions
 
 from timm_mvhybrid.layers import EinFFT, HydraMixer, MambaVisionMixer, SSMBlock, VimMixer
 
@@ -133,6 +134,46 @@ def test_pickle_and_reset(mixer):
             child.reset_parameters()
     module.reset_parameters()
     assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("mixer", [*MIXERS, EinFFT])
+@pytest.mark.parametrize("length", [2, 70])
+def test_output_is_the_same_without_gradients(mixer, length):
+    """There some operators reuse the memory of what autograd would have kept."""
+    torch.manual_seed(0)
+    module, x = mixer(64), torch.randn(3, length, 64)
+    before, expected = x.clone(), module(x)
+    assert expected.requires_grad
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            torch.testing.assert_close(module(x), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(x, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("mixer", [*MIXERS, EinFFT])
+def test_fx_records_the_operators_as_single_calls(mixer):
+    torch.manual_seed(0)
+    module, x = mixer(64), torch.randn(2, 9, 64)
+    tracer = torch.fx.Tracer(autowrap_functions=tuple(get_notrace_functions()))
+    traced = torch.fx.GraphModule(module, tracer.trace(module))
+    for context in (torch.enable_grad, torch.no_grad):
+        with context():
+            torch.testing.assert_close(traced(x), module(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_hydra_under_autocast_is_near_float32(dtype):
+    torch.manual_seed(0)
+    module, x = HydraMixer(64), torch.randn(2, 70, 64)
+    exact = module(x)
+    with torch.autocast("cpu", dtype):
+        y = module(x)
+        with torch.no_grad():
+            torch.testing.assert_close(module(x), y, rtol=0, atol=0)
+    assert y.dtype == dtype
+    assert relative_error(y, exact) < 8 * torch.finfo(dtype).eps
+    y.sum().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in module.parameters())
 
 
 def test_step_sizes_start_between_their_bounds():

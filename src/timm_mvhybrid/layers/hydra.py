@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.depthwise import depthwise_conv_silu
+from ..ops.gated_norm import gated_norm
 from ..ops.precision import at_least_float32
-from ..ops.ssd import ssd_scan_heads
+from ..ops.quasiseparable import quasiseparable
 from .float32 import KeepsFloat32, float32_unless_wider
 from .step_size import initial_step_bias
 
@@ -88,15 +89,15 @@ class HydraMixer(KeepsFloat32):
             [self.d_inner, self.d_inner + 4 * d_matrix, 2 * self.num_heads], dim=-1
         )
         xBC = depthwise_conv_silu(xBC, self.conv1d.weight, self.conv1d.bias, self.d_conv // 2)
-        x, B, C, B_b, C_b = xBC.split([self.d_inner, d_matrix, d_matrix, d_matrix, d_matrix], dim=-1)
-        dt, dt_b = dt.chunk(2, dim=-1)
+        x, matrices = xBC.split([self.d_inner, 4 * d_matrix], dim=-1)
         x = x.unflatten(-1, (self.num_heads, self.headdim))
-        B, C, B_b, C_b = (m.unflatten(-1, (self.ngroups, self.d_state)) for m in (B, C, B_b, C_b))
+        B, C = matrices.unflatten(-1, (2, 2, self.ngroups, self.d_state)).unbind(3)
         rates = -torch.exp(at_least_float32(self.A_log))
-        y = ssd_scan_heads(x, dt, rates, B, C, self.dt_bias)
-        y_b = ssd_scan_heads(x, dt_b, rates, B_b, C_b, self.dt_bias, reverse=True)
         diagonal = F.linear(x.flatten(2), self.fc_D.weight) + self.D.to(x.dtype)
-        # a step later in each direction's own order, zero first
-        shifted = F.pad(y[:, :-1], [0, 0, 0, 0, 1, 0]) + F.pad(y_b[:, 1:], [0, 0, 0, 0, 0, 1])
-        y = torch.addcmul(shifted, x, diagonal.unsqueeze(-1)).flatten(2)
-        return self.out_proj(self.norm(y.to(self.norm.weight.dtype)) * F.silu(z))
+        dt = dt.unflatten(-1, (2, self.num_heads))
+        y = quasiseparable(x, dt, rates, B, C, self.dt_bias, diagonal)
+        eps = self.norm.eps
+        assert eps is not None
+        # y is nobody else's, so its memory may be the result's
+        y = gated_norm(y.flatten(2), z, self.norm.weight, eps, overwrite=True)
+        return self.out_proj(y)

@@ -1,0 +1,125 @@
+"""Hydra's quasiseparable matrix from two scans, for every implementation of the scan.
+
+Functional for autograd, compilers and exporters; and in forward and backward apart, for the registered operator.
+"""
+
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ssd import ssd_scan_heads
+
+
+def quasiseparable_composed(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, dt_bias: Tensor, diagonal: Tensor
+) -> Tensor:
+    """Multiplies tokens by the matrix; arguments and result as for :func:`.quasiseparable`."""
+    scanned = [
+        ssd_scan_heads(
+            x, dt[:, :, direction], A, B[:, :, direction], C[:, :, direction], dt_bias, direction == 1
+        )
+        for direction in range(2)
+    ]
+    return torch.addcmul(_later(scanned[0]) + _earlier(scanned[1]), x, diagonal.to(x.dtype).unsqueeze(-1))
+
+
+def forward(
+    scan: ModuleType,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    dt_bias: Tensor,
+    diagonal: Tensor,
+    save_states: bool,
+) -> tuple[Tensor, Tensor]:
+    """Multiplies tokens by the matrix with the scan of an implementation.
+
+    Args:
+        scan: The implementation's module, which has ``forward`` and ``backward``.
+        x: As for :func:`.quasiseparable`, as are all but the last.
+        dt: As there.
+        A: As there.
+        B: As there.
+        C: As there.
+        dt_bias: As there.
+        diagonal: As there.
+        save_states: Whether to return the states that backward starts from.
+
+    Returns:
+        y, and the states of both directions, (2, chunks, batch, heads, headdim, d_state).
+    """
+    (y, _, states), (y_b, _, states_b) = (
+        scan.forward(
+            x,
+            dt[:, :, direction],
+            A,
+            B[:, :, direction],
+            C[:, :, direction],
+            None,
+            dt_bias,
+            True,
+            save_states,
+            direction == 1,
+        )
+        for direction in range(2)
+    )
+    y = torch.addcmul(_later(y) + _earlier(y_b), x, diagonal.to(x.dtype).unsqueeze(-1))
+    return y, torch.stack([states, states_b])
+
+
+def backward(
+    scan: ModuleType,
+    grad_y: Tensor,
+    states: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    dt_bias: Tensor,
+    diagonal: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Differentiates :func:`forward`; arguments and results as for :func:`.cpu_backward.backward`."""
+    grads = [
+        scan.backward(
+            grad_scan,
+            None,
+            states[direction],
+            x,
+            dt[:, :, direction],
+            A,
+            B[:, :, direction],
+            C[:, :, direction],
+            None,
+            dt_bias,
+            True,
+            direction == 1,
+        )
+        # the scans' outputs were shifted, so the gradient is shifted back
+        for direction, grad_scan in enumerate((_earlier(grad_y), _later(grad_y)))
+    ]
+    (grad_x, grad_dt, grad_A, grad_B, grad_C, _, grad_bias), of_backward = grads
+    grad_x_b, grad_dt_b, grad_A_b, grad_B_b, grad_C_b, _, grad_bias_b = of_backward
+    return (
+        torch.addcmul(grad_x + grad_x_b, grad_y, diagonal.to(x.dtype).unsqueeze(-1)),
+        torch.stack([grad_dt, grad_dt_b], dim=2),
+        grad_A + grad_A_b,
+        torch.stack([grad_B, grad_B_b], dim=2),
+        torch.stack([grad_C, grad_C_b], dim=2),
+        grad_bias + grad_bias_b,
+        (grad_y * x).sum(-1).to(diagonal.dtype),
+    )
+
+
+def _later(tokens: Tensor) -> Tensor:
+    """Moves every token one place towards the end, zero first."""
+    return F.pad(tokens[:, :-1], [0, 0, 0, 0, 1, 0])
+
+
+def _earlier(tokens: Tensor) -> Tensor:
+    """Moves every token one place towards the start, zero last."""
+    return F.pad(tokens[:, 1:], [0, 0, 0, 0, 0, 1])
