@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import timm_mvhybrid
+from timm_mvhybrid.evaluate import read_result
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -30,6 +31,33 @@ def test_quickstart(tmp_path):
             assert file.attrs["weights_sha256"] == "random"
     picture = np.asarray(Image.open(tmp_path / "components.png"))
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50  # tissue and components, not a blank canvas
+
+
+def test_loso_phantom(tmp_path):
+    models = ["test_mvhybrid", "test_vit12"]
+    command = [
+        sys.executable,
+        ROOT / "examples" / "loso_phantom.py",
+        "--output",
+        tmp_path,
+        "--models",
+        *models,
+    ]
+    command += ["--studies", "3", "--spots", "12", "--num-components", "8"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    shown = " ".join(result.stdout.split())
+    assert "generated and the weights are random" in shown
+    found = read_result(tmp_path / "report")
+    assert found.provenance.generated
+    assert {(scores.model, scores.protocol) for scores in found.scores} == {
+        (name, protocol) for name in models for protocol in ("random", "loso")
+    }
+    for drop in found.drops:
+        if drop.metric == "pcc" and drop.percent is not None:
+            assert f"{drop.model}: PCC {drop.random:.3f} → {drop.loso:.3f}" in shown
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "Generated data" in page
+    assert 'data-plot="slope"' in page
 
 
 def test_readme_snippet():

@@ -35,18 +35,18 @@ METRICS = {
 }
 
 
-def write_run(path, num_steps=40, bad_step=None):
+def write_run(path, num_steps=40, bad_steps=()):
     path.mkdir(parents=True)
     run = RunDirectory(path)
     with MetricsLog(run) as log:
         for step in range(1, num_steps + 1):
-            loss = math.nan if step == bad_step else 9.0 - step / 10
+            loss = math.nan if step in bad_steps else 9.0 - step / 10
             log.write(step, **{**METRICS, "loss": {"ibot": 3.0, "total": loss}, "note": "text"})
     return run
 
 
 def test_curves_are_the_numbers_of_the_log(tmp_path):
-    run = write_run(tmp_path / "run", num_steps=5, bad_step=3)
+    run = write_run(tmp_path / "run", num_steps=5, bad_steps=(3,))
     curves = {curve.name: curve for curve in read_curves(run, "run")}
     assert "note" not in curves
     assert "time" not in curves
@@ -113,10 +113,13 @@ def coloured_pixels(path, colour):
 def test_a_run_is_drawn_with_its_failures(tmp_path):
     good = plot_runs([write_run(tmp_path / "good").path])
     assert good == tmp_path / "good" / "plots" / "curves.png"
-    bad = plot_runs([write_run(tmp_path / "bad", bad_step=20).path])
+    bad = plot_runs([write_run(tmp_path / "bad", bad_steps=(20,)).path])
+    worse = plot_runs([write_run(tmp_path / "worse", bad_steps=(10, 20, 30)).path])
     alarm = (0xC0, 0, 0)
     assert coloured_pixels(good, alarm) == 0
+    # one mark in the legend, and one at each step
     assert coloured_pixels(bad, alarm) > 20
+    assert coloured_pixels(worse, alarm) > 1.8 * coloured_pixels(bad, alarm)
     assert coloured_pixels(good, (0x1F, 0x5F, 0xA8)) > 1000
     assert sorted(path.name for path in good.parent.iterdir()) == ["curves.png"]
 

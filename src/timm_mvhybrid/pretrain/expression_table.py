@@ -103,8 +103,8 @@ def most_variable_genes(
         position = {gene: index for index, gene in enumerate(table.genes)}
         totals = np.asarray(table.counts.sum(axis=1)).ravel()
         positive = totals[totals > 0]
-        scale = np.median(positive) / np.maximum(totals, 1e-12) if len(positive) else np.zeros_like(totals)
-        scale[totals == 0] = 0
+        # a spot without counts stays 0, whatever it is multiplied by
+        scale = (np.median(positive) if len(positive) else 0.0) / np.where(totals > 0, totals, 1)
         columns = table.counts[:, [position[gene] for gene in shared]]
         logs.append(columns.multiply(scale[:, None]).tocsr().log1p())
     num_spots = sum(log.shape[0] for log in logs)

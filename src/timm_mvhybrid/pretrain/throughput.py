@@ -15,7 +15,8 @@ class Throughput:
 
     On CUDA, kernels run after the call that queues them returned, so that phases other than ``data`` are measured by
     events on the current stream, and read when all of them have passed; nothing waits for the device in between.
-    ``data`` is the wall-clock time that the loop waits for a batch, on any device. FSDP's own communication overlaps
+    ``data`` is the wall-clock time that the loop waits for a batch, on any device; kernels may still run meanwhile, so
+    that on CUDA shares may add up to more than 1. FSDP's own communication overlaps
     with ``compute`` and counts there; ``communication`` is what the loop itself waits for.
 
     Args:
