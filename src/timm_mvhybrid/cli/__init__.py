@@ -54,23 +54,23 @@ def main(args: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"timm-mvhybrid {__version__}")
         return DONE
+    from ..pretrain.errors import PretrainError
+
+    try:
+        command = _parse(arguments)
+    except PretrainError as error:
+        say(f"error: {error}")
+        return FAILED
+    if isinstance(command, Embed | ExportOnnx) and command.pretrained and command.checkpoint is not None:
+        say("error: --pretrained and --checkpoint exclude each other")
+        return WRONG_USAGE
     from ..data import DataError
     from ..evaluate import EvaluationError
     from ..models import CheckpointError, OnnxExportError
-    from ..pretrain.errors import PretrainError
 
-    command: Command | None = None
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
-            command = _parse(arguments)
-            if (
-                isinstance(command, Embed | ExportOnnx)
-                and command.pretrained
-                and command.checkpoint is not None
-            ):
-                say("error: --pretrained and --checkpoint exclude each other")
-                return WRONG_USAGE
             return command.run() or DONE
     except (DataError, EvaluationError, CheckpointError, OnnxExportError, PretrainError) as error:
         say(f"error: {error}")
