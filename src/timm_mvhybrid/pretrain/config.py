@@ -315,6 +315,8 @@ class MonitorConfig:
     """Steps between two lines of metrics.jsonl."""
     tensorboard: bool = False
     """Write TensorBoard files too."""
+    collectives_every_steps: int = 500
+    """Steps between two that are profiled for the time of collectives, with several processes; 0 for none."""
     collapse_checks: int = 5
     """Lines in a row below the limits before collapse is reported."""
     min_feature_std: float = 0.01
@@ -331,6 +333,8 @@ class MonitorConfig:
     """Patches per batch of the probe."""
 
     def __post_init__(self) -> None:
+        every = self.collectives_every_steps
+        _require(every >= 0, "monitor.collectives_every_steps", every, "at least 0")
         for name in ("log_every_steps", "collapse_checks", "probe_every_steps", "probe_batch_size"):
             _require(getattr(self, name) >= 1, f"monitor.{name}", getattr(self, name), "at least 1")
 

@@ -75,7 +75,7 @@ def smoke(*, output: Path, data: DataConfig) -> PretrainConfig:
         optimizer=OptimizerConfig(warmup_steps=10, freeze_last_layer_steps=1, teacher_momentum=0.96),
         parallel=ParallelConfig(device="cpu"),
         checkpoint=CheckpointConfig(every_steps=25),
-        monitor=MonitorConfig(log_every_steps=1),
+        monitor=MonitorConfig(log_every_steps=1, collectives_every_steps=5),
     )
 
 

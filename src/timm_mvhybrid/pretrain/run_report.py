@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from .collectives_time import CollectivesTime
 from .config import PretrainConfig
 from .crops import CropBatch
 from .errors import PretrainError
@@ -50,6 +51,13 @@ class RunReport:
                 if self.log is not None:
                     self.log.write(step, event="corrupt", name=sample.name, message=sample.message)
             yield batch
+
+    def collectives(self, done: int, watched: CollectivesTime) -> None:
+        """Logs the share of a profiled step's time that went to collectives."""
+        if watched.share is not None:
+            shares = self.world.mean({"share_collectives": watched.share})
+            if self.log is not None:
+                self.log.write(done, throughput=shares)
 
     def step(self, done: int, result: StepResult, throughput: Throughput) -> None:
         """Logs a step if it is due."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ from ..data.manifest import open_samples
 from .augmentation import DeviceAugmentation
 from .build import build_state, crop_options, describe_run
 from .checkpoint import Checkpointer, best_checkpoint
+from .collectives_time import CollectivesTime, watch_collectives
 from .config import PretrainConfig
 from .crops import CropBatch
 from .errors import PretrainError
@@ -202,7 +203,8 @@ class _Run:
         )
         for step in range(start, config.num_steps):
             try:
-                result = train_step(step, self.report.watch(step, batches), throughput)
+                with self._watch_collectives(step) as collectives:
+                    result = train_step(step, self.report.watch(step, batches), throughput)
             except NonFiniteError as error:
                 where = self._save_failure(step, error)
                 raise PretrainError(
@@ -210,6 +212,7 @@ class _Run:
                     "checkpoint with a lower learning rate, or in fp32"
                 ) from error
             throughput.count(config.batch_size)
+            self.report.collectives(step + 1, collectives)
             self.report.step(step + 1, result, throughput)
             with throughput.measure("communication"):
                 stopping = world.any(stop.name is not None)
@@ -217,6 +220,13 @@ class _Run:
             if stopping:
                 return step + 1
         return config.num_steps
+
+    def _watch_collectives(self, step: int) -> AbstractContextManager[CollectivesTime]:
+        """Profiles a step if it is due."""
+        every = self.config.monitor.collectives_every_steps
+        if self.world.size > 1 and every and step % every == every - 1:
+            return watch_collectives(self.world.device)
+        return nullcontext(CollectivesTime())
 
     def _probe_and_save(self, done: int, stopping: bool) -> None:
         config = self.config
