@@ -75,12 +75,27 @@ def test_readme_table_of_models(name):
     assert f"| `{name}` | {model.layout()} | {millions:.1f} M |" in README
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"^timm-mvhybrid ([\w-]+)", README, re.MULTILINE))))
+def readme_commands():
+    """Every command of the README, with its subcommand if it has any, and the flags that follow it there."""
+    flags = {}
+    for line in re.findall(r"^timm-mvhybrid (.+)$", README, re.MULTILINE):
+        command, *words = line.split("#")[0].split()
+        nested = words[0].split("|") if command in ("evaluate", "report") else [""]
+        for subcommand in nested:
+            found = flags.setdefault(f"{command} {subcommand}".strip(), set())
+            found |= {word for word in words if re.fullmatch(r"--[a-z][a-z.-]+", word)}
+    return flags
+
+
+@pytest.mark.parametrize("command", sorted(readme_commands()))
 def test_readme_commands_exist(command):
     result = subprocess.run(
-        [sys.executable, "-m", "timm_mvhybrid", command, "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "timm_mvhybrid", *command.split(), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    for flag in set(re.findall(rf"timm-mvhybrid {command} .*?(--[a-z-]+)", README)) - {"--help"}:
+    for flag in readme_commands()[command]:
         assert flag in result.stdout
 
 
