@@ -234,6 +234,24 @@ def test_workers_leave_signals_to_the_run_which_saves_its_state_first(samples, n
         assert worker.exitcode == 0
 
 
+@pytest.mark.filterwarnings(FORK)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_a_worker_that_only_just_started_does_not_end_it(samples, number, monkeypatch):
+    started = []
+
+    def start_and_signal(process):
+        start(process)
+        os.kill(process.pid, number)
+        started.append(process)
+
+    start = multiprocessing.process.BaseProcess.start
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start_and_signal)
+    found = batches(samples, num_steps=12, num_workers=2)
+    assert len(started) == 2
+    assert_same(found, batches(samples, num_steps=12))
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 def test_pillows_path_has_the_same_samples_and_keys(samples):
     fast, slow = batches(samples), batches(samples, augmentation="paper_pil")
     for one, other in zip(fast, slow, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -139,7 +140,9 @@ class CropLoader:
         Raises:
             DataError: If more samples are unreadable than is tolerated; the message names the last one.
         """
-        for batch in self._loader:
+        with _signals_held_back():
+            batches = iter(self._loader)  # starts the workers
+        for batch in batches:
             if isinstance(batch, str):
                 raise DataError(batch)
             for sample in batch.corrupt:
@@ -156,11 +159,28 @@ def _same(batch: Any) -> Any:
     return batch
 
 
+# schedulers signal every process of a job; workers that die of it would stop the run before it is saved
+_LEFT_TO_THE_PARENT = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
+]
+
+
 def _leave_signals_to_the_parent(_: int) -> None:
-    # schedulers signal every process of a job; workers that die of it would stop the run before it is saved
-    for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in _LEFT_TO_THE_PARENT:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Holds signals back; processes started meanwhile inherit it and meet none before they ignore them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, which has no signals to groups either
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_PARENT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def make_loader(
