@@ -1,6 +1,7 @@
 """The backbones: names → timm models, checkpoints → state dicts that fit them, models → ONNX files."""
 
 from .checkpoint import CheckpointError, checkpoint_filter_fn
+from .creation import create_model
 from .hub_download import HubError, NotPublishedError
 from .hybrid_vision_transformer import HybridVisionTransformer
 from .loading import load_weights
@@ -23,6 +24,7 @@ __all__ = [
     "OnnxExport",
     "OnnxExportError",
     "checkpoint_filter_fn",
+    "create_model",
     "export_onnx",
     "load_weights",
 ]
