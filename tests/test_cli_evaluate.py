@@ -1,5 +1,6 @@
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,6 +56,38 @@ def test_expression(folder, capsys):
     assert "--overwrite" in capsys.readouterr().err
 
 
+def read_log(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_a_log_tells_of_embedding_and_scoring_and_the_output_has_a_place_by_default(folder, capsys):
+    write_task(folder, num_samples=2)
+    arguments = [
+        "TASK", *MODEL, "--model", "test_vit12,test_mvhybrid", "--protocols", "random", "--num-folds", "2",
+        "--num-genes", "5", "--num-components", "8", "--log", "log.jsonl", "--log-every", "1",
+    ]  # fmt: skip
+    assert main(["evaluate", "expression", *arguments]) == 0
+    page = json.loads(capsys.readouterr().out)["page"]
+    assert page == str(Path("outputs", "expression-TASK", "index.html"))
+    assert Path(page).is_file()
+    start, *lines, done = read_log(folder / "log.jsonl")
+    assert (start["event"], start["options"]["protocols"], done["event"]) == ("start", "random", "done")
+    assert done["page"] == page
+    assert done["scores"][0]["model"] == "test_vit12"
+    assert {line["source"] for line in lines if line["event"] == "progress"} == {"S0", "S1"}
+    scored = [line for line in lines if line["event"] == "scored"]
+    assert [(line["stage"], line["model"], line["num_done"], line["num_total"]) for line in scored] == [
+        ("random", "test_vit12", 1, 2),
+        ("random", "test_mvhybrid", 2, 2),
+    ]
+
+
+def test_a_log_keeps_what_stopped_the_run(folder, capsys):
+    assert main(["evaluate", "expression", "TASK", *MODEL, "--log", "log.jsonl"]) == 1
+    assert "TASK" in capsys.readouterr().err
+    assert [line["event"] for line in read_log(folder / "log.jsonl")] == ["start", "error"]
+
+
 def test_classification_and_retrieval(folder, capsys):
     write_images(folder / "images")
     for task in ("classification", "retrieval"):
@@ -74,7 +107,10 @@ def test_slides_and_survival(folder, capsys):
     slides = write_bags(folder / "model", num_patients=12)
     write_labels(folder / "labels.csv", slides, patient="case_id")
     write_follow_up(folder / "follow_up.csv", slides)
-    assert evaluate("slides", "model", "--labels", "labels.csv", "--num-folds", "2", "--num-epochs", "2") == 0
+    options = ["--labels", "labels.csv", "--num-folds", "2", "--num-epochs", "2", "--log", "log.jsonl"]
+    assert evaluate("slides", "model", *options) == 0
+    scored = [line["num_done"] for line in read_log(folder / "log.jsonl") if line["event"] == "scored"]
+    assert scored == [1, 2]
     assert read_result("out").positive_label in ("MSI", "MSS")
     assert (
         evaluate(

@@ -5,7 +5,14 @@ import re
 import pytest
 from rich.console import Console
 
-from timm_mvhybrid.evaluate import BatchReport, EmbeddingSummary, EvaluationError, RunDisplay, RunLog
+from timm_mvhybrid.evaluate import (
+    BatchReport,
+    EmbeddingSummary,
+    EvaluationError,
+    RunDisplay,
+    RunLog,
+    StageReport,
+)
 
 REPORT = BatchReport(
     num_done=30, num_total=60, seconds=2.0, data_wait_seconds=0.5, errors=("a[b].png: not a readable image",)
@@ -36,6 +43,17 @@ def test_a_terminal_sees_progress_and_summary():
     assert "30/60" in shown
     assert "15.0 patches/s" in shown
     assert "59 patches × 384 → out.h5, 1 unreadable patch left out" in re.sub(r"\x1b\[[0-9;]*m", "", shown)
+
+
+def test_a_terminal_sees_which_source_is_embedded_and_then_what_is_scored():
+    stream = io.StringIO()
+    with RunDisplay(Console(file=stream, force_terminal=True, width=100)) as display:
+        display.update(REPORT, "slide_7")
+        assert display._bar.tasks[0].description == "embedding slide_7"
+        display.advance(StageReport(stage="loso", model="mvhybrid", num_done=3, num_total=8))
+        assert display._bar.tasks[0].completed == 3
+    assert "scoring loso" in stream.getvalue()
+    assert "3/8 mvhybrid" in re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
 
 
 def test_a_pipe_sees_what_was_left_out_and_nothing_else():

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
-from .evaluate_options import ModelOptions, OutputOptions, show_batch
+from .evaluate_options import ModelOptions, OutputOptions, Reporters
+
+if TYPE_CHECKING:
+    from ..evaluate.results import Result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,11 +52,14 @@ class Expression(ModelOptions):
     map_samples: Annotated[int, arg(metavar="N")] = 4
     """Samples shown as maps."""
 
-    def run(self) -> None:
-        """Runs the command."""
+    def data(self) -> Path:
+        """Names the data."""
+        return self.root
+
+    def evaluate(self, reporters: Reporters) -> Result | None:
+        """Runs the task."""
         from ..evaluate import ExpressionOptions, ProbeOptions, evaluate_expression
 
-        self.check()
         options = ExpressionOptions(
             task=self.task,
             studies=self.studies,
@@ -75,7 +81,9 @@ class Expression(ModelOptions):
             ),
             embedding=self.embedding(),
         )
-        self.finish(evaluate_expression(self.root, self.backbones(), options, on_batch=show_batch))
+        return evaluate_expression(
+            self.root, self.backbones(), options, on_batch=reporters.batch, on_stage=reporters.stage
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +95,10 @@ class _Patches(ModelOptions):
     num_folds: Annotated[int, arg(metavar="N")] = 5
     """Folds where the data are not split; retrieval queries the first."""
 
+    def data(self) -> Path:
+        """Names the data."""
+        return self.root
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classification(_Patches):
@@ -95,11 +107,10 @@ class Classification(_Patches):
     num_neighbours: Annotated[int, arg(metavar="N")] = 20
     """Neighbours of the kNN probe."""
 
-    def run(self) -> None:
-        """Runs the command."""
+    def evaluate(self, reporters: Reporters) -> Result | None:
+        """Runs the task."""
         from ..evaluate import PatchTaskOptions, evaluate_classification
 
-        self.check()
         options = PatchTaskOptions(
             layout=self.layout,
             num_neighbours=self.num_neighbours,
@@ -107,22 +118,23 @@ class Classification(_Patches):
             seed=self.seed,
             embedding=self.embedding(),
         )
-        self.finish(evaluate_classification(self.root, self.backbones(), options, on_batch=show_batch))
+        return evaluate_classification(
+            self.root, self.backbones(), options, on_batch=reporters.batch, on_stage=reporters.stage
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Retrieval(_Patches):
     """Retrieve images of a class by its prototype."""
 
-    def run(self) -> None:
-        """Runs the command."""
+    def evaluate(self, reporters: Reporters) -> Result | None:
+        """Runs the task."""
         from ..evaluate import PatchTaskOptions, evaluate_retrieval
 
-        self.check()
         options = PatchTaskOptions(
             layout=self.layout, num_folds=self.num_folds, seed=self.seed, embedding=self.embedding()
         )
-        self.finish(evaluate_retrieval(self.root, self.backbones(), options, on_batch=show_batch))
+        return evaluate_retrieval(self.root, self.backbones(), options, on_batch=reporters.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,18 +152,21 @@ class Slides(OutputOptions):
     num_epochs: Annotated[int, arg(metavar="N")] = 20
     """Passes over the training slides."""
 
-    def run(self) -> None:
-        """Runs the command."""
+    def data(self) -> Path:
+        """Names the data."""
+        return self.labels
+
+    def evaluate(self, reporters: Reporters) -> Result | None:
+        """Runs the task."""
         from ..evaluate import AttentionOptions, SlideTaskOptions, evaluate_slides
 
-        self.check()
         options = SlideTaskOptions(
             positive_label=self.positive,
             num_folds=self.num_folds,
             attention=AttentionOptions(num_epochs=self.num_epochs, seed=self.seed),
             seed=self.seed,
         )
-        self.finish(evaluate_slides(self.bags, self.labels, options))
+        return evaluate_slides(self.bags, self.labels, options, on_stage=reporters.stage)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,11 +186,14 @@ class Survival(OutputOptions):
     cox_alpha: Annotated[float, arg(metavar="VALUE")] = 1.0
     """Ridge penalty of the Cox model."""
 
-    def run(self) -> None:
-        """Runs the command."""
+    def data(self) -> Path:
+        """Names the data."""
+        return self.follow_up
+
+    def evaluate(self, reporters: Reporters) -> Result | None:
+        """Runs the task."""
         from ..evaluate import SlideTaskOptions, evaluate_survival
 
-        self.check()
         options = SlideTaskOptions(
             num_folds=self.num_folds,
             num_prototypes=self.num_prototypes,
@@ -183,7 +201,7 @@ class Survival(OutputOptions):
             time_unit=self.time_unit,
             seed=self.seed,
         )
-        self.finish(evaluate_survival(self.bags, self.follow_up, options))
+        return evaluate_survival(self.bags, self.follow_up, options, on_stage=reporters.stage)
 
 
 Task = (

@@ -8,39 +8,87 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from rich.console import Console
 from tyro.conf import arg
 
+from ..version import __version__
 from .messages import say
 
 if TYPE_CHECKING:
-    from ..evaluate import Backbone, BatchReport, EmbeddingOptions
+    from ..evaluate import Backbone, BatchReport, EmbeddingOptions, RunDisplay, RunLog, StageReport
     from ..evaluate.results import Result
+
+
+@dataclasses.dataclass(frozen=True)
+class Reporters:
+    """Tells display and log alike where a run stands.
+
+    Args:
+        display: The bar.
+        log: The JSON lines.
+    """
+
+    display: RunDisplay
+    log: RunLog
+
+    def batch(self, source: str, report: BatchReport) -> None:
+        """Passes a batch of a source on."""
+        self.display.update(report, source)
+        self.log.update(report, source)
+
+    def stage(self, report: StageReport) -> None:
+        """Passes a stage of scoring on."""
+        self.display.advance(report)
+        self.log.advance(report)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     """Where results go."""
 
-    output: Annotated[Path, arg(metavar="DIR")]
-    """Folder for results.json, tables and the page."""
+    output: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Folder for results.json, tables and the page; outputs/<task>-<data> by default."""
     overwrite: bool = False
     """Replace an earlier report in that folder."""
     seed: int = 0
     """Seed of random folds, bootstrap and random weights."""
+    log: Annotated[Path | None, arg(metavar="FILE.jsonl")] = None
+    """Append start, progress and end as JSON lines."""
+    log_every: Annotated[int, arg(metavar="N")] = 10
+    """Batches between two progress lines of the log."""
 
-    def check(self) -> None:
-        """Finds out whether the folder can be written, before time is spent on its content."""
-        from ..evaluate.report import check_report_folder
+    def run(self) -> None:
+        """Runs the command: checks first, then the task with its bar and log, then the report."""
+        from ..evaluate import RunDisplay, RunLog
+        from ..evaluate.report import check_report_folder, write_report
+        from ..evaluate.shards import Ranks
 
-        check_report_folder(self.output, overwrite=self.overwrite)
+        folder = self.output or Path("outputs", f"{type(self).__name__.lower()}-{self.data().resolve().stem}")
+        check_report_folder(folder, overwrite=self.overwrite)
+        is_first = Ranks.from_environment().is_first
+        log = RunLog(self.log if is_first else None, self.log_every)
+        log.write("start", version=__version__, options=dataclasses.asdict(self))
+        try:
+            with RunDisplay(None if is_first else Console(quiet=True)) as display:
+                result = self.evaluate(Reporters(display, log))
+            if result is None:
+                return
+            page = write_report(result, folder, overwrite=self.overwrite)
+        except BaseException as error:
+            log.write("error", error=type(error).__name__, message=str(error))
+            raise
+        log.write("done", page=page, scores=_means(result))
+        self._tell(result, page)
 
-    def finish(self, result: Result | None) -> None:
-        """Writes the report; ranks other than the first have none."""
-        if result is None:
-            return
-        from ..evaluate.report import write_report
+    def data(self) -> Path:
+        """Names the data."""
+        raise NotImplementedError
 
-        page = write_report(result, self.output, overwrite=self.overwrite)
+    def evaluate(self, reporters: Reporters) -> Result | None:
+        """Runs the task; the result is None on ranks other than the first."""
+        raise NotImplementedError
+
+    def _tell(self, result: Result, page: Path) -> None:
         for note in result.notes:
             say(f"note: {note}")
         if sys.stdout.isatty():
@@ -111,20 +159,6 @@ class ModelOptions(OutputOptions):
             num_workers=num_available_workers() if self.num_workers == "auto" else self.num_workers,
             pool=self.global_pool,
             input_size=self.input_size,
-        )
-
-
-def show_batch(name: str, report: BatchReport) -> None:
-    """Shows on a terminal how far a source is embedded.
-
-    Args:
-        name: The source.
-        report: Its latest batch.
-    """
-    if sys.stderr.isatty():
-        end = "\n" if report.num_done == report.num_total else ""
-        print(
-            f"\rembedding {name}: {report.num_done}/{report.num_total}", end=end, file=sys.stderr, flush=True
         )
 
 

@@ -34,6 +34,7 @@ from .slide_tasks.mixture import mixture_prototypes, slide_mixture_embedding
 from .slide_tasks.options import SlideTaskOptions
 from .slide_tasks.survive import evaluate_survival
 from .splits import Fold, patient_folds, random_folds, study_folds
+from .stage import StageReport
 
 __all__ = [
     "AttentionOptions",
@@ -55,6 +56,7 @@ __all__ = [
     "RunDisplay",
     "RunLog",
     "SlideTaskOptions",
+    "StageReport",
     "attention_mil",
     "bootstrap_interval",
     "check_output",

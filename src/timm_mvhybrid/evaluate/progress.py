@@ -1,4 +1,4 @@
-"""What a run shows while it lasts: batch reports → a progress bar on a terminal, and JSON lines in a log file."""
+"""What a run shows while it lasts: reports of batches and folds → a progress bar on a terminal, and JSON lines in a log file."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .embeddings import BatchReport, EmbeddingSummary
 from .errors import EvaluationError
+from .stage import StageReport
 
 
 class RunDisplay:
@@ -27,15 +28,16 @@ class RunDisplay:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self._bar = Progress(
-            TextColumn("embedding"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:.1f} patches/s"),
+            TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._task = self._bar.add_task("embedding", rate=0.0, total=None)
+        self._task = self._bar.add_task("embedding", rate="", total=None)
+        self._description = "embedding"
 
     def __enter__(self) -> RunDisplay:
         """Shows the bar."""
@@ -51,16 +53,32 @@ class RunDisplay:
         """Leaves the bar as it stands."""
         self._bar.stop()
 
-    def update(self, report: BatchReport) -> None:
+    def update(self, report: BatchReport, source: str = "") -> None:
         """Moves the bar and names the patches that were left out.
 
         Args:
             report: The latest batch.
+            source: Where its patches come from, if there are several sources.
         """
         for message in report.errors:
             self.console.print(f"warning: skipped {message}", style="yellow", markup=False, soft_wrap=True)
-        rate = report.num_done / max(report.seconds, 1e-9)
-        self._bar.update(self._task, completed=report.num_done, total=report.num_total, rate=rate)
+        rate = f"{report.num_done / max(report.seconds, 1e-9):.1f} patches/s"
+        self._show(f"embedding {source}".rstrip(), report.num_done, report.num_total, rate)
+
+    def advance(self, report: StageReport) -> None:
+        """Moves the bar over the folds that are scored.
+
+        Args:
+            report: The latest fold.
+        """
+        self._show(f"scoring {report.stage}", report.num_done, report.num_total, report.model)
+
+    def _show(self, description: str, num_done: int, num_total: int, rate: str) -> None:
+        if description != self._description:
+            # what remains is estimated from the new stage alone
+            self._bar.reset(self._task, description=description)
+            self._description = description
+        self._bar.update(self._task, completed=num_done, total=num_total, rate=rate)
 
     def summarise(self, summary: EmbeddingSummary) -> None:
         """Says what was done, on a terminal only.
@@ -109,7 +127,7 @@ class RunLog:
         """Appends one line.
 
         Args:
-            event: `start`, `progress`, `done` or `error`.
+            event: `start`, `progress`, `scored`, `done` or `error`.
             **values: What else the line holds.
         """
         if self.path is None:
@@ -119,12 +137,22 @@ class RunLog:
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")
 
-    def update(self, report: BatchReport) -> None:
+    def update(self, report: BatchReport, source: str | None = None) -> None:
         """Logs every so many batches, and every patch that was left out.
 
         Args:
             report: The latest batch.
+            source: Where its patches come from, if there are several sources.
         """
         self._num_batches += 1
         if report.errors or self._num_batches % self.every_num_batches == 0:
-            self.write("progress", **dataclasses.asdict(report))
+            named = {} if source is None else {"source": source}
+            self.write("progress", **named, **dataclasses.asdict(report))
+
+    def advance(self, report: StageReport) -> None:
+        """Logs a stage of scoring.
+
+        Args:
+            report: The latest fold.
+        """
+        self.write("scored", **dataclasses.asdict(report))

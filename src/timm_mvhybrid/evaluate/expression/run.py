@@ -21,6 +21,7 @@ from ..model_labels import unique_labels
 from ..provenance import collect_provenance, hash_files
 from ..results import ExpressionResult, ModelRecord
 from ..shards import Ranks
+from ..stage import OnStage
 from ..tables import read_genes, read_studies
 from .cohort import ExpressionCohort, check_panel
 from .gene_panels import PanelMethod
@@ -62,6 +63,7 @@ def evaluate_expression(
     *,
     embeddings: Mapping[str, Mapping[str, NDArray[np.float32]]] | None = None,
     on_batch: Callable[[str, BatchReport], None] | None = None,
+    on_stage: OnStage = None,
 ) -> ExpressionResult | None:
     """Predicts expression from frozen embeddings under every protocol.
 
@@ -73,7 +75,8 @@ def evaluate_expression(
         options: Everything else.
         embeddings: Model's label → sample → (spots, D), in the order of the patch h5, for models that need no
             embedding here, such as those of other libraries; they come first.
-        on_batch: Called with model and sample after every batch.
+        on_batch: Called with the sample's name after every batch.
+        on_stage: Called when a model is scored under a protocol.
 
     Returns:
         The result; None on ranks other than the first.
@@ -97,7 +100,7 @@ def evaluate_expression(
             records[label] = embedded.record
             if ranks.is_first:
                 matrices[label] = np.concatenate([embedded.embeddings[name] for name in task.samples])
-    return None if inputs is None else _score(task, inputs, records, matrices, digests, options)
+    return None if inputs is None else _score(task, inputs, records, matrices, digests, options, on_stage)
 
 
 def _given(
@@ -181,12 +184,14 @@ def _score(
     matrices: Mapping[str, NDArray[np.float32]],
     patch_digests: Mapping[str, str],
     options: ExpressionOptions,
+    on_stage: OnStage,
 ) -> ExpressionResult:
     for label, matrix in matrices.items():
         _check_finite(label, matrix, inputs.samples)
     cohort, panel = inputs.cohort, inputs.panel
     outcomes = [
-        score_protocol(cohort, matrices, protocol, panel, options.probe) for protocol in inputs.protocols
+        score_protocol(cohort, matrices, protocol, panel, options.probe, on_stage)
+        for protocol in inputs.protocols
     ]
     scores = [score for outcome in outcomes for score in outcome.scores]
     return ExpressionResult(

@@ -22,6 +22,7 @@ from ..results import (
     PairedComparison,
 )
 from ..splits import Fold
+from ..stage import OnStage, stage_reporter
 from .cohort import ExpressionCohort
 from .gene_tables import gene_tables, resampled_values
 from .metrics import METRICS, ExpressionMetrics, NanPolicy, drop_percent, expression_metrics
@@ -83,6 +84,7 @@ def score_protocol(
     protocol: Protocol,
     panel: PanelChoice,
     options: ProbeOptions,
+    on_stage: OnStage = None,
 ) -> ProtocolOutcome:
     """Runs one protocol for every model, on the same folds and genes.
 
@@ -92,6 +94,7 @@ def score_protocol(
         protocol: The protocol.
         panel: The genes.
         options: Probe and scores.
+        on_stage: Called when a model is scored.
 
     Returns:
         Scores, comparisons and maps.
@@ -113,6 +116,7 @@ def score_protocol(
     maps: list[ExpressionMap] = []
     solvers: set[str] = set()
     tables: dict[str, dict[str, NDArray[np.float64]]] = {}
+    on_model = stage_reporter(protocol, len(embeddings), on_stage)
     for label, features in embeddings.items():
         try:
             fitted = ridge_folds(
@@ -165,6 +169,7 @@ def score_protocol(
         best = genes_to_map(next(iter(tables.values()))["pcc"], options.num_map_genes)
         shown = samples_to_map(len(cohort.samples), options.num_map_samples)
         maps += spot_maps(cohort, label, protocol, genes, targets, predicted, best, shown)
+        on_model(label)
     return ProtocolOutcome(
         scores=scores, comparisons=_compare(scores, tables, protocol, options), maps=maps, solvers=solvers
     )

@@ -32,6 +32,7 @@ from ..results import (
 )
 from ..shards import Ranks
 from ..splits import Fold
+from ..stage import OnStage, stage_reporter
 from .labelled_images import LabelledImages, Layout, open_images
 from .prototypes import prototype_retrieval
 
@@ -71,6 +72,7 @@ def evaluate_classification(
     options: PatchTaskOptions | None = None,
     *,
     on_batch: Callable[[str, BatchReport], None] | None = None,
+    on_stage: OnStage = None,
 ) -> ClassificationResult | None:
     """Classifies images by probes on frozen embeddings.
 
@@ -79,6 +81,7 @@ def evaluate_classification(
         backbones: The models; the first is the one that others are compared with.
         options: Everything else.
         on_batch: Called after every batch.
+        on_stage: Called after every fold.
 
     Returns:
         The result; None on ranks other than the first.
@@ -91,6 +94,7 @@ def evaluate_classification(
     if not embeddings:
         return None
     folds = images.folds(options.num_folds, options.seed)
+    on_fold = stage_reporter("probes", len(embeddings) * len(options.probes) * len(folds), on_stage)
     scores = []
     for label, features in embeddings.items():
         for probe in options.probes:
@@ -101,6 +105,7 @@ def evaluate_classification(
                 except EvaluationError as error:
                     raise EvaluationError(f"fold {fold.name}, {probe} probe: {error}") from error
                 records_of_folds.append(_fold_record(fold, found, images))
+                on_fold(f"{label}, {probe}")
             summary = tuple(
                 summarise(
                     metric,

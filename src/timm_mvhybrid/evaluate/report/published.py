@@ -44,14 +44,14 @@ def published(panel: str, protocol: str) -> list[Published]:
     columns = []
     if protocol == "csv" and panel == "hvg":
         table = tables["hest_benchmark"]
-        source = f"MV_Hybrid paper, HEST benchmark: {table['protocol']}"
+        source = f"MV_Hybrid paper ({tables['sources']['README']}), HEST benchmark: {table['protocol']}"
         for model, row in table["rows"].items():
             values = {("csv", name): _pair(row[key]) for name, key in _KEYS.items()}
             columns.append(Published(label=f"paper: {model}", values=values, drops={}, source=source))
     elif protocol in _PROTOCOLS and panel in ("hvg", "hmhvg"):
         data = tables["hest_extended_data"]
         source = (
-            f"MV_Hybrid paper, {panel.upper()}: {data['n_genes']} genes, {data['n_samples']} samples of "
+            f"MV_Hybrid paper ({tables['sources']['README']}), {panel.upper()}: {data['n_genes']} genes, {data['n_samples']} samples of "
             f"{data['n_studies']} studies, {', '.join(data['oncotree'])}"
         )
         for model, row in tables[f"hest_extended_{panel.upper()}200"]["rows"].items():

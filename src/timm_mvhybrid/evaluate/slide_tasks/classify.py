@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,18 @@ from ..extras import require
 from ..resampling import summarise
 from ..results import SlideFold, SlideScore, SlideScores, SlidesResult
 from ..splits import Fold, patient_folds
+from ..stage import OnStage, stage_reporter
 from .attention_mil import attention_mil
 from .bags import SlideTable, read_slides
 from .options import Bags, SlideTaskOptions, compare_folds, score_each, slides_provenance
 
 
 def evaluate_slides(
-    folders: Sequence[str | Path], labels: str | Path, options: SlideTaskOptions | None = None
+    folders: Sequence[str | Path],
+    labels: str | Path,
+    options: SlideTaskOptions | None = None,
+    *,
+    on_stage: OnStage = None,
 ) -> SlidesResult:
     """Classifies slides by attention over patch embeddings, on folds over patients.
 
@@ -28,6 +33,7 @@ def evaluate_slides(
         folders: Embeddings by one model each, see `read_bags`; the first is the one that others are compared with.
         labels: CSV with slide_id, patient (or case_id) and label; two labels.
         options: Everything else.
+        on_stage: Called after every fold.
 
     Returns:
         The result.
@@ -47,8 +53,9 @@ def evaluate_slides(
         raise DataError(f"{table.path}: has no label '{positive_label}'; it has {', '.join(found)}")
     positive = np.array([name == positive_label for name in names])
     folds = patient_folds(table.patients, options.num_folds, options.seed, labels=positive)
+    on_fold = stage_reporter("attention", len(folders) * len(folds), on_stage)
     scores, records, digests = score_each(
-        folders, table, lambda label, bags: _classify(label, bags, table, positive, folds, options)
+        folders, table, lambda label, bags: _classify(label, bags, table, positive, folds, options, on_fold)
     )
     empty = {fold.name for score in scores for fold in score.folds if np.isnan(fold.auroc)}
     return SlidesResult(
@@ -74,6 +81,7 @@ def _classify(
     positive: NDArray[np.bool_],
     folds: Sequence[Fold],
     options: SlideTaskOptions,
+    on_fold: Callable[[str], None],
 ) -> SlideScores:
     metrics = require("sklearn.metrics")
     fold_records, slides = [], []
@@ -113,6 +121,7 @@ def _classify(
             )
             for row, value in zip(fold.test, probability, strict=True)
         ]
+        on_fold(label)
     summary = tuple(
         summarise(name, [getattr(one, name) for one in fold_records], ddof=options.ddof, seed=options.seed)
         for name in ("auroc", "balanced_accuracy")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from ..errors import EvaluationError
 from ..resampling import summarise
 from ..results import PatientRisk, SurvivalFold, SurvivalResult, SurvivalScores
 from ..splits import Fold, patient_folds
+from ..stage import OnStage, stage_reporter
 from .bags import SlideTable, read_slides
 from .concordance import concordance_index
 from .cox import cox_risks, log_rank_p_value
@@ -21,7 +22,11 @@ from .options import Bags, SlideTaskOptions, compare_folds, score_each, slides_p
 
 
 def evaluate_survival(
-    folders: Sequence[str | Path], follow_up: str | Path, options: SlideTaskOptions | None = None
+    folders: Sequence[str | Path],
+    follow_up: str | Path,
+    options: SlideTaskOptions | None = None,
+    *,
+    on_stage: OnStage = None,
 ) -> SurvivalResult:
     """Predicts survival from mixture embeddings by a linear Cox model, on folds over patients.
 
@@ -31,6 +36,7 @@ def evaluate_survival(
         folders: Embeddings by one model each, see `read_bags`.
         follow_up: CSV with slide_id, patient (or case_id), time and event (1 observed, 0 censored).
         options: Everything else.
+        on_stage: Called after every fold.
 
     Returns:
         The result.
@@ -50,8 +56,9 @@ def evaluate_survival(
             np.concatenate([bag for bag, whose in zip(bags, owner, strict=True) if whose == index])
             for index in range(len(patients))
         ]
-        return _survive(label, merged, patients, times, events, folds, options)
+        return _survive(label, merged, patients, times, events, folds, options, on_fold)
 
+    on_fold = stage_reporter("survival", len(folders) * len(folds), on_stage)
     scores, records, digests = score_each(folders, table, judge)
     return SurvivalResult(
         dataset=table.path.stem,
@@ -104,6 +111,7 @@ def _survive(
     events: NDArray[np.bool_],
     folds: Sequence[Fold],
     options: SlideTaskOptions,
+    on_fold: Callable[[str], None],
 ) -> SurvivalScores:
     fold_records, risks = [], []
     for fold in folds:
@@ -155,6 +163,7 @@ def _survive(
             )
             for row, risk in zip(fold.test, test_risk, strict=True)
         ]
+        on_fold(label)
     return SurvivalScores(
         model=label,
         folds=tuple(fold_records),
