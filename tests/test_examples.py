@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from support import chromium
 
 import timm_mvhybrid
 from timm_mvhybrid.evaluate import read_result
@@ -33,31 +34,36 @@ def test_quickstart(tmp_path):
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50  # tissue and components, not a blank canvas
 
 
-def test_loso_phantom(tmp_path):
-    models = ["test_mvhybrid", "test_vit12"]
-    command = [
-        sys.executable,
-        ROOT / "examples" / "loso_phantom.py",
-        "--output",
-        tmp_path,
-        "--models",
-        *models,
-    ]
-    command += ["--studies", "3", "--spots", "12", "--num-components", "8"]
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory):
+    """Runs the example; gives its report's folder and what it printed."""
+    folder = tmp_path_factory.mktemp("phantom")
+    command = [sys.executable, ROOT / "examples" / "loso_phantom.py", "--output", folder]
+    command += ["--models", "test_mvhybrid", "test_vit12", "--studies", "3", "--spots", "12"]
+    command += ["--num-components", "8"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    shown = " ".join(result.stdout.split())
+    return folder / "report", " ".join(result.stdout.split())
+
+
+def test_loso_phantom(phantom):
+    report, shown = phantom
     assert "generated and the weights are random" in shown
-    found = read_result(tmp_path / "report")
+    found = read_result(report)
     assert found.provenance.generated
     assert {(scores.model, scores.protocol) for scores in found.scores} == {
-        (name, protocol) for name in models for protocol in ("random", "loso")
+        (name, protocol) for name in ("test_mvhybrid", "test_vit12") for protocol in ("random", "loso")
     }
     for drop in found.drops:
         if drop.metric == "pcc" and drop.percent is not None:
             assert f"{drop.model}: PCC {drop.random:.3f} → {drop.loso:.3f}" in shown
-    page = (tmp_path / "report" / "index.html").read_text()
-    assert "Generated data" in page
-    assert 'data-plot="slope"' in page
+    assert "Generated data" in (report / "index.html").read_text()
+
+
+@pytest.mark.skipif(chromium.BROWSER is None, reason=chromium.MISSING)
+def test_the_page_of_loso_phantom_is_drawn_in_a_browser(phantom, tmp_path):
+    figures, console = chromium.probe(phantom[0] / "index.html", tmp_path / "profile", chromium.MEASURE)
+    assert console == []
+    chromium.assert_drawn(figures, {"slope", "genes-random", "genes-loso", "maps"})
 
 
 def test_readme_snippet():

@@ -9,23 +9,6 @@ from timm_mvhybrid.evaluate.report import compare_reports, write_report
 
 pytestmark = pytest.mark.skipif(chromium.BROWSER is None, reason=chromium.MISSING)
 
-MEASURE = """
-const result = Object.fromEntries([...document.querySelectorAll("figure[data-plot]")].map((figure) => [
-  figure.dataset.plot,
-  [...figure.querySelectorAll("svg")].map((svg) => {
-    const shapes = [...svg.querySelectorAll("rect,circle,path,line,polygon")];
-    const seen = shapes.filter((shape) => {
-      const box = shape.getBoundingClientRect(), style = getComputedStyle(shape);
-      const painted = style.fill !== "none" || style.stroke !== "none";
-      return painted && Math.max(box.width, box.height) > 0;
-    });
-    const texts = [...svg.querySelectorAll("text")].filter((text) => text.getBoundingClientRect().width > 0);
-    const frame = svg.getBoundingClientRect();
-    return [frame.width, frame.height, shapes.length, seen.length, texts.length];
-  }),
-]))
-"""
-
 PLOTS = {
     "expression": {"slope", "genes-random", "genes-loso", "maps"},
     "classification": {"confusion-vit12-linear", "confusion-vit12-knn"},
@@ -35,23 +18,12 @@ PLOTS = {
 }
 
 
-def assert_drawn(figures, expected):
-    assert set(figures) == expected
-    for name, pictures in figures.items():
-        assert pictures, name
-        for width, height, num_shapes, num_seen, num_texts in pictures:
-            assert width > 150, name
-            assert height > 100, name
-            assert num_seen == num_shapes > 3, name
-            assert (num_texts > 3) is (name != "maps"), name
-
-
 @pytest.mark.parametrize("make", results.ALL_TASKS, ids=lambda make: make.__name__)
 def test_every_plot_is_drawn_and_the_console_is_silent(tmp_path, make):
     page = write_report(make(), tmp_path / "report")
-    figures, console = chromium.probe(page, tmp_path / "profile", MEASURE)
+    figures, console = chromium.probe(page, tmp_path / "profile", chromium.MEASURE)
     assert console == []
-    assert_drawn(figures, PLOTS[make.__name__])
+    chromium.assert_drawn(figures, PLOTS[make.__name__])
 
 
 def test_a_script_that_fails_is_noticed(tmp_path):
@@ -107,9 +79,9 @@ def test_tables_sort_maps_change_and_the_theme_switches(tmp_path):
     assert found["panels"] == ["Measured", "mvhybrid", "vit12"]
     assert (found["theme"], found["dark"]) == ("light", "dark")
     assert found["repainted"]
-    figures, console = chromium.probe(comparison, tmp_path / "profile", MEASURE)
+    figures, console = chromium.probe(comparison, tmp_path / "profile", chromium.MEASURE)
     assert console == []
-    assert_drawn(figures, {"slope"})
+    chromium.assert_drawn(figures, {"slope"})
 
 
 def test_the_screenshot_shows_plots_in_colour(tmp_path):

@@ -12,6 +12,23 @@ from typing import Any
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MISSING = "Chromium is not installed; on Debian: apt-get install chromium"
+# figure → its pictures: width, height, shapes, shapes that are seen, texts
+MEASURE = """
+const result = Object.fromEntries([...document.querySelectorAll("figure[data-plot]")].map((figure) => [
+  figure.dataset.plot,
+  [...figure.querySelectorAll("svg")].map((svg) => {
+    const shapes = [...svg.querySelectorAll("rect,circle,path,line,polygon")];
+    const seen = shapes.filter((shape) => {
+      const box = shape.getBoundingClientRect(), style = getComputedStyle(shape);
+      const painted = style.fill !== "none" || style.stroke !== "none";
+      return painted && Math.max(box.width, box.height) > 0;
+    });
+    const texts = [...svg.querySelectorAll("text")].filter((text) => text.getBoundingClientRect().width > 0);
+    const frame = svg.getBoundingClientRect();
+    return [frame.width, frame.height, shapes.length, seen.length, texts.length];
+  }),
+]))
+"""
 
 
 def run(page: Path, profile: Path, *options: str) -> tuple[str, list[str]]:
@@ -46,3 +63,14 @@ def probe(page: Path, profile: Path, script: str, *options: str) -> tuple[Any, l
     found = re.search(r'<pre id="answer">(.*?)</pre>', document, re.DOTALL)
     assert found, f"the script did not end: {console}"
     return json.loads(unescape(found[1])), console
+
+
+def assert_drawn(figures, expected):
+    assert set(figures) == expected
+    for name, pictures in figures.items():
+        assert pictures, name
+        for width, height, num_shapes, num_seen, num_texts in pictures:
+            assert width > 150, name
+            assert height > 100, name
+            assert num_seen == num_shapes > 3, name
+            assert (num_texts > 3) is (name != "maps"), name

@@ -153,6 +153,8 @@ def gene_bars(result: ExpressionResult, protocol: str) -> str | None:
                     class_=f"fill-{series % NUM_COLOURS} bar",
                 )
             )
+            if spread == 0:  # a gene of one fold has no deviation to show
+                continue
             middle = x + number * bar + (bar - 1) / 2
             parts.append(
                 element(
