@@ -1,7 +1,7 @@
 # Every habit of the project is one word here; CI and the pre-commit hooks call the same words.
 PYTHON ?= python
 
-.PHONY: format lint types test bench bench-gpu bench-pretrain-gpu bench-install check timm-suite timm-oldest hub-olah
+.PHONY: format lint types test bench bench-gpu bench-pretrain-gpu bench-install check timm-suite timm-oldest hub-olah pipelines pipelines-oldest
 
 format:           ## rewrite the code in the house style
 	$(PYTHON) -m ruff format .
@@ -41,5 +41,11 @@ bench-pretrain-gpu: ## speed, memory and overhead of the pretraining loop on one
 
 hub-olah:         ## downloads through olah, a server that others wrote, in an environment of its own
 	$(PYTHON) tests/hub/olah_server.py
+
+pipelines:        ## our models in other people's pipelines, an environment each; PIPELINES="slide2vec ..." for some
+	$(PYTHON) tests/pipelines/run.py $(PIPELINES)
+
+pipelines-oldest: ## the same with the oldest timm that each pipeline takes
+	$(PYTHON) tests/pipelines/run.py --oldest-timm $(PIPELINES)
 
 check: lint types test
