@@ -11,7 +11,6 @@ from ..ops.gated_norm import gated_norm
 from ..ops.precision import at_least_float32
 from ..ops.quasiseparable import quasiseparable
 from .float32 import KeepsFloat32, float32_unless_wider
-from .slabs import in_slabs, num_slabs
 from .step_size import initial_step_bias
 
 
@@ -85,13 +84,6 @@ class HydraMixer(KeepsFloat32):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mixes tokens (batch, length, d_model)."""
-        if not torch.jit.is_scripting():
-            parts = num_slabs(x)
-            if parts > 1:
-                return in_slabs(self._mix, x, parts)
-        return self._mix(x)
-
-    def _mix(self, x: Tensor) -> Tensor:
         d_matrix = self.ngroups * self.d_state
         z, xBC, dt = self.in_proj(x).split(
             [self.d_inner, self.d_inner + 4 * d_matrix, 2 * self.num_heads], dim=-1

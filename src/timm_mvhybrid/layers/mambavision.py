@@ -10,7 +10,6 @@ from ..ops.depthwise import depthwise_conv_silu
 from ..ops.precision import at_least_float32
 from ..ops.selective_scan import selective_scan_tokens
 from .float32 import KeepsFloat32, float32_unless_wider
-from .slabs import in_slabs, num_slabs
 from .step_size import initial_step_bias
 
 
@@ -80,13 +79,6 @@ class MambaVisionMixer(KeepsFloat32):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mixes tokens (batch, length, d_model)."""
-        if not torch.jit.is_scripting():
-            parts = num_slabs(x)
-            if parts > 1:
-                return in_slabs(self._mix, x, parts)
-        return self._mix(x)
-
-    def _mix(self, x: Tensor) -> Tensor:
         # "same" padding of an even kernel: the odd zero goes to the right
         kernels = torch.cat([self.conv1d_x.weight, self.conv1d_z.weight])
         xz = depthwise_conv_silu(self.in_proj(x), kernels, None, (self.d_conv - 1) // 2)

@@ -11,7 +11,6 @@ from ..ops.causal_conv import causal_conv_silu
 from ..ops.precision import at_least_float32
 from ..ops.selective_scan import selective_scan_tokens
 from .float32 import KeepsFloat32, float32_unless_wider
-from .slabs import in_slabs, num_slabs
 from .step_size import initial_step_bias
 
 
@@ -78,13 +77,6 @@ class VimMixer(KeepsFloat32):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mixes tokens (batch, length, d_model)."""
-        if not torch.jit.is_scripting():
-            parts = num_slabs(x)
-            if parts > 1:
-                return in_slabs(self._mix, x, parts)
-        return self._mix(x)
-
-    def _mix(self, x: Tensor) -> Tensor:
         x, z = self.in_proj(x).chunk(2, dim=-1)
         forward = causal_conv_silu(x, self.conv1d.weight, self.conv1d.bias)
         backward = causal_conv_silu(x, self.conv1d_b.weight, self.conv1d_b.bias, reverse=True)

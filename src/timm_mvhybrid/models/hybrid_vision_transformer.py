@@ -31,6 +31,7 @@ from .options import (
     make_ssm_block,
     num_ssm_blocks,
 )
+from .slabs import num_slabs
 from .token_order import to_scan_order, to_timm_order
 
 
@@ -299,7 +300,19 @@ class HybridVisionTransformer(VisionTransformer):
     def _run_blocks(
         self, x: Tensor, attn_mask: Tensor | None, taps: list[int], num_blocks: int
     ) -> tuple[Tensor, list[Tensor]]:
-        """Runs the first ``num_blocks`` blocks; returns their output and those of the blocks in ``taps``.
+        """Runs the first ``num_blocks`` blocks; returns their output and those of the blocks in ``taps``."""
+        if not torch.jit.is_scripting() and attn_mask is None:
+            parts = num_slabs(x, self.blocks)
+            if parts > 1:
+                results = [self._run_slab(slab, None, taps, num_blocks) for slab in x.tensor_split(parts)]
+                tapped = [torch.cat(slabs) for slabs in zip(*(result[1] for result in results), strict=True)]
+                return torch.cat([result[0] for result in results]), tapped
+        return self._run_slab(x, attn_mask, taps, num_blocks)
+
+    def _run_slab(
+        self, x: Tensor, attn_mask: Tensor | None, taps: list[int], num_blocks: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Does so with images that are taken together.
 
         Goes into scan order before the first state-space block and out of it behind the last, so that whoever looks
         inside the attention half, at attention maps for instance, finds timm's order.
