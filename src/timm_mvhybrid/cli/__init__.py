@@ -17,6 +17,7 @@ import tyro
 from tyro.conf import subcommand
 
 from ..version import __version__
+from .doctor import Doctor
 from .embed import Embed
 from .evaluate import Evaluate
 from .hub import Export, Publish
@@ -96,7 +97,8 @@ def _parse(arguments: list[str]) -> Command:
         | Annotated[Publish, subcommand("publish")]
         | Annotated[Phantom, subcommand("phantom")]
         | Annotated[Report, subcommand("report")]
-        | Annotated[Models, subcommand("models")],
+        | Annotated[Models, subcommand("models")]
+        | Annotated[Doctor, subcommand("doctor")],
         prog="timm-mvhybrid",
         description="Pathology backbones of timm_mvhybrid. timm-mvhybrid --version prints the version.",
         args=arguments,

@@ -1,0 +1,65 @@
+"""Our backbones in HEST-Benchmark: name → the three things that its ``benchmark`` takes.
+
+::
+
+    from hest.bench.benchmark import benchmark
+    from timm_mvhybrid.integrations.hest import encoder
+
+    benchmark(*encoder("mvhybrid_small_patch16_256"), encoders=[], datasets=["IDC"])
+
+HEST is installed from its repository, github.com/mahmoodlab/HEST: what PyPI calls ``hest`` is another project. Its
+patches are 224 px at 0.5 µm/px. They enter the model as they are: enlarged to the model's 256 px they would show
+tissue at another resolution than the one that the backbones are trained at. Without ``encoders=[]``, HEST runs its
+ResNet-50 too. ``timm-mvhybrid evaluate expression`` computes the same task without HEST.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .encoder import Transform, check_precision, load_encoder
+
+__all__ = ["PATCH_SIZE_PX", "encoder"]
+
+PATCH_SIZE_PX = 224
+"""Side of the patches of HEST-Benchmark, in px at 0.5 µm/px."""
+
+
+def encoder(
+    model_name: str,
+    *,
+    pretrained: bool | None = None,
+    checkpoint_path: str | Path | None = None,
+    precision: torch.dtype = torch.float32,
+    image_size: int = PATCH_SIZE_PX,
+    **model_args: Any,
+) -> tuple[nn.Module, Transform, torch.dtype]:
+    """Builds the first three arguments of ``hest.bench.benchmark.benchmark``.
+
+    Args:
+        model_name: A name of ``timm.create_model``.
+        pretrained: Take published weights; None means yes, unless a checkpoint is given.
+        checkpoint_path: Take the weights of this file.
+        precision: Of autocast on CUDA.
+        image_size: Side in px at which patches enter the model.
+        **model_args: Further arguments of ``timm.create_model``.
+
+    Returns:
+        Model, transform and precision.
+
+    Raises:
+        ValueError: The precision is no dtype that features can be computed in, or the size does not suit the model.
+    """
+    check_precision(precision)
+    model, transform = load_encoder(
+        model_name,
+        pretrained=pretrained,
+        checkpoint_path=checkpoint_path,
+        image_size=image_size,
+        **model_args,
+    )
+    return model, transform, precision

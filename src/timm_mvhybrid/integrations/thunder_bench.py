@@ -1,0 +1,99 @@
+"""Our backbones in THUNDER: name → the class that its ``benchmark`` looks for in a file.
+
+A file ``model.py``::
+
+    from timm_mvhybrid.integrations.thunder_bench import model_class
+
+    Backbone = model_class("mvhybrid_small_patch16_256")
+
+and then::
+
+    from thunder import benchmark
+
+    benchmark("custom:model.py", dataset="bach", task="knn")
+
+thunder-bench 0.2.2 asks for timm 1.0.20 or older, which this package cannot use; it runs with newer ones:
+``pip install thunder-bench``, then ``pip install timm-mvhybrid``, which replaces timm. pip then warns that
+thunder-bench asks for another.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .encoder import Transform, load_encoder
+
+__all__ = ["model_class"]
+
+
+def model_class(
+    model_name: str,
+    *,
+    pretrained: bool | None = None,
+    checkpoint_path: str | Path | None = None,
+    image_size: int | None = None,
+    **model_args: Any,
+) -> type[Any]:
+    """Makes the subclass of THUNDER's ``PretrainedModel`` that THUNDER creates without arguments.
+
+    Args:
+        model_name: A name of ``timm.create_model``; THUNDER names its folders by it.
+        pretrained: Take published weights; None means yes, unless a checkpoint is given.
+        checkpoint_path: Take the weights of this file.
+        image_size: Side in px at which patches enter the model; None takes the model's own.
+        **model_args: Further arguments of ``timm.create_model``.
+
+    Returns:
+        The class. Classification takes the model's own pooling, segmentation the patch tokens, row by row.
+
+    Raises:
+        ImportError: thunder-bench is not installed.
+    """
+    try:
+        base: type[Any] = import_module("thunder.models.pretrained_models").PretrainedModel
+    except (ImportError, AttributeError) as error:
+        raise ImportError(
+            f"THUNDER cannot be imported ({error}); pip install thunder-bench, and then timm-mvhybrid"
+        ) from error
+
+    class Backbone(base):
+        def __init__(self) -> None:
+            super().__init__()
+            # THUNDER uses the name for folders
+            self.name = model_name.replace(":", "_").replace("/", "_")
+            self.vlm = False
+            self.model, self._transform = load_encoder(
+                model_name,
+                pretrained=pretrained,
+                checkpoint_path=checkpoint_path,
+                image_size=image_size,
+                **model_args,
+            )
+            self.emb_dim = self.model.num_features
+            # as THUNDER does with its own frozen models
+            for parameter in self.model.parameters():
+                parameter.requires_grad_(False)
+
+        def forward(self, images: Tensor) -> Tensor:
+            features: Tensor = self.model(images)
+            return features
+
+        def get_transform(self) -> Transform:
+            transform: Transform = self._transform
+            return transform
+
+        def get_linear_probing_embeddings(self, x: Tensor) -> Tensor:
+            features: Tensor = self.model(x)
+            return features
+
+        def get_segmentation_embeddings(self, x: Tensor) -> Tensor:
+            # by its attributes a module may hold anything
+            model: Any = self.model
+            tokens: Tensor = model.forward_features(x)
+            return tokens[:, model.num_prefix_tokens :]
+
+    return Backbone

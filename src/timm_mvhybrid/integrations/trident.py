@@ -1,0 +1,110 @@
+"""Our backbones as patch encoders of TRIDENT: name → its ``CustomInferenceEncoder``.
+
+By the API::
+
+    from trident import Processor
+    from timm_mvhybrid.integrations.trident import encoder
+
+    processor.run_patch_feature_extraction_job("20x_256px_0px_overlap", encoder("mvhybrid_small_patch16_256"), "cuda:0")
+
+or by the command line, from a script that lies in TRIDENT's folder and is run in place of ``run_batch_of_slides.py``::
+
+    from timm_mvhybrid.integrations.trident import register
+
+    register()  # at the top level: processes that TRIDENT starts, one a GPU, read this file again
+
+    from run_batch_of_slides import main
+
+    if __name__ == "__main__":
+        main()  # takes --patch_encoder mvhybrid_small_patch16_256
+
+Take ``--mag 20 --patch_size 256``, the resolution of the backbones; TRIDENT's default, 512 px, is resized to 256 px and
+so shows tissue at 1 µm/px.
+
+TRIDENT is installed from its repository, github.com/mahmoodlab/TRIDENT: what PyPI calls ``trident`` is another project.
+Until August 2026 it asked for timm 0.9.16, with which no backbone of this package runs; newer versions take any timm 1.
+With an older one, install this package after TRIDENT, which replaces its timm: pip then warns that TRIDENT asks for
+another.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..models import MODEL_NAMES
+from .encoder import check_precision, load_encoder
+
+__all__ = ["encoder", "register"]
+
+
+def encoder(
+    model_name: str,
+    *,
+    weights_path: str | Path | None = None,
+    target_img_size: int | None = None,
+    pretrained: bool | None = None,
+    precision: torch.dtype = torch.float32,
+    **model_args: Any,
+) -> Any:
+    """Builds a patch encoder of TRIDENT.
+
+    The names of the first two options are TRIDENT's, which passes them from its command line.
+
+    Args:
+        model_name: A name of ``timm.create_model``; TRIDENT names the folder of the features by it.
+        weights_path: Take the weights of this file.
+        target_img_size: Side in px at which patches enter the model; None takes the model's own.
+        pretrained: Take published weights; None means yes, unless a file is given.
+        precision: Of autocast; the features are float32 under each.
+        **model_args: Further arguments of ``timm.create_model``.
+
+    Returns:
+        A ``CustomInferenceEncoder``, which also carries ``embedding_dim``, for slides without tissue.
+
+    Raises:
+        ImportError: TRIDENT is not installed.
+        ValueError: The precision is no dtype that features can be computed in, or the size does not suit the model.
+    """
+    patch_encoder_models = _patch_encoder_models()
+    check_precision(precision)
+    model, transform = load_encoder(
+        model_name,
+        pretrained=pretrained,
+        checkpoint_path=weights_path,
+        image_size=target_img_size,
+        **model_args,
+    )
+    result = patch_encoder_models.CustomInferenceEncoder(model_name, model, transform, precision)
+    result.embedding_dim = model.num_features
+    return result
+
+
+def register() -> tuple[str, ...]:
+    """Adds the six backbones to the encoders of TRIDENT's command line; again has no effect.
+
+    Returns:
+        The names.
+
+    Raises:
+        ImportError: TRIDENT is not installed.
+    """
+    registry = _patch_encoder_models().encoder_registry
+    for name in MODEL_NAMES:
+        registry.setdefault(name, partial(encoder, name))
+    return MODEL_NAMES
+
+
+def _patch_encoder_models() -> Any:
+    """Imports TRIDENT's encoders."""
+    try:
+        return import_module("trident.patch_encoder_models")
+    except ImportError as error:
+        raise ImportError(
+            f"TRIDENT's encoders cannot be imported ({error}); clone github.com/mahmoodlab/TRIDENT and "
+            "'pip install -e' it: what 'pip install trident' brings is another project"
+        ) from error
