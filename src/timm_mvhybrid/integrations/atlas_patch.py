@@ -1,0 +1,102 @@
+r"""AtlasPatch: this file is a plugin that offers the six backbones, each under its timm name.
+
+    PLUGIN=$(python -c "import timm_mvhybrid.integrations.atlas_patch as plugin; print(plugin.__file__)")
+    atlaspatch process slide.svs --output out --patch-size 256 --target-mag 20 --feature-plugin "$PLUGIN" \
+        --feature-extractors mvhybrid_small_patch16_256
+
+Weights are the published ones. For weights of one's own, write a plugin of one's own:
+
+    from timm_mvhybrid.integrations.atlas_patch import register_model
+
+    def register_feature_extractors(registry, device, dtype, num_workers):
+        register_model(registry, "my_mvhybrid", "mvhybrid_small_patch16_256", device, dtype, num_workers,
+                       checkpoint="weights.safetensors")
+
+AtlasPatch casts model and patches to one precision, float16 by default (float32 on a CPU). The decay rates of the scans
+stay in float32 all the same; for features of full precision say ``--feature-precision float32``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+# AtlasPatch runs the file outside of its package, where relative imports mean nothing
+from timm_mvhybrid.models import MODEL_NAMES, load_weights
+
+_INSTALL = "atlas-patch is not installed; run: pip install atlas-patch"
+
+
+def register_feature_extractors(
+    registry: Any, device: torch.device, dtype: torch.dtype, num_workers: int = 0
+) -> None:
+    """Offers the six backbones with published weights; AtlasPatch calls it by this name.
+
+    Args:
+        registry: AtlasPatch's registry of patch feature extractors.
+        device: Where they run.
+        dtype: What model and patches are cast to.
+        num_workers: Processes that prepare patches.
+    """
+    for name in MODEL_NAMES:
+        register_model(registry, name, name, device, dtype, num_workers, pretrained=True)
+
+
+def register_model(
+    registry: Any,
+    name: str,
+    model_name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    num_workers: int = 0,
+    *,
+    pretrained: bool = False,
+    checkpoint: str | Path | None = None,
+    **model_args: Any,
+) -> None:
+    """Offers one model; it is built, and its weights are read, when AtlasPatch first needs it.
+
+    Args:
+        registry: AtlasPatch's registry of patch feature extractors.
+        name: What the user calls it.
+        model_name: Its timm name.
+        device: Where it runs.
+        dtype: What model and patches are cast to.
+        num_workers: Processes that prepare patches.
+        pretrained: Take the published weights.
+        checkpoint: Take the weights of this file; without either they are random.
+        **model_args: Further arguments of ``timm.create_model``.
+
+    Raises:
+        ImportError: AtlasPatch is not installed.
+        ValueError: Both kinds of weights are asked for, or the name is taken.
+    """
+    try:
+        from atlas_patch.models.patch.custom import CustomEncoderComponents, register_custom_encoder
+    except ImportError as error:
+        raise ImportError(_INSTALL) from error
+    if pretrained and checkpoint is not None:
+        raise ValueError("pretrained and checkpoint exclude each other; give one of them")
+
+    def load(device: torch.device, dtype: torch.dtype) -> Any:
+        model = timm.create_model(model_name, pretrained=pretrained, num_classes=0, **model_args)
+        if checkpoint is not None:
+            load_weights(model, checkpoint)
+        preprocess = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+        return CustomEncoderComponents(
+            model=model.to(device=device, dtype=dtype).eval(), preprocess=preprocess
+        )
+
+    plan = timm.create_model(model_name, num_classes=0, device=torch.device("meta"), **model_args)
+    register_custom_encoder(
+        registry=registry,
+        name=name,
+        embedding_dim=plan.head_hidden_size,
+        loader=load,
+        device=device,
+        dtype=dtype,
+        num_workers=num_workers,
+    )

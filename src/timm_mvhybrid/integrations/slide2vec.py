@@ -1,0 +1,142 @@
+"""slide2vec: the six backbones as its tile encoders, found without an import of this package.
+
+    from slide2vec import Model
+
+    embedded = Model.from_preset("mvhybrid_small_patch16_256").embed_slide("slide.svs")
+
+slide2vec calls `register` by the entry-point group ``slide2vec.encoders``; weights are the published ones. Weights of
+one's own become a further preset, in every process that is to know it:
+
+    from timm_mvhybrid.integrations.slide2vec import register_checkpoint
+
+    register_checkpoint("my_mvhybrid", "weights.safetensors", "mvhybrid_small_patch16_256")
+
+Tiles, dense grids and pre-norm grids work for all six; attention maps for blocks that have attention. By
+``output_variant="cls_patch_mean"`` the mean of the patch tokens stands behind the class token.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from ..models import MODEL_NAMES, load_weights
+from ..models.weights_file import file_sha256
+
+RESOLUTION_UM_PER_PX = 0.5
+_INSTALL = "slide2vec is not installed; run: pip install 'slide2vec>=7.1'"
+
+
+def register() -> None:
+    """Adds the six backbones to slide2vec's encoders, each under its timm name; slide2vec calls this itself.
+
+    Raises:
+        ImportError: slide2vec is not installed.
+    """
+    for name in MODEL_NAMES:
+        _register(name, name, source=_repository(name), options={})
+
+
+def register_checkpoint(
+    preset: str, checkpoint: str | Path, model_name: str = "mvhybrid_small_patch16_256", **model_args: Any
+) -> None:
+    """Adds a preset with weights from a file to slide2vec's encoders of this process.
+
+    The file's sha256 becomes the encoder's source, which slide2vec records: features of other weights are never taken
+    for these when a run is resumed. Processes that slide2vec starts for several GPUs do not know the preset.
+
+    Args:
+        preset: Its name, in lower case, as for ``Model.from_preset``.
+        checkpoint: Any file that `timm_mvhybrid.models.load_weights` takes.
+        model_name: The timm name of the model that the file belongs to.
+        **model_args: What the model was trained with, for instance ``ssm_depth=6``.
+
+    Raises:
+        ImportError: slide2vec is not installed.
+        ValueError: The preset's name is taken or not in lower case, or an argument changes the pooling.
+        FileNotFoundError: There is no such file.
+    """
+    path = Path(checkpoint)
+    if preset != preset.strip().lower():
+        raise ValueError(
+            f"'{preset}' would not be found: slide2vec looks for '{preset.strip().lower()}'; name it so"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint file; check the path")
+    source = f"{model_name} {path.name} sha256:{file_sha256(path)}"
+    _register(preset, model_name, source=source, options=model_args, checkpoint=path)
+
+
+def _repository(model_name: str) -> str:
+    return str(timm.get_pretrained_cfg(model_name).hf_hub_id)
+
+
+def _register(
+    preset: str, model_name: str, *, source: str, options: dict[str, Any], checkpoint: Path | None = None
+) -> None:
+    try:
+        from slide2vec.encoders import TileEncoder, TimmTileEncoder, register_encoder
+    except ImportError as error:
+        raise ImportError(_INSTALL) from error
+
+    plan = timm.create_model(model_name, num_classes=0, device=torch.device("meta"), **options)
+    if plan.global_pool != "token":
+        raise ValueError(
+            f"global_pool is {plan.global_pool!r}; presets give the class token: leave it out, and choose by output_variant"
+        )
+    first_attention, depth, dim = plan.ssm_depth, len(plan.blocks), plan.num_features
+    dims = {"cls": dim, "cls_patch_mean": 2 * dim}
+
+    class Encoder(TimmTileEncoder):
+        def __init__(self, *, output_variant: str | None = None) -> None:
+            self._output_variant = output_variant or "cls"
+            if self._output_variant not in dims:
+                raise ValueError(
+                    f"output_variant is {output_variant!r}; allowed are {', '.join(map(repr, dims))}"
+                )
+            super().__init__(model_name, pretrained=checkpoint is None, **options)
+            if checkpoint is not None:
+                load_weights(self._model, checkpoint)
+
+        @property
+        def encode_dim(self) -> int:
+            return dims[self._output_variant]
+
+        def encode_tiles(self, batch: Tensor) -> Tensor:
+            tokens = self._model.forward_features(batch)
+            if self._output_variant == "cls":
+                return tokens[:, 0]
+            patches = tokens[:, self._model.num_prefix_tokens :]
+            return torch.cat([tokens[:, 0], patches.mean(dim=1)], dim=1)
+
+        def encode_tiles_attention(
+            self, batch: Tensor, *, blocks: tuple[int, ...] = (-1,), include_registers: bool = False
+        ) -> Tensor:
+            scans = [block for block in blocks if -depth <= block < first_attention - depth * (block < 0)]
+            if scans:
+                raise ValueError(
+                    f"attention_blocks names {', '.join(map(str, scans))}; of the {depth} blocks of {model_name} the "
+                    f"first {first_attention} are state-space blocks, which have no attention: choose from "
+                    f"{first_attention} to {depth - 1}"
+                )
+            return super().encode_tiles_attention(batch, blocks=blocks, include_registers=include_registers)
+
+    if first_attention == depth:
+        # slide2vec takes a method that is the base class's own for one that is not supported
+        setattr(Encoder, "encode_tiles_attention", TileEncoder.encode_tiles_attention)  # noqa: B010  (a method, to mypy)
+    Encoder.__name__ = Encoder.__qualname__ = f"Encoder[{preset}]"
+    register_encoder(
+        preset,
+        output_variants={variant: {"encode_dim": size} for variant, size in dims.items()},
+        default_output_variant="cls",
+        input_size=timm.data.resolve_data_config({}, model=plan)["input_size"][-1],
+        supports_variable_input_size=True,
+        patch_size=tuple(plan.patch_embed.patch_size),
+        supported_spacing_um=RESOLUTION_UM_PER_PX,
+        precision="fp32",
+        source=source,
+    )(Encoder)

@@ -1,0 +1,179 @@
+"""Existing pipelines, each from nothing to embeddings, in environments of their own: ``make pipelines``.
+
+Makes a virtual environment for each pipeline, installs this package and ``requirements/NAME.txt`` there, and runs
+``test_NAME.py`` in it. A line ``# oldest timm: VERSION`` of the requirements names the oldest timm that the pipeline
+takes where that is not the oldest of this package; a line ``# without dependencies: REQUIREMENT`` a pipeline that pins
+what this package cannot use, whose other dependencies the file lists.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import venv
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+REQUIREMENTS = HERE / "requirements"
+NAMES = sorted(path.stem for path in REQUIREMENTS.glob("*.txt"))
+REPORTED = ("timm", "torch", "numpy", "huggingface_hub")
+INSTALL_TIMEOUT_S = 1800
+TEST_TIMEOUT_S = 1800
+
+
+def oldest_timm(requirements):
+    """The oldest timm to try: the pipeline's own, or this package's."""
+    named = re.search(r"^# oldest timm: ([\d.]+)", requirements, re.MULTILINE)
+    project = (ROOT / "pyproject.toml").read_text()
+    return named[1] if named else re.search(r'"timm>=([\d.]+)"', project)[1]
+
+
+def bare_requirements(requirements):
+    """What is installed without its dependencies."""
+    return re.findall(r"^# without dependencies: (\S+)", requirements, re.MULTILINE)
+
+
+def install(name, environment, with_oldest_timm):
+    """Makes the environment unless it is there, brings it up to date, and returns its Python."""
+    python = environment / "bin" / "python"
+    requirements = REQUIREMENTS / f"{name}.txt"
+    wanted = ["pytest", "-e", str(ROOT), "-r", str(requirements)]
+    if with_oldest_timm:
+        wanted.append(f"timm=={oldest_timm(requirements.read_text())}")
+    uv = shutil.which("uv")
+    if not python.exists():
+        if uv:
+            subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, environment], check=True)
+        else:
+            venv.create(environment, with_pip=True)
+    if uv:
+        command = [uv, "pip", "install", "--quiet", "--python", python]
+    else:
+        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*command, *wanted], check=True, timeout=INSTALL_TIMEOUT_S)
+    bare = bare_requirements(requirements.read_text())
+    if bare:
+        subprocess.run([*command, "--no-deps", *bare], check=True, timeout=INSTALL_TIMEOUT_S)
+    return python
+
+
+def installed_versions(name, environment):
+    """Versions of what the requirements name, and of what features depend on."""
+    text = (REQUIREMENTS / f"{name}.txt").read_text()
+    bare = [re.match(r"[\w.-]+", requirement)[0] for requirement in bare_requirements(text)]
+    named = [*bare, *re.findall(r"^([A-Za-z][\w.-]*)", text, re.MULTILINE)]
+    path = [str(folder) for folder in environment.glob("lib/python*/site-packages")]
+    found = {item.metadata["Name"]: item.version for item in importlib.metadata.distributions(path=path)}
+    same_spelling = {re.sub(r"[-_.]+", "-", key).lower(): version for key, version in found.items()}
+    wanted = dict.fromkeys([*named, *REPORTED])
+    return {key: same_spelling.get(re.sub(r"[-_.]+", "-", key).lower(), "") for key in wanted}
+
+
+def run_tests(name, python, folder, options):
+    """Runs a pipeline's tests and returns how many passed, failed and were skipped, and what they measured."""
+    folder.mkdir(parents=True, exist_ok=True)
+    report, measured = folder / "junit.xml", folder / "measured.json"
+    for path in (report, measured):
+        path.unlink(missing_ok=True)
+    command = [python, "-m", "pytest", "-q", "-c", HERE / "pytest.ini", HERE / f"test_{name}.py"]
+    command += [f"--junitxml={report}", f"--measured={measured}", f"--basetemp={folder / 'temporary'}"]
+    if options.folder:
+        command.append(f"--folder={options.folder.absolute()}")
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")
+    }
+    environment |= {"OMP_NUM_THREADS": "1", "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
+    try:
+        subprocess.run(command, cwd=ROOT, env=environment, check=False, timeout=TEST_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        print(f"{name}: the tests took longer than {TEST_TIMEOUT_S} s")
+    counts = dict(passed=0, failed=0, skipped=0)
+    if report.exists():
+        suite = ElementTree.parse(report).getroot().find("testsuite")
+        counts["failed"] = int(suite.get("failures")) + int(suite.get("errors"))
+        counts["skipped"] = int(suite.get("skipped"))
+        counts["passed"] = int(suite.get("tests")) - counts["failed"] - counts["skipped"]
+    return counts, json.loads(measured.read_text()) if measured.exists() else {}
+
+
+def try_pipeline(name, build, options):
+    """Installs and tests one pipeline; an installation that fails is a failure of that pipeline alone."""
+    environment = build / (f"{name}-oldest" if options.oldest_timm else name)
+    result = {"pipeline": name, "oldest_timm": options.oldest_timm}
+    if options.fresh:
+        shutil.rmtree(environment, ignore_errors=True)
+    start = time.monotonic()
+    try:
+        python = install(name, environment, options.oldest_timm)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        print(f"{name}: cannot be installed: {error}")
+        return {**result, "passed": 0, "failed": 1, "skipped": 0, "error": "cannot be installed"}
+    result["versions"] = installed_versions(name, environment)
+    result["install_s"] = round(time.monotonic() - start, 1)
+    start = time.monotonic()
+    counts, measured = run_tests(name, python, build / "results" / environment.name, options)
+    return {**result, **counts, "test_s": round(time.monotonic() - start, 1), "measured": measured}
+
+
+def is_good(result):
+    return result["passed"] > 0 and result["failed"] == 0
+
+
+def save(results, path):
+    """Adds results to those of earlier runs, in place of the same pipelines' own."""
+    kept = json.loads(path.read_text()) if path.exists() else []
+    replaced = {(result["pipeline"], result["oldest_timm"]) for result in results}
+    kept = [old for old in kept if (old["pipeline"], old["oldest_timm"]) not in replaced]
+    path.write_text(
+        json.dumps(sorted([*kept, *results], key=lambda one: (one["pipeline"], one["oldest_timm"])), indent=2)
+    )
+
+
+def print_table(results):
+    print(
+        f"\n{'pipeline':16} {'':6} {'passed':>6} {'failed':>6} {'skipped':>7} {'install':>8} {'tests':>8}  versions"
+    )
+    for result in results:
+        versions = " ".join(f"{key} {value}" for key, value in result.get("versions", {}).items() if value)
+        print(
+            f"{result['pipeline']:16} {'ok' if is_good(result) else 'FAILED':6} {result['passed']:6} "
+            f"{result['failed']:6} {result['skipped']:7} {result.get('install_s', 0):6.0f} s "
+            f"{result.get('test_s', 0):6.0f} s  {versions}{result.get('error', '')}"
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} (default: all)")
+    parser.add_argument(
+        "--oldest-timm", action="store_true", help="with the oldest timm that package and pipeline take"
+    )
+    parser.add_argument("--folder", type=Path, help="images to embed in place of tiles of the slide shipped")
+    parser.add_argument("--fresh", action="store_true", help="make the environments anew")
+    parser.add_argument(
+        "--build", type=Path, default=ROOT / "build" / "pipelines", help="folder of environments and results"
+    )
+    options = parser.parse_args()
+    unknown = sorted(set(options.names) - set(NAMES))
+    if unknown:
+        parser.error(f"no such pipeline: {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    build = options.build.absolute()
+    build.mkdir(parents=True, exist_ok=True)
+    results = []
+    for name in options.names or NAMES:
+        print(f"\n== {name}", flush=True)
+        results.append(try_pipeline(name, build, options))
+        save(results, build / "results.json")
+    print_table(results)
+    return 0 if all(is_good(result) for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
