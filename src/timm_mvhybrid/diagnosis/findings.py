@@ -14,8 +14,8 @@ from .trials import Trial
 
 OLDEST_TIMM = "1.0.24"
 NEWEST_TIMM_TRIED = "1.0.31"
-# the last that reads kaiko-eva's own configurations, as far as they were tried
-_NEWEST_JSONARGPARSE_FOR_EVA = "4.46"
+# from here on it refuses classes of torch, such as CrossEntropyLoss, where kaiko-eva asks for a loss
+_TOO_NEW_JSONARGPARSE_FOR_EVA = "4.52"
 _NAMESAKE_HOMES = {
     "hest": "github.com/mahmoodlab/HEST",
     "trident": "github.com/mahmoodlab/TRIDENT",
@@ -99,10 +99,10 @@ def _of_pipelines(packages: dict[str, Package]) -> Iterator[Remedy]:
             )
     jsonargparse = installed_version("jsonargparse")
     if packages["kaiko-eva"].version and jsonargparse:
-        if version_numbers(jsonargparse)[:2] > version_numbers(_NEWEST_JSONARGPARSE_FOR_EVA):
+        if version_numbers(jsonargparse) >= version_numbers(_TOO_NEW_JSONARGPARSE_FOR_EVA):
             yield Remedy(
-                complaint=f"jsonargparse {jsonargparse} may refuse kaiko-eva's configurations",
-                remedy=f"pip install 'jsonargparse=={_NEWEST_JSONARGPARSE_FOR_EVA}.*'",
+                complaint=f"jsonargparse {jsonargparse} refuses the losses of kaiko-eva's configurations",
+                remedy=f"pip install 'jsonargparse<{_TOO_NEW_JSONARGPARSE_FOR_EVA}'",
             )
 
 
