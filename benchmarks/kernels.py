@@ -201,8 +201,10 @@ def measure_usage(variant: Variant, sm: int) -> Usage:
         Its resources.
 
     Raises:
-        RuntimeError: Triton runs as an interpreter in this process.
+        RuntimeError: Triton runs as an interpreter in this process, or is older than 3.4.
     """
+    if not hasattr(triton, "knobs"):
+        raise RuntimeError(f"Triton {triton.__version__} compiles by another interface; install 3.4 or newer")
     launch = variant.launch
     if not isinstance(launch.kernel, triton.JITFunction):
         raise RuntimeError("TRITON_INTERPRET is set: the interpreter compiles nothing; unset it")

@@ -153,6 +153,11 @@ def test_the_files_do_not_depend_on_the_process_that_draws(tmp_path):
         first, second = cohort / name, tmp_path / "other" / name
         if name.endswith((".h5", ".h5ad")):
             assert contents(first) == contents(second), name
+        elif name.endswith(".tif"):
+            # libtiff fills the gaps between its parts with what the memory holds
+            with Image.open(first) as one, Image.open(second) as other:
+                np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+                assert dict(one.tag_v2) == dict(other.tag_v2)
         else:
             assert first.read_bytes() == second.read_bytes(), name
 

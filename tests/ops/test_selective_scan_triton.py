@@ -360,6 +360,7 @@ def test_cpu_tensors_are_refused_without_the_interpreter(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is built for Linux")
+@pytest.mark.skipif(not hasattr(triton, "knobs"), reason="Triton 3.4 and newer are compiled for")
 def test_kernels_fit_in_the_registers_at_the_size_of_the_models():
     code = """
 import json, torch

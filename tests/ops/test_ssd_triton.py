@@ -21,8 +21,11 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES = ("x", "dt", "A", "B", "C", "D", "dt_bias")
 IN_TIME = ("y", "x", "dt", "B", "C")
 
-# on a GPU these kernels take no float64
-interpreted = pytest.mark.skipif(DEVICE == "cuda", reason="float64 runs in the interpreter alone")
+TAKES_FLOAT64 = DEVICE == "cpu" and kernels.MULTIPLIES_FLOAT64
+interpreted = pytest.mark.skipif(
+    not TAKES_FLOAT64,
+    reason="float64 runs in the interpreter of Triton 3.5 and newer alone",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -101,14 +104,14 @@ def run_kernels(inputs, grad_y, grad_last_state, **options):
 
 
 def assert_like_cpu(inputs, grad_y, grad_last_state, *, limit=None, softplus=True):
-    """Compares with ``cpu``; a GPU is asked in float32."""
+    """Compares with ``cpu``, in float32 where the kernels take no float64."""
     expected = run_module(cpu, inputs, grad_y, grad_last_state, softplus=softplus)
-    if DEVICE == "cuda":
+    if not TAKES_FLOAT64:
         inputs = {
             name: x.float() if x is not None and x.dtype == torch.float64 else x for name, x in inputs.items()
         }
         grad_y, grad_last_state = (None if x is None else x.float() for x in (grad_y, grad_last_state))
-    limit = limit or (1e-4 if DEVICE == "cuda" else 1e-11)
+    limit = limit or (1e-11 if TAKES_FLOAT64 else 1e-4)
     actual = run_kernels(inputs, grad_y, grad_last_state, softplus=softplus)
     likes = {**inputs, "y": inputs["x"]}
     for name, e in expected.items():
@@ -406,10 +409,15 @@ def test_inputs_are_refused_that_the_kernels_cannot_take_without_the_interpreter
     meta = [x.to("meta") for x in inputs.values()]
     with pytest.raises(RuntimeError, match="take float64 in the interpreter alone"):
         kernels.forward(*meta, True, False)
+    monkeypatch.setattr(kernels, "INTERPRETED", triton.language.constexpr(True))
+    monkeypatch.setattr(kernels, "MULTIPLIES_FLOAT64", False)
+    with pytest.raises(RuntimeError, match=r"multiplies no float64 matrices.*take Triton 3\.5 or newer"):
+        kernels.forward(*inputs.values(), True, False)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is built for Linux")
+@pytest.mark.skipif(not hasattr(triton, "knobs"), reason="Triton 3.4 and newer are compiled for")
 def test_kernels_fit_in_the_registers_at_the_size_of_the_models():
     code = """
 import json, torch

@@ -40,6 +40,14 @@ def bare_requirements(requirements):
     return re.findall(r"^# without dependencies: (\S+)", requirements, re.MULTILINE)
 
 
+def installers(python):
+    """Commands that install into an environment, the fastest first."""
+    uv = shutil.which("uv")
+    if uv:
+        yield [uv, "pip", "install", "--quiet", "--python", python]
+    yield [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+
+
 def install(name, environment, with_oldest_timm):
     """Makes the environment unless it is there, brings it up to date, and returns its Python."""
     python = environment / "bin" / "python"
@@ -47,20 +55,21 @@ def install(name, environment, with_oldest_timm):
     wanted = ["pytest", "-e", str(ROOT), "-r", str(requirements)]
     if with_oldest_timm:
         wanted.append(f"timm=={oldest_timm(requirements.read_text())}")
-    uv = shutil.which("uv")
-    if not python.exists():
-        if uv:
-            subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, environment], check=True)
-        else:
-            venv.create(environment, with_pip=True)
-    if uv:
-        command = [uv, "pip", "install", "--quiet", "--python", python]
-    else:
-        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*command, *wanted], check=True, timeout=INSTALL_TIMEOUT_S)
     bare = bare_requirements(requirements.read_text())
-    if bare:
-        subprocess.run([*command, "--no-deps", *bare], check=True, timeout=INSTALL_TIMEOUT_S)
+    if not python.exists():
+        venv.create(environment, with_pip=True)
+    commands = list(installers(python))
+    for command in commands:
+        try:
+            subprocess.run([*command, *wanted], check=True, timeout=INSTALL_TIMEOUT_S)
+            if bare:
+                subprocess.run([*command, "--no-deps", *bare], check=True, timeout=INSTALL_TIMEOUT_S)
+            break
+        except subprocess.CalledProcessError:
+            # uv reads no configuration of pip's, so where packages come from elsewhere only pip finds them
+            if command is commands[-1]:
+                raise
+            print(f"{name}: uv cannot install it; trying pip", flush=True)
     return python
 
 

@@ -222,8 +222,8 @@ def test_configurations_of_eva_by_our_command(
     eva, registry_config, bach, hub, own_features, tmp_path, record
 ):
     hub(MODEL)
-    limit, variables = few(bach)
-    folder = eva("predict", registry_config, *limit, program=OURS, MODEL_NAME=f"timm/{MODEL}", **variables)
+    config, variables = few(registry_config, bach, tmp_path)
+    folder = eva("predict", config, program=OURS, MODEL_NAME=f"timm/{MODEL}", **variables)
     stored = stored_classes(folder)
     ours = our_classes(stored, bach, own_features, MODEL, tmp_path)
     cosine = smallest_cosine(ours, np.stack(list(stored.values())))

@@ -135,7 +135,8 @@ def _convert(value: Any, wanted: Any, origin: str, name: str) -> Any:
         except ValueError:
             pass
     if (
-        isinstance(wanted, type)
+        kind is None
+        and isinstance(wanted, type)
         and isinstance(value, wanted)
         and not (wanted is int and isinstance(value, bool))
     ):

@@ -36,6 +36,7 @@ CHUNK = 64
 ENOUGH_PROGRAMS = 512
 """With fewer, about four a multiprocessor, some would idle; backward then shares a group's heads out."""
 
+MULTIPLIES_FLOAT64 = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 5)
 _TRITON_DTYPES = {
     torch.float16: tl.float16,
     torch.bfloat16: tl.bfloat16,
@@ -313,6 +314,11 @@ def _run(x: Tensor, launches: list[Launch]) -> None:
         raise RuntimeError(
             'the Triton kernels take float64 in the interpreter alone; choose the "cpu" implementation, which runs on '
             "any device"
+        )
+    if x.dtype == torch.float64 and not MULTIPLIES_FLOAT64:
+        raise RuntimeError(
+            f"Triton {triton.__version__} multiplies no float64 matrices, not even in the interpreter; take Triton 3.5 or "
+            'newer, or choose the "cpu" implementation, which runs on any device'
         )
     with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
         for launch in launches:
