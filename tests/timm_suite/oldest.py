@@ -20,7 +20,7 @@ def main() -> int:
         python = str(Path(folder) / "bin" / "python")
         install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*install, f"timm=={timm}", f"torch=={torch}.*", "-e", f"{ROOT}[test]"], check=True)
-        command = [python, "-m", "pytest", "-q", *TESTS, *sys.argv[1:]]
+        command = [python, "-m", "pytest", "-q", "-n", "auto", *TESTS, *sys.argv[1:]]
         return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
