@@ -156,6 +156,12 @@ def test_old_timm(monkeypatch, version, fatal):
     assert "pip install 'timm>=1.0.24'" in remedy.remedy
 
 
+def test_oldest_timm_is_old_enough(monkeypatch):
+    versions(monkeypatch, timm=findings.OLDEST_TIMM)
+    found = complaints(findings.find_remedies(installation.find_packages(), WORKING))
+    assert not any("older than" in text for text in found)
+
+
 def test_oldest_timm_is_the_one_that_is_required():
     (required,) = [one for one in importlib.metadata.requires("timm-mvhybrid") if one.startswith("timm>=")]
     assert required == f"timm>={findings.OLDEST_TIMM}"
@@ -223,7 +229,28 @@ def test_cuda_that_computes_something_else_fails():
     assert bad.detail == "differs from the CPU by 1.0e-01"
 
 
+def test_every_device_is_compared_with_the_cpu(monkeypatch):
+    monkeypatch.setattr(trials.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(trials.torch.cuda, "device_count", lambda: 2)
+    results = {"cpu": torch.ones(3), "cuda:0": torch.ones(3), "cuda:1": torch.full((3,), 2.0)}
+    for name in ("_selective_scan", "_ssd_scan"):
+        monkeypatch.setattr(trials, name, results.__getitem__)
+    monkeypatch.setattr(trials, "_forward", lambda name, autocast=False: results.__getitem__)
+    found = {(trial.device, trial.works) for trial in trials.try_devices()}
+    assert found == {("cpu", True), ("cuda:0", True), ("cuda:1", False)}
+
+
+def test_the_trials_draw_nothing_from_the_callers_generator():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    trials._try("model", trials._forward("test_vit12"), "cpu", None)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_weights_that_an_organisation_has(monkeypatch):
+    monkeypatch.setattr(models, "PUBLISHED_SETS", ("a-set",))
+    assert list(findings._of_weights()) == []
+    monkeypatch.setattr(models, "PUBLISHED_SETS", ())
     (none,) = [one for one in findings._of_weights()]
     assert "TIMM_MVHYBRID_ORGANIZATION" in none.remedy
     monkeypatch.setenv("TIMM_MVHYBRID_ORGANIZATION", "lab")
