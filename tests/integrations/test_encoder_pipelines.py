@@ -80,6 +80,22 @@ def test_transform_can_be_sent_to_worker_processes():
     assert torch.equal(pickle.loads(pickle.dumps(transform))(tile()), transform(tile()))
 
 
+def test_model_is_in_evaluation_mode():
+    assert not encoder.load_encoder(NAME, pretrained=False)[0].training
+
+
+def test_nothing_of_a_patch_is_cut_off():
+    # by its own configuration this model sees the middle 87.5 % of an image
+    model, transform = encoder.load_encoder(
+        "test_vit2", pretrained=False, pretrained_cfg_overlay={"crop_pct": 0.875}
+    )
+    side = model.default_cfg["input_size"][-1]
+    image = tile(side)
+    image.paste((255, 255, 255), (0, 0, side, 1))
+    mean, std = (torch.tensor(model.default_cfg[key]).view(3, 1) for key in ("mean", "std"))
+    torch.testing.assert_close(transform(image)[:, 0], ((1 - mean) / std).expand(3, side))
+
+
 @pytest.mark.parametrize("size", [100, 0, -16])
 def test_size_that_no_patch_fits(size):
     with pytest.raises(ValueError, match=f"image_size is {size} px; {NAME} takes multiples of 16 px"):

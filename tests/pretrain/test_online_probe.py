@@ -14,6 +14,7 @@ from PIL import Image
 from support.generated_patches import random_patches, write_hest
 from torch import nn
 
+from timm_mvhybrid.distributed import close_process_group
 from timm_mvhybrid.pretrain.errors import PretrainError
 from timm_mvhybrid.pretrain.expression_table import most_variable_genes, read_expression
 from timm_mvhybrid.pretrain.labelled_set import open_labelled_set
@@ -207,7 +208,7 @@ def run_rank(rank, world_size, folder, rendezvous, output):
     (folder.parent / f"{output}{rank}.json").write_text(
         json.dumps({"scores": scores, "features": embedded.tolist(), "calls": calls})
     )
-    dist.destroy_process_group()
+    close_process_group()
 
 
 @pytest.mark.distributed

@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from timm_mvhybrid.distributed import close_process_group
+
 ROW_COUNTS = ((5, 2), (0, 7), (0, 0))
 
 
@@ -49,4 +51,4 @@ def _work(rank, folder):
         found[regularizer] = value.detach()
         found[f"{regularizer} gradient"] = features.grad.unflatten(0, (2, 3))
     torch.save(found, Path(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+    close_process_group()

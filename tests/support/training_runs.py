@@ -8,6 +8,8 @@ import torch.distributed.checkpoint as dcp
 from support.exports import perturbed
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from timm_mvhybrid.distributed import close_process_group
+
 MODEL = "test_mvhybrid"
 TEACHER_SEED, STUDENT_SEED = 11, 12
 
@@ -37,7 +39,7 @@ def write_sharded(rank, world_size, folder, rendezvous):
     mesh = dist.device_mesh.init_device_mesh("cpu", (world_size,))
     state = training_state(lambda tensor: distribute_tensor(tensor, mesh, [Shard(0)]))
     dcp.save(state, checkpoint_id=folder)
-    dist.destroy_process_group()
+    close_process_group()
 
 
 def write_records(run):

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from ..distributed import close_process_group
+
 # the slowest rank may embed for days after the fastest is done
 _TIMEOUT = timedelta(days=14)
 
@@ -56,7 +58,7 @@ class Ranks:
     ) -> None:
         """Leaves them."""
         if self.world_size > 1 and dist.is_initialized():
-            dist.destroy_process_group()
+            close_process_group()
 
     @property
     def is_first(self) -> bool:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from ..distributed import close_process_group
 from .config import ParallelConfig
 from .errors import PretrainError
 
@@ -133,7 +134,7 @@ def join_world(config: ParallelConfig) -> Iterator[World]:
             checkpoint_group=dist.new_group(backend="gloo", timeout=_TIMEOUT),
         )
     finally:
-        dist.destroy_process_group()
+        close_process_group()
 
 
 def can_shard_on_cpu() -> bool:
