@@ -100,7 +100,7 @@ def run_tests(name, python, folder, options):
     }
     environment |= {"OMP_NUM_THREADS": "1", "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
     try:
-        subprocess.run(command, cwd=ROOT, env=environment, check=False, timeout=TEST_TIMEOUT_S)
+        subprocess.run(command, cwd=folder, env=environment, check=False, timeout=TEST_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         print(f"{name}: the tests took longer than {TEST_TIMEOUT_S} s")
     counts = dict(passed=0, failed=0, skipped=0)
