@@ -7,11 +7,11 @@
     extractor.run(["slide.svs"], patch_mode=False, patch_input_shape=(256, 256), save_dir="features",
                   input_resolutions=[{"units": "mpp", "resolution": 0.5}], output_type="zarr")
 
-Done by hand, two things go wrong without a word. ``TimmBackbone(name)`` runs a timm model that is not in the dictionary
-without the last of its children, as a plain sequence of the others: of a vision transformer that leaves all tokens in
-one long vector, without class token or position embedding. And a model without ``preproc_func`` is given raw values of
-0 to 255. `register` closes the first way, for it puts every backbone into the dictionary under its own timm name, so
-that the name means the whole model from then on; `backbone` does both.
+Done by hand, two things go wrong. ``TimmBackbone(name)`` runs a timm model that is not in the dictionary without the last
+of its children, as a plain sequence of the others: that is an error or, for timm's own vision transformers, without a
+word all tokens in one long vector, without class token or position embedding. And a model without ``preproc_func`` is
+given raw values of 0 to 255. `register` closes the first way, for it puts every backbone into the dictionary under its
+own timm name, so that the name means the whole model from then on; `backbone` does both.
 """
 
 from __future__ import annotations
