@@ -1,7 +1,7 @@
 # Every habit of the project is one word here; CI and the pre-commit hooks call the same words.
 PYTHON ?= python
 
-.PHONY: format lint types test bench bench-gpu bench-pretrain-gpu bench-install check timm-suite timm-oldest hub-olah pipelines pipelines-oldest
+.PHONY: format lint types test findings bench bench-gpu bench-pretrain-gpu bench-install check timm-suite timm-oldest hub-olah pipelines pipelines-oldest
 
 format:           ## rewrite the code in the house style
 	$(PYTHON) -m ruff format .
@@ -47,5 +47,8 @@ pipelines:        ## our models in other people's pipelines, an environment each
 
 pipelines-oldest: ## the same with the oldest timm that each pipeline takes
 	$(PYTHON) tests/pipelines/run.py --oldest-timm $(PIPELINES)
+
+findings:         ## surprises about outside software: does each still hold? FINDINGS="NAME ..." for some
+	PYTHON="$(PYTHON)" bash findings/run.sh $(FINDINGS)
 
 check: lint types test
