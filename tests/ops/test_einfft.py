@@ -7,7 +7,7 @@ from support.goldens import error_ratio, relative_error
 from timm_mvhybrid.layers import EinFFT
 from timm_mvhybrid.ops import spectral
 from timm_mvhybrid.ops.einfft import cpu, einfft
-from timm_mvhybrid.ops.einfft import einfft_plain as plain
+from timm_mvhybrid.ops.einfft import einfft_portable as plain
 
 LENGTHS = [1, 2, 3, 16, 17, 63, 197, 257]
 

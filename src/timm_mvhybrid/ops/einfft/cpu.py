@@ -80,7 +80,7 @@ def forward(
     """Computes EinFFT.
 
     Args:
-        x: As for :func:`.plain.einfft_plain`, as are all but the last.
+        x: As for :func:`.portable.einfft_portable`, as are all but the last.
         weight_1: As there.
         bias_1: As there.
         weight_2: As there.
