@@ -8,9 +8,10 @@ from ..precision import at_least_float32, autocast_disabled
 from ..spectral import MATRIX_LENGTH
 from ..transforms import wants_portable_form
 from . import operator as _operator  # noqa: F401  (registers the operators)
-from .plain import einfft_plain
+from .portable import einfft_portable
+from .reference import einfft_reference
 
-__all__ = ["MATRIX_LENGTH", "NUM_BLOCKS", "einfft", "einfft_plain"]
+__all__ = ["MATRIX_LENGTH", "NUM_BLOCKS", "einfft", "einfft_portable", "einfft_reference"]
 
 NUM_BLOCKS = 4
 """Blocks of channels; the transform over them is written out as a butterfly."""
@@ -69,4 +70,4 @@ def _einfft(
         # a trace must not depend on the mode that it was recorded in
         save = torch.is_grad_enabled() or torch.jit.is_tracing()
         return torch.ops.timm_mvhybrid.einfft(x, weight_1, bias_1, weight_2, bias_2, threshold, save)[0]
-    return einfft_plain(x, weight_1, bias_1, weight_2, bias_2, threshold)
+    return einfft_portable(x, weight_1, bias_1, weight_2, bias_2, threshold)

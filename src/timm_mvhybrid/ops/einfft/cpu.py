@@ -80,7 +80,7 @@ def forward(
     """Computes EinFFT.
 
     Args:
-        x: As for :func:`.plain.einfft_plain`, as are all but the last.
+        x: As for :func:`.portable.einfft_portable`, as are all but the last.
         weight_1: As there.
         bias_1: As there.
         weight_2: As there.
@@ -128,7 +128,14 @@ def forward(
 
 
 def backward(
-    grad: Tensor, saved: Tensor, passed: Tensor, x: Tensor, weight_1: Tensor, weight_2: Tensor
+    grad: Tensor,
+    saved: Tensor,
+    passed: Tensor,
+    x: Tensor,
+    weight_1: Tensor,
+    bias_1: Tensor,
+    weight_2: Tensor,
+    bias_2: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Differentiates :func:`forward`.
 
@@ -138,7 +145,9 @@ def backward(
         passed: What it kept of the shrinkage.
         x: As for forward; its shape alone is of interest.
         weight_1: As for forward.
+        bias_1: As for forward; no gradient depends on it.
         weight_2: As for forward.
+        bias_2: As for forward; no gradient depends on it.
 
     Returns:
         The gradients of x, weight_1, bias_1, weight_2 and bias_2.

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from ..transforms import wants_portable_form
 from . import operator as _operator  # noqa: F401  (registers the operators)
-from .plain import gated_norm_plain
+from .portable import gated_norm_portable
+from .reference import gated_norm_reference
 
-__all__ = ["gated_norm", "gated_norm_plain"]
+__all__ = ["gated_norm", "gated_norm_portable", "gated_norm_reference"]
 
 
 @register_notrace_function
@@ -32,7 +33,7 @@ def gated_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float, overwrite: bool
     if not torch.jit.is_scripting():
         # on other devices a compiler fuses the plain form better than an operator that it cannot see into
         if wants_portable_form() or y.device.type != "cpu":
-            return gated_norm_plain(y, z, weight, eps)
+            return gated_norm_portable(y, z, weight, eps)
     # a trace must not depend on the mode that it was recorded in
     differentiable = torch.is_grad_enabled() or torch.jit.is_tracing()
     if overwrite and not differentiable and y.is_contiguous():

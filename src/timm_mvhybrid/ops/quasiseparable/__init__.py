@@ -7,9 +7,10 @@ from torch import Tensor
 from ..implementation import requested_implementation
 from ..transforms import wants_portable_form
 from . import operator as _operator  # noqa: F401  (registers the operators)
-from .composed import quasiseparable_composed
+from .portable import quasiseparable_portable
+from .reference import quasiseparable_reference
 
-__all__ = ["quasiseparable", "quasiseparable_composed"]
+__all__ = ["quasiseparable", "quasiseparable_portable", "quasiseparable_reference"]
 
 
 @register_notrace_function
@@ -23,7 +24,7 @@ def quasiseparable(
 
         y_t = s_{t−1}(forward) + s_{t+1}(backward) + diagonal_t x_t
 
-    where scans are zero outside the sequence. Source: Hwang et al., "Hydra: Bidirectional State Space Models Through
+    where scans are zero outside the sequence; :func:`quasiseparable_reference` writes it out. Source: Hwang et al., "Hydra: Bidirectional State Space Models Through
     Generalized Matrix Mixers" (arXiv 2407.09941), section 4.
 
     Args:
@@ -45,7 +46,7 @@ def quasiseparable(
         requested = requested_implementation()
         # on other devices a compiler can fuse what stands around the two scans
         if wants_portable_form() or requested == "reference" or x.device.type != "cpu":
-            return quasiseparable_composed(x, dt, A, B, C, dt_bias, diagonal)
+            return quasiseparable_portable(x, dt, A, B, C, dt_bias, diagonal)
     return torch.ops.timm_mvhybrid.quasiseparable(x, dt, A, B, C, dt_bias, diagonal, save_states, requested)[
         0
     ]

@@ -1,28 +1,11 @@
-"""Hydra's quasiseparable matrix from two scans, for every implementation of the scan.
-
-Functional for autograd, compilers and exporters; and in forward and backward apart, for the registered operator.
-"""
+"""Hydra's quasiseparable matrix from two scans of any implementation, forward and backward, for the operator."""
 
 from types import ModuleType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..ssd import ssd_scan_heads
-
-
-def quasiseparable_composed(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, dt_bias: Tensor, diagonal: Tensor
-) -> Tensor:
-    """Multiplies tokens by the matrix; arguments and result as for :func:`.quasiseparable`."""
-    scanned = [
-        ssd_scan_heads(
-            x, dt[:, :, direction], A, B[:, :, direction], C[:, :, direction], dt_bias, direction == 1
-        )
-        for direction in range(2)
-    ]
-    return torch.addcmul(_later(scanned[0]) + _earlier(scanned[1]), x, diagonal.to(x.dtype).unsqueeze(-1))
+from .portable import earlier, later
 
 
 def forward(
@@ -67,7 +50,7 @@ def forward(
         )
         for direction in range(2)
     )
-    y = torch.addcmul(_later(y) + _earlier(y_b), x, diagonal.to(x.dtype).unsqueeze(-1))
+    y = torch.addcmul(later(y) + earlier(y_b), x, diagonal.to(x.dtype).unsqueeze(-1))
     return y, torch.stack([states, states_b])
 
 
@@ -100,7 +83,7 @@ def backward(
             direction == 1,
         )
         # the scans' outputs were shifted, so the gradient is shifted back
-        for direction, grad_scan in enumerate((_earlier(grad_y), _later(grad_y)))
+        for direction, grad_scan in enumerate((earlier(grad_y), later(grad_y)))
     ]
     (grad_x, grad_dt, grad_A, grad_B, grad_C, _, grad_bias), of_backward = grads
     grad_x_b, grad_dt_b, grad_A_b, grad_B_b, grad_C_b, _, grad_bias_b = of_backward
@@ -113,13 +96,3 @@ def backward(
         grad_bias + grad_bias_b,
         (grad_y * x).sum(-1).to(diagonal.dtype),
     )
-
-
-def _later(tokens: Tensor) -> Tensor:
-    """Moves every token one place towards the end, zero first."""
-    return F.pad(tokens[:, :-1], [0, 0, 0, 0, 1, 0])
-
-
-def _earlier(tokens: Tensor) -> Tensor:
-    """Moves every token one place towards the start, zero last."""
-    return F.pad(tokens[:, 1:], [0, 0, 0, 0, 0, 1])

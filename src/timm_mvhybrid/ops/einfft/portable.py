@@ -11,7 +11,7 @@ from torch import Tensor
 from ..spectral import inverse_token_dft, token_dft
 
 
-def einfft_plain(
+def einfft_portable(
     x: Tensor, weight_1: Tensor, bias_1: Tensor, weight_2: Tensor, bias_2: Tensor, threshold: float
 ) -> Tensor:
     """Computes EinFFT; arguments as for :func:`.einfft`, in one dtype, float32 or float64, as is the result."""

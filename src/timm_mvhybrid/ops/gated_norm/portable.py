@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def gated_norm_plain(y: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
+def gated_norm_portable(y: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Computes the gated norm; arguments and result as for :func:`.gated_norm`, in the dtype of ``weight``."""
     normed = F.rms_norm(y.to(weight.dtype), weight.shape, weight, eps)
     return (normed * F.silu(z)).to(y.dtype)
