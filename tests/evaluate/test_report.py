@@ -86,7 +86,7 @@ def test_comparison_puts_models_beside_the_paper_s_numbers(tmp_path):
         True,
         *[False] * 2,
     ]
-    assert page.count('class="stroke-2 series"') == 4
+    assert page.count('class="colour-2 series"') == 4
     assert "not directly comparable" not in page
 
 

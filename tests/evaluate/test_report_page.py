@@ -1,5 +1,7 @@
 """The report's page in a browser: no console message, every plot drawn, sorting, themes and the choice of maps."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,12 +20,51 @@ PLOTS = {
 }
 
 
+# texts that are not turned: boxes of their letters that meet, or leave the picture by more than 2 px
+OVERLAPS = """
+const result = { texts: 0, overlaps: [], outside: [] };
+for (const svg of document.querySelectorAll("figure svg")) {
+  const frame = svg.getBoundingClientRect();
+  const texts = [...svg.querySelectorAll("text")].filter((text) => !text.hasAttribute("transform"));
+  const boxes = texts.map((text) => [text.textContent, text.getBoundingClientRect()]);
+  result.texts += boxes.length;
+  boxes.forEach(([name, box], index) => {
+    if (box.left < frame.left - 2 || box.right > frame.right + 2 || box.top < frame.top - 2 || box.bottom > frame.bottom + 2)
+      result.outside.push(name);
+    for (const [other, its] of boxes.slice(index + 1)) {
+      // letters fill about the middle two thirds of a line's height
+      const across = Math.min(box.right, its.right) - Math.max(box.left, its.left);
+      const down = Math.min(box.bottom, its.bottom) - Math.max(box.top, its.top);
+      if (across > 0 && down > box.height / 3) result.overlaps.push(`${name} | ${other}`);
+    }
+  });
+}
+"""
+
+
 @pytest.mark.parametrize("make", results.ALL_TASKS, ids=lambda make: make.__name__)
 def test_every_plot_is_drawn_and_the_console_is_silent(tmp_path, make):
     page = write_report(make(), tmp_path / "report")
     figures, console = chromium.probe(page, tmp_path / "profile", chromium.MEASURE)
     assert console == []
     chromium.assert_drawn(figures, PLOTS[make.__name__])
+
+
+def test_texts_keep_apart_and_within_their_picture(tmp_path):
+    names = ("mvhybrid_small_patch16_256", "hf-hub:organisation/some_model_of_a_long_name", "c", "WWWWWWWWWW")
+    result = results.expression(names + tuple(f"model_{index}" for index in range(8)), num_genes=12)
+    # all end at almost the same value, where their labels would stand on each other
+    drops = tuple(
+        dataclasses.replace(one, loso=0.2 + 0.001 * index) for index, one in enumerate(result.drops)
+    )
+    found = []
+    for made in (dataclasses.replace(result, drops=drops), results.classification(), results.survival()):
+        page = write_report(made, tmp_path / made.task)
+        shown, console = chromium.probe(page, tmp_path / "profile", OVERLAPS)
+        assert console == []
+        assert shown["texts"] > 10
+        found += shown["overlaps"] + shown["outside"]
+    assert found == []
 
 
 def test_a_script_that_fails_is_noticed(tmp_path):

@@ -1,13 +1,11 @@
 """Results as tables: the paper's shape, what is best, what is missing, and three formats."""
 
 import dataclasses
-import itertools
 import math
 
 import pytest
 from support import results
 
-from timm_mvhybrid.evaluate.report.svg import Scale, apart, fitted
 from timm_mvhybrid.evaluate.report.table import (
     Cell,
     Table,
@@ -138,22 +136,3 @@ def test_html_escapes_and_keeps_the_values_to_sort_by():
 def test_a_row_of_the_wrong_length_is_refused():
     with pytest.raises(ValueError, match="table t: 1 cells for 2 columns"):
         Table(name="t", caption="", columns=("a", "b"), rows=((text_cell("x"),),))
-
-
-def test_scales_place_values_and_choose_round_ticks():
-    scale = Scale(low=0, high=0.9, start=100, stop=10)
-    assert scale(0.45) == 55
-    assert scale.ticks(5) == [0, 0.2, 0.4, 0.6, 0.8]
-    assert fitted([math.nan], 0, 1)(0.5) == pytest.approx(0.5)
-    same = fitted([2.0, 2.0], 0, 1)
-    assert same.low < 2 < same.high
-    assert fitted([0.2, 0.4], 0, 1, zero=True).low == 0
-
-
-def test_labels_are_moved_apart():
-    moved = apart([10, 11, 50, 12], 5)
-    ordered = sorted(moved)
-    assert min(b - a for a, b in itertools.pairwise(ordered)) >= 5
-    assert [sorted(moved).index(value) for value in moved] == [0, 1, 3, 2]
-    assert sum(moved) == pytest.approx(83)
-    assert apart([], 5) == []

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from ..results import ExpressionResult
+import numpy as np
+
+from ..extras import require
+from ..results import ExpressionDrop, ExpressionResult
+from .bars import Bar, BarSeries, grouped_bars
+from .drawing import Drawing, chart_style, colour, marker, signed
 from .expression_tables import gene_means
 from .metrics import EXPRESSION_METRICS, metric, protocol_label
-from .svg import (
-    NUM_COLOURS,
-    apart,
-    drawing,
-    element,
-    fitted,
-    label,
-    legend,
-    marker,
-    tooltip,
-    vertical_axis,
-)
 
-_PANEL_WIDTH, _PANEL_HEIGHT = 330, 270
+_LABEL_PX = 15
+"""Least distance of two labels."""
+_PANEL_WIDTH, _PANEL_PITCH = 250, 470
+_RANDOM_PX, _LOSO_PX = 40, 225
 
 
+@chart_style()
 def slope_chart(result: ExpressionResult) -> str | None:
     """Draws what each model loses from random folds to left-out studies, one panel for each metric.
 
@@ -35,67 +33,79 @@ def slope_chart(result: ExpressionResult) -> str | None:
     """
     if not result.drops:
         return None
-    models = [model.label for model in result.models]
-    parts: list[str] = []
+    models = {model.label: index for index, model in enumerate(result.models)}
+    shown = ", ".join(metric(name).label for name in EXPRESSION_METRICS)
+    drawing = Drawing(f"Random folds against left-out studies for {shown}")
+    height = max(200, _LABEL_PX * (len(models) + 1))
     for index, name in enumerate(EXPRESSION_METRICS):
-        left, top = (index % 2) * (_PANEL_WIDTH + 20), (index // 2) * (_PANEL_HEIGHT + 12) + 28
-        parts += _slope_panel(result, name, models, left, top)
-    parts += legend(models, 8, 16)
-    rows = math.ceil(len(EXPRESSION_METRICS) / 2)
-    return drawing(
-        2 * _PANEL_WIDTH + 20,
-        rows * (_PANEL_HEIGHT + 12) + 28,
-        parts,
-        "Random folds against left-out studies for "
-        + ", ".join(metric(name).label for name in EXPRESSION_METRICS),
-    )
-
-
-def _slope_panel(
-    result: ExpressionResult, name: str, models: Sequence[str], left: float, top: float
-) -> list[str]:
-    drops = {drop.model: drop for drop in result.drops if drop.metric == name}
-    values = [value for drop in drops.values() for value in (drop.random, drop.loso)]
-    scale = fitted(values, top + _PANEL_HEIGHT - 34, top + 34)
-    random_x, loso_x, end = left + 70, left + _PANEL_WIDTH - 108, left + _PANEL_WIDTH
-    arrow = "higher is better" if metric(name).higher else "lower is better"
-    parts = [
-        element(
-            "text",
-            f"{metric(name).label} <tspan class='tick'>{arrow}</tspan>",
-            x=left + 8,
-            y=top + 16,
-            class_="heading",
+        left, top = (index % 2) * _PANEL_PITCH, (index // 2) * (height + 76)
+        axes = drawing.panel(left, top, _PANEL_WIDTH, height)
+        _slopes(drawing, axes, {drop.model: drop for drop in result.drops if drop.metric == name}, models)
+        heading = axes.annotate(
+            metric(name).label, (0, 1), (-36, 16), "axes fraction", "offset pixels", fontweight="bold"
         )
-    ]
-    parts += vertical_axis(scale, left + 48, loso_x + 12, 4)
-    for x, text in ((random_x, "random"), (loso_x, "LOSO")):
-        parts.append(label(x, top + _PANEL_HEIGHT - 14, text, text_anchor="middle", class_="tick"))
+        drawing.text(heading, "heading")
+        arrow = "higher is better" if metric(name).higher else "lower is better"
+        drawing.text(axes.annotate(arrow, (1, 0), (8, 0), heading, "offset pixels", va="bottom"), "tick")
+    drawing.legend(models, -36, -46)
+    return drawing.svg()
+
+
+def _slopes(
+    drawing: Drawing, axes: Any, drops: Mapping[str, ExpressionDrop], models: Mapping[str, int]
+) -> None:
+    values = [
+        value for drop in drops.values() for value in (drop.random, drop.loso) if math.isfinite(value)
+    ] or [0.0, 1.0]
+    room = 0.06 * (max(values) - min(values)) or 0.5 * abs(values[0]) or 0.5
+    axes.set(xlim=(0, _PANEL_WIDTH), ylim=(min(values) - room, max(values) + room))
+    drawing.numbers(axes.yaxis, 4)
+    drawing.ticks(axes.xaxis, [_RANDOM_PX, _LOSO_PX], ["random", "LOSO"])
     shown = [model for model in models if model in drops and math.isfinite(drops[model].loso)]
-    heights = apart([scale(drops[model].loso) for model in shown], 15)
+    to_px = axes.transData
+    heights = apart([to_px.transform((0, drops[model].loso))[1] for model in shown], _LABEL_PX)
     for model, height in zip(shown, heights, strict=True):
-        drop, series = drops[model], models.index(model)
-        first, second = scale(drop.random), scale(drop.loso)
-        percent = "drop undefined" if drop.percent is None else f"drop {drop.percent:.1f} %".replace("-", "−")
-        note = tooltip(f"{model}: {drop.random:.3f} random, {drop.loso:.3f} LOSO, {percent}")
+        drop, series = drops[model], models[model]
+        percent = "drop undefined" if drop.percent is None else f"drop {drop.percent:.1f} %"
+        note = signed(f"{model}: {drop.random:.3f} random, {drop.loso:.3f} LOSO, {percent}")
+        ends = [(_RANDOM_PX, drop.random), (_LOSO_PX, drop.loso)]
         if math.isfinite(drop.random):
-            line = element(
-                "line",
-                note,
-                x1=random_x,
-                y1=first,
-                x2=loso_x,
-                y2=second,
-                class_=f"stroke-{series % NUM_COLOURS} series",
-            )
-            parts += [line, marker(random_x, first, series, note)]
-        parts.append(marker(loso_x, second, series, note))
-        text = f"{drop.loso:.3f}" if drop.percent is None else f"{drop.loso:.3f}  ({drop.percent:.0f} %)"
-        if end > loso_x:
-            parts.append(label(loso_x + 14, height + 4, text.replace("-", "−"), class_="name"))
-    return parts
+            drawing.mark(axes.plot(*zip(*ends, strict=True))[0], f"{colour(series)} series", note)
+        else:
+            del ends[0]
+        points = axes.plot(*zip(*ends, strict=True), **marker(series), zorder=3)[0]
+        drawing.mark(points, f"{colour(series)} marker", note)
+        beside = to_px.inverted().transform((0, height))[1]
+        x = [_LOSO_PX + 8, _PANEL_WIDTH]
+        drawing.mark(axes.plot(x, [drop.loso, beside], linewidth=1)[0], f"{colour(series)} series leader")
+        text = f"{drop.loso:.3f}" if drop.percent is None else f"{drop.loso:.3f} ({drop.percent:.0f} %)"
+        drawing.text(axes.text(_PANEL_WIDTH + 4, beside, signed(text), va="center_baseline"))
 
 
+def apart(positions: Sequence[float], distance: float) -> list[float]:
+    """Moves labels so that they do not overlap, each as little as possible.
+
+    With the labels in order, moved_i − i · distance must not fall, and the sum of squared moves is to be least: an
+    isotonic regression of positions_i − i · distance.
+
+    Args:
+        positions: Where they should be.
+        distance: Least distance of neighbours.
+
+    Returns:
+        Where they fit, in the same order, their mean kept.
+    """
+    if not positions:
+        return []
+    wanted = np.asarray(positions, dtype=float)
+    order = np.argsort(wanted, kind="stable")
+    room = distance * np.arange(len(wanted))
+    moved = np.empty_like(wanted)
+    moved[order] = require("sklearn.isotonic").isotonic_regression(wanted[order] - room) + room
+    return moved.tolist()
+
+
+@chart_style()
 def gene_bars(result: ExpressionResult, protocol: str) -> str | None:
     """Draws each gene's correlation, models side by side, sorted by the first model.
 
@@ -111,71 +121,47 @@ def gene_bars(result: ExpressionResult, protocol: str) -> str | None:
     genes = list(dict.fromkeys(gene for found in means for gene in found))
     if not genes:
         return None
-    missing = (math.nan, math.nan, 0)
 
     def rank(gene: str) -> float:
-        value = means[0].get(gene, missing)[0]
+        value = means[0][gene][0] if gene in means[0] else math.nan
         return -value if math.isfinite(value) else math.inf
 
-    genes.sort(key=rank)
-    models = [model.label for model in result.models]
-    bar = 6 if len(group) > 1 else 9
-    pitch = bar * len(group) + 5
-    longest = max(len(gene) for gene in genes)
-    left, top, plot_height, bottom = 48, 30, 210, 20 + 6 * longest
-    ends = [
-        value + side * spread
-        for found in means
-        for value, spread, _ in found.values()
-        if math.isfinite(value)
-        for side in (-1, 1)
-    ]
-    scale = fitted(ends, top + plot_height, top, zero=True)
-    width = max(left + pitch * len(genes) + 16, 360)
-    parts = [*legend([scores.model for scores in group], left, 16), *vertical_axis(scale, left, width - 8)]
-    for place, gene in enumerate(genes):
-        x = left + 4 + place * pitch
-        for number, (scores, found) in enumerate(zip(group, means, strict=True)):
-            value, spread, count = found.get(gene, missing)
-            if not math.isfinite(value):
-                continue
-            series = models.index(scores.model) if scores.model in models else number
-            note = tooltip(f"{gene}, {scores.model}: {value:.3f} ± {spread:.3f} over {count} folds")
-            base, tip = scale(0), scale(value)
-            parts.append(
-                element(
-                    "rect",
-                    note,
-                    x=x + number * bar,
-                    y=min(base, tip),
-                    width=bar - 1,
-                    height=max(abs(tip - base), 0.5),
-                    class_=f"fill-{series % NUM_COLOURS} bar",
+    # a model keeps its colour where others were not evaluated under this protocol
+    names = dict.fromkeys([*(model.label for model in result.models), *(scores.model for scores in group)])
+    colours = {name: index for index, name in enumerate(names)}
+    series = [
+        BarSeries(
+            name=scores.model,
+            colour=colours[scores.model],
+            bars={
+                gene: Bar(
+                    value=value,
+                    spread=spread,  # a gene of one fold has no deviation to show
+                    note=f"{gene}, {scores.model}: {value:.3f} ± {spread:.3f} over {count} folds",
                 )
-            )
-            if spread == 0:  # a gene of one fold has no deviation to show
-                continue
-            middle = x + number * bar + (bar - 1) / 2
-            parts.append(
-                element(
-                    "line",
-                    x1=middle,
-                    x2=middle,
-                    y1=scale(value - spread),
-                    y2=scale(value + spread),
-                    class_="whisker",
-                )
-            )
-        centre = x + bar * len(group) / 2 + 3
-        parts.append(
-            label(
-                centre,
-                top + plot_height + 8,
-                gene,
-                text_anchor="end",
-                transform=f"rotate(-90 {centre:.2f} {top + plot_height + 8:.2f})",
-                class_="gene",
-            )
+                for gene, (value, spread, count) in found.items()
+            },
         )
-    title = f"PCC of every gene, {protocol_label(protocol)} folds"
-    return drawing(width, top + plot_height + bottom, parts, title, fixed=True)
+        for scores, found in zip(group, means, strict=True)
+    ]
+    return grouped_bars(
+        f"PCC of every gene, {protocol_label(protocol)} folds",
+        sorted(genes, key=rank),
+        series,
+        limits=_limits([bar for one in series for bar in one.bars.values()]),
+        bar_px=6 if len(group) > 1 else 9,
+        gap_px=5,
+        classes="gene",
+        rotation=90,
+        ha="right",
+        va="center",
+    )
+
+
+def _limits(bars: Sequence[Bar]) -> tuple[float, float]:
+    """Finds an axis that holds 0, all bars and whiskers, and a little room where there are any."""
+    ends = [bar.value + side * bar.spread for bar in bars if math.isfinite(bar.value) for side in (-1, 1)]
+    low, high = min(ends, default=0.0), max(ends, default=1.0)
+    low, high = min(low, 0.0), max(high, 0.0)
+    room = 0.06 * (high - low) or 0.5
+    return low - room if low < 0 else 0.0, high + room if high > 0 or low == 0 else 0.0

@@ -19,7 +19,8 @@ from ..results import (
 from .expression_charts import gene_bars, slope_chart
 from .maps import maps_section
 from .metrics import protocol_label
-from .other_charts import confusion_matrix, retrieval_bars, roc_curves, survival_curves
+from .patch_charts import confusion_matrix, retrieval_bars
+from .slide_charts import roc_curves, survival_curves
 from .table import Table, to_html
 
 _TITLES = {

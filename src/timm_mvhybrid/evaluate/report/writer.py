@@ -8,6 +8,7 @@ from pathlib import Path
 from ..errors import EvaluationError
 from ..results import Result
 from ..results.json_codec import write_text
+from .drawing import require_matplotlib
 from .page import result_page, result_warnings
 from .table import Table, to_latex, to_markdown
 from .tables import result_tables
@@ -26,8 +27,9 @@ def check_report_folder(folder: str | Path, *, overwrite: bool) -> Path:
         The folder.
 
     Raises:
-        EvaluationError: If it cannot be made, or holds a report that may not be replaced.
+        EvaluationError: If it cannot be made, or holds a report that may not be replaced, or matplotlib is missing.
     """
+    require_matplotlib()
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
