@@ -327,6 +327,8 @@ class MonitorConfig:
     """Whether a collapse stops the run instead of being reported."""
     probe: Path | None = None
     """Labelled patches for an online probe: a folder per class, or a CSV (see the README)."""
+    probe_counts_layer: str | None = None
+    """Where each h5ad of the probe keeps its raw counts: a layer, or raw; X by default."""
     probe_every_steps: int = 1000
     """Steps between two probes."""
     probe_batch_size: int = 64

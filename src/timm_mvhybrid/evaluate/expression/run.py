@@ -36,6 +36,7 @@ class ExpressionOptions:
     Args:
         task: Name of one of several tasks in the folder.
         studies: CSV with sample_id, study and, if known, patient.
+        counts_layer: The layer of each h5ad that holds the counts, or `raw`; None takes X.
         protocols: `csv`, `random`, `loso`, `patient`; none takes all that the data allow.
         panel: `hvg`, `mean`, `hmhvg`, `task` for the task's own var_<k>genes.json, or another such file.
         num_genes: Genes to select.
@@ -47,6 +48,7 @@ class ExpressionOptions:
 
     task: str | None = None
     studies: Path | None = None
+    counts_layer: str | None = None
     protocols: tuple[str, ...] = ()
     panel: PanelMethod | Literal["task"] | Path = "hvg"
     num_genes: int = 50
@@ -142,7 +144,7 @@ class _Inputs:
 
 
 def _read(task: HestTask, options: ExpressionOptions) -> _Inputs:
-    samples = [read_sample(task, name) for name in task.samples]
+    samples = [read_sample(task, name, options.counts_layer) for name in task.samples]
     panel, panel_name, panel_file = _panel(task, options)
     if panel.method is None:
         check_panel(panel.genes, samples, panel_name)
