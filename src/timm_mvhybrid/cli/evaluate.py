@@ -179,7 +179,7 @@ class Survival(OutputOptions):
     bags: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR...")]
     """Folders of <slide_id>.h5, one for each model, as for slides."""
     follow_up: Annotated[Path, arg(metavar="FILE.csv")]
-    """Columns slide_id, patient (or case_id), time and event (1 observed, 0 censored)."""
+    """Columns slide_id, patient (or case_id), time and event (1 or true: observed, 0 or false: censored)."""
     time_unit: Annotated[str, arg(metavar="NAME")] = ""
     """Unit of the times, for the report."""
     num_folds: Annotated[int, arg(metavar="N")] = 5

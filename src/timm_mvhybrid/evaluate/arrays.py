@@ -78,7 +78,8 @@ def labels_vector(name: str, values: ArrayLike, num_rows: int | None = None) -> 
         The labels, (N,).
 
     Raises:
-        EvaluationError: If it is no vector of that length, or a label is NaN.
+        EvaluationError: If it is not a vector of that length, a label is missing (None, NaN, pandas' NA), or some are
+            numbers and others strings.
     """
     labels = np.asarray(values)
     if labels.ndim == 2 and labels.shape[1] == 1:
@@ -86,6 +87,61 @@ def labels_vector(name: str, values: ArrayLike, num_rows: int | None = None) -> 
     if labels.ndim != 1 or (num_rows is not None and len(labels) != num_rows):
         wanted = "one label for each row" if num_rows is None else f"{num_rows} labels"
         raise EvaluationError(f"{name}: must be {wanted}, not an array of shape {labels.shape}")
-    if labels.dtype.kind == "f" and np.isnan(labels).any():
-        raise EvaluationError(f"{name}: label {int(np.isnan(labels).argmax())} is NaN")
+    if labels.dtype.kind == "f":
+        missing = np.isnan(labels)
+    elif labels.dtype.kind == "O" or not isinstance(values, np.ndarray):
+        # a list of strings and NaN becomes an array of strings, one of which is 'nan'
+        given = labels if labels.dtype.kind == "O" else np.asarray(values, dtype=object).reshape(-1)
+        missing = np.array([_is_missing(label) for label in given], dtype=bool)
+    else:
+        return labels
+    if missing.any():
+        raise EvaluationError(f"{name}: label {int(missing.argmax())} is missing or NaN; leave its row out")
+    if labels.dtype.kind == "O" and len({isinstance(label, str) for label in labels}) > 1:
+        raise EvaluationError(f"{name}: some labels are strings and others are not; give one kind")
     return labels
+
+
+def binary_vector(
+    name: str, values: ArrayLike, num_rows: int | None = None, *, one: str, zero: str
+) -> NDArray[np.bool_]:
+    """Checks a vector of yes and no; other codings are refused, for most of them would be taken as yes throughout.
+
+    Args:
+        name: The argument's name, for messages.
+        values: Booleans, or numbers that are 0 or 1.
+        num_rows: Length it must have; None takes any.
+        one: What 1 means, for messages.
+        zero: What 0 means, for messages.
+
+    Returns:
+        (N,) bool.
+
+    Raises:
+        EvaluationError: If it is not a vector of that length or a value is neither: 1 and 2, -1, text, NaN.
+    """
+    vector = labels_vector(name, values, num_rows)
+    if vector.dtype.kind == "O":
+        known = np.array([_is_binary(value) for value in vector], dtype=bool)
+    else:
+        known = (vector == 0) | (vector == 1) if vector.dtype.kind in "biuf" else np.zeros(len(vector), bool)
+    if not known.all():
+        row = int(known.argmin())
+        raise EvaluationError(
+            f"{name}: row {row} is {vector.tolist()[row]!r}, which is neither 1 ({one}) nor 0 ({zero}); give booleans: "
+            f"compare with the code that means {one}, and leave out rows where it is unknown"
+        )
+    return vector.astype(bool)
+
+
+def _is_missing(value: Any) -> bool:
+    # pandas' own markers by name, for they compare to nothing and pandas may not be there
+    return (
+        value is None
+        or type(value).__name__ in ("NAType", "NaTType")
+        or (isinstance(value, float | np.floating) and bool(np.isnan(value)))
+    )
+
+
+def _is_binary(value: Any) -> bool:
+    return isinstance(value, bool | np.bool_ | int | float | np.number) and value in (0, 1)

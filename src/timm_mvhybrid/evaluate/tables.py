@@ -10,6 +10,8 @@ from pathlib import Path
 from ..data import DataError
 from ..data.names import unique_positions
 
+# what pandas writes for a missing value that became a text
+_MISSING = ("", "nan", "<na>")
 SPLIT_COLUMNS = ("sample_id", "patches_path", "expr_path")
 
 
@@ -24,7 +26,7 @@ def read_csv(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         One dictionary for each row, values stripped.
 
     Raises:
-        DataError: If the file cannot be read, lacks a column, or a value of these columns is empty.
+        DataError: If the file cannot be read, lacks a column, or a value of these columns is empty or NaN.
     """
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
@@ -38,7 +40,7 @@ def read_csv(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         for column in columns:
             if column not in row:
                 raise DataError(f"{file}: lacks the column '{column}'; it has {', '.join(row)}")
-            if not row[column]:
+            if row[column].lower() in _MISSING:
                 raise DataError(f"{file}: line {number} has no '{column}'")
     return rows
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from ..arrays import finite_matrix, labels_vector
+from ..arrays import binary_vector, finite_matrix
 from ..errors import EvaluationError
 
 
@@ -88,7 +88,7 @@ def attention_mil(
 
     Args:
         bags_train: Embeddings of each training slide, (patches, D).
-        y_train: Whether each is positive, (slides,) bool.
+        y_train: Whether each is positive, (slides,) bool or 0 and 1.
         bags_test: Embeddings of the slides to score.
         options: Training.
 
@@ -96,14 +96,15 @@ def attention_mil(
         Probability of the positive label for each test slide, float64.
 
     Raises:
-        EvaluationError: If shapes do not fit, values are not finite, or all training slides have the same label.
+        EvaluationError: If shapes do not fit, values are not finite, labels are coded otherwise, or all training slides have the
+            same label.
     """
     options = options or AttentionOptions()
     train, test = (
         [finite_matrix(f"{name}[{index}]", bag, np.float32) for index, bag in enumerate(bags)]
         for name, bags in (("bags_train", bags_train), ("bags_test", bags_test))
     )
-    positive = labels_vector("y_train", y_train, len(train)).astype(bool)
+    positive = binary_vector("y_train", y_train, len(train), one="positive", zero="negative")
     if positive.all() or not positive.any():
         raise EvaluationError(f"all {len(train)} training slides have the same label; both are needed")
     patches = np.concatenate(train)
