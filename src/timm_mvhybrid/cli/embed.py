@@ -74,6 +74,7 @@ class Embed:
             RunDisplay,
             RunLog,
             check_output,
+            choose_device,
             embed,
             load_backbone,
             num_available_workers,
@@ -86,6 +87,7 @@ class Embed:
             min_tissue=self.min_tissue,
             slide_resolution_um_per_px=self.slide_resolution,
         )
+        choose_device(self.device)
         check_output(self.output, overwrite=self.overwrite, source=self.input)
         log = RunLog(self.log, self.log_every)
         log.write("start", version=__version__, options=dataclasses.asdict(self))

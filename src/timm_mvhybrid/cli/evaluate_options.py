@@ -149,8 +149,11 @@ class ModelOptions(OutputOptions):
 
     def embedding(self) -> EmbeddingOptions:
         """Collects how patches are embedded."""
-        from ..evaluate import EmbeddingOptions, num_available_workers
+        from ..evaluate import EmbeddingOptions, choose_device, num_available_workers
+        from ..evaluate.shards import Ranks
 
+        # before models are built, and also where all embeddings are in the cache
+        choose_device(Ranks.from_environment().device(self.device))
         return EmbeddingOptions(
             cache=self.cache,
             batch_size=self.batch_size,

@@ -17,6 +17,7 @@ from ..embedding_cache import EmbeddingOptions, embed_sources
 from ..embeddings import BatchReport
 from ..errors import EvaluationError
 from ..hest_layout import HestSample, HestTask, open_task, read_sample
+from ..model_input import choose_device
 from ..model_labels import unique_labels
 from ..provenance import collect_provenance, hash_files
 from ..results import ExpressionResult, ModelRecord
@@ -91,6 +92,7 @@ def evaluate_expression(
         raise EvaluationError("no model to evaluate; name one with --model")
     task = open_task(root, options.task)
     with Ranks.from_environment() as ranks:
+        choose_device(ranks.device(options.embedding.device))
         sources = {name: PatchH5Source(task.files[name][0]) for name in task.samples}
         digests = {name: file_sha256(task.files[name][0]) for name in task.samples}
         records, matrices = _given(task, sources, embeddings or {})
