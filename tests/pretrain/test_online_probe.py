@@ -345,6 +345,23 @@ def test_correlation_tells_features_that_predict_from_noise():
 
 
 @needs_sklearn
+def test_correlation_does_not_see_a_shift_of_the_expression():
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(2000, 8)).astype(np.float32)
+    expression = features @ generator.normal(size=(8, 3)) + 4 * generator.normal(size=(2000, 3))
+    # to be exact in float32 with and without the shift
+    expression = (np.round(expression * 256) / 256).astype(np.float32)
+    groups = np.repeat(np.arange(4), 500)
+    found, shifted = (
+        expression_correlation(features, expression + shift, groups)["pearson"]
+        for shift in (np.float32(0), np.float32(16_384))
+    )
+    assert found > 0.3
+    # sums of 1,500 spots in float64, of values up to 16,384 where the deviation is 5
+    assert abs(shifted - found) < 1500 * 2**-53 * 16_384
+
+
+@needs_sklearn
 def test_a_single_slide_is_held_out_in_stripes():
     generator = np.random.default_rng(0)
     coords = np.stack([np.arange(80) * 10, generator.integers(0, 50, 80)], axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,29 @@ def check_rows(**arrays: Any) -> int:
             "different numbers of rows: " + ", ".join(f"{name} {length}" for name, length in lengths.items())
         )
     return next(iter(lengths.values()))
+
+
+def distinct_rows(
+    matrix: NDArray[Any],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Finds rows that are equal, number by number.
+
+    The order of the distinct rows follows from their content alone, so two matrices of the same rows in another order,
+    or with all rows repeated, give the same distinct rows in the same order. What is computed from these is the same
+    too, to the last bit, while products and sums over the matrix itself round differently at each place and length.
+
+    Args:
+        matrix: (rows, columns).
+
+    Returns:
+        A row of `matrix` for each distinct one, (distinct,); the distinct row of each row, (rows,); and how often each
+        occurs, (distinct,).
+    """
+    # -0 and 0 are equal and differ in their bytes
+    rows = np.ascontiguousarray(matrix + matrix.dtype.type(0))
+    digests = np.frombuffer(b"".join(hashlib.sha256(row).digest() for row in rows), dtype="V32")
+    _, first, inverse, counts = np.unique(digests, return_index=True, return_inverse=True, return_counts=True)
+    return first, inverse.ravel(), counts
 
 
 def labels_vector(name: str, values: ArrayLike, num_rows: int | None = None) -> NDArray[Any]:
