@@ -28,11 +28,11 @@ def test_highly_expressed_variable_genes_are_those_of_stems_code(slides):
 def test_sparse_counts_give_the_same_panels(slides):
     counts, names = slides
     for method in ("hvg", "mean", "hmhvg"):
-        dense, sparse = (
+        dense, compressed = (
             select_genes(some, names, method, k=20, n_top_per_slide=80)
             for some in (counts, [sparse.csr_matrix(c) for c in counts])
         )
-        assert dense == sparse
+        assert dense == compressed
 
 
 def test_a_gene_missing_in_one_slide_is_never_chosen(slides):

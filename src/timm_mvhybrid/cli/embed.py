@@ -58,7 +58,7 @@ class Embed:
     batch_size: Annotated[int, arg(metavar="N")] = 64
     """Patches per batch."""
     num_workers: Annotated[Literal["auto"] | int, arg(metavar="auto|N")] = "auto"
-    """Processes that read patches; 0 reads in the main process, auto takes one per core, at most 8."""
+    """Processes that read patches, at most one a core; 0 reads in the main process, auto takes one a core up to 8."""
     skip_corrupt: bool = False
     """Leave unreadable patches out, and report them, instead of stopping."""
     log: Annotated[Path | None, arg(metavar="FILE.jsonl")] = None

@@ -116,7 +116,7 @@ class ModelOptions(OutputOptions):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Autocast type; embeddings are stored as float32."""
     num_workers: Annotated[Literal["auto"] | int, arg(metavar="auto|N")] = "auto"
-    """Processes that read patches; 0 reads in the main process."""
+    """Processes that read patches, at most one a core; 0 reads in the main process."""
     input_size: Annotated[Literal["auto"] | int, arg(metavar="auto|PX")] = "auto"
     """Side in px at which patches enter the model."""
     global_pool: Literal["model", "token", "avg", "max", "token+avg"] = "model"

@@ -243,7 +243,7 @@ class DataConfig:
     sources: tuple[str, ...]
     """Manifests, folders of images, patch h5, coordinate h5, slides or tars (shard-{000..009}.tar)."""
     num_workers: int = 4
-    """Processes of each rank that read and crop; 0 reads in the main process."""
+    """Processes of each rank that read and crop, at most one a core; 0 reads in the main process."""
     max_corrupt: int = 0
     """Unreadable patches that are counted, reported and replaced before the run stops."""
     name: str | None = None
