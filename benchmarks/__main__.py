@@ -244,11 +244,11 @@ def _measure(command: Benchmark) -> int:
 
 def _device_problem(command: Gpu | Pretrain) -> str | None:
     """Says why the GPU benchmark cannot start."""
-    import torch
+    from timm_mvhybrid.models.device import DeviceError, find_device
 
     try:
-        device = torch.device(command.device)
-    except RuntimeError as error:
+        device = find_device(command.device)
+    except DeviceError as error:
         return f"--device {command.device}: {error}"
     if device.type == "cpu":
         return (
@@ -258,8 +258,6 @@ def _device_problem(command: Gpu | Pretrain) -> str | None:
         )
     if device.type != "cuda":
         return f"--device {command.device}: only CUDA devices can be timed"
-    if not torch.cuda.is_available():
-        return f"--device {command.device}: torch {torch.__version__} finds no CUDA device here"
     return None
 
 

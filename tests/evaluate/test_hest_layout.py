@@ -116,6 +116,106 @@ def test_splits_that_leak_or_name_what_is_not_there_are_errors(task):
         open_task(task)
 
 
+SPELLINGS = {
+    "relative": lambda task, name: name,
+    "dot": lambda task, name: f"./{name}",
+    "up and down": lambda task, name: f"../TASK/adata/../{name}",
+    "absolute": lambda task, name: str((task / name).resolve()),
+    "absolute, not straight": lambda task, name: f"{task}/splits/..//{name}",
+    "Windows": lambda task, name: name.replace("/", "\\"),
+    "through a link": lambda task, name: str(task.parent / "link" / name),
+}
+
+
+def write_spelt(task, number, train, test, spell):
+    for part, samples in (("train", train), ("test", test)):
+        lines = ["sample_id,patches_path,expr_path"]
+        lines += [
+            f"{one},{spell(task, f'patches/{one}.h5')},{spell(task, f'adata/{one}.h5ad')}" for one in samples
+        ]
+        (task / "splits" / f"{part}_{number}.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_file_is_the_same_however_a_split_spells_it(task, spelling, monkeypatch):
+    (task.parent / "link").symlink_to(task, target_is_directory=True)
+    # the second split keeps the usual spelling: both are of one task
+    write_spelt(task, 0, ["S1", "S2", "S3"], ["S0"], SPELLINGS[spelling])
+    for root in (task, task.resolve()):
+        found = open_task(root)
+        assert found.samples == ["S0", "S1", "S2", "S3"]
+        assert found.splits[0].test == ("S0",)
+        assert found.splits[1].test == ("S1",)
+    monkeypatch.chdir(task.parent)
+    assert open_task("TASK").splits[0].train == ("S1", "S2", "S3")
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_sample_outside_the_folders_is_the_same_in_all_splits(task, spelling):
+    (task.parent / "link").symlink_to(task, target_is_directory=True)
+    for folder, suffix in (("patches", ".h5"), ("adata", ".h5ad")):
+        (task / "elsewhere" / folder).mkdir(parents=True)
+        (task / folder / f"S0{suffix}").rename(task / "elsewhere" / folder / f"S0{suffix}")
+    write_spelt(task, 0, ["S1"], ["S2"], lambda _, name: name)
+    for number, spell in ((1, SPELLINGS["relative"]), (2, SPELLINGS[spelling])):
+        write_spelt(
+            task,
+            number,
+            ["S0"],
+            ["S1"],
+            lambda task, name, spell=spell: spell(task, f"elsewhere/{name}" if "S0" in name else name),
+        )
+    write_spelt(task, 3, ["S1"], ["S2"], lambda _, name: name)
+    found = open_task(task)
+    assert found.samples == ["S0", "S1", "S2", "S3"]
+    assert read_sample(found, "S0").barcodes[0].startswith("S0-")
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("/somewhere/else/patches/S0.h5", "names /somewhere/else/patches/S0.h5, which does not exist, for sample 'S0'"),
+        (r"C:\data\TASK\patches\S0.h5", r"names C:\\data\\TASK\\patches\\S0.h5, which does not exist"),
+        ("../patches/S0.h5", "names ../patches/S0.h5, which does not exist"),
+        ("patches/S0.h5/S0.h5", "names patches/S0.h5/S0.h5, which does not exist"),
+        ("patches", "names patches, which is not a file"),
+        ("x" * 300, r"names x+, which cannot be reached \(File name too long\)"),
+        ("patches/S1.h5", "sample 'S0' has the file .*patches/S1.h5, and .*patches/S0.h5 in the rest of the task"),
+    ],
+)  # fmt: skip
+def test_paths_that_lead_nowhere_or_elsewhere_are_named_with_their_table(task, named, message):
+    (task / "splits" / "test_0.csv").write_text(
+        f"sample_id,patches_path,expr_path\nS0,{named},adata/S0.h5ad\n"
+    )
+    with pytest.raises(DataError, match=rf"test_0\.csv: {message}"):
+        open_task(task)
+
+
+def test_one_file_is_not_two_samples(task):
+    (task / "splits" / "test_0.csv").write_text(
+        "sample_id,patches_path,expr_path\nS0.h5,patches/S0.h5,adata/S0.h5ad\n"
+    )
+    with pytest.raises(
+        DataError, match=r"test_0\.csv: sample 'S0\.h5' has a file of sample 'S0'.* by one name"
+    ):
+        open_task(task)
+
+
+def test_counts_are_taken_from_a_layer(task):
+    def move(data):
+        data.layers["counts"] = data.X.copy()
+        del data.X
+        return data
+
+    expected = read_sample(open_task(task), "S1")
+    edit(task, "S1", move)
+    with pytest.raises(DataError, match=r"S1\.h5ad: has no X, .*: take them by --counts-layer counts"):
+        read_sample(open_task(task), "S1")
+    found = read_sample(open_task(task), "S1", "counts")
+    np.testing.assert_array_equal(found.counts.toarray(), expected.counts.toarray())
+    assert found.barcodes == expected.barcodes
+
+
 def test_one_of_several_tasks_has_to_be_named(tmp_path, task):
     write_task(tmp_path / "more", num_samples=2)
     (tmp_path / "more" / "TASK").rename(tmp_path / "OTHER")

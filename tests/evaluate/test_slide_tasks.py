@@ -163,6 +163,19 @@ def test_survival_is_predicted_on_folds_over_patients(bags):
     assert result_from_json(found.to_json()).scores[0] == model
 
 
+@pytest.mark.parametrize("words", [("True", "False"), ("TRUE", "false"), ("1.0", "0.0")])
+def test_events_may_be_written_as_booleans(bags, tmp_path, words):
+    text = (bags / "follow_up.csv").read_text()
+    for digit, word in zip(("1", "0"), words, strict=True):
+        text = text.replace(f",{digit}\n", f",{word}\n")
+    (tmp_path / "follow_up.csv").write_text(text)
+    options = SlideTaskOptions(num_folds=3, num_prototypes=2)
+    found, expected = (
+        evaluate_survival([bags / "model"], folder / "follow_up.csv", options) for folder in (tmp_path, bags)
+    )
+    assert found.scores == expected.scores
+
+
 def test_a_fold_with_one_class_has_no_auroc_and_says_so(tmp_path):
     slides = write_bags(tmp_path / "model", num_patients=9)
     lines = ["slide_id,patient,label"]
@@ -212,6 +225,21 @@ def test_broken_bags_and_tables_are_named(tmp_path):
     labels.write_text("slide_id,patient,time,event\nP01-0,P01,ten,1\n")
     with pytest.raises(DataError, match="slide 'P01-0' has time 'ten' and event '1'"):
         evaluate_survival([tmp_path / "model"], labels)
+    for code in ("2", "-1", "dead", "yes", "1.5", "NA"):
+        labels.write_text(f"slide_id,patient,time,event\nP01-0,P01,1,{code}\n")
+        with pytest.raises(DataError, match=rf"slide 'P01-0' has time '1' and event '{code}'; .*other codes"):
+            evaluate_survival([tmp_path / "model"], labels)
+    for column, row in (
+        ("time", "P01-0,P01,nan,1"),
+        ("event", "P01-0,P01,1,NaN"),
+        ("event", "P01-0,P01,1,<NA>"),
+    ):
+        labels.write_text(f"slide_id,patient,time,event\n{row}\n")
+        with pytest.raises(DataError, match=f"line 2 has no '{column}'"):
+            evaluate_survival([tmp_path / "model"], labels)
+    labels.write_text("slide_id,patient,label\nP00-0,P00,MSI\nP01-0,P01,nan\n")
+    with pytest.raises(DataError, match="line 3 has no 'label'"):
+        evaluate_slides([tmp_path / "model"], labels)
     labels.write_text("slide_id,patient,time,event\nP01-0,P01,1,1\nP02-0,P01,2,1\n")
     with pytest.raises(DataError, match="slides of patient 'P01' differ in time or event"):
         evaluate_survival([tmp_path / "model"], labels)

@@ -3,6 +3,7 @@ import importlib.util
 import json
 import random
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from support.generated_patches import random_patches, write_hest
 from torch import nn
 
+from timm_mvhybrid.data.counts import Counts
 from timm_mvhybrid.distributed import close_process_group
 from timm_mvhybrid.pretrain.errors import PretrainError
 from timm_mvhybrid.pretrain.expression_table import most_variable_genes, read_expression
@@ -292,6 +294,29 @@ def test_genes_are_scaled_logarithmised_and_chosen_by_variance(tmp_path):
 
 
 @needs_sklearn
+@pytest.mark.parametrize("num_tables", [1, 3])
+def test_genes_of_half_a_million_spots_are_told_from_rounding(num_tables):
+    """Sums of float32 would give the constant genes a variance, and cancel that of the weak one."""
+    sparse = pytest.importorskip("scipy.sparse")
+    num_spots = 510_000 // num_tables
+    # every spot has 1,000 counts, so that nothing is scaled
+    spots = np.arange(num_spots) % 100 < 50
+    columns = np.stack([np.full(num_spots, 600), 300 + spots, np.zeros(num_spots), 100 - spots], axis=1)
+    tables = [
+        Counts(
+            path=Path(f"{index}.h5ad"),
+            barcodes=(),
+            genes=("high", "weak", "absent", "low"),
+            values=sparse.csr_matrix(columns.astype(np.float64)),
+        )
+        for index in range(num_tables)
+    ]
+    genes, values = most_variable_genes(tables, 4)
+    assert genes == ("low", "weak")
+    assert values.shape == (num_spots * num_tables, 2)
+
+
+@needs_sklearn
 def test_only_genes_of_all_samples_are_predicted(tmp_path):
     counts = np.array([[1, 9], [9, 1]])
     tables = [
@@ -317,6 +342,23 @@ def test_correlation_tells_features_that_predict_from_noise():
     assert abs(expression_correlation(noise, expression, groups)["pearson"]) < 0.2
     constant = np.ones_like(features)
     assert expression_correlation(constant, expression, groups)["pearson"] == 0
+
+
+@needs_sklearn
+def test_correlation_does_not_see_a_shift_of_the_expression():
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(2000, 8)).astype(np.float32)
+    expression = features @ generator.normal(size=(8, 3)) + 4 * generator.normal(size=(2000, 3))
+    # to be exact in float32 with and without the shift
+    expression = (np.round(expression * 256) / 256).astype(np.float32)
+    groups = np.repeat(np.arange(4), 500)
+    found, shifted = (
+        expression_correlation(features, expression + shift, groups)["pearson"]
+        for shift in (np.float32(0), np.float32(16_384))
+    )
+    assert found > 0.3
+    # sums of 1,500 spots in float64, of values up to 16,384 where the deviation is 5
+    assert abs(shifted - found) < 1500 * 2**-53 * 16_384
 
 
 @needs_sklearn
@@ -365,6 +407,25 @@ def test_expression_of_spots_matched_by_barcode(tmp_path, suffix):
     assert "2 genes, groups held out, 48 spots" in probe.protocol
 
 
+@needs_sklearn
+def test_counts_of_the_probe_are_taken_from_a_layer(tmp_path):
+    anndata = pytest.importorskip("anndata")
+    write_hest(tmp_path / "a.h5", random_patches(3), ["x", "y", "z"])
+    write_h5ad(tmp_path / "a.h5ad", ["x", "y", "z"], ["g", "h"], np.array([[1, 9], [5, 5], [9, 1]]))
+    data = anndata.read_h5ad(tmp_path / "a.h5ad")
+    data.layers["umi"], data.X = data.X, data.X / 2
+    data.write_h5ad(tmp_path / "a.h5ad")
+    table = write_table(tmp_path / "set.csv", [{"patches": "a.h5", "expression": "a.h5ad"}])
+    with pytest.raises(
+        PretrainError, match=r"a\.h5ad: .* has the value 0\.5 in X.* by --monitor\.probe-counts-layer umi"
+    ):
+        OnlineProbe(table, **OPTIONS)
+    probe = OnlineProbe(table, counts_layer="umi", **OPTIONS)
+    assert probe.labelled.genes == ("g", "h")
+    # every spot has the median total, 10
+    np.testing.assert_allclose(probe.labelled.expression[:, 0], np.log1p([1, 5, 9]), rtol=1e-6)
+
+
 def write_h5ad(path, barcodes, genes, counts):
     anndata = pytest.importorskip("anndata")
     import pandas as pd
@@ -384,7 +445,7 @@ def write_h5ad(path, barcodes, genes, counts):
     [
         (["SPOT-X", "SPOT-Y"], [[1], [2]], "share no barcode"),
         (["SPOT-000-ä", "SPOT-000-ä"], [[1], [2]], "barcode 'SPOT-000-ä' occurs more than once"),
-        (["SPOT-000-ä", "x"], [[-1], [2]], "negative or non-finite counts"),
+        (["SPOT-000-ä", "x"], [[-1], [2]], "has the value -1.0 in the table, which is not a count"),
         (["SPOT-000-ä", "SPOT-001-ä"], [[3], [3]], "no gene varies"),
     ],
 )
@@ -409,7 +470,9 @@ def test_patches_without_barcodes_are_refused(tmp_path):
 def test_missing_packages_are_named(tmp_path, monkeypatch):
     write_counts(tmp_path / "a.csv", ["x"], ["gene"], np.array([[1]]))
     monkeypatch.setitem(sys.modules, "scipy.sparse", None)
-    with pytest.raises(PretrainError, match=r"needs SciPy .*pip install 'timm-mvhybrid\[evaluate\]'"):
+    with pytest.raises(
+        PretrainError, match=r"scipy.sparse is not installed; pip install 'timm-mvhybrid\[evaluate\]'"
+    ):
         read_expression(tmp_path / "a.csv")
     monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
     with pytest.raises(PretrainError, match=r"needs scikit-learn .*pip install 'timm-mvhybrid\[evaluate\]'"):

@@ -58,7 +58,7 @@ class Embed:
     batch_size: Annotated[int, arg(metavar="N")] = 64
     """Patches per batch."""
     num_workers: Annotated[Literal["auto"] | int, arg(metavar="auto|N")] = "auto"
-    """Processes that read patches; 0 reads in the main process, auto takes one per core, at most 8."""
+    """Processes that read patches, at most one a core; 0 reads in the main process, auto takes one a core up to 8."""
     skip_corrupt: bool = False
     """Leave unreadable patches out, and report them, instead of stopping."""
     log: Annotated[Path | None, arg(metavar="FILE.jsonl")] = None
@@ -74,6 +74,7 @@ class Embed:
             RunDisplay,
             RunLog,
             check_output,
+            choose_device,
             embed,
             load_backbone,
             num_available_workers,
@@ -86,6 +87,7 @@ class Embed:
             min_tissue=self.min_tissue,
             slide_resolution_um_per_px=self.slide_resolution,
         )
+        choose_device(self.device)
         check_output(self.output, overwrite=self.overwrite, source=self.input)
         log = RunLog(self.log, self.log_every)
         log.write("start", version=__version__, options=dataclasses.asdict(self))

@@ -25,6 +25,8 @@ class Expression(ModelOptions):
     """Which of several tasks."""
     studies: Annotated[Path | None, arg(metavar="FILE.csv")] = None
     """Columns sample_id, study and, if known, patient; needed to leave studies out."""
+    counts_layer: Annotated[str | None, arg(metavar="NAME")] = None
+    """Where each h5ad keeps its raw counts: a layer, or raw; X by default."""
     protocols: Annotated[str, arg(metavar="auto|NAME[,NAME...]")] = "auto"
     """csv (the task's splits), random (k-fold over spots), loso (leave one study out), patient; auto takes what the data allow."""
     panel: Annotated[str, arg(metavar="hvg|mean|hmhvg|task|FILE.json")] = "hvg"
@@ -63,6 +65,7 @@ class Expression(ModelOptions):
         options = ExpressionOptions(
             task=self.task,
             studies=self.studies,
+            counts_layer=self.counts_layer,
             protocols=() if self.protocols == "auto" else tuple(self.protocols.split(",")),
             panel=self.panel if self.panel in ("hvg", "mean", "hmhvg", "task") else Path(self.panel),  # type: ignore[arg-type]
             num_genes=self.num_genes,
@@ -176,7 +179,7 @@ class Survival(OutputOptions):
     bags: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR...")]
     """Folders of <slide_id>.h5, one for each model, as for slides."""
     follow_up: Annotated[Path, arg(metavar="FILE.csv")]
-    """Columns slide_id, patient (or case_id), time and event (1 observed, 0 censored)."""
+    """Columns slide_id, patient (or case_id), time and event (1 or true: observed, 0 or false: censored)."""
     time_unit: Annotated[str, arg(metavar="NAME")] = ""
     """Unit of the times, for the report."""
     num_folds: Annotated[int, arg(metavar="N")] = 5

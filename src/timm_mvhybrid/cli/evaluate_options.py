@@ -116,7 +116,7 @@ class ModelOptions(OutputOptions):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Autocast type; embeddings are stored as float32."""
     num_workers: Annotated[Literal["auto"] | int, arg(metavar="auto|N")] = "auto"
-    """Processes that read patches; 0 reads in the main process."""
+    """Processes that read patches, at most one a core; 0 reads in the main process."""
     input_size: Annotated[Literal["auto"] | int, arg(metavar="auto|PX")] = "auto"
     """Side in px at which patches enter the model."""
     global_pool: Literal["model", "token", "avg", "max", "token+avg"] = "model"
@@ -149,8 +149,11 @@ class ModelOptions(OutputOptions):
 
     def embedding(self) -> EmbeddingOptions:
         """Collects how patches are embedded."""
-        from ..evaluate import EmbeddingOptions, num_available_workers
+        from ..evaluate import EmbeddingOptions, choose_device, num_available_workers
+        from ..evaluate.shards import Ranks
 
+        # before models are built, and also where all embeddings are in the cache
+        choose_device(Ranks.from_environment().device(self.device))
         return EmbeddingOptions(
             cache=self.cache,
             batch_size=self.batch_size,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DataError
+from .names import unique_positions
 
 
 class H5File:
@@ -162,12 +163,10 @@ def read_barcodes(file: H5File, dataset: h5py.Dataset, num_patches: int) -> list
         raise DataError(f"{where} must have the shape ({num_patches}, 1), not {dataset.shape}")
     if dataset.dtype.kind not in "OSU":
         raise DataError(f"{where} must hold strings, not {dataset.dtype}")
-    barcodes = []
-    seen = set()
-    for value in dataset[()].ravel():
-        barcode = value.decode("utf-8") if isinstance(value, bytes) else str(value)
-        if barcode in seen:
-            raise DataError(f"{where}: barcode '{barcode}' occurs more than once")
-        seen.add(barcode)
-        barcodes.append(barcode)
+    barcodes = [
+        value.decode("utf-8") if isinstance(value, bytes) else str(value) for value in dataset[()].ravel()
+    ]
+    unique_positions(
+        where, "barcode", barcodes, "name each patch once, or remove the one that was added twice"
+    )
     return barcodes

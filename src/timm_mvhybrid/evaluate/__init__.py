@@ -15,6 +15,7 @@ from .expression.gene_panels import select_genes
 from .expression.metrics import ExpressionMetrics, drop_percent, drop_percentages, expression_metrics
 from .expression.run import ExpressionOptions, evaluate_expression
 from .expression.score import ProbeOptions
+from .model_input import choose_device
 from .model_table import ModelRow, describe_models, models_table
 from .patch_loader import num_available_workers
 from .patch_tasks.labelled_images import open_images
@@ -60,6 +61,7 @@ __all__ = [
     "attention_mil",
     "bootstrap_interval",
     "check_output",
+    "choose_device",
     "compare_paired",
     "concordance_index",
     "describe_models",

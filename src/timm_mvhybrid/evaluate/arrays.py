@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,29 @@ def check_rows(**arrays: Any) -> int:
     return next(iter(lengths.values()))
 
 
+def distinct_rows(
+    matrix: NDArray[Any],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Finds rows that are equal, number by number.
+
+    The order of the distinct rows follows from their content alone, so two matrices of the same rows in another order,
+    or with all rows repeated, give the same distinct rows in the same order. What is computed from these is the same
+    too, to the last bit, while products and sums over the matrix itself round differently at each place and length.
+
+    Args:
+        matrix: (rows, columns).
+
+    Returns:
+        A row of `matrix` for each distinct one, (distinct,); the distinct row of each row, (rows,); and how often each
+        occurs, (distinct,).
+    """
+    # -0 and 0 are equal and differ in their bytes
+    rows = np.ascontiguousarray(matrix + matrix.dtype.type(0))
+    digests = np.frombuffer(b"".join(hashlib.sha256(row).digest() for row in rows), dtype="V32")
+    _, first, inverse, counts = np.unique(digests, return_index=True, return_inverse=True, return_counts=True)
+    return first, inverse.ravel(), counts
+
+
 def labels_vector(name: str, values: ArrayLike, num_rows: int | None = None) -> NDArray[Any]:
     """Checks a vector of labels.
 
@@ -78,7 +102,8 @@ def labels_vector(name: str, values: ArrayLike, num_rows: int | None = None) -> 
         The labels, (N,).
 
     Raises:
-        EvaluationError: If it is no vector of that length, or a label is NaN.
+        EvaluationError: If it is not a vector of that length, a label is missing (None, NaN, pandas' NA), or some are
+            numbers and others strings.
     """
     labels = np.asarray(values)
     if labels.ndim == 2 and labels.shape[1] == 1:
@@ -86,6 +111,61 @@ def labels_vector(name: str, values: ArrayLike, num_rows: int | None = None) -> 
     if labels.ndim != 1 or (num_rows is not None and len(labels) != num_rows):
         wanted = "one label for each row" if num_rows is None else f"{num_rows} labels"
         raise EvaluationError(f"{name}: must be {wanted}, not an array of shape {labels.shape}")
-    if labels.dtype.kind == "f" and np.isnan(labels).any():
-        raise EvaluationError(f"{name}: label {int(np.isnan(labels).argmax())} is NaN")
+    if labels.dtype.kind == "f":
+        missing = np.isnan(labels)
+    elif labels.dtype.kind == "O" or not isinstance(values, np.ndarray):
+        # a list of strings and NaN becomes an array of strings, one of which is 'nan'
+        given = labels if labels.dtype.kind == "O" else np.asarray(values, dtype=object).reshape(-1)
+        missing = np.array([_is_missing(label) for label in given], dtype=bool)
+    else:
+        return labels
+    if missing.any():
+        raise EvaluationError(f"{name}: label {int(missing.argmax())} is missing or NaN; leave its row out")
+    if labels.dtype.kind == "O" and len({isinstance(label, str) for label in labels}) > 1:
+        raise EvaluationError(f"{name}: some labels are strings and others are not; give one kind")
     return labels
+
+
+def binary_vector(
+    name: str, values: ArrayLike, num_rows: int | None = None, *, one: str, zero: str
+) -> NDArray[np.bool_]:
+    """Checks a vector of yes and no; other codings are refused, for most of them would be taken as yes throughout.
+
+    Args:
+        name: The argument's name, for messages.
+        values: Booleans, or numbers that are 0 or 1.
+        num_rows: Length it must have; None takes any.
+        one: What 1 means, for messages.
+        zero: What 0 means, for messages.
+
+    Returns:
+        (N,) bool.
+
+    Raises:
+        EvaluationError: If it is not a vector of that length or a value is neither: 1 and 2, -1, text, NaN.
+    """
+    vector = labels_vector(name, values, num_rows)
+    if vector.dtype.kind == "O":
+        known = np.array([_is_binary(value) for value in vector], dtype=bool)
+    else:
+        known = (vector == 0) | (vector == 1) if vector.dtype.kind in "biuf" else np.zeros(len(vector), bool)
+    if not known.all():
+        row = int(known.argmin())
+        raise EvaluationError(
+            f"{name}: row {row} is {vector.tolist()[row]!r}, which is neither 1 ({one}) nor 0 ({zero}); give booleans: "
+            f"compare with the code that means {one}, and leave out rows where it is unknown"
+        )
+    return vector.astype(bool)
+
+
+def _is_missing(value: Any) -> bool:
+    # pandas' own markers by name, for they compare to nothing and pandas may not be there
+    return (
+        value is None
+        or type(value).__name__ in ("NAType", "NaTType")
+        or (isinstance(value, float | np.floating) and bool(np.isnan(value)))
+    )
+
+
+def _is_binary(value: Any) -> bool:
+    return isinstance(value, bool | np.bool_ | int | float | np.number) and value in (0, 1)

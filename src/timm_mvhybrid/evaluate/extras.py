@@ -1,10 +1,10 @@
-"""Optional packages: name → module, or one line that says how to install it."""
+"""Optional packages of evaluation: name → module, or one line that says how to install it."""
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
+from ..data import extras
 from .errors import EvaluationError
 
 
@@ -20,9 +20,4 @@ def require(module: str) -> Any:
     Raises:
         EvaluationError: If the package is not installed.
     """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        # a package that is there but lacks one of its own dependencies is another problem, with another name
-        missing = error.name or module
-        raise EvaluationError(f"{missing} is not installed; pip install 'timm-mvhybrid[evaluate]'") from error
+    return extras.require(module, EvaluationError)

@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import DataError, PatchH5Source
-from .extras import require
-from .tables import SPLIT_COLUMNS, read_csv, unique_positions
-
-GENERATED_KEY = "generated"
-"""Entry of `uns` that marks data which were generated, not measured."""
+from ..data.counts import read_counts
+from .tables import SPLIT_COLUMNS, read_csv
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,7 +29,7 @@ class HestSample:
         expression: The h5ad.
         barcodes: One for each spot, in the order of the patch h5.
         genes: Gene symbols.
-        counts: Raw counts, (spots, genes), SciPy CSR.
+        counts: Raw counts, (spots, genes), SciPy CSR, float64.
         spatial: Centres in px of the slide, (spots, 2) as x, y; from the patch h5 where the h5ad has none.
         generated: Whether the file says that it was generated.
     """
@@ -150,36 +145,75 @@ def _find_task(root: Path, task: str | None) -> Path:
     raise DataError(f"{root}: no task in the HEST layout (a folder with patches/ and adata/)")
 
 
-def _read_split(path: Path, file: Path, files: dict[str, tuple[Path, Path]]) -> list[str]:
+def _read_split(path: Path, table: Path, files: dict[str, tuple[Path, Path]]) -> list[str]:
     samples = []
-    for row in read_csv(file, SPLIT_COLUMNS):
-        patches, expression = path / row["patches_path"], path / row["expr_path"]
-        for named in (patches, expression):
-            if not named.is_file():
-                raise DataError(f"{file}: names {named.relative_to(path)}, which does not exist")
+    for row in read_csv(table, SPLIT_COLUMNS):
         sample = row["sample_id"]
-        if files.setdefault(sample, (patches, expression)) != (patches, expression):
-            raise DataError(f"{file}: sample '{sample}' has other files than in the rest of the task")
+        named = tuple(_named_file(path, table, sample, row[column]) for column in SPLIT_COLUMNS[1:])
+        known = files.get(sample)
+        if known is None:
+            _check_new(table, sample, named, files)
+            files[sample] = (named[0], named[1])
+        else:
+            for ours, theirs in zip(known, named, strict=True):
+                if not ours.samefile(theirs):
+                    raise DataError(
+                        f"{table}: sample '{sample}' has the file {theirs}, and {ours} in the rest of the task; name one "
+                        "of them everywhere"
+                    )
         samples.append(sample)
     if not samples:
-        raise DataError(f"{file}: names no sample")
+        raise DataError(f"{table}: names no sample")
     return samples
 
 
-def read_sample(task: HestTask, sample_id: str) -> HestSample:
+def _named_file(path: Path, table: Path, sample: str, name: str) -> Path:
+    """Finds the file that a split names: relative to the task, absolute, or with Windows' separators."""
+    spellings = [name] if "\\" not in name else [name, name.replace("\\", "/")]
+    trouble = "does not exist"
+    for spelling in spellings:
+        file = path / spelling
+        try:
+            if stat.S_ISREG(file.stat().st_mode):
+                return file
+            trouble = "is not a file"
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except (OSError, ValueError) as error:  # another machine's path may lie where this user must not look
+            trouble = f"cannot be reached ({getattr(error, 'strerror', None) or error})"
+    raise DataError(
+        f"{table}: names {name}, which {trouble}, for sample '{sample}'; give paths relative to {path}, such as "
+        f"patches/{sample}.h5"
+    )
+
+
+def _check_new(
+    table: Path, sample: str, named: tuple[Path, ...], files: dict[str, tuple[Path, Path]]
+) -> None:
+    """Checks that a sample known from a split alone is not one of the folder's under another name."""
+    for other, known in files.items():
+        if any(ours.samefile(theirs) for ours, theirs in zip(known, named, strict=True)):
+            raise DataError(
+                f"{table}: sample '{sample}' has a file of sample '{other}', which would be counted twice; call both by "
+                "one name"
+            )
+
+
+def read_sample(task: HestTask, sample_id: str, counts_layer: str | None = None) -> HestSample:
     """Reads the counts of a sample in the order of its patches.
 
     Args:
         task: The task.
         sample_id: The sample.
+        counts_layer: The layer of the h5ad that holds the counts, or `raw`; None takes X.
 
     Returns:
         The sample; spots without a patch are left out.
 
     Raises:
-        DataError: If a barcode of the patches is missing in the h5ad or occurs twice, a gene occurs twice, counts are
-            negative, not whole or not finite, or a file cannot be read.
-        EvaluationError: If anndata is not installed.
+        DataError: If a barcode of the patches is missing in the h5ad or occurs twice, a gene occurs twice, there are no
+            counts where they are looked for, or they are negative, not whole or not finite, a file cannot be read, or
+            anndata is not installed.
     """
     patches, expression = task.files[sample_id]
     source = PatchH5Source(patches)
@@ -187,61 +221,25 @@ def read_sample(task: HestTask, sample_id: str) -> HestSample:
         raise DataError(
             f"{patches}: no dataset 'barcode', so its patches cannot be matched with {expression.name}"
         )
-    data = _read_h5ad(expression)
-    rows = unique_positions(expression, "barcode", list(map(str, data.obs_names)))
-    genes = list(map(str, data.var_names))
-    unique_positions(expression, "gene", genes)
-    order = []
+    measured = read_counts(expression, counts_layer, option="--counts-layer")
+    rows = {barcode: row for row, barcode in enumerate(measured.barcodes)}
     for barcode in source.barcodes:
         if barcode not in rows:
             raise DataError(
                 f"{expression}: barcode '{barcode}' of {patches.name} is missing; remove its patch, or add its counts"
             )
-        order.append(rows[barcode])
-    counts = require("scipy.sparse").csr_matrix(data.X)[order]
-    wrong = ~(np.isfinite(counts.data) & (counts.data >= 0) & (counts.data == np.round(counts.data)))
-    if wrong.any():
-        first = int(wrong.argmax())
-        row = int(np.searchsorted(counts.indptr, first, side="right")) - 1
-        raise DataError(
-            f"{expression}: barcode '{source.barcodes[row]}', gene '{genes[counts.indices[first]]}' has the value "
-            f"{counts.data[first]}, which is no count; X must hold raw counts"
-        )
-    centres = source.coords
-    spatial = (
-        np.asarray(data.obsm["spatial"], dtype=np.float64)[order, :2] if "spatial" in data.obsm else None
-    )
+    counts = measured.rows([rows[barcode] for barcode in source.barcodes])
+    spatial = counts.spatial
     if spatial is None:
-        spatial = np.zeros((len(order), 2)) if centres is None else centres.astype(np.float64)
+        corners = source.coords
+        spatial = np.zeros((len(source.barcodes), 2)) if corners is None else corners.astype(np.float64)
     return HestSample(
         sample_id=sample_id,
         patches=patches,
         expression=expression,
         barcodes=source.barcodes,
-        genes=genes,
-        counts=counts,
+        genes=list(counts.genes),
+        counts=counts.values,
         spatial=spatial,
-        generated=bool(data.uns.get(GENERATED_KEY, False)),
+        generated=counts.generated,
     )
-
-
-@contextmanager
-def quiet_anndata() -> Iterator[None]:
-    """Silences what anndata says of files that are checked here."""
-    with warnings.catch_warnings():
-        # it warns of older file versions and of names it would rather have otherwise
-        warnings.simplefilter("ignore", UserWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield
-
-
-def _read_h5ad(file: Path) -> Any:
-    anndata = require("anndata")
-    try:
-        with quiet_anndata():
-            return anndata.read_h5ad(file)
-    except Exception as error:  # its readers raise whatever HDF5, pandas or their own registry do
-        raise DataError(
-            f"{file}: cannot be read as an h5ad file ({' '.join(str(error).split())[:200]})"
-        ) from error

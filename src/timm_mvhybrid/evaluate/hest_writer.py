@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.counts import quiet_anndata
 from .errors import EvaluationError
 from .extras import require
-from .hest_layout import quiet_anndata
 from .tables import SPLIT_COLUMNS
 
 

@@ -8,6 +8,7 @@ import torch
 from timm.data.config import resolve_data_config
 from torch import nn
 
+from ..models.device import DeviceError, find_device
 from .errors import EvaluationError
 
 
@@ -57,24 +58,15 @@ def choose_device(name: str) -> torch.device:
     """Turns a device's name into a device that exists.
 
     Args:
-        name: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for the first CUDA device, otherwise the CPU.
+        name: As in `find_device`; `auto` is the first CUDA device, otherwise the CPU.
 
     Returns:
         The device.
 
     Raises:
-        EvaluationError: If the name means nothing or the device is not there.
+        EvaluationError: If the name means nothing or the device cannot compute here.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise EvaluationError(f"unknown device '{name}'; use auto, cpu, cuda, cuda:1 or mps") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise EvaluationError(
-            f"device '{name}' is not available ({torch.cuda.device_count()} CUDA devices found); use --device cpu"
-        )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise EvaluationError(f"device '{name}' is not available; use --device cpu")
-    return device
+        return find_device(name)
+    except DeviceError as error:
+        raise EvaluationError(str(error)) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..data import PatchError, PatchSource
+from ..data.workers import num_loader_workers, num_usable_cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +95,7 @@ def num_available_workers() -> int:
     Returns:
         One per core that this process may use, at most 8.
     """
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, 8)
+    return min(num_usable_cores(), 8)
 
 
 def patch_loader(
@@ -108,7 +107,7 @@ def patch_loader(
         source: The patches.
         size: Height and width in pixels to bring them to.
         batch_size: Patches per batch.
-        num_workers: Processes that read; 0 reads in this one.
+        num_workers: Processes that read, at most one a core; 0 reads in this one.
         pin_memory: Whether batches go to page-locked memory, for CUDA.
 
     Returns:
@@ -119,7 +118,7 @@ def patch_loader(
     loader: DataLoader[Any] = DataLoader(
         patches,
         batch_size=batch_size,
-        num_workers=min(num_workers, -(-len(patches) // batch_size)),
+        num_workers=num_loader_workers(num_workers, -(-len(patches) // batch_size)),
         collate_fn=patches.collate,
         pin_memory=pin_memory,
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..data import DataError
+from ..data.names import unique_positions
 
+# what pandas writes for a missing value that became a text
+_MISSING = ("", "nan", "<na>")
 SPLIT_COLUMNS = ("sample_id", "patches_path", "expr_path")
 
 
@@ -24,7 +26,7 @@ def read_csv(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         One dictionary for each row, values stripped.
 
     Raises:
-        DataError: If the file cannot be read, lacks a column, or a value of these columns is empty.
+        DataError: If the file cannot be read, lacks a column, or a value of these columns is empty or NaN.
     """
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
@@ -38,30 +40,9 @@ def read_csv(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         for column in columns:
             if column not in row:
                 raise DataError(f"{file}: lacks the column '{column}'; it has {', '.join(row)}")
-            if not row[column]:
+            if row[column].lower() in _MISSING:
                 raise DataError(f"{file}: line {number} has no '{column}'")
     return rows
-
-
-def unique_positions(file: Path, noun: str, names: list[str]) -> dict[str, int]:
-    """Looks up names that must be unique.
-
-    Args:
-        file: Where they stand, for messages.
-        noun: What they name, for messages.
-        names: The names.
-
-    Returns:
-        Name → position.
-
-    Raises:
-        DataError: If a name occurs twice.
-    """
-    positions = {name: index for index, name in enumerate(names)}
-    if len(positions) < len(names):
-        twice = next(name for name, number in Counter(names).items() if number > 1)
-        raise DataError(f"{file}: {noun} '{twice}' occurs more than once")
-    return positions
 
 
 def read_genes(file: str | Path) -> list[str]:
@@ -84,7 +65,7 @@ def read_genes(file: str | Path) -> list[str]:
     genes = content.get("genes") if isinstance(content, dict) else None
     if not isinstance(genes, list) or not genes or not all(isinstance(gene, str) for gene in genes):
         raise DataError(f'{file}: must hold {{"genes": ["...", ...]}}')
-    unique_positions(file, "gene", genes)
+    unique_positions(file, "gene", genes, "name each gene once")
     return genes
 
 
@@ -103,7 +84,7 @@ def read_studies(file: str | Path, samples: Sequence[str]) -> tuple[dict[str, st
     """
     file = Path(file)
     rows = read_csv(file, ("sample_id", "study"))
-    unique_positions(file, "sample", [row["sample_id"] for row in rows])
+    unique_positions(file, "sample", [row["sample_id"] for row in rows], "give each sample one line")
     by_sample = {row["sample_id"]: row for row in rows}
     for sample in samples:
         if sample not in by_sample:

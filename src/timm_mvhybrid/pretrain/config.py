@@ -243,7 +243,7 @@ class DataConfig:
     sources: tuple[str, ...]
     """Manifests, folders of images, patch h5, coordinate h5, slides or tars (shard-{000..009}.tar)."""
     num_workers: int = 4
-    """Processes of each rank that read and crop; 0 reads in the main process."""
+    """Processes of each rank that read and crop, at most one a core; 0 reads in the main process."""
     max_corrupt: int = 0
     """Unreadable patches that are counted, reported and replaced before the run stops."""
     name: str | None = None
@@ -327,6 +327,8 @@ class MonitorConfig:
     """Whether a collapse stops the run instead of being reported."""
     probe: Path | None = None
     """Labelled patches for an online probe: a folder per class, or a CSV (see the README)."""
+    probe_counts_layer: str | None = None
+    """Where each h5ad of the probe keeps its raw counts: a layer, or raw; X by default."""
     probe_every_steps: int = 1000
     """Steps between two probes."""
     probe_batch_size: int = 64

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..data import DataError, FolderSource, PatchSource, open_source
+from ..data.counts import Counts
 from ..data.folder import read_image
 from .errors import PretrainError
-from .expression_table import ExpressionTable, most_variable_genes, read_expression
+from .expression_table import most_variable_genes, read_expression
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,9 @@ class ExpressionSet:
         return self.sources[sample][int(patch)]
 
 
-def open_labelled_set(path: str | Path, *, num_genes: int = 50) -> ClassSet | ExpressionSet:
+def open_labelled_set(
+    path: str | Path, *, num_genes: int = 50, counts_layer: str | None = None
+) -> ClassSet | ExpressionSet:
     """Opens a labelled set; its kind is told from its content.
 
     Args:
@@ -103,6 +106,7 @@ def open_labelled_set(path: str | Path, *, num_genes: int = 50) -> ClassSet | Ex
             with a barcode and a count for each gene in a row) and, if wanted, `group` (the patient). Relative paths
             start at the CSV.
         num_genes: Genes to predict, those of the largest variance over all spots.
+        counts_layer: The layer of each h5ad that holds the counts, or `raw`; None takes X.
 
     Returns:
         The set.
@@ -118,7 +122,7 @@ def open_labelled_set(path: str | Path, *, num_genes: int = 50) -> ClassSet | Ex
     if {"path", "label"} <= columns:
         return _class_table(path, rows)
     if {"patches", "expression"} <= columns:
-        return _expression_table(path, rows, num_genes)
+        return _expression_table(path, rows, num_genes, counts_layer)
     raise PretrainError(
         f"{path}: has the columns {', '.join(rows[0])}; it must have 'path' and 'label', or 'patches' and 'expression'"
     )
@@ -180,9 +184,11 @@ def _class_set(
     )
 
 
-def _expression_table(path: Path, rows: Sequence[dict[str, str]], num_genes: int) -> ExpressionSet:
+def _expression_table(
+    path: Path, rows: Sequence[dict[str, str]], num_genes: int, counts_layer: str | None
+) -> ExpressionSet:
     sources: list[PatchSource] = []
-    tables: list[ExpressionTable] = []
+    tables: list[Counts] = []
     spots: list[tuple[int, int]] = []
     groups: list[int] = []
     names = _numbers([row.get("group") or str(number) for number, row in enumerate(rows)])
@@ -195,7 +201,7 @@ def _expression_table(path: Path, rows: Sequence[dict[str, str]], num_genes: int
             raise PretrainError(
                 f"{path}: line {number + 2}: {source.path} has no barcodes, which name the spots"
             )
-        table = read_expression(path.parent / row["expression"])
+        table = read_expression(path.parent / row["expression"], counts_layer)
         position = {barcode: index for index, barcode in enumerate(table.barcodes)}
         shared = [(index, position[name]) for index, name in enumerate(source.barcodes) if name in position]
         if not shared:

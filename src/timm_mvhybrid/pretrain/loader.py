@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..data import DataError, PatchError, Samples
+from ..data.workers import num_loader_workers
 from .augmentation import Recipe
 from .crops import CorruptSample, CropBatch, CropOptions, make_crops
 from .errors import PretrainError
@@ -93,7 +94,7 @@ class CropLoader:
         samples: What is drawn from.
         batches: The batches by step.
         steps: The steps to come.
-        num_workers: Processes that read.
+        num_workers: Processes that read, at most one a core.
         prefetch: Batches that each worker has ready.
         pin_memory: Whether batches go to page-locked memory.
         max_corrupt: Different unreadable samples that are tolerated.
@@ -115,7 +116,7 @@ class CropLoader:
         self.corrupt: dict[int, CorruptSample] = {}
         """Unreadable samples met so far on this rank, by index."""
         self._steps = steps
-        workers = min(num_workers, len(steps))
+        workers = num_loader_workers(num_workers, len(steps))
         options: dict[str, Any] = {"prefetch_factor": prefetch} if workers else {}
         self._loader: DataLoader[Any] = DataLoader(
             batches,
@@ -217,7 +218,7 @@ def make_loader(
         start_step: Step to begin with, when a run is resumed.
         rank: Of this process.
         world_size: Number of ranks.
-        num_workers: Processes that read and crop; 0 does so in this one.
+        num_workers: Processes that read and crop, at most one a core; 0 does so in this one.
         prefetch: Batches that each worker has ready.
         pin_memory: Whether batches go to page-locked memory, for CUDA.
         max_corrupt: Different unreadable samples that this rank tolerates: each is reported in its batch and replaced by

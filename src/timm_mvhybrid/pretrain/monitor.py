@@ -53,7 +53,7 @@ def feature_std(features: Tensor) -> float:
     Returns:
         The spread; NaN if a feature is not finite.
     """
-    values = torch.nn.functional.normalize(features.detach().float(), dim=1)
+    values = torch.nn.functional.normalize(features.detach().double(), dim=1)
     return float(values.std(dim=0, correction=0).mean()) * math.sqrt(values.shape[1])
 
 
@@ -68,7 +68,7 @@ def teacher_entropy(probabilities: Tensor) -> float:
         The mean over the rows of the entropy divided by log K.
     """
     values = probabilities.detach().float()
-    return float(torch.special.entr(values).sum(dim=1).mean()) / math.log(max(values.shape[1], 2))
+    return float(torch.special.entr(values).sum(dim=1).double().mean()) / math.log(max(values.shape[1], 2))
 
 
 @torch.no_grad()
@@ -83,7 +83,7 @@ def prototype_usage(probabilities: Tensor) -> float:
     Returns:
         From 1 / K, if all images share one prototype, to 1.
     """
-    mean = probabilities.detach().float().mean(dim=0)
+    mean = probabilities.detach().mean(dim=0, dtype=torch.float64)
     return float(torch.special.entr(mean).sum().exp()) / mean.shape[0]
 
 

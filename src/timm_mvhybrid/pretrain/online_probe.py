@@ -35,6 +35,7 @@ class OnlineProbe:
         device: Where the model is.
         k: Nearest neighbours that vote.
         num_genes: Genes to predict.
+        counts_layer: The layer of each h5ad that holds the counts, or `raw`; None takes X.
 
     Raises:
         PretrainError: The set is incomplete; the message names file, line and remedy.
@@ -51,8 +52,9 @@ class OnlineProbe:
         device: torch.device | str = "cpu",
         k: int = 20,
         num_genes: int = 50,
+        counts_layer: str | None = None,
     ) -> None:
-        self.labelled = open_labelled_set(path, num_genes=num_genes)
+        self.labelled = open_labelled_set(path, num_genes=num_genes, counts_layer=counts_layer)
         self.image_size_px = image_size_px
         self.batch_size = batch_size
         self.device = torch.device(device)

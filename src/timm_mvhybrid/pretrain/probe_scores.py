@@ -119,7 +119,8 @@ def expression_correlation(
         num_components = min(_NUM_COMPONENTS, *known.shape)
         components = PCA(num_components, svd_solver="full").fit(known)
         regression = Ridge(alpha=100 / (num_components * expression.shape[1]))
-        regression.fit(components.transform(known), expression[fitted])
+        # scikit-learn takes the means of its float32 input in float32, over as many spots as there are
+        regression.fit(components.transform(known).astype(np.float64), expression[fitted].astype(np.float64))
         predicted = regression.predict(components.transform(unknown)).reshape(int(held_out.sum()), -1)
         scores.append(float(_pearson(predicted, expression[held_out]).mean()))
     return {"pearson": float(np.mean(scores))}

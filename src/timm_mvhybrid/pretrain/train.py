@@ -107,6 +107,7 @@ class _Run:
                 std=std,
                 batch_size=config.monitor.probe_batch_size,
                 device=world.device,
+                counts_layer=config.monitor.probe_counts_layer,
             )
         )
         self.checkpoints = Checkpointer(

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ..distributed import close_process_group
+from ..models.device import DeviceError, find_device
 from .config import ParallelConfig
 from .errors import PretrainError
 
@@ -149,7 +150,12 @@ def _device(wanted: str) -> torch.device:
         )
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        return find_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    except DeviceError as error:
+        raise PretrainError(
+            f"{error}: parallel.device cpu, or no more processes (--nproc-per-node) than this machine has devices"
+        ) from error
 
 
 def _mesh(config: ParallelConfig, device: torch.device, size: int) -> DeviceMesh | None:

@@ -73,10 +73,11 @@ def select_genes(
             f"{k} genes wanted, {len(names)} are present in {min_cells:.0%} of the spots of each of {len(slides)} "
             "slides; ask for fewer, or lower min_cells"
         )
-    stacked = np.concatenate([_columns(counts, own, names) for counts, own in slides])
     if method == "mean":
+        total = np.sum([_column_sums(_columns(counts, own, names)) for counts, own in slides], axis=0)
         # a stable sort keeps the order of the stack among equal means, as pandas' nlargest does
-        return [names[index] for index in np.argsort(-stacked.mean(axis=0), kind="stable")[:k]]
+        return [names[index] for index in np.argsort(-total, kind="stable")[:k]]
+    stacked = np.concatenate([_dense(_columns(counts, own, names), np.float32) for counts, own in slides])
     chosen = _highly_variable(stacked, names, k, normalise=False)
     return [name for name in names if name in chosen][:k]
 
@@ -98,20 +99,27 @@ def _check(
         twice = [name for name, number in Counter(names).items() if number > 1]
         if twice:
             raise EvaluationError(
-                f"slide {index}: gene '{twice[0]}' occurs more than once; make the names unique"
+                f"slide {index}: gene '{twice[0]}' occurs more than once; make the names unique "
+                "(AnnData.var_names_make_unique), or add its columns up"
             )
         slides.append((counts, names))
     return slides
 
 
-def _dense(counts: Any) -> NDArray[Any]:
-    dense: NDArray[Any] = counts.toarray() if hasattr(counts, "toarray") else np.asarray(counts)
+def _columns(counts: Any, names: list[str], wanted: Sequence[str]) -> Any:
+    position = {name: index for index, name in enumerate(names)}
+    return counts[:, [position[name] for name in wanted]]
+
+
+def _dense(counts: Any, dtype: type[np.floating[Any]]) -> NDArray[Any]:
+    converted = counts.astype(dtype)
+    dense: NDArray[Any] = converted.toarray() if hasattr(converted, "toarray") else np.asarray(converted)
     return dense
 
 
-def _columns(counts: Any, names: list[str], wanted: Sequence[str]) -> NDArray[Any]:
-    position = {name: index for index, name in enumerate(names)}
-    return _dense(counts[:, [position[name] for name in wanted]])
+def _column_sums(counts: Any) -> NDArray[np.float64]:
+    """Adds spots up in float64: a sparse matrix is summed in its own type, whatever `dtype` says."""
+    return np.asarray(counts.astype(np.float64).sum(axis=0)).ravel()
 
 
 def _common_genes(slides: list[tuple[Any, list[str]]], min_cells: float) -> list[str]:
@@ -128,9 +136,10 @@ def _common_genes(slides: list[tuple[Any, list[str]]], min_cells: float) -> list
     return common or []
 
 
-def _highly_variable(counts: NDArray[Any], names: list[str], k: int, *, normalise: bool) -> set[str]:
+def _highly_variable(counts: NDArray[np.float32], names: list[str], k: int, *, normalise: bool) -> set[str]:
+    """Runs scanpy's selection, in float32 as the recipes do; changes `counts`."""
     anndata, scanpy = require("anndata"), require("scanpy")
-    data = anndata.AnnData(counts.astype(np.float32))
+    data = anndata.AnnData(counts)
     data.var_names = names
     with warnings.catch_warnings():
         # scanpy still meets deprecations of pandas and anndata in its own code; none concerns the numbers
@@ -153,9 +162,9 @@ def _high_mean_high_variance(slides: list[tuple[Any, list[str]]], k: int, n_top_
         raise EvaluationError(
             f"{len(slides)} slides have no gene in common; check that all use the same gene names"
         )
-    matrices = [_columns(counts, names, common) for counts, names in slides]
     union: set[str] = set()
-    for matrix in matrices:
+    for counts, names in slides:
+        matrix = _dense(_columns(counts, names, common), np.float32)
         union |= _highly_variable(matrix, common, n_top_per_slide, normalise=True)
     candidates = [name for name in sorted(union) if not name.startswith(_HOUSEKEEPING)]
     if len(candidates) < k:
@@ -163,8 +172,9 @@ def _high_mean_high_variance(slides: list[tuple[Any, list[str]]], k: int, n_top_
             f"{k} genes wanted, {len(candidates)} are among the {n_top_per_slide} most variable of a slide and not "
             "mitochondrial or ribosomal; ask for fewer, or raise n_top_per_slide"
         )
-    position = {name: index for index, name in enumerate(common)}
-    stacked = np.concatenate(matrices)[:, [position[name] for name in candidates]].astype(np.float64)
+    stacked = np.concatenate(
+        [_dense(_columns(counts, names, candidates), np.float64) for counts, names in slides]
+    )
     by_mean = np.argsort(-stacked.mean(axis=0), kind="stable")
     by_std = np.argsort(-stacked.std(axis=0), kind="stable")
     for num in range(k, len(candidates) + 1):

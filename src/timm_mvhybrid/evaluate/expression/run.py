@@ -17,6 +17,7 @@ from ..embedding_cache import EmbeddingOptions, embed_sources
 from ..embeddings import BatchReport
 from ..errors import EvaluationError
 from ..hest_layout import HestSample, HestTask, open_task, read_sample
+from ..model_input import choose_device
 from ..model_labels import unique_labels
 from ..provenance import collect_provenance, hash_files
 from ..results import ExpressionResult, ModelRecord
@@ -36,6 +37,7 @@ class ExpressionOptions:
     Args:
         task: Name of one of several tasks in the folder.
         studies: CSV with sample_id, study and, if known, patient.
+        counts_layer: The layer of each h5ad that holds the counts, or `raw`; None takes X.
         protocols: `csv`, `random`, `loso`, `patient`; none takes all that the data allow.
         panel: `hvg`, `mean`, `hmhvg`, `task` for the task's own var_<k>genes.json, or another such file.
         num_genes: Genes to select.
@@ -47,6 +49,7 @@ class ExpressionOptions:
 
     task: str | None = None
     studies: Path | None = None
+    counts_layer: str | None = None
     protocols: tuple[str, ...] = ()
     panel: PanelMethod | Literal["task"] | Path = "hvg"
     num_genes: int = 50
@@ -89,6 +92,7 @@ def evaluate_expression(
         raise EvaluationError("no model to evaluate; name one with --model")
     task = open_task(root, options.task)
     with Ranks.from_environment() as ranks:
+        choose_device(ranks.device(options.embedding.device))
         sources = {name: PatchH5Source(task.files[name][0]) for name in task.samples}
         digests = {name: file_sha256(task.files[name][0]) for name in task.samples}
         records, matrices = _given(task, sources, embeddings or {})
@@ -142,7 +146,7 @@ class _Inputs:
 
 
 def _read(task: HestTask, options: ExpressionOptions) -> _Inputs:
-    samples = [read_sample(task, name) for name in task.samples]
+    samples = [read_sample(task, name, options.counts_layer) for name in task.samples]
     panel, panel_name, panel_file = _panel(task, options)
     if panel.method is None:
         check_panel(panel.genes, samples, panel_name)

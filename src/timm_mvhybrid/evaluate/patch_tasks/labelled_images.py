@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data import DataError, FolderSource
+from ...data.names import unique_positions
 from ...models.weights_file import file_sha256
 from ..splits import Fold, patient_folds
 from ..tables import read_csv
@@ -123,9 +124,7 @@ def open_images(root: str | Path, layout: Layout | Literal["auto"] = "auto") -> 
     if not rows:
         raise DataError(f"{root}: names no image")
     paths = [row["path"] for row in rows]
-    if len(set(paths)) < len(paths):
-        twice = next(path for path in paths if paths.count(path) > 1)
-        raise DataError(f"{root}: image '{twice}' occurs more than once")
+    unique_positions(root, "image", paths, "give each image one line")
     images = LabelledImages(
         layout=kind,
         source=ListedImages(folder, paths),

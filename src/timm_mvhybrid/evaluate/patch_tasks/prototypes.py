@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..arrays import finite_matrix, labels_vector
+from ..column_moments import ColumnMoments
 from ..errors import EvaluationError
 from ..probes.logistic import check_width
 
@@ -81,10 +82,12 @@ def prototype_retrieval(
     depths = [number for number in wanted if 1 <= number <= len(queries)]
     if not depths:
         raise EvaluationError(f"k = {wanted}: none is from 1 to the number of queries, {len(queries)}")
-    mean = support.mean(axis=0)
+    mean = ColumnMoments.of([support]).mean.astype(np.float32)
     support, queries = _scaled(support - mean), _scaled(queries - mean)
     members = targets.ravel()[None, :] == np.arange(len(classes))[:, None]
-    prototypes = np.stack([support[rows].mean(axis=0) for rows in members])
+    prototypes = np.stack([support[rows].mean(axis=0, dtype=np.float64) for rows in members]).astype(
+        np.float32
+    )
     # differences, not dot products: near distances keep their digits in float32
     distance = np.stack([np.linalg.norm(queries - prototype, axis=1) for prototype in prototypes])
     ranking = np.argsort(distance, axis=1, kind="stable")[:, : depths[-1]]

@@ -14,6 +14,7 @@ from ..backbone import Backbone
 from ..embedding_cache import EmbeddingOptions, embed_sources
 from ..embeddings import BatchReport
 from ..errors import EvaluationError
+from ..model_input import choose_device
 from ..model_labels import unique_labels
 from ..probes.logistic import ProbeResult, linear_probe
 from ..probes.neighbours import knn_probe
@@ -199,8 +200,9 @@ def _embed(
         raise EvaluationError("no model to evaluate; name one with --model")
     images = open_images(root, options.layout)
     records, embeddings = {}, {}
-    digest = images.digest()
     with Ranks.from_environment() as ranks:
+        choose_device(ranks.device(options.embedding.device))
+        digest = images.digest()
         for label, backbone in unique_labels(backbones).items():
             embedded = embed_sources(
                 {"images": images.source},

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ..arrays import check_rows, finite_matrix, labels_vector
+from ..arrays import check_rows, distinct_rows, finite_matrix, labels_vector
 from ..errors import EvaluationError
 from .scores import ClassScores, class_scores
 
@@ -81,9 +81,11 @@ def linear_probe(
 
     with torch.enable_grad():
         optimizer.step(closure)
+    # equal embeddings are ties of the AUROC: a product rounds a row differently at another place
+    rows, row_of, _ = distinct_rows(test)
     with torch.no_grad():
-        probability = torch.softmax(layer(torch.from_numpy(test)), dim=1).numpy().astype(np.float64)
-    return probe_result(probability, classes, y_test)
+        probability = torch.softmax(layer(torch.from_numpy(test[rows])), dim=1).numpy().astype(np.float64)
+    return probe_result(probability[row_of], classes, y_test)
 
 
 def check_width(train: NDArray[Any], test: NDArray[Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..arrays import finite_matrix, labels_vector
+from ..arrays import distinct_rows, finite_matrix, labels_vector
 from ..errors import EvaluationError
 from .logistic import ProbeResult, check_width, probe_result
 
@@ -49,14 +49,17 @@ def knn_probe(
         )
     classes, targets = np.unique(labels, return_inverse=True)
     train, test = _unit("X_train", train), _unit("X_test", test)
-    votes = np.zeros((len(test), len(classes)))
+    # equal embeddings are equally far: a product rounds a row differently at another place
+    (train_rows, train_of, _), (test_rows, test_of, _) = distinct_rows(train), distinct_rows(test)
+    references, queries = train[train_rows], test[test_rows]
+    votes = np.zeros((len(queries), len(classes)))
     step = max(1, _BLOCK // len(train))
-    for start in range(0, len(test), step):
-        distance = -(test[start : start + step] @ train.T)
+    for start in range(0, len(queries), step):
+        distance = -(queries[start : start + step] @ references.T)[:, train_of]
         nearest = np.argsort(distance, axis=1, kind="stable")[:, :k]
         rows = np.repeat(np.arange(start, start + len(nearest)), k)
         np.add.at(votes, (rows, targets.ravel()[nearest].ravel()), 1)
-    return probe_result(votes / k, classes, y_test)
+    return probe_result(votes[test_of] / k, classes, y_test)
 
 
 def _unit(name: str, vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from ..arrays import finite_matrix, labels_vector
+from ..arrays import binary_vector, distinct_rows, finite_matrix
+from ..column_moments import ColumnMoments
 from ..errors import EvaluationError
 
 
@@ -58,19 +59,19 @@ class GatedAttention(nn.Module):
         self.score = nn.Linear(width, 1)
         self.classify = nn.Linear(width, 1)
 
-    def forward(self, bag: torch.Tensor) -> torch.Tensor:
+    def forward(self, bag: torch.Tensor, log_counts: torch.Tensor | float = 0.0) -> torch.Tensor:
         """Classifies one slide.
 
         Args:
             bag: (patches, dim).
+            log_counts: Logarithm of how often each patch occurs, (patches, 1), for a bag of distinct patches.
 
         Returns:
             The logit, a scalar.
         """
         hidden = self.project(bag)
-        attention = torch.softmax(
-            self.score(torch.tanh(self.content(hidden)) * torch.sigmoid(self.gate(hidden))), dim=0
-        )
+        score = self.score(torch.tanh(self.content(hidden)) * torch.sigmoid(self.gate(hidden)))
+        attention = torch.softmax(score + log_counts, dim=0)
         logit: torch.Tensor = self.classify((attention * hidden).sum(dim=0)).squeeze()
         return logit
 
@@ -84,11 +85,11 @@ def attention_mil(
     """Fits the attention model to training slides and scores others.
 
     Features are standardised by the training patches; both classes weigh alike. The same seed gives the same numbers,
-    and the global random state is left as it was.
+    and the global random state is left as it was. Slides of equal patches in equal proportions get equal probabilities.
 
     Args:
         bags_train: Embeddings of each training slide, (patches, D).
-        y_train: Whether each is positive, (slides,) bool.
+        y_train: Whether each is positive, (slides,) bool or 0 and 1.
         bags_test: Embeddings of the slides to score.
         options: Training.
 
@@ -96,24 +97,28 @@ def attention_mil(
         Probability of the positive label for each test slide, float64.
 
     Raises:
-        EvaluationError: If shapes do not fit, values are not finite, or all training slides have the same label.
+        EvaluationError: If shapes do not fit, values are not finite, labels are coded otherwise, or all training slides
+            have the same label.
     """
     options = options or AttentionOptions()
     train, test = (
         [finite_matrix(f"{name}[{index}]", bag, np.float32) for index, bag in enumerate(bags)]
         for name, bags in (("bags_train", bags_train), ("bags_test", bags_test))
     )
-    positive = labels_vector("y_train", y_train, len(train)).astype(bool)
+    positive = binary_vector("y_train", y_train, len(train), one="positive", zero="negative")
     if positive.all() or not positive.any():
         raise EvaluationError(f"all {len(train)} training slides have the same label; both are needed")
-    patches = np.concatenate(train)
-    mean, std = patches.mean(axis=0), patches.std(axis=0)
-    std[std == 0] = 1
+    widths = {bag.shape[1] for bag in (*train, *test)}
+    if len(widths) > 1:
+        raise EvaluationError(
+            f"the bags have {', '.join(map(str, sorted(widths)))} features; they must agree"
+        )
+    moments = ColumnMoments.of(train)
     weight = {True: 0.5 / positive.mean(), False: 0.5 / (1 - positive.mean())}
     rng = np.random.default_rng(options.seed)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(options.seed)
-        model = GatedAttention(patches.shape[1], options)
+        model = GatedAttention(train[0].shape[1], options)
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
         )
@@ -124,13 +129,25 @@ def attention_mil(
                 if len(bag) > options.max_patches:
                     bag = bag[rng.choice(len(bag), options.max_patches, replace=False)]
                 label = bool(positive[index])
-                logit = model(torch.from_numpy((bag - mean) / std))
+                logit = model(torch.from_numpy(moments.standardise(bag)))
                 loss = nn.functional.binary_cross_entropy_with_logits(logit, torch.tensor(float(label)))
                 optimizer.zero_grad()
                 (weight[label] * loss).backward()
                 optimizer.step()
                 schedule.step()
     model.eval()
-    with torch.no_grad():
-        logits = [model(torch.from_numpy((bag - mean) / std)).item() for bag in test]
+    logits = [_logit(model, bag, moments) for bag in test]
     return 1 / (1 + np.exp(-np.array(logits, dtype=np.float64)))
+
+
+def _logit(model: GatedAttention, bag: NDArray[np.float32], moments: ColumnMoments) -> float:
+    """Scores a slide by what it is made of: its distinct patches, and how often each occurs for one of the rarest.
+
+    Slides of the same patches in the same proportions, in any order and number, get the same logit to the last bit and
+    are ties of the AUROC, for the model is given the same numbers. Over the bags as they are, sums of another length
+    would round differently and put such slides in an order.
+    """
+    first, _, counts = distinct_rows(bag)
+    log_counts = np.log(counts / np.gcd.reduce(counts)).astype(np.float32)[:, None]
+    with torch.no_grad():
+        return float(model(torch.from_numpy(moments.standardise(bag[first])), torch.from_numpy(log_counts)))

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data import DataError
+from ...data.names import unique_positions
 from ..results import ModelRecord
-from ..tables import read_csv, unique_positions
+from ..tables import read_csv
 
 _DATASETS = ("features", "embeddings")
 _PATIENT = ("patient", "case_id")
@@ -53,7 +54,7 @@ def read_slides(file: str | Path, columns: Sequence[str]) -> SlideTable:
     if not rows:
         raise DataError(f"{file}: names no slide")
     slides = [row["slide_id"] for row in rows]
-    unique_positions(file, "slide", slides)
+    unique_positions(file, "slide", slides, "give each slide one line")
     patient = next((name for name in _PATIENT if name in rows[0]), None)
     for row in rows:
         if patient is not None and not row[patient]:

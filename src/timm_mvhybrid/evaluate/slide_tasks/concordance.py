@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..arrays import check_rows, finite_matrix, labels_vector
+from ..arrays import binary_vector, check_rows, finite_matrix
 from ..extras import require
 
 
@@ -41,7 +41,7 @@ def concordance_index(
     """Counts pairs of patients whose risks have the order of their times, by scikit-survival.
 
     Args:
-        event: Whether the event was observed, (N,) bool.
+        event: Whether the event was observed, (N,) bool or 0 and 1.
         time: Time to event or to the end of observation, (N,).
         risk: Higher means earlier, (N,).
         tied_tol: Risks that differ by no more are equal.
@@ -50,9 +50,9 @@ def concordance_index(
         The index and its counts.
 
     Raises:
-        EvaluationError: If lengths differ, values are not finite, or scikit-survival is not installed.
+        EvaluationError: If lengths differ, values are not finite, events are coded otherwise, or scikit-survival is not installed.
     """
-    events = labels_vector("event", event).astype(bool)
+    events = binary_vector("event", event, one="observed", zero="censored")
     times, risks = (
         finite_matrix(name, values, np.float64)[:, 0] for name, values in (("time", time), ("risk", risk))
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..arrays import check_rows, finite_matrix, labels_vector
+from ..arrays import binary_vector, check_rows, finite_matrix
 from ..errors import EvaluationError
 from ..extras import require
 
@@ -21,7 +21,7 @@ def cox_risks(
 
     Args:
         X_train: Features to fit on, (N, D).
-        event: Whether the event was observed, (N,) bool.
+        event: Whether the event was observed, (N,) bool or 0 and 1.
         time: Time to event or to the end of observation, (N,).
         X_test: Features to predict from, (M, D).
         alpha: Ridge penalty, above 0.
@@ -30,12 +30,12 @@ def cox_risks(
         Risks of the train part and of the test part, (N,) and (M,).
 
     Raises:
-        EvaluationError: If shapes do not fit, values are not finite, no event was observed, all features are constant,
+        EvaluationError: If shapes do not fit, values are not finite, events are coded otherwise, no event was observed, all features are constant,
             or scikit-survival is not installed.
     """
     train, test = finite_matrix("X_train", X_train, np.float64), finite_matrix("X_test", X_test, np.float64)
-    events = labels_vector("event", event).astype(bool)
-    times = labels_vector("time", time).astype(np.float64)
+    events = binary_vector("event", event, one="observed", zero="censored")
+    times = finite_matrix("time", time, np.float64)[:, 0]
     check_rows(X_train=train, event=events, time=times)
     if not events.any():
         raise EvaluationError(f"none of {len(events)} training patients had an event; a Cox model needs some")
@@ -59,16 +59,22 @@ def log_rank_p_value(event: ArrayLike, time: ArrayLike, group: ArrayLike) -> flo
     """Tests whether two groups differ in survival, by scikit-survival's log-rank test.
 
     Args:
-        event: Whether the event was observed, (N,) bool.
+        event: Whether the event was observed, (N,) bool or 0 and 1.
         time: Times, (N,).
-        group: The group of each patient, (N,) bool.
+        group: The group of each patient, (N,) bool or 0 and 1.
 
     Returns:
         The p-value; NaN where one group is empty or no event was observed.
+
+    Raises:
+        EvaluationError: If lengths differ, times are not finite, or events or groups are coded otherwise.
     """
-    events, groups = np.asarray(event, dtype=bool), np.asarray(group, dtype=bool)
+    events = binary_vector("event", event, one="observed", zero="censored")
+    groups = binary_vector("group", group, one="one group", zero="the other")
+    times = finite_matrix("time", time, np.float64)[:, 0]
+    check_rows(event=events, time=times, group=groups)
     if groups.all() or not groups.any() or not events.any():
         return float("nan")
-    survival = require("sksurv.util").Surv.from_arrays(events, np.asarray(time, dtype=np.float64))
+    survival = require("sksurv.util").Surv.from_arrays(events, times)
     _, p_value = require("sksurv.compare").compare_survival(survival, groups)
     return float(p_value)

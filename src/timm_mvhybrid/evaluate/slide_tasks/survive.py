@@ -20,6 +20,8 @@ from .cox import cox_risks, log_rank_p_value
 from .mixture import mixture_prototypes, slide_mixture_embedding
 from .options import Bags, SlideTaskOptions, compare_folds, score_each, slides_provenance
 
+_EVENTS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+
 
 def evaluate_survival(
     folders: Sequence[str | Path],
@@ -34,7 +36,7 @@ def evaluate_survival(
 
     Args:
         folders: Embeddings by one model each, see `read_bags`.
-        follow_up: CSV with slide_id, patient (or case_id), time and event (1 observed, 0 censored).
+        follow_up: CSV with slide_id, patient (or case_id), time and event (1 or true: observed, 0 or false: censored).
         options: Everything else.
         on_stage: Called after every fold.
 
@@ -88,12 +90,12 @@ def _follow_up(table: SlideTable) -> tuple[list[str], NDArray[np.float64], NDArr
             time = float(time_text)
         except ValueError:
             time = float("nan")
-        if not (np.isfinite(time) and time >= 0) or event_text not in ("0", "1", "0.0", "1.0"):
+        if not (np.isfinite(time) and time >= 0) or event_text.lower() not in _EVENTS:
             raise DataError(
                 f"{table.path}: slide '{slide}' has time '{time_text}' and event '{event_text}'; times are numbers from "
-                "0, events 1 (observed) or 0 (censored)"
+                "0, events 1 or true (observed), 0 or false (censored); other codes have to be turned into these"
             )
-        entry = (time, event_text.startswith("1"))
+        entry = (time, _EVENTS[event_text.lower()])
         if known.setdefault(patient, entry) != entry:
             raise DataError(f"{table.path}: slides of patient '{patient}' differ in time or event")
     return (

@@ -1,0 +1,30 @@
+"""Names that must be unique → where each of them stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import DataError
+
+
+def unique_positions(where: Path | str, noun: str, names: Sequence[str], remedy: str) -> dict[str, int]:
+    """Looks up names that must be unique.
+
+    Args:
+        where: The file they stand in, for messages.
+        noun: What they name, for messages.
+        names: The names.
+        remedy: What to do about one that occurs twice, for messages.
+
+    Returns:
+        Name → position.
+
+    Raises:
+        DataError: If a name occurs twice.
+    """
+    positions: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if positions.setdefault(name, index) != index:
+            raise DataError(f"{where}: {noun} '{name}' occurs more than once; {remedy}")
+    return positions
