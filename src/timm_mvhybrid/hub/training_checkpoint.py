@@ -10,7 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from ..models.checkpoint import checkpoint_filter_fn
-from ..models.key_conversion import BackboneNames, Branch, KeyConversionError, find_backbone, take_backbone
+from ..models.key_conversion import (
+    BackboneNames,
+    Branch,
+    KeyConversionError,
+    find_backbone,
+    take_backbone,
+    whole_tensor,
+)
 from ..models.loading import CONFIG_FILE, stated_input_size
 from ..models.position_grid import PATCH_GRID, Grid
 from ..models.pretrained import find_weights
@@ -68,14 +75,15 @@ def read_training_checkpoint(path: str | Path, branch: Branch = "teacher") -> Tr
             weights = read_weights(path)
             grid, sha256 = weights.grid, weights.sha256
             input_size = stated_input_size(path.parent / CONFIG_FILE, path.name)
-            found, tensors = take_backbone(weights.checkpoint, branch=branch)
+            found, own = take_backbone(weights.checkpoint, branch=branch)
+            tensors = {found.names[name]: tensor for name, tensor in own.items()}
     except KeyConversionError as error:
         raise ExportError(f"{path}: {error}") from error
     if found.branch not in (branch, None):
         raise ExportError(
             f"{path}: has no {branch}, only a {found.branch}; take it with --weights {found.branch}"
         )
-    check_finite({found.names[name]: tensor for name, tensor in tensors.items()}, path)
+    check_finite(tensors, path)
     step = re.search(r"step_?(\d+)", path.name)
     return TrainingCheckpoint(
         path=path,
@@ -115,10 +123,11 @@ def _read_folder(path: Path, branch: Branch) -> tuple[BackboneNames, dict[str, T
     names = tensor_names(path)
     found = find_backbone(names, branch=branch)
     wanted = {PATCH_GRID, *found.names.values()}
-    tensors = read_sharded(path, wanted.__contains__)
+    read = read_sharded(path, wanted.__contains__)
+    tensors = {name: whole_tensor(name, tensor) for name, tensor in read.items()}
     rows_columns = tensors.pop(PATCH_GRID, None)
     grid = None if rows_columns is None else (int(rows_columns[0]), int(rows_columns[1]))
-    return found, {name: tensors[source] for name, source in found.names.items()}, grid
+    return found, tensors, grid
 
 
 def _find(path: Path) -> Path:

@@ -155,12 +155,11 @@ def find_backbone(
         others = ", ".join(f"'{prefix}'" for prefix in prefixes if prefix != best[0])
         _logger.info("Took the weights under '%s', not those under %s.", best[0], others)
     averages = [prefix for prefix in prefixes if _words(prefix) & _AVERAGES]
-    is_student = bool(_words(best[0]) & _STUDENTS)
     whose: Branch | None = None
-    if is_student or (averages and best[0] not in averages):
-        whose = "student"
-    elif averages:
+    if best[0] in averages:
         whose = "teacher"
+    elif averages or _words(best[0]) & _STUDENTS:
+        whose = "student"
     return BackboneNames(prefix=best[0], branch=whose, names=first)
 
 
@@ -243,7 +242,7 @@ def _rank(prefix: str, branch: Branch) -> tuple[int, int, int]:
     averages, students = len(words & _AVERAGES), len(words & _STUDENTS)
     container = prefix.split(".")[0]
     place = _CONTAINERS.index(container) if container in _CONTAINERS else len(_CONTAINERS)
-    return (students, -averages, place) if branch == "teacher" else (-students, averages, place)
+    return (-averages, students, place) if branch == "teacher" else (averages, -students, place)
 
 
 def _unwrapped(name: str) -> str:

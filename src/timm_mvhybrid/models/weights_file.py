@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -221,6 +222,13 @@ def _read_torch(path: Path, remedy: str) -> Mapping[str, Any]:
 
 
 def _load_tensors(path: Path) -> Any:
+    with warnings.catch_warnings():
+        # what it cannot read of newer protocols is an error all the same, and a look at every sparse entry is wanted
+        warnings.filterwarnings("ignore", message="Detected pickle protocol|Validating sparse tensor")
+        return _load_with_torch(path)
+
+
+def _load_with_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
