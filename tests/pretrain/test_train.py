@@ -8,6 +8,9 @@ import timm
 import torch
 from support.pretraining import NUM_STEPS, change, lines, small, student, teacher, write_patches
 
+from timm_mvhybrid.hub.training_checkpoint import convert, read_training_checkpoint
+from timm_mvhybrid.models import load_weights
+from timm_mvhybrid.models.position_grid import resample_position
 from timm_mvhybrid.pretrain.checkpoint import find_damage, finished_steps
 from timm_mvhybrid.pretrain.errors import PretrainError
 from timm_mvhybrid.pretrain.train import train
@@ -48,6 +51,28 @@ def test_a_run_leaves_its_configuration_surroundings_log_checkpoints_and_teacher
         finished
     )[-1].keys()
     assert not list(finished.rglob("*.tmp"))
+
+
+def test_teacher_and_checkpoint_of_a_long_grid_give_their_features_again(patches, tmp_path):
+    """2 × 8 patches are as many as 4 × 4, so that their number does not tell."""
+    arguments = {"depth": 1, "img_size": [32, 128]}
+    changes = {"num_steps": 2, "model__name": "test_vit12", "model__arguments": arguments}
+    train(small(tmp_path / "run", patches, **changes), show_progress=False)
+    long, square = (timm.create_model("test_vit12", depth=1, img_size=size) for size in ((32, 128), (64, 64)))
+    load_weights(long, tmp_path / "run" / "teacher.safetensors")
+    assert equal(long.state_dict(), teacher(tmp_path / "run"))
+    load_weights(square, tmp_path / "run" / "teacher.safetensors")
+    expected = resample_position(long.pos_embed.detach(), [4, 4], [2, 8], 1)
+    torch.testing.assert_close(square.pos_embed.data, expected)
+    for branch in ("teacher", "student"):
+        found = read_training_checkpoint(tmp_path / "run", branch)
+        assert found.grid == (2, 8)
+        wanted = teacher(tmp_path / "run") if branch == "teacher" else student(tmp_path / "run")
+        state = convert(found, long)
+        assert equal(state, {name: wanted[name] for name in state})
+    torch.testing.assert_close(
+        convert(read_training_checkpoint(tmp_path / "run"), square)["pos_embed"], expected
+    )
 
 
 def test_the_teacher_loads_strictly_into_timm_and_differs_from_the_student(finished):

@@ -6,6 +6,8 @@ import json
 import sys
 from typing import Any
 
+from ..runtime.printable import printable
+
 
 def report(summary: dict[str, Any]) -> None:
     """Prints a summary: JSON into a pipe, lines on a terminal.
@@ -18,16 +20,16 @@ def report(summary: dict[str, Any]) -> None:
         return
     for name, value in summary.items():
         for line in value if isinstance(value, list | tuple) else [value]:
-            print(f"{name}: {line}")
+            print(printable(f"{name}: {line}"))
 
 
 def say(message: str) -> None:
     """Prints one line on stderr.
 
     Args:
-        message: Any text; its line breaks become spaces.
+        message: Any text; its line breaks become spaces, and what would steer the terminal is escaped.
     """
-    print(" ".join(message.split()), file=sys.stderr)
+    print(printable(" ".join(message.split())), file=sys.stderr)
 
 
 def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -16,14 +16,16 @@ from torch import Tensor
 from ..models import MODEL_NAMES, TEST_MODEL_NAMES
 from ..models.fingerprint import Fingerprint, relative_error
 from ..models.hybrid_vision_transformer import HybridVisionTransformer
+from ..models.key_conversion import Branch
 from ..models.loading import CONFIG_FILE, CONFIG_SECTION, WEIGHTS_FILE
+from ..models.position_grid import PATCH_GRID, grid_of, grid_to_text
 from ..models.weights_file import FINGERPRINT, TENSORS_SHA256, check_finite, file_sha256, tensors_sha256
 from ..version import __version__
 from .errors import ExportError
 from .folder_writer import FolderWriter, check_folder
 from .model_card import CardFacts, write_card
 from .run_records import read_run_records
-from .training_checkpoint import Branch, convert, read_training_checkpoint
+from .training_checkpoint import convert, read_training_checkpoint
 from .verify import verify
 
 CARD_FILE = "README.md"
@@ -128,6 +130,7 @@ def export(
         "source_sha256": source.sha256,
         "bfloat16_error": f"{rounding_error:.3g}",
         "bfloat16_bound": str(BFLOAT16_BOUND),
+        PATCH_GRID: grid_to_text(grid_of(network)),
         "model_args": json.dumps(options, sort_keys=True),
         TENSORS_SHA256: tensors_sha256(stored),
         FINGERPRINT: Fingerprint.of(network).to_json(),

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from ..models.checkpoint import checkpoint_filter_fn
+from ..models.key_conversion import (
+    BackboneNames,
+    Branch,
+    KeyConversionError,
+    find_backbone,
+    take_backbone,
+    whole_tensor,
+)
+from ..models.loading import CONFIG_FILE, stated_input_size
+from ..models.position_grid import PATCH_GRID, Grid
 from ..models.pretrained import find_weights
 from ..models.weights_file import check_finite, file_sha256, read_weights
 from .errors import ExportError
 from .sharded_checkpoint import INDEX_FILE, is_sharded, read_sharded, tensor_names
-
-Branch = Literal["teacher", "student"]
-_BRANCHES: tuple[Branch, ...] = ("teacher", "student")
-# what training wrappers put before the branch
-_WRAPPERS = ("module", "model", "state_dict", "app")
-# an average of the weights under the names that timm's training gives it
-_AVERAGES = ("state_dict_ema", "model_ema")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,8 @@ class TrainingCheckpoint:
         run: The run's folder, where its records lie; None if the checkpoint lies in none.
         step: The step of training, as the checkpoint's name states it.
         sha256: sha256 of the file, or of a sharded checkpoint's index.
+        grid: Rows and columns of patches that it states for its position embedding; None where it states none.
+        input_size: Channels, height and width in px that the configuration beside it states; None where there is none.
     """
 
     path: Path
@@ -43,6 +47,8 @@ class TrainingCheckpoint:
     run: Path | None
     step: int | None
     sha256: str
+    grid: Grid | None = None
+    input_size: tuple[int, ...] | None = None
 
 
 def read_training_checkpoint(path: str | Path, branch: Branch = "teacher") -> TrainingCheckpoint:
@@ -61,32 +67,33 @@ def read_training_checkpoint(path: str | Path, branch: Branch = "teacher") -> Tr
         CheckpointError: It is damaged, unsafe or not finite.
     """
     path = _find(Path(path))
-    if path.is_dir():
-        names = {name: _split(name) for name in tensor_names(path)}
-        chosen = _choose(path, [found for found, _ in names.values()], branch)
-        tensors = read_sharded(path, lambda name: names[name][0] == chosen and _is_weight(names[name][1]))
-        tensors = {names[name][1]: tensor for name, tensor in tensors.items()}
-        sha256 = file_sha256(path / INDEX_FILE)
-    else:
-        weights = read_weights(path)
-        flat = _flatten(weights.checkpoint, "")
-        branches = {name: _split(name) for name in flat}
-        chosen = _choose(path, [found for found, _ in branches.values()], branch)
-        tensors = {
-            rest: flat[name]
-            for name, (found, rest) in branches.items()
-            if found == chosen and _is_weight(rest)
-        }
-        sha256 = weights.sha256
+    try:
+        if path.is_dir():
+            found, tensors, grid = _read_folder(path, branch)
+            sha256, input_size = file_sha256(path / INDEX_FILE), None
+        else:
+            weights = read_weights(path)
+            grid, sha256 = weights.grid, weights.sha256
+            input_size = stated_input_size(path.parent / CONFIG_FILE, path.name)
+            found, own = take_backbone(weights.checkpoint, branch=branch)
+            tensors = {found.names[name]: tensor for name, tensor in own.items()}
+    except KeyConversionError as error:
+        raise ExportError(f"{path}: {error}") from error
+    if found.branch not in (branch, None):
+        raise ExportError(
+            f"{path}: has no {branch}, only a {found.branch}; take it with --weights {found.branch}"
+        )
     check_finite(tensors, path)
     step = re.search(r"step_?(\d+)", path.name)
     return TrainingCheckpoint(
         path=path,
         tensors=tensors,
-        branch=chosen,
+        branch=found.branch,
         run=_run_folder(path),
         step=int(step[1]) if step else None,
         sha256=sha256,
+        grid=grid,
+        input_size=input_size,
     )
 
 
@@ -104,9 +111,23 @@ def convert(checkpoint: TrainingCheckpoint, model: Any) -> dict[str, Tensor]:
         ExportError: Weights are missing, of another shape, or the model has no place for them.
     """
     try:
-        return checkpoint_filter_fn(checkpoint.tensors, model)
+        return checkpoint_filter_fn(
+            checkpoint.tensors, model, grid=checkpoint.grid, input_size=checkpoint.input_size
+        )
     except RuntimeError as error:
         raise ExportError(f"{checkpoint.path}: {error}") from error
+
+
+def _read_folder(path: Path, branch: Branch) -> tuple[BackboneNames, dict[str, Tensor], Grid | None]:
+    """Reads one backbone of a sharded checkpoint, and the grid that it states."""
+    names = tensor_names(path)
+    found = find_backbone(names, branch=branch)
+    wanted = {PATCH_GRID, *found.names.values()}
+    read = read_sharded(path, wanted.__contains__)
+    tensors = {name: whole_tensor(name, tensor) for name, tensor in read.items()}
+    rows_columns = tensors.pop(PATCH_GRID, None)
+    grid = None if rows_columns is None else (int(rows_columns[0]), int(rows_columns[1]))
+    return found, tensors, grid
 
 
 def _find(path: Path) -> Path:
@@ -139,44 +160,3 @@ def _run_folder(path: Path) -> Path | None:
     if path.parent.name == "checkpoints":
         return path.parent.parent
     return path.parent if (path.parent / "metrics.jsonl").is_file() else None
-
-
-def _flatten(values: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
-    """Joins the names of nested mappings by dots; what is no tensor is left out."""
-    flat: dict[str, Tensor] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{name}."))
-        elif isinstance(value, Tensor):
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def _split(name: str) -> tuple[Branch | None, str]:
-    """Splits a tensor's name into branch and rest."""
-    parts = name.split(".")
-    while parts and parts[0] in _WRAPPERS:
-        parts = parts[1:]
-    if parts and parts[0] in _AVERAGES:
-        return "teacher", ".".join(parts[1:])
-    for branch in _BRANCHES:
-        if parts and parts[0] == branch:
-            return branch, ".".join(parts[1:])
-    return None, ".".join(parts)
-
-
-def _is_weight(name: str) -> bool:
-    """Says whether a tensor without its branch can belong to a backbone, so that heads stay on the disk."""
-    return not re.match(r"(?:optim|scaler|.*head)", name.split(".")[0])
-
-
-def _choose(path: Path, found: list[Branch | None], wanted: Branch) -> Branch | None:
-    """Decides which branch to read: the wanted one, or the whole where there are no branches."""
-    present = {branch for branch in found if branch is not None}
-    if wanted in present:
-        return wanted
-    if not present:
-        return None
-    raise ExportError(
-        f"{path}: has no {wanted}, only a {' and a '.join(sorted(present))}; take it with --weights {min(present)}"
-    )

@@ -1,7 +1,8 @@
 """The backbones: names → timm models, checkpoints → state dicts that fit them, models → ONNX files."""
 
-from .checkpoint import CheckpointError, checkpoint_filter_fn
+from .checkpoint import checkpoint_filter_fn
 from .creation import create_model
+from .errors import CheckpointError
 from .hub_download import HubError, NotPublishedError
 from .hybrid_vision_transformer import HybridVisionTransformer
 from .loading import load_weights

@@ -1,35 +1,36 @@
 """Checkpoints of other origins → state dicts that cover a backbone, or an error that says why not.
 
-Accepted: this package's own format; the official MV_Hybrid repository's keys; DINOv2 training checkpoints (prefixes
-``teacher.``, ``student.``, ``backbone.``, ``module.``) and released DINOv2 weights; timm's ViT; stock Vision Mamba.
+Accepted: this package's own format; the official MV_Hybrid repository's keys; DINOv2 training checkpoints and released
+DINOv2 weights; timm's ViT; stock Vision Mamba; each of them as any training framework wraps it (`key_conversion`).
 """
 
 import logging
-import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from timm.layers import resample_patch_embed
 from torch import Tensor, nn
 
+from .errors import CheckpointError
+from .key_conversion import take_backbone
+from .position_grid import Grid, grid_of, resample_position, trained_grid
 from .token_order import to_timm_order
 
 _logger = logging.getLogger(__name__)
 
-_CONTAINERS = ("teacher", "state_dict_ema", "model_ema", "state_dict", "model", "student")
-_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
-_PREFIXES = ("module.", "teacher.", "student.", "backbone.")
 _HEADS = ("head.", "attn_pool.", "fc_norm.")
 _MAX_NAMES = 6
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read or does not fit the model."""
-
-
-def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+def checkpoint_filter_fn(
+    state_dict: Mapping[str, Any],
+    model: nn.Module,
+    *,
+    grid: Grid | None = None,
+    input_size: Sequence[int] | None = None,
+) -> dict[str, Tensor]:
     """Converts a checkpoint's state dict into the model's names and shapes.
 
     Renames, resizes position embedding and patch projection, and then demands that every parameter of the backbone is
@@ -39,6 +40,8 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
     Args:
         state_dict: A state dict, or a training checkpoint that holds one.
         model: The backbone that will load the result.
+        grid: Rows and columns of patches that the position embedding was trained on, where the file states them.
+        input_size: Channels, height and width in px that the file's configuration states.
 
     Returns:
         A state dict for ``model.load_state_dict``.
@@ -46,35 +49,16 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
     Raises:
         CheckpointError: Parameters of the backbone are missing, unexpected, or of another shape; named in the message.
     """
-    weights = _strip_prefixes(_unwrap(state_dict))
+    found, weights = take_backbone(state_dict)
     for matches, convert in _CONVERSIONS:
         if any(matches(key) for key in weights):
             weights = convert(weights, model)
     _fit_optional_parameters(weights, model)
-    _fit_sizes(weights, model)
+    _fit_sizes(weights, model, grid, input_size)
     _fit_head(weights, model)
-    _check_coverage(weights, model)
+    _check_coverage(weights, model, found.prefix)
+    check_types(weights, model)
     return weights
-
-
-def _unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Finds the state dict in a checkpoint, the teacher's before the student's, and keeps its tensors only."""
-    for name in _CONTAINERS:
-        inner = checkpoint.get(name)
-        if isinstance(inner, Mapping):
-            return _unwrap(inner)
-    return {key: value for key, value in checkpoint.items() if isinstance(value, Tensor)}
-
-
-def _strip_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Takes wrappers' prefixes off; where some keys have a prefix, keys without it are another module's."""
-    for wrapper in _WRAPPERS:
-        weights = {key.replace(wrapper, ""): value for key, value in weights.items()}
-    while True:
-        prefix = next((p for p in _PREFIXES if any(key.startswith(p) for key in weights)), None)
-        if prefix is None:
-            return weights
-        weights = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
 
 
 def _from_official(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -144,7 +128,9 @@ def _fit_optional_parameters(weights: dict[str, Tensor], model: nn.Module) -> No
         weights.update({name: torch.ones_like(own[name], device="cpu") for name in scales})
 
 
-def _fit_sizes(weights: dict[str, Tensor], model: nn.Module) -> None:
+def _fit_sizes(
+    weights: dict[str, Tensor], model: nn.Module, stated: Grid | None, input_size: Sequence[int] | None
+) -> None:
     """Resamples the patch projection and the position embedding to the model's patch and grid size."""
     projection = weights.get("patch_embed.proj.weight")
     old_patch = None if projection is None or projection.ndim != 4 else tuple(projection.shape[2:])
@@ -156,38 +142,15 @@ def _fit_sizes(weights: dict[str, Tensor], model: nn.Module) -> None:
     if pos_embed is None or getattr(model, "pos_embed", None) is None:
         return
     num_prefix = 0 if model.no_embed_class else int(getattr(model, "num_prefix_tokens", 1))
-    grid = tuple(patch_embed.grid_size)
-    old_grid = _checkpoint_grid(pos_embed.shape[1] - num_prefix, old_patch, grid, model)
-    if old_grid != grid:
-        weights["pos_embed"] = resample_abs_pos_embed(
-            pos_embed,
-            new_size=list(grid),
-            old_size=list(old_grid),
-            num_prefix_tokens=num_prefix,
-            verbose=True,
-        )
-
-
-def _checkpoint_grid(
-    num_patches: int, patch: tuple[int, ...] | None, own_grid: tuple[int, ...], model: nn.Module
-) -> tuple[int, ...]:
-    """Finds the grid that a position embedding was trained on: as configured, the model's own, or square."""
-    config: Any = getattr(model, "pretrained_cfg", None) or {}
-    size = config.get("input_size")
-    if size and patch:
-        configured = tuple(s // p for s, p in zip(size[1:], patch, strict=True))
-        if math.prod(configured) == num_patches:
-            return configured
-    if math.prod(own_grid) == num_patches:
-        return own_grid
-    side = math.isqrt(max(num_patches, 0))
-    if side * side == num_patches:
-        return (side, side)
-    raise CheckpointError(
-        f"the checkpoint's pos_embed covers {num_patches} patches, which is no square grid and fits neither the "
-        f"model's grid {own_grid} nor the configured input size {size}; pass "
-        "pretrained_cfg_overlay=dict(input_size=(3, height, width)) with the size it was trained at"
+    grid = grid_of(model)
+    old_grid = trained_grid(
+        pos_embed.shape[1] - num_prefix, old_patch, model, stated=stated, input_size=input_size
     )
+    if old_grid != grid:
+        _logger.info("Resampled the position embedding from %s to %s patches.", old_grid, grid)
+        weights["pos_embed"] = resample_position(
+            pos_embed, new_size=list(grid), old_size=list(old_grid), num_prefix_tokens=num_prefix
+        )
 
 
 def _fit_head(weights: dict[str, Tensor], model: nn.Module) -> None:
@@ -195,19 +158,45 @@ def _fit_head(weights: dict[str, Tensor], model: nn.Module) -> None:
     own = model.state_dict()
     for key in [key for key in weights if key.startswith(_HEADS)]:
         if key not in own or own[key].shape != weights[key].shape:
-            _logger.info("Left %s of the checkpoint out; the model has another head.", key)
+            _logger.info("Left %r of the checkpoint out; the model has another head.", key)
             del weights[key]
 
 
-def _check_coverage(weights: dict[str, Tensor], model: nn.Module) -> None:
+def _check_coverage(weights: dict[str, Tensor], model: nn.Module, prefix: str) -> None:
     """Raises CheckpointError unless the state dict covers the backbone exactly."""
     head = {key for key in model.state_dict() if key.startswith(_HEADS)}
     if misfit := describe_misfit(weights, model, optional=head, any_channels=True):
         layout = getattr(model, "layout", lambda: type(model).__name__)()
+        what = f"what the checkpoint holds under '{prefix}'" if prefix else "the checkpoint"
         raise CheckpointError(
-            f"the checkpoint does not fit the model ({layout}): {misfit}. "
+            f"{what} does not fit the model ({layout}): {misfit}. "
             "Create the model that the checkpoint was trained as, with the same options (depth, ssm_depth, "
             "channel_mixer, init_values, reg_tokens, ...)"
+        )
+
+
+def check_types(weights: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Raises CheckpointError where a state dict holds whole or complex numbers in the place of real ones.
+
+    Loading would convert them without a word, the codes of quantised weights too.
+
+    Args:
+        weights: A state dict that fits the model.
+        model: The model.
+
+    Raises:
+        CheckpointError: A tensor is of such a type; the message names it.
+    """
+    own = model.state_dict()
+    faults = [
+        f"{key} {str(value.dtype).removeprefix('torch.')}"
+        for key, value in weights.items()
+        if own[key].is_floating_point() and not value.is_floating_point()
+    ]
+    if faults:
+        raise CheckpointError(
+            f"{len(faults)} of its tensors are not of floating-point numbers ({_shorten(faults)}), perhaps quantised; save "
+            "the weights before quantisation, or dequantised"
         )
 
 

@@ -26,7 +26,7 @@ from huggingface_hub.utils import (
 )
 
 from ..version import __version__
-from .checkpoint import CheckpointError
+from .errors import CheckpointError
 
 _logger = logging.getLogger(__name__)
 

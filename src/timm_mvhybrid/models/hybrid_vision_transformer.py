@@ -10,7 +10,7 @@ import math
 from typing import Any, Final
 
 import torch
-from timm.layers import PatchDropout, register_notrace_function, resample_abs_pos_embed
+from timm.layers import PatchDropout, register_notrace_function
 from timm.models import VisionTransformer, checkpoint
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import Block
@@ -31,6 +31,7 @@ from .options import (
     make_ssm_block,
     num_ssm_blocks,
 )
+from .position_grid import grid_of, resample_position
 from .slabs import num_slabs
 from .token_order import to_scan_order, to_timm_order
 
@@ -230,6 +231,21 @@ class HybridVisionTransformer(VisionTransformer):
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
 
+    def set_input_size(
+        self, img_size: tuple[int, int] | None = None, patch_size: tuple[int, int] | None = None
+    ) -> None:
+        """Changes the nominal (height, width) of images and patches, in px, and resamples a position embedding.
+
+        timm 1.0.24 leaves it alone where the number of patches stays the same, though their grid does not.
+        """
+        model: Any = self
+        before, old_grid = model.pos_embed, grid_of(self)
+        super().set_input_size(img_size, patch_size)
+        if before is not None and model.pos_embed is before:
+            num_prefix = 0 if self.no_embed_class else self.num_prefix_tokens
+            resampled = resample_position(before.data, list(grid_of(self)), list(old_grid), num_prefix)
+            model.pos_embed = nn.Parameter(resampled, requires_grad=before.requires_grad)
+
     @torch.jit.ignore
     def layout(self) -> str:
         """Describes the blocks, for instance "12 × MambaVision + EinFFT, 12 × attention + MLP"."""
@@ -255,7 +271,7 @@ class HybridVisionTransformer(VisionTransformer):
         if self.dynamic_img_size:
             batch, height, width, dim = x.shape
             if pos_embed is not None:
-                pos_embed = resample_abs_pos_embed(
+                pos_embed = resample_position(
                     pos_embed,
                     new_size=(height, width),
                     old_size=self.patch_embed.grid_size,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from .checkpoint import CheckpointError, checkpoint_filter_fn, describe_misfit
+from .checkpoint import check_types, checkpoint_filter_fn, describe_misfit
+from .errors import CheckpointError
 from .fingerprint import Fingerprint
 from .hybrid_vision_transformer import HybridVisionTransformer
+from .key_conversion import take_backbone
 from .weights_file import FINGERPRINT, WeightsFile, check_finite, read_weights
 
 _logger = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ def load_weights(model: nn.Module, path: str | Path) -> str:
 
     Args:
         model: Any timm model; for this package's models every format of
-            :func:`~timm_mvhybrid.models.checkpoint_filter_fn` is converted.
+            :func:`~timm_mvhybrid.models.checkpoint_filter_fn` is converted. Wrappers' prefixes are taken off for all.
         path: A safetensors file, or a PyTorch file that holds tensors only (no pickled objects are run).
 
     Returns:
@@ -44,7 +46,7 @@ def load_weights(model: nn.Module, path: str | Path) -> str:
     path = Path(path)
     config = path.parent / CONFIG_FILE
     weights = read_weights(path, sha256=stated_sha256(config, path.name), stated_in=str(config))
-    fill(model, weights)
+    fill(model, weights, input_size=stated_input_size(config, path.name))
     return weights.sha256
 
 
@@ -59,13 +61,43 @@ def stated_sha256(config: Path, weights_name: str) -> str | None:
         The sha256 in hex, or None where none is stated.
     """
     try:
-        section = json.loads(config.read_text(encoding="utf-8"))[CONFIG_SECTION]
-        return str(section["weights"]["sha256"]) if section["weights"]["file"] == weights_name else None
+        return str(_read_config(config, weights_name)[CONFIG_SECTION]["weights"]["sha256"])
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def fill(model: nn.Module, weights: WeightsFile, *, new_head: bool = False) -> None:
+def stated_input_size(config: Path, weights_name: str) -> tuple[int, ...] | None:
+    """Looks up which input size an export's configuration states for a weights file.
+
+    Args:
+        config: A ``config.json``; it may be absent, or another program's.
+        weights_name: The file's name.
+
+    Returns:
+        Channels, height and width in px, or None where none are stated.
+    """
+    try:
+        channels, height, width = _read_config(config, weights_name)["pretrained_cfg"]["input_size"]
+        return int(channels), int(height), int(width)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _read_config(config: Path, weights_name: str) -> dict[str, Any]:
+    """Reads an export's configuration if it belongs to a weights file; raises errors of several kinds otherwise."""
+    values: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+    if values[CONFIG_SECTION]["weights"]["file"] != weights_name:
+        raise KeyError(weights_name)
+    return values
+
+
+def fill(
+    model: nn.Module,
+    weights: WeightsFile,
+    *,
+    new_head: bool = False,
+    input_size: Sequence[int] | None = None,
+) -> None:
     """Loads what a file holds into a model and compares the model with the file's fingerprint.
 
     The fingerprint is compared where :meth:`Fingerprint.applies_to` admits the model.
@@ -74,13 +106,14 @@ def fill(model: nn.Module, weights: WeightsFile, *, new_head: bool = False) -> N
         model: Any timm model.
         weights: The file's content.
         new_head: Whether a classifier of the file is left out and the model keeps its own.
+        input_size: Channels, height and width in px that the file's configuration states.
 
     Raises:
         CheckpointError: The weights do not fit, or the model computes other features; the message names the file, and
             the model is as it was.
     """
     try:
-        state = _fit(model, weights.checkpoint, new_head)
+        state = _fit(model, weights, new_head, input_size)
     except RuntimeError as error:
         raise CheckpointError(f"{weights.path}: {error}{_origin(weights)}") from error
     check_finite(state, weights.path, weights.remedy)
@@ -101,13 +134,15 @@ def fill(model: nn.Module, weights: WeightsFile, *, new_head: bool = False) -> N
         )
 
 
-def _fit(model: nn.Module, checkpoint: Mapping[str, Any], new_head: bool) -> dict[str, Tensor]:
+def _fit(
+    model: nn.Module, weights: WeightsFile, new_head: bool, input_size: Sequence[int] | None
+) -> dict[str, Tensor]:
     """Converts a checkpoint, and proves that it covers the model before a tensor of the model is touched."""
     if isinstance(model, HybridVisionTransformer):
-        state = checkpoint_filter_fn(checkpoint, model)
+        state = checkpoint_filter_fn(weights.checkpoint, model, grid=weights.grid, input_size=input_size)
         _fit_input_channels(state, model)
     else:
-        state = {key: value for key, value in checkpoint.items() if isinstance(value, Tensor)}
+        _, state = take_backbone(weights.checkpoint, model_names=model.state_dict())
     kept: set[str] = set()
     if new_head:
         state = {key: value for key, value in state.items() if not key.startswith("head.")}
@@ -117,6 +152,7 @@ def _fit(model: nn.Module, checkpoint: Mapping[str, Any], new_head: bool) -> dic
             f"the checkpoint does not fit the model: {misfit}. Create the model that the checkpoint was trained as, with "
             "the same options (num_classes=0 for features only)"
         )
+    check_types(state, model)
     return state
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 
-from .checkpoint import CheckpointError, checkpoint_filter_fn
+from .checkpoint import checkpoint_filter_fn
+from .errors import CheckpointError
 from .hybrid_vision_transformer import HybridVisionTransformer
 from .organization import follow, organization, update_registry
 from .pretrained import PretrainedModel, read_pretrained
@@ -84,7 +85,9 @@ def _create(variant: str, pretrained: bool, model_args: dict[str, Any], kwargs: 
         if not config.get("custom_load"):
             # timm would verify nothing, and run what some pickles hold: it only wraps and describes the filled model
             model_class = PretrainedModel(
-                config=config, weights=read_pretrained(config, kwargs.get("cache_dir"))
+                config=config,
+                weights=read_pretrained(config, kwargs.get("cache_dir")),
+                input_size=_stated_input_size(kwargs),
             )
             pretrained = False
     return build_model_with_cfg(
@@ -110,6 +113,13 @@ def _resolve(variant: str, kwargs: dict[str, Any]) -> dict[str, Any]:
             f"{origin or variant}: its pretrained configuration holds what timm does not know ({error}): config.json is "
             "damaged or of a newer timm; copy, download or export it again, or update timm"
         ) from error
+
+
+def _stated_input_size(kwargs: dict[str, Any]) -> Any:
+    """Finds the input size that a file's configuration, which timm passes on, or the caller states."""
+    stated = (kwargs.get("pretrained_cfg_overlay"), kwargs.get("pretrained_cfg"))
+    found = [config["input_size"] for config in stated if isinstance(config, dict) and "input_size" in config]
+    return found[0] if found else None
 
 
 _SMALL = dict(patch_size=16, embed_dim=384, depth=24, num_heads=6)

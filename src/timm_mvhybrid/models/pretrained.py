@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from timm.models._hub import download_cached_file
 
-from .checkpoint import CheckpointError
+from .errors import CheckpointError
 from .hub_download import HubError, MissingFileError, download
 from .hybrid_vision_transformer import HybridVisionTransformer
 from .loading import CONFIG_FILE, WEIGHTS_FILE, fill, stated_sha256
@@ -27,10 +27,12 @@ class PretrainedModel:
     Args:
         config: timm's pretrained configuration.
         weights: What `read_pretrained` found for it.
+        input_size: Channels, height and width in px that the weights' own configuration, or the caller, states.
     """
 
     config: Mapping[str, Any]
     weights: WeightsFile
+    input_size: Sequence[int] | None = None
 
     def __call__(self, **options: Any) -> HybridVisionTransformer:
         """Builds a model and fills it.
@@ -45,10 +47,11 @@ class PretrainedModel:
             CheckpointError: The weights do not fit it.
         """
         model = HybridVisionTransformer(**options)
-        # where a position embedding was trained is read from there
+        # where nothing else states the grid of a position embedding, it is read from there
         model.pretrained_cfg = dict(self.config)
         # timm keeps a new head where the number of classes is not the configuration's
-        fill(model, self.weights, new_head=model.num_classes != self.config.get("num_classes"))
+        new_head = model.num_classes != self.config.get("num_classes")
+        fill(model, self.weights, new_head=new_head, input_size=self.input_size)
         model.weights_sha256 = self.weights.sha256
         return model
 

@@ -13,7 +13,7 @@ from typing import Any
 from timm.models import _factory
 from torch import nn
 
-from .checkpoint import CheckpointError
+from .errors import CheckpointError
 from .hub_download import HubError, download
 from .hybrid_vision_transformer import HybridVisionTransformer
 from .loading import CONFIG_FILE, load_weights

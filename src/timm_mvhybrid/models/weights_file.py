@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +16,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .checkpoint import CheckpointError
+from .errors import CheckpointError
+from .key_conversion import GATHER
+from .pickled_names import unsafe_names
+from .position_grid import PATCH_GRID, Grid, grid_from_text
 
 # keys of the metadata of a safetensors file; all values are strings
 TENSORS_SHA256 = "tensors_sha256"
 FINGERPRINT = "fingerprint"
 
 COPY_AGAIN = "copy, download or export it again"
+_MAX_NAMES = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +46,19 @@ class WeightsFile:
     checkpoint: Mapping[str, Any]
     metadata: Mapping[str, str] = field(default_factory=dict)
     remedy: str = COPY_AGAIN
+
+    @property
+    def grid(self) -> Grid | None:
+        """Rows and columns of patches that the file states for its position embedding; None where it states none."""
+        text = self.metadata.get(PATCH_GRID)
+        if text is None:
+            return None
+        try:
+            return grid_from_text(text)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self.path}: its metadata state {error}: the file is damaged; {self.remedy}"
+            ) from error
 
 
 def read_weights(
@@ -62,6 +82,11 @@ def read_weights(
         CheckpointError: The file is missing, empty, damaged, changed or unsafe; the message names it.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path}: is a folder; give the file of the weights in it, or turn a run or a sharded checkpoint into one with "
+            "'timm-mvhybrid export'"
+        )
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file; check the path, or {remedy}")
     try:
@@ -151,6 +176,10 @@ def _what_it_is(head: bytes, path: Path) -> str | None:
         return "is a web page (an error or login page that was saved), not weights"
     if start.startswith(b"version https://git-lfs"):
         return "is a git-lfs pointer, not the weights themselves (git lfs pull)"
+    if path.suffix == ".distcp":
+        return "is one shard of a checkpoint of torch.distributed.checkpoint; give its folder to 'timm-mvhybrid export', or"
+    if (shard := re.search(r"-(\d{5})-of-(\d{5})\.\w+$", path.name)) and int(shard[2]) > 1:
+        return f"is shard {int(shard[1])} of {int(shard[2])}; save the model in one file (max_shard_size='100GB'), or"
     if path.suffix == ".safetensors" and head.startswith((b"\x80", b"PK\x03\x04")):
         return "is a PyTorch or pickle file under the name of a safetensors file; nothing of it was run"
     return None
@@ -159,24 +188,29 @@ def _what_it_is(head: bytes, path: Path) -> str | None:
 def _read_safetensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            metadata = dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path}: not a readable safetensors file, perhaps cut short or damaged ({error}); {remedy}"
         ) from error
+    # safetensors.torch.save_model writes a tensor that has several names once, and the other names so
+    aliases = {name: tensors[kept] for name, kept in metadata.items() if kept in tensors}
+    return {**aliases, **tensors}, metadata
 
 
 def _read_torch(path: Path, remedy: str) -> Mapping[str, Any]:
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = _load_tensors(path)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{path}: holds more than tensors, or is damaged ({reason}). Nothing of it was run; {remedy}, or, where you "
-            "trust it, re-save its state dict with safetensors.torch.save_file"
-        ) from error
+        raise CheckpointError(f"{path}: {_refusal(path, error, remedy)}") from error
     # the unpickler meets damaged bytes with exceptions of many kinds
     except Exception as error:
+        if "TorchScript" in str(error):
+            raise CheckpointError(
+                f"{path}: is a TorchScript archive, which holds code; nothing of it was run. Save the state dict of the model "
+                "that it was made from"
+            ) from error
         raise CheckpointError(
             f"{path}: not a readable PyTorch file, perhaps cut short or damaged ({error}); {remedy}"
         ) from error
@@ -185,3 +219,40 @@ def _read_torch(path: Path, remedy: str) -> Mapping[str, Any]:
             f"{path}: holds a {type(checkpoint).__name__}, not a state dict; give the file that holds the weights"
         )
     return checkpoint
+
+
+def _load_tensors(path: Path) -> Any:
+    with warnings.catch_warnings():
+        # what it cannot read of newer protocols is an error all the same, and a look at every sparse entry is wanted
+        warnings.filterwarnings("ignore", message="Detected pickle protocol|Validating sparse tensor")
+        return _load_with_torch(path)
+
+
+def _load_with_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        if not any(name.startswith("torch.distributed.") for name in unsafe_names(path)):
+            raise
+        # torch admits its distributed tensors where their module was imported
+        importlib.import_module("torch.distributed.tensor")
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _refusal(path: Path, error: pickle.UnpicklingError, remedy: str) -> str:
+    """Names the objects in a file that are not tensors or, where there are none, what the unpickler met."""
+    names = unsafe_names(path)
+    if not names:
+        # torch's advice stands around the reason, in bold face
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        stated = [line for line in lines if "WeightsUnpickler error" in line]
+        reason = (stated or lines or ["not a pickle"])[0].removeprefix("WeightsUnpickler error:").strip()
+        return f"holds more than tensors, or is damaged ({reason}). Nothing of it was run; {remedy}"
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    found = f"holds more than tensors: {', '.join(names[:_MAX_NAMES])}{more}. Nothing of it was run"
+    if any(name.startswith("torch.distributed.") for name in names):
+        return f"{found}; {GATHER}"
+    return (
+        f"{found}; where you trust it, open it with torch.load(..., weights_only=False) and save its state dict alone, with "
+        "safetensors.torch.save_file"
+    )

@@ -6,6 +6,7 @@ import warnings
 
 from ..data import DataError
 from ..models import CheckpointError
+from ..runtime.printable import printable
 from .command import Pretrain, parse
 from .errors import PretrainError
 
@@ -20,7 +21,7 @@ def main() -> int:
     try:
         return parse(sys.argv[1:], "python -m timm_mvhybrid.pretrain").run() or 0
     except (DataError, CheckpointError, PretrainError) as error:
-        print(f"{rank}error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(printable(f"{rank}error: {' '.join(str(error).split())}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{rank}interrupted; {Pretrain.when_interrupted}", file=sys.stderr)
@@ -28,5 +29,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: print(printable(f"warning: {message}"), file=sys.stderr)
     sys.exit(main())

@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from ..models.position_grid import PATCH_GRID, grid_of
 from ..models.weights_file import file_sha256
 from .errors import PretrainError
 from .loss_scale import LossScale
@@ -123,6 +124,9 @@ class Checkpointer:
         self.world.any(False)
         values = _snapshot(state.state_dict())
         values["step"] = step
+        # of no use to a run that goes on, which builds the same model again; whoever takes the weights elsewhere needs it
+        backbone: Any = state.teacher.backbone
+        values[PATCH_GRID] = torch.tensor(grid_of(backbone), device="cpu")
         if self.asynchronous:
             self._future = _async_save(values, temporary, self.world)
             if self.world.is_main:

@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..models.position_grid import PATCH_GRID, grid_of, grid_to_text
 from .world import World
 
 NAME = "teacher.safetensors"
@@ -45,10 +46,12 @@ def write_teacher(network: nn.Module, folder: Path, world: World) -> Path:
         The file; complete, or as it was.
     """
     weights = gather_backbone(network, world)
+    backbone = network.backbone
+    assert isinstance(backbone, nn.Module)
     path = folder / NAME
     if world.is_main:
         temporary = path.with_name(f".{path.name}.tmp")
-        save_file(weights, temporary)
+        save_file(weights, temporary, metadata={"format": "pt", PATCH_GRID: grid_to_text(grid_of(backbone))})
         temporary.replace(path)
     world.any(False)
     return path

@@ -1,0 +1,1 @@
+"""What every room stands on: nothing of it knows of models or data."""
