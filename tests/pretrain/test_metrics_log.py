@@ -10,6 +10,7 @@ from timm_mvhybrid.hub.run_records import read_run_records
 from timm_mvhybrid.pretrain.errors import PretrainError
 from timm_mvhybrid.pretrain.metrics_log import MetricsLog, read_lines
 from timm_mvhybrid.pretrain.run_directory import RunDirectory
+from timm_mvhybrid.runtime.errors import OutputError
 
 
 def reject(name):
@@ -124,7 +125,7 @@ def test_damage_in_the_middle_is_named(tmp_path, damage):
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(PretrainError, match=r"missing.metrics\.jsonl: the log cannot be written"):
+    with pytest.raises(OutputError, match=r"missing.metrics\.jsonl: cannot be written"):
         MetricsLog(RunDirectory(tmp_path / "missing"))
 
 

@@ -6,8 +6,10 @@ import warnings
 
 import torch
 
+from ..runtime.errors import TimmMVHybridError
 
-class DeviceError(ValueError):
+
+class DeviceError(TimmMVHybridError, ValueError):
     """A device cannot be used; the message is one line for the user."""
 
 

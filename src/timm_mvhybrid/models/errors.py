@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from ..runtime.errors import TimmMVHybridError
 from ..runtime.printable import printable
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(TimmMVHybridError, RuntimeError):
     """A checkpoint that cannot be read or does not fit the model.
 
     Its message may quote names out of the file; they are made printable here, once for all who raise it.

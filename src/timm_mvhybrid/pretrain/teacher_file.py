@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..models.position_grid import PATCH_GRID, grid_of, grid_to_text
+from ..runtime.atomic_file import write_file
 from .world import World
 
 NAME = "teacher.safetensors"
@@ -44,14 +45,14 @@ def write_teacher(network: nn.Module, folder: Path, world: World) -> Path:
 
     Returns:
         The file; complete, or as it was.
+
+    Raises:
+        OutputError: The disk does not take it.
     """
     weights = gather_backbone(network, world)
     backbone = network.backbone
     assert isinstance(backbone, nn.Module)
     path = folder / NAME
-    if world.is_main:
-        temporary = path.with_name(f".{path.name}.tmp")
-        save_file(weights, temporary, metadata={"format": "pt", PATCH_GRID: grid_to_text(grid_of(backbone))})
-        temporary.replace(path)
-    world.any(False)
+    metadata = {"format": "pt", PATCH_GRID: grid_to_text(grid_of(backbone))}
+    world.on_main(lambda: write_file(path, save(weights, metadata)))
     return path
