@@ -168,6 +168,19 @@ def _(hub, folder, cache):
     return file(folder / "weights.pth")
 
 
+@cause("holds FSDP's flattened parameters")
+def _(hub, folder, cache):
+    torch.save({"model": {"backbone._fsdp_wrapped_module._flat_param": torch.zeros(9)}}, folder / "rank0.pth")
+    return file(folder / "rank0.pth")
+
+
+@cause("and nothing says which is meant")
+def _(hub, folder, cache):
+    weights = {"encoder_q": perturbed(MODEL, 1).state_dict(), "encoder_k": perturbed(MODEL, 2).state_dict()}
+    torch.save(weights, folder / "moco.pth")
+    return file(folder / "moco.pth")
+
+
 @cause("hold NaN or Inf")
 def _(hub, folder, cache):
     return rewrite(folder, lambda tensors: tensors["norm.bias"].fill_(float("nan")))

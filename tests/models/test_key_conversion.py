@@ -237,7 +237,7 @@ REFUSALS = {
     "nothing": ({"epoch": 3}, "holds no tensors at all"),
     "another backbone under a prefix": (
         {"state_dict": under("model.", perturbed(MODEL, 1, depth=3).state_dict())},
-        r"what the checkpoint holds under 'state_dict\.model\.' does not fit the model",
+        r"under 'state_dict\.model\.', the checkpoint does not fit the model",
     ),
     "a part": (
         {"model": {name: value for name, value in under("net.").items() if "patch_embed" not in name}},

@@ -28,7 +28,7 @@ from .sharded_checkpoint import INDEX_FILE, is_sharded, read_sharded, tensor_nam
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingCheckpoint:
-    """The weights of one backbone, by the names of their source.
+    """The weights of one backbone, by the names of their source without what wrappers put in front.
 
     Args:
         path: The file, or the folder of a sharded checkpoint.
@@ -37,6 +37,7 @@ class TrainingCheckpoint:
         run: The run's folder, where its records lie; None if the checkpoint lies in none.
         step: The step of training, as the checkpoint's name states it.
         sha256: sha256 of the file, or of a sharded checkpoint's index.
+        prefix: What stands in front of all their names.
         grid: Rows and columns of patches that it states for its position embedding; None where it states none.
         input_size: Channels, height and width in px that the configuration beside it states; None where there is none.
     """
@@ -47,6 +48,7 @@ class TrainingCheckpoint:
     run: Path | None
     step: int | None
     sha256: str
+    prefix: str = ""
     grid: Grid | None = None
     input_size: tuple[int, ...] | None = None
 
@@ -75,15 +77,14 @@ def read_training_checkpoint(path: str | Path, branch: Branch = "teacher") -> Tr
             weights = read_weights(path)
             grid, sha256 = weights.grid, weights.sha256
             input_size = stated_input_size(path.parent / CONFIG_FILE, path.name)
-            found, own = take_backbone(weights.checkpoint, branch=branch)
-            tensors = {found.names[name]: tensor for name, tensor in own.items()}
+            found, tensors = take_backbone(weights.checkpoint, branch=branch)
     except KeyConversionError as error:
         raise ExportError(f"{path}: {error}") from error
     if found.branch not in (branch, None):
         raise ExportError(
             f"{path}: has no {branch}, only a {found.branch}; take it with --weights {found.branch}"
         )
-    check_finite(tensors, path)
+    check_finite({found.names[name]: tensor for name, tensor in tensors.items()}, path)
     step = re.search(r"step_?(\d+)", path.name)
     return TrainingCheckpoint(
         path=path,
@@ -92,6 +93,7 @@ def read_training_checkpoint(path: str | Path, branch: Branch = "teacher") -> Tr
         run=_run_folder(path),
         step=int(step[1]) if step else None,
         sha256=sha256,
+        prefix=found.prefix,
         grid=grid,
         input_size=input_size,
     )
@@ -115,7 +117,8 @@ def convert(checkpoint: TrainingCheckpoint, model: Any) -> dict[str, Tensor]:
             checkpoint.tensors, model, grid=checkpoint.grid, input_size=checkpoint.input_size
         )
     except RuntimeError as error:
-        raise ExportError(f"{checkpoint.path}: {error}") from error
+        under = f"under '{checkpoint.prefix}', " if checkpoint.prefix else ""
+        raise ExportError(f"{checkpoint.path}: {under}{error}") from error
 
 
 def _read_folder(path: Path, branch: Branch) -> tuple[BackboneNames, dict[str, Tensor], Grid | None]:
@@ -124,10 +127,9 @@ def _read_folder(path: Path, branch: Branch) -> tuple[BackboneNames, dict[str, T
     found = find_backbone(names, branch=branch)
     wanted = {PATCH_GRID, *found.names.values()}
     read = read_sharded(path, wanted.__contains__)
-    tensors = {name: whole_tensor(name, tensor) for name, tensor in read.items()}
-    rows_columns = tensors.pop(PATCH_GRID, None)
+    rows_columns = read.pop(PATCH_GRID, None)
     grid = None if rows_columns is None else (int(rows_columns[0]), int(rows_columns[1]))
-    return found, tensors, grid
+    return found, {name: whole_tensor(source, read[source]) for name, source in found.names.items()}, grid
 
 
 def _find(path: Path) -> Path:

@@ -167,9 +167,9 @@ def _check_coverage(weights: dict[str, Tensor], model: nn.Module, prefix: str) -
     head = {key for key in model.state_dict() if key.startswith(_HEADS)}
     if misfit := describe_misfit(weights, model, optional=head, any_channels=True):
         layout = getattr(model, "layout", lambda: type(model).__name__)()
-        what = f"what the checkpoint holds under '{prefix}'" if prefix else "the checkpoint"
+        under = f"under '{prefix}', " if prefix else ""
         raise CheckpointError(
-            f"{what} does not fit the model ({layout}): {misfit}. "
+            f"{under}the checkpoint does not fit the model ({layout}): {misfit}. "
             "Create the model that the checkpoint was trained as, with the same options (depth, ssm_depth, "
             "channel_mixer, init_values, reg_tokens, ...)"
         )
