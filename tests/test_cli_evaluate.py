@@ -2,6 +2,7 @@ import json
 import sys
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,6 +10,7 @@ from support.hest_tasks import write_studies, write_task
 from support.slide_bags import write_bags, write_follow_up, write_labels
 
 from timm_mvhybrid.cli import main
+from timm_mvhybrid.data.counts import quiet_anndata
 from timm_mvhybrid.evaluate import read_result
 
 MODEL = ["--model", "test_vit12", "--device", "cpu", "--num-workers", "0", "--cache", "cache"]
@@ -54,6 +56,38 @@ def test_expression(folder, capsys):
         assert (folder / "out" / name).stat().st_size > 100
     assert evaluate("expression", *arguments) == 1
     assert "--overwrite" in capsys.readouterr().err
+
+
+def move_counts(data, kind):
+    if kind == "float16":
+        data.X = data.X.toarray().astype(np.float16)
+        return data
+    if kind == "raw":
+        data.raw = data.copy()
+    else:
+        data.layers[kind] = data.X.copy()
+    data.X = np.log1p(data.X.toarray())
+    return data
+
+
+@pytest.mark.parametrize("kind", ["float16", "raw", "umi"])
+def test_counts_are_the_same_wherever_the_files_keep_them(folder, capsys, kind):
+    task = write_task(folder, num_samples=2)
+    options = ["TASK", *MODEL, "--num-genes", "5", "--num-components", "8", "--protocols", "csv"]
+    assert evaluate("expression", *options) == 0
+    for sample in ("S0", "S1"):
+        file = task / "adata" / f"{sample}.h5ad"
+        with quiet_anndata():
+            move_counts(anndata.read_h5ad(file), kind).write_h5ad(file)
+    if kind != "float16":
+        capsys.readouterr()
+        assert evaluate("expression", *options, output="wrong") == 1
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert last.startswith("error: TASK/adata/S0.h5ad: barcode ")
+        assert last.endswith(f"take them by --counts-layer {kind}")
+        options += last.split(" by ")[-1].split()
+    assert evaluate("expression", *options, output="moved") == 0
+    assert read_result("moved").scores == read_result("out").scores
 
 
 def read_log(file):

@@ -83,7 +83,8 @@ def _log_counts(table: Counts, genes: Sequence[str]) -> Any:
 
 def _column_sums(sparse: Any, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Adds one value for each stored entry of a CSR matrix up by its column, in float64."""
-    return np.bincount(sparse.indices, weights=values, minlength=sparse.shape[1])
+    sums = np.bincount(sparse.indices, weights=values, minlength=sparse.shape[1])
+    return sums.astype(np.float64, copy=False)
 
 
 def _squared_deviations(log: Any, mean: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,10 @@ def open_images(root: str | Path, layout: Layout | Literal["auto"] = "auto") -> 
     if not rows:
         raise DataError(f"{root}: names no image")
     paths = [row["path"] for row in rows]
-    unique_positions(root, "image", paths, "give each image one line")
+    # './a.png' and 'a.png' are one image, which must not be in both train and test
+    unique_positions(
+        root, "image", [os.path.normpath(folder / path) for path in paths], "give each image one line"
+    )
     images = LabelledImages(
         layout=kind,
         source=ListedImages(folder, paths),
