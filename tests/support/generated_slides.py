@@ -50,3 +50,22 @@ def write_slide(
                 **(resolution if level == 0 else {}),
             )
     return pixels
+
+
+def write_odd_pyramid(path: Path, size: tuple[int, int] = (1203, 907), reduction: int = 2) -> list[np.ndarray]:
+    """Writes an Aperio-like pyramid of noise whose second level is rounded down, and returns the levels' pixels.
+
+    The levels are drawn independently, so that a pixel of the wrong level or place cannot pass.
+    """
+    draw = np.random.default_rng(0).integers
+    levels = [
+        draw(0, 256, (size[1] // shrunk, size[0] // shrunk, 3), dtype=np.uint8) for shrunk in (1, reduction)
+    ]
+    description = "Aperio Image Library v11\n|AppMag = 20|MPP = 0.5"
+    options = {"photometric": "rgb", "metadata": None, "description": description}
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(levels[0], tile=(256, 256), **options)
+        # the second directory of an SVS is its thumbnail
+        writer.write(levels[0][:64, :64].copy(), rowsperstrip=16, **options)
+        writer.write(levels[1], tile=(256, 256), **options)
+    return levels

@@ -17,6 +17,7 @@ from PIL import Image
 
 from .errors import DataError, NotASlideError, PatchError
 from .folder import on_white
+from .slide_library import read_rgba
 from .tissue import TilingOptions, tile_grid, tissue_mask, tissue_share
 
 SLIDE_SUFFIXES = tuple(".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .czi .dcm .qptiff".split())
@@ -174,6 +175,45 @@ class Slide:
             min(top - y + height, canvas_size[1]),
         )
         return canvas.resize(size_px, Image.Resampling.BICUBIC, box=box)
+
+    def read_level(
+        self,
+        corner: tuple[int, int],
+        level: int,
+        size_px: tuple[int, int],
+        *,
+        padding: tuple[int, int, int] = (255, 255, 255),
+    ) -> Image.Image:
+        """Reads whole pixels of one level, as OpenSlide's `read_region(corner, level, size)` gives them.
+
+        Between the pixels of a level OpenSlide interpolates linearly, left of and above the slide it moves to the next
+        whole pixel; both are done alike where tiffslide reads.
+
+        Args:
+            corner: Top-left corner x, y in level-0 pixels; may lie outside.
+            level: Number of the level, 0 the largest.
+            size_px: Width and height in pixels of the level.
+            padding: Colour where the slide holds no pixels.
+
+        Returns:
+            The region in mode RGB. What is partly transparent, as at the slide's edge between two pixels, keeps its
+            colour as `convert("RGB")` does.
+
+        Raises:
+            PatchError: If the library cannot decode the region.
+        """
+        try:
+            region = read_rgba(self.handle, corner, level, size_px)
+        # each library raises errors of its own and of its decoders
+        except Exception as error:
+            # OpenSlide refuses every further read after an error, so the next read starts afresh
+            self.close()
+            raise PatchError(
+                f"{self.path}: unreadable region at x={corner[0]}, y={corner[1]} ({error})"
+            ) from error
+        canvas = Image.new("RGB", size_px, padding)
+        canvas.paste(region.convert("RGB"), mask=region.getchannel("A").point(lambda alpha: 255 * (alpha > 0)))
+        return canvas
 
     def thumbnail(self, downsample: float) -> NDArray[np.uint8]:
         """Shrinks the whole slide, in blocks so that a slide without small levels fits in memory.
