@@ -22,7 +22,7 @@ def check_resolution(um_per_px: tuple[float, float] | None) -> tuple[float | Non
         One resolution for both directions in µm per pixel, and an empty text; or None, and what is wrong.
     """
     if um_per_px is None:
-        return None, "the slide states no resolution"
+        return None, "the slide states no usable resolution"
     x, y = um_per_px
     stated = f"{x:g}" if f"{x:g}" == f"{y:g}" else f"{x:g} × {y:g}"
     if not (0 < x < _COARSEST_UM_PER_PX and 0 < y < _COARSEST_UM_PER_PX):
