@@ -50,3 +50,34 @@ def write_slide(
                 **(resolution if level == 0 else {}),
             )
     return pixels
+
+
+def ramp(x: np.ndarray) -> np.ndarray:
+    """Grey level at a level-0 position x of the middle of a pixel."""
+    return 15 + 0.19 * x
+
+
+def write_odd_pyramid(path: Path, *, reduction: int = 2, smooth: bool = False) -> list[np.ndarray]:
+    """Writes an Aperio-like pyramid whose second level is rounded down, and returns the levels' pixels.
+
+    Noise is drawn for each level apart, so that a pixel of the wrong level or place cannot pass; smooth levels show
+    `ramp`.
+    """
+    width, height = 1203, 907
+    draw = np.random.default_rng(0).integers
+    levels = []
+    for size in ((width, height), (width // reduction, height // reduction)):
+        if smooth:
+            middles = (np.arange(size[0]) + 0.5) * width / size[0]
+            pixels = np.rint(ramp(middles)).astype(np.uint8)[None, :, None].repeat(size[1], 0).repeat(3, 2)
+        else:
+            pixels = draw(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        levels.append(pixels)
+    description = "Aperio Image Library v11\n|AppMag = 20|MPP = 0.5"
+    options = {"photometric": "rgb", "metadata": None, "description": description}
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(levels[0], tile=(256, 256), **options)
+        # the second directory of an SVS is its thumbnail
+        writer.write(levels[0][:64, :64].copy(), rowsperstrip=16, **options)
+        writer.write(levels[1], tile=(256, 256), **options)
+    return levels

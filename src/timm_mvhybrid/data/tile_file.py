@@ -19,7 +19,7 @@ from .fingerprint import file_fingerprint
 from .h5_file import H5File
 from .h5_output import H5Output
 from .patch_h5 import PatchH5Source
-from .slide import SlideSource
+from .slide_source import SlideSource
 from .tissue import TilingOptions
 
 Compression = Literal["none", "lzf", "gzip"]

@@ -19,7 +19,7 @@ from ..runtime.claim import claimed
 from ..runtime.errors import OutputError, TimmMVHybridError, writing
 from ..runtime.line_file import LineFile
 from .errors import DataError
-from .slide import SlideSource
+from .slide_source import SlideSource
 from .tile_file import Compression, tile_file_matches, write_thumbnail, write_tile_file
 from .tissue import TilingOptions
 
