@@ -88,13 +88,6 @@ def test_coordinates_outside_the_slide(tmp_path, pixels, outside):
         CoordinateH5Source(tmp_path / "slide.h5")
 
 
-def test_patches_may_hang_over_the_edge(tmp_path, pixels):
-    write_coordinates(tmp_path / "slide.h5", [[960, 700]], attributes=clam_attributes(128, 0))
-    patch = np.asarray(CoordinateH5Source(tmp_path / "slide.h5")[0])
-    assert patch.shape == (128, 128, 3)
-    assert (patch[68:] == 255).all()
-
-
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
@@ -105,6 +98,10 @@ def test_patches_may_hang_over_the_edge(tmp_path, pixels):
             r"'patch_level' is 7, but .*slide\.tif has the levels 0 to 2",
         ),
         ({"patch_size": "large", "patch_level": 0}, "'patch_size' is no number: 'large'"),
+        (
+            {**trident_attributes(128), "patch_size_level0": 128},
+            "'patch_size_level0' is 128, but patches of 128 px at 20 × on a slide of 40 × cover 256 px",
+        ),
     ],
 )
 def test_missing_attributes(tmp_path, pixels, attributes, message):
