@@ -80,12 +80,24 @@ def test_two_slides_of_one_name(tmp_path, pixels):
         CoordinateH5Source(tmp_path / "slide.h5")
 
 
-@pytest.mark.parametrize("outside", [[1024, 0], [0, 768], [-1, 0]])
+@pytest.mark.parametrize("outside", [[1024, 0], [0, 768], [-256, 0], [0, -256]])
 def test_coordinates_outside_the_slide(tmp_path, pixels, outside):
     write_coordinates(tmp_path / "slide.h5", [*COORDS, outside], attributes=clam_attributes(128, 1))
     message = rf"slide\.h5: 1 of 3 coordinates lie outside .*slide\.tif \(1024 × 768 px\), first patch 2 at x={outside[0]}"
     with pytest.raises(DataError, match=message):
         CoordinateH5Source(tmp_path / "slide.h5")
+
+
+@pytest.mark.parametrize(("x", "y"), [(960, 700), (-127, 300), (300, -127), (-1, -1), (-64, 700)])
+def test_patches_may_hang_over_any_edge(tmp_path, x, y):
+    pixels = write_slide(tmp_path / "slide.tif", tissue=(0, 0, 1024, 768))
+    write_coordinates(tmp_path / "slide.h5", [[x, y]], attributes=clam_attributes(128, 0))
+    patch = np.asarray(CoordinateH5Source(tmp_path / "slide.h5")[0])
+    inside = np.zeros((128, 128), dtype=bool)
+    inside[max(-y, 0) : 768 - y, max(-x, 0) : 1024 - x] = True
+    expected = pixels[max(y, 0) : y + 128, max(x, 0) : x + 128].reshape(-1, 3)
+    np.testing.assert_array_equal(patch[inside], expected)
+    assert len(np.unique(patch[~inside])) == 1
 
 
 @pytest.mark.parametrize(

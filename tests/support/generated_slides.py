@@ -52,15 +52,27 @@ def write_slide(
     return pixels
 
 
-def write_odd_pyramid(path: Path, size: tuple[int, int] = (1203, 907), reduction: int = 2) -> list[np.ndarray]:
-    """Writes an Aperio-like pyramid of noise whose second level is rounded down, and returns the levels' pixels.
+def ramp(x: np.ndarray) -> np.ndarray:
+    """Grey level at a level-0 position x of the middle of a pixel."""
+    return 15 + 0.19 * x
 
-    The levels are drawn independently, so that a pixel of the wrong level or place cannot pass.
+
+def write_odd_pyramid(path: Path, *, reduction: int = 2, smooth: bool = False) -> list[np.ndarray]:
+    """Writes an Aperio-like pyramid whose second level is rounded down, and returns the levels' pixels.
+
+    Noise is drawn for each level apart, so that a pixel of the wrong level or place cannot pass; smooth levels show
+    `ramp`.
     """
+    width, height = 1203, 907
     draw = np.random.default_rng(0).integers
-    levels = [
-        draw(0, 256, (size[1] // shrunk, size[0] // shrunk, 3), dtype=np.uint8) for shrunk in (1, reduction)
-    ]
+    levels = []
+    for size in ((width, height), (width // reduction, height // reduction)):
+        if smooth:
+            middles = (np.arange(size[0]) + 0.5) * width / size[0]
+            pixels = np.rint(ramp(middles)).astype(np.uint8)[None, :, None].repeat(size[1], 0).repeat(3, 2)
+        else:
+            pixels = draw(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        levels.append(pixels)
     description = "Aperio Image Library v11\n|AppMag = 20|MPP = 0.5"
     options = {"photometric": "rgb", "metadata": None, "description": description}
     with tifffile.TiffWriter(path) as writer:

@@ -12,7 +12,8 @@ from .folder import FolderSource
 from .manifest import SourceEntry, open_samples, read_manifest
 from .patch_h5 import PatchH5Source
 from .samples import Samples
-from .slide import Slide, SlideSource
+from .slide import Slide
+from .slide_source import SlideSource
 from .source import PatchSource, open_source
 from .tar import TarSource
 from .tile_store import TiledSlide, TilingSummary, tile_slides

@@ -137,8 +137,9 @@ class CoordinateH5Source:
         return np.asarray(beyond.any(axis=1), dtype=np.bool_)
 
     def _check_inside(self) -> None:
-        # both tools let the last patches hang over the edge; a corner beyond it means another slide
-        outside = ((self.coords < 0) | (self.coords >= np.array(self.slide.dimensions))).any(axis=1)
+        # tools let patches hang over any edge; one that lies beyond it as a whole means another slide
+        beyond = (self.coords + self.patch_size_level0 <= 0) | (self.coords >= np.array(self.slide.dimensions))
+        outside = beyond.any(axis=1)
         if outside.any():
             index = int(outside.argmax())
             x, y = self.coords[index].tolist()

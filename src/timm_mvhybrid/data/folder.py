@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image
 
 from .errors import DataError, PatchError
+from .image_depth import bits_per_channel, is_one_of_grey_planes
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".j2k")
 # what Pillow raises on broken files, by its plugins' habits
 _DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
@@ -25,10 +27,8 @@ def on_white(image: Image.Image) -> Image.Image:
         The image in mode RGB.
 
     Raises:
-        ValueError: If the image has more than 8 bits per channel, whose range no convention fixes.
+        ValueError: If Pillow cannot convert the mode.
     """
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"more than 8 bits per channel (mode {image.mode}); convert it to 8-bit RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -47,10 +47,18 @@ def read_image(file: Path | BinaryIO, name: str | None = None) -> Image.Image:
         The image in mode RGB, in its own size; what is transparent becomes white.
 
     Raises:
-        PatchError: If the file cannot be read as an image.
+        PatchError: If the file cannot be read as an image, has more than 8 bits per channel, or is one of several grey
+            planes.
     """
     try:
         with Image.open(file) as image:
+            # Pillow would take the upper byte of each colour, and the first plane, in silence
+            if (bits := bits_per_channel(image)) > 8:
+                raise ValueError(
+                    f"more than 8 bits per channel ({bits}), whose range no convention fixes; convert it to 8-bit RGB"
+                )
+            if is_one_of_grey_planes(image):
+                raise ValueError("several grey channels, a page each, not colours; write it as RGB")
             return on_white(image)
     except _DECODING_ERRORS as error:
         raise PatchError(f"{name or file}: not a readable image ({error})") from error
@@ -74,14 +82,28 @@ class FolderSource:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         found = []
+        readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+        left_out: dict[str, list[Path]] = {}
         for folder, subfolders, names in os.walk(self.path, followlinks=True):
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
             for name in names:
-                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                if name.startswith("."):
+                    continue
+                if name.lower().endswith(IMAGE_SUFFIXES):
                     found.append(Path(folder, name).relative_to(self.path).as_posix())
+                elif (suffix := Path(name).suffix.lower()) in readable:
+                    left_out.setdefault(suffix, []).append(Path(folder, name))
         self.paths = sorted(found)
+        others = ", ".join(
+            f"{len(files)} {suffix} such as {min(files)}" for suffix, files in sorted(left_out.items())
+        )
         if not self.paths:
-            raise DataError(f"{self.path}: the folder holds no image ({', '.join(IMAGE_SUFFIXES)})")
+            but = f", only {others}" if others else ""
+            raise DataError(f"{self.path}: the folder holds no image ({', '.join(IMAGE_SUFFIXES)}){but}")
+        if others:
+            warnings.warn(
+                f"{self.path}: left out are {others}; convert them to PNG if they are patches", stacklevel=2
+            )
 
     def __len__(self) -> int:
         """Returns the number of images."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from .coordinate_h5 import CoordinateH5Source
 from .errors import DataError
-from .slide import SlideSource
+from .slide_source import SlideSource
 from .source import PatchSource
 
 # each open h5 file costs a descriptor, of which systems grant 1024; each slide also caches up to 32 MB

@@ -1,13 +1,88 @@
-"""What the slide libraries do differently: one way to read pixels for OpenSlide and tiffslide."""
+"""The slide libraries behind one face: OpenSlide, and tiffslide where OpenSlide is absent or does not know the file."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from .errors import DataError, NotASlideError
+from .tiff_tags import TiffTags, quiet_tifffile
+
+
+def open_library(path: Path, tags: TiffTags) -> Any:
+    """Opens a slide with the first library that reads it right.
+
+    Args:
+        path: The slide.
+        tags: What its tags say, where it is a TIFF.
+
+    Returns:
+        An `openslide.OpenSlide`, or the `tiffslide.TiffSlide` that imitates it; its levels can be asked for.
+
+    Raises:
+        NotASlideError: If no library is installed or none can open the file.
+        DataError: If the one that can open it would get its pixels wrong.
+    """
+    reasons = []
+    problems = (tags.openslide_problem, tags.tiffslide_problem)
+    for name, opener, problem in zip(("OpenSlide", "tiffslide"), (_openslide, _tiffslide), problems, strict=True):
+        if problem:
+            reasons.append(f"{name} {problem}")
+            continue
+        try:
+            with quiet_tifffile():
+                return opener(path)
+        except ImportError:
+            reasons.append(f"{name} is not installed; pip install 'timm-mvhybrid[slides]' brings it")
+        # the libraries let through whatever their layers (libtiff, tifffile, zarr, imagecodecs) raise on a broken file
+        except Exception as error:
+            reasons.append(f"{name}: {str(error) or type(error).__name__}")
+    message = " ".join(f"{path}: cannot be opened as a slide ({'; '.join(reasons)})".split())
+    if any(problems):
+        raise DataError(f"{message}; write it as a tiled TIFF of 8-bit RGB")
+    raise NotASlideError(message)
+
+
+def _openslide(path: Path) -> Any:
+    import openslide
+
+    return openslide.OpenSlide(str(path))
+
+
+def _tiffslide(path: Path) -> Any:
+    import tiffslide
+
+    handle = tiffslide.TiffSlide(str(path))
+    try:
+        # it parses a file at the first question only, and what is broken must show here
+        handle.level_downsamples  # noqa: B018
+    except BaseException:
+        handle.close()
+        raise
+    return handle
+
+
+def stated_um_per_px(handle: Any) -> tuple[float, float] | None:
+    """Asks a library for the resolution that the slide states.
+
+    Args:
+        handle: An `openslide.OpenSlide` or a `tiffslide.TiffSlide`.
+
+    Returns:
+        µm per pixel of level 0, x and y; None where it states none.
+    """
+    for library in ("openslide", "tiffslide"):
+        try:
+            x, y = (float(handle.properties[f"{library}.mpp-{axis}"]) for axis in "xy")
+        except (KeyError, TypeError, ValueError):
+            continue
+        return x, y
+    return None
 
 
 def read_rgba(handle: Any, corner: tuple[int, int], level: int, size_px: tuple[int, int]) -> Image.Image:
@@ -26,15 +101,15 @@ def read_rgba(handle: Any, corner: tuple[int, int], level: int, size_px: tuple[i
         region: Image.Image = handle.read_region(corner, level, size_px)
         return region
     downsample = handle.level_downsamples[level]
-    starts, fractions = zip(*(_whole_and_fraction(value / downsample) for value in corner), strict=True)
-    shape = (size_px[1] + (fractions[1] > 0), size_px[0] + (fractions[0] > 0))
-    region_rgba = _whole_pixels(handle, starts, level, shape)
-    if not any(fractions):
-        return Image.fromarray(region_rgba)
-    # colours are weighted by their opacity, for what is transparent has none
-    opacity = region_rgba[..., 3:].astype(np.float32)
-    colours = _between(region_rgba[..., :3] * opacity, fractions)
-    opacity = _between(opacity, fractions)
+    (x, x_fraction), (y, y_fraction) = (_whole_and_fraction(value / downsample) for value in corner)
+    width, height = size_px[0] + (x_fraction > 0), size_px[1] + (y_fraction > 0)
+    pixels = _whole_pixels(handle, (x, y), level, (width, height))
+    if not x_fraction and not y_fraction:
+        return Image.fromarray(pixels)
+    # colours count by their opacity, for what is transparent has none
+    opacity = pixels[..., 3:].astype(np.float32)
+    colours = _interpolate(pixels[..., :3] * opacity, x_fraction, y_fraction)
+    opacity = _interpolate(opacity, x_fraction, y_fraction)
     blended = np.concatenate([colours / np.maximum(opacity, 1e-6), opacity], axis=2)
     return Image.fromarray(np.rint(blended).astype(np.uint8))
 
@@ -46,9 +121,8 @@ def _whole_and_fraction(position: float) -> tuple[int, float]:
     return math.floor(position), position % 1
 
 
-def _between(values: NDArray[np.float32], fractions: tuple[float, ...]) -> NDArray[np.float32]:
-    """Interpolates linearly at a fraction x, y of a pixel; each axis with a fraction loses its last row."""
-    x, y = fractions
+def _interpolate(values: NDArray[np.float32], x: float, y: float) -> NDArray[np.float32]:
+    """Interpolates (H, W, C) linearly at a fraction of a pixel; an axis with a fraction loses its last row."""
     if x > 0:
         values = (1 - x) * values[:, :-1] + x * values[:, 1:]
     if y > 0:
@@ -57,21 +131,27 @@ def _between(values: NDArray[np.float32], fractions: tuple[float, ...]) -> NDArr
 
 
 def _whole_pixels(
-    handle: Any, starts: tuple[int, ...], level: int, shape: tuple[int, int]
+    handle: Any, start: tuple[int, int], level: int, size_px: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """Reads pixels of a level by their own coordinates, (H, W, 4); only pixels that exist are asked for."""
-    pixels = np.zeros((*shape, 4), dtype=np.uint8)
-    downsample = handle.level_downsamples[level]
-    stops = [
-        min(start + length, limit)
-        for start, length, limit in zip(starts, shape[::-1], handle.level_dimensions[level], strict=True)
-    ]
-    firsts = [max(start, 0) for start in starts]
-    if all(stop > first for first, stop in zip(firsts, stops, strict=True)):
-        # rounded up, for tiffslide rounds down when it divides by the downsample again
-        location = tuple(math.ceil(first * downsample - 1e-6) for first in firsts)
-        size = tuple(stop - first for first, stop in zip(firsts, stops, strict=True))
-        region = np.asarray(handle.read_region(location, level, size).convert("RGBA"))
-        x, y = (first - start for first, start in zip(firsts, starts, strict=True))
-        pixels[y : y + size[1], x : x + size[0]] = region
+    """Reads pixels of a level by their own coordinates through tiffslide, (H, W, 4); only those that exist are asked
+    for, since it pads grey and colours alike with opaque black.
+    """
+    pixels = np.zeros((size_px[1], size_px[0], 4), dtype=np.uint8)
+    first = [max(value, 0) for value in start]
+    limits = handle.level_dimensions[level]
+    width, height = (
+        min(value + length, limit) - begin
+        for value, length, limit, begin in zip(start, size_px, limits, first, strict=True)
+    )
+    if width > 0 and height > 0:
+        location = tuple(_level0(value, handle.level_downsamples[level]) for value in first)
+        region = np.asarray(handle.read_region(location, level, (width, height)).convert("RGBA"))
+        x, y = first[0] - start[0], first[1] - start[1]
+        pixels[y : y + height, x : x + width] = region
     return pixels
+
+
+def _level0(pixel: int, downsample: float) -> int:
+    """Finds the level-0 coordinate that tiffslide, which divides and rounds down, takes to a pixel of a level."""
+    location = math.floor(pixel * downsample)
+    return location if int(location / downsample) == pixel else location + 1

@@ -14,7 +14,8 @@ from .errors import DataError, NotASlideError
 from .folder import FolderSource
 from .h5_file import H5File, find_dataset
 from .patch_h5 import PatchH5Source
-from .slide import SLIDE_SUFFIXES, SlideSource
+from .slide import SLIDE_SUFFIXES
+from .slide_source import SlideSource
 from .tar import TAR_SUFFIX, TarSource, is_tar
 from .tissue import TilingOptions
 

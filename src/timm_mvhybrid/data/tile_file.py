@@ -17,7 +17,7 @@ from .errors import DataError
 from .fingerprint import file_fingerprint
 from .h5_file import H5File
 from .patch_h5 import PatchH5Source
-from .slide import SlideSource
+from .slide_source import SlideSource
 from .tissue import TilingOptions
 
 Compression = Literal["none", "lzf", "gzip"]

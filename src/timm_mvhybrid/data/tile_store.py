@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from .atomic_file import replacing
 from .errors import DataError
-from .slide import SlideSource
+from .slide_source import SlideSource
 from .tile_file import Compression, tile_file_matches, write_thumbnail, write_tile_file
 from .tissue import TilingOptions
 

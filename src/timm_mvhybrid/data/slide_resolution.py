@@ -1,0 +1,34 @@
+"""The resolution that a slide states, and whether it can be true."""
+
+from __future__ import annotations
+
+import math
+
+# Image editors write 72 or 96 dpi (353 or 265 µm/px) when they know nothing; no scanner is this coarse.
+_COARSEST_UM_PER_PX = 50.0
+# An objective of 100 × and NA 1.4 resolves 0.2 µm; pixels below a quarter of that come of wrong units or wrong tags.
+_FINEST_UM_PER_PX = 0.05
+# scanners measure x and y apart and differ by less than a tenth of a percent
+_LARGEST_ANISOTROPY = 0.01
+
+
+def check_resolution(um_per_px: tuple[float, float] | None) -> tuple[float | None, str]:
+    """Takes a stated resolution, or tells why not.
+
+    Args:
+        um_per_px: µm per pixel of level 0, x and y; None where the slide states none.
+
+    Returns:
+        One resolution for both directions in µm per pixel, and an empty text; or None, and what is wrong.
+    """
+    if um_per_px is None:
+        return None, "the slide states no usable resolution"
+    x, y = um_per_px
+    stated = f"{x:g}" if f"{x:g}" == f"{y:g}" else f"{x:g} × {y:g}"
+    if not (0 < x < _COARSEST_UM_PER_PX and 0 < y < _COARSEST_UM_PER_PX):
+        return None, f"the slide states {stated} µm/px, which no scanner has"
+    if min(x, y) < _FINEST_UM_PER_PX:
+        return None, f"the slide states {stated} µm/px, finer than any light microscope"
+    if max(x, y) > (1 + _LARGEST_ANISOTROPY) * min(x, y):
+        return None, f"the slide states {stated} µm/px (x × y), so that patches would not be square in µm"
+    return math.sqrt(x * y), ""

@@ -1,0 +1,115 @@
+"""A slide cut into patches: the grid's tiles that hold tissue."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .errors import DataError
+from .slide import Slide
+from .tissue import TilingOptions, tile_grid, tissue_mask, tissue_share
+
+_MASK_UM_PER_PX = 8.0
+
+
+class SlideSource:
+    """The patches of a slide that hold tissue, in rows from the top left.
+
+    Args:
+        path: The slide.
+        options: Resolution, patch size, overlap and smallest share of tissue.
+
+    Raises:
+        DataError: If the slide cannot be opened, states no resolution, is smaller than a patch or has no tissue.
+    """
+
+    barcodes = None
+    paths = None
+
+    def __init__(self, path: str | Path, options: TilingOptions | None = None) -> None:
+        options = options or TilingOptions()
+        self.path = Path(path)
+        self.slide = Slide(path, options.slide_resolution_um_per_px)
+        native = self.slide.resolution_um_per_px
+        if native is None:
+            raise DataError(
+                f"{self.path}: {self.slide.resolution_problem}; give it with --slide-resolution UM_PER_PX"
+            )
+        scale = options.resolution_um_per_px / native
+        self.resolution_um_per_px: float = options.resolution_um_per_px
+        if abs(scale - 1) <= 0.01:
+            # one percent is within the scanners' own tolerance, and resampling would blur for nothing
+            scale, self.resolution_um_per_px = 1.0, native
+        if scale < 1:
+            warnings.warn(
+                f"{self.path}: the slide has {native:g} µm/px, coarser than the wanted "
+                f"{options.resolution_um_per_px:g}; its patches are enlarged",
+                stacklevel=2,
+            )
+        self.patch_size_px: int = options.patch_size_px
+        self.patch_size_level0 = options.patch_size_px * scale
+        dimensions = self.slide.dimensions
+        grid = tile_grid(
+            dimensions, self.patch_size_level0, (options.patch_size_px - options.overlap_px) * scale
+        )
+        wanted = f"{options.patch_size_px} px at {options.resolution_um_per_px:g} µm/px"
+        if len(grid) == 0:
+            raise DataError(
+                f"{self.path}: the slide ({dimensions[0]} × {dimensions[1]} px at {native:g} µm/px) is smaller than "
+                f"one patch of {wanted}; lower --patch-size or --resolution"
+            )
+        # a mask coarser than a few pixels per patch could not tell half-full patches from full ones
+        downsample = max(min(_MASK_UM_PER_PX / native, self.patch_size_level0 / 4), 1.0)
+        thumbnail = self.slide.thumbnail(downsample)
+        mask, threshold = tissue_mask(thumbnail)
+        share = tissue_share(mask, grid, self.patch_size_level0, dimensions)
+        self.coords: NDArray[np.int64] = grid[share >= options.min_tissue]
+        # what this process opened must not be inherited by the workers' processes
+        self.slide.close()
+        if len(self.coords) == 0:
+            if (thumbnail == thumbnail[..., :1]).all() and np.ptp(thumbnail) > 0:
+                raise DataError(
+                    f"{self.path}: the slide is grey, and tissue is told from glass by its colour; take every patch "
+                    "with --min-tissue 0"
+                )
+            raise DataError(
+                f"{self.path}: no tissue found: no patch of {wanted} holds {options.min_tissue:.0%} tissue (the fullest "
+                f"holds {share.max():.1%}, chroma threshold {threshold} of 255); lower --min-tissue"
+            )
+
+    def __len__(self) -> int:
+        """Returns the number of patches."""
+        return len(self.coords)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        """Reads one patch.
+
+        Args:
+            index: From 0 to the number of patches.
+
+        Returns:
+            The patch in mode RGB, `patch_size_px` on each side.
+        """
+        x, y = self.coords[index].tolist()
+        side = self.patch_size_level0
+        return self.slide.read((x, y), (side, side), (self.patch_size_px, self.patch_size_px))
+
+    def name(self, index: int) -> str:
+        """Names one patch for messages.
+
+        Args:
+            index: From 0 to the number of patches.
+
+        Returns:
+            The slide and the patch's level-0 corner.
+        """
+        x, y = self.coords[index].tolist()
+        return f"{self.path} patch {index} at x={x}, y={y}"
+
+    def close(self) -> None:
+        """Closes the slide; the next read opens it again."""
+        self.slide.close()
