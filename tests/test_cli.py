@@ -151,7 +151,7 @@ PROBLEMS = [
     ),
     (["blank.tif"], "blank.tif: no tissue found"),
     (["slide.tif", "--min-tissue", "2"], "must lie between 0 and 1, not 2.0"),
-    (["lonely.h5"], "give it with --slide FILE"),
+    (["lonely.h5"], "give the slide with --slide FILE"),
     (["far.h5", "--slide", "slide.tif"], "far.h5: 1 of 1 coordinates lie outside slide.tif"),
     (["broken"], "broken/b/01.png: not a readable image"),
     (

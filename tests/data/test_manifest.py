@@ -107,6 +107,9 @@ def test_a_folder_of_coordinate_files_finds_its_slides_in_another(tmp_path):
     remedy = '--data.slides FOLDER, or the slide in a manifest with the key "slide"$'
     with pytest.raises(DataError, match=rf"one_patches\.h5: .*lies beside it; .*{remedy}"):
         open_samples(tmp_path / "coords")
+    write_coordinates(tmp_path / "far.h5", [[4096, 0]], attributes=trident_attributes(128))
+    with pytest.raises(DataError, match=rf"far\.h5: .*, so that is another slide; .*{remedy}"):
+        open_samples(tmp_path / "far.h5", slides=tmp_path / "slides" / "one.tif")
     with pytest.raises(DataError, match=r"nowhere: no such folder of slides"):
         open_samples(tmp_path / "coords", slides=tmp_path / "nowhere")
     (tmp_path / "slides" / "two.tif").unlink()

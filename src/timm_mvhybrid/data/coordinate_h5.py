@@ -72,7 +72,8 @@ class CoordinateH5Source:
         num_over_edge: Patches that hang over the edge; those left out count too.
 
     Raises:
-        DataError: If the file is not such a file, the slide is missing, or a coordinate lies outside it.
+        SlideChoiceError: If the slide is missing, or patches lie outside it.
+        DataError: If the file is not such a file.
     """
 
     barcodes = None
@@ -138,15 +139,17 @@ class CoordinateH5Source:
 
     def _check_inside(self) -> None:
         # tools let patches hang over any edge; one that lies beyond it as a whole means another slide
-        beyond = (self.coords + self.patch_size_level0 <= 0) | (self.coords >= np.array(self.slide.dimensions))
+        beyond = (self.coords + self.patch_size_level0 <= 0) | (
+            self.coords >= np.array(self.slide.dimensions)
+        )
         outside = beyond.any(axis=1)
         if outside.any():
             index = int(outside.argmax())
             x, y = self.coords[index].tolist()
             width, height = self.slide.dimensions
-            raise DataError(
+            raise SlideChoiceError(
                 f"{self.path}: {int(outside.sum())} of {len(self.coords)} coordinates lie outside {self.slide.path} "
-                f"({width} × {height} px), first patch {index} at x={x}, y={y}; give the right slide with --slide FILE"
+                f"({width} × {height} px), first patch {index} at x={x}, y={y}, so that is another slide"
             )
 
     def __len__(self) -> int:

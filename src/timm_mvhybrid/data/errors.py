@@ -26,7 +26,7 @@ class SlideChoiceError(DataError):
     """
 
     def __init__(self, cause: str) -> None:
-        super().__init__(f"{cause}; give it with --slide FILE")
+        super().__init__(f"{cause}; give the slide with --slide FILE")
         self.cause = cause
 
     def __reduce__(self) -> tuple[type[SlideChoiceError], tuple[str]]:
