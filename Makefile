@@ -42,11 +42,13 @@ bench-pretrain-gpu: ## speed, memory and overhead of the pretraining loop on one
 hub-olah:         ## downloads through olah, a server that others wrote, in an environment of its own
 	$(PYTHON) tests/hub/olah_server.py
 
-pipelines:        ## our models in other people's pipelines, an environment each; PIPELINES="slide2vec ..." for some
-	$(PYTHON) tests/pipelines/run.py $(PIPELINES)
+CLONES = $(foreach name,HEST TRIDENT CLAM,$(if $($(name)),--clone $(name)=$($(name))))
+
+pipelines:        ## our models in other people's pipelines, an environment each; PIPELINES="slide2vec ..." for some, HEST= TRIDENT= CLAM=FOLDER of clones
+	$(PYTHON) tests/pipelines/run.py $(PIPELINES) $(CLONES)
 
 pipelines-oldest: ## the same with the oldest timm that each pipeline takes
-	$(PYTHON) tests/pipelines/run.py --oldest-timm $(PIPELINES)
+	$(PYTHON) tests/pipelines/run.py --oldest-timm $(PIPELINES) $(CLONES)
 
 findings:         ## surprises about outside software: does each still hold? FINDINGS="NAME ..." for some
 	PYTHON="$(PYTHON)" bash findings/run.sh $(FINDINGS)

@@ -101,6 +101,19 @@ def test_checkpoint_silences_the_warning(folder, capsys):
         assert len(file.attrs["weights_sha256"]) == 64
 
 
+def test_patches_over_the_edge_are_counted(folder, capsys):
+    write_coordinates("edge.h5", [[256, 256], [1000, 256]], attributes=clam_attributes(64, 0))
+    found = []
+    for options in ([], ["--edge", "white"], ["--edge", "skip"]):
+        assert embed("edge.h5", "--slide", "slide.tif", "--overwrite", *options) == 0
+        summary = json.loads(capsys.readouterr().out)
+        with h5py.File("out.h5") as file:
+            assert (file.attrs["num_over_edge"], file.attrs["edge"]) == (1, summary["edge"])
+            assert len(file["coords"]) == len(file["embeddings"]) == summary["num_patches"]
+        found.append((summary["num_patches"], summary["num_over_edge"], summary["edge"]))
+    assert found == [(2, 1, "black"), (2, 1, "white"), (1, 1, "skip")]
+
+
 def test_overwrite(folder):
     assert embed("hest.h5") == 0
     assert embed("slide.tif") == 1
@@ -138,7 +151,7 @@ PROBLEMS = [
     ),
     (["blank.tif"], "blank.tif: no tissue found"),
     (["slide.tif", "--min-tissue", "2"], "must lie between 0 and 1, not 2.0"),
-    (["lonely.h5"], "give it with --slide FILE"),
+    (["lonely.h5"], "give the slide with --slide FILE"),
     (["far.h5", "--slide", "slide.tif"], "far.h5: 1 of 1 coordinates lie outside slide.tif"),
     (["broken"], "broken/b/01.png: not a readable image"),
     (

@@ -110,6 +110,10 @@ def test_patches_may_hang_over_any_edge(tmp_path, x, y):
             r"'patch_level' is 7, but .*slide\.tif has the levels 0 to 2",
         ),
         ({"patch_size": "large", "patch_level": 0}, "'patch_size' is no number: 'large'"),
+        (
+            {**trident_attributes(128), "patch_size_level0": 128},
+            "'patch_size_level0' is 128, but patches of 128 px at 20 × on a slide of 40 × cover 256 px",
+        ),
     ],
 )
 def test_missing_attributes(tmp_path, pixels, attributes, message):

@@ -100,8 +100,22 @@ def test_a_folder_of_coordinate_files_finds_its_slides_in_another(tmp_path):
     assert [type(source) for source in found.sources] == [CoordinateH5Source] * 2
     assert [source.slide.path.name for source in found.sources] == ["one.tif", "two.tif"]
     assert found[1].size == (128, 128)
+    found = open_samples(tmp_path / "coords", slides=tmp_path / "slides")
+    assert [source.slide.path.name for source in found.sources] == ["one.tif", "two.tif"]
+    # the manifest's own key goes before
+    assert len(open_samples(file, slides=tmp_path)) == 2
+    remedy = '--data.slides FOLDER, or the slide in a manifest with the key "slide"$'
+    with pytest.raises(DataError, match=rf"one_patches\.h5: .*lies beside it; .*{remedy}"):
+        open_samples(tmp_path / "coords")
+    write_coordinates(tmp_path / "far.h5", [[4096, 0]], attributes=trident_attributes(128))
+    with pytest.raises(DataError, match=rf"far\.h5: .*, so that is another slide; .*{remedy}"):
+        open_samples(tmp_path / "far.h5", slides=tmp_path / "slides" / "one.tif")
+    with pytest.raises(DataError, match=r"nowhere: no such folder of slides"):
+        open_samples(tmp_path / "coords", slides=tmp_path / "nowhere")
     (tmp_path / "slides" / "two.tif").unlink()
-    with pytest.raises(DataError, match=r"two_patches\.h5: .*no slide named two .*lies in .*slides"):
+    with pytest.raises(
+        DataError, match=rf"two_patches\.h5: .*no slide named two .*lies in .*slides; .*{remedy}"
+    ):
         open_samples(file)
 
 

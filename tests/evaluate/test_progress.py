@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import re
@@ -44,6 +45,14 @@ def test_a_terminal_sees_progress_and_summary():
     assert "30/60" in shown
     assert "15.0 patches/s" in shown
     assert "59 patches × 384 → out.h5, 1 unreadable patch left out" in re.sub(r"\x1b\[[0-9;]*m", "", shown)
+
+
+@pytest.mark.parametrize(("edge", "what"), [("black", "black beyond it"), ("skip", "left out")])
+def test_a_terminal_sees_how_many_patches_hang_over_the_edge(edge, what):
+    stream = io.StringIO()
+    summary = dataclasses.replace(SUMMARY, num_corrupt=0, num_over_edge=5, edge=edge)
+    RunDisplay(Console(file=stream, force_terminal=True, width=100)).summarise(summary)
+    assert f"out.h5, 5 over the slide's edge ({what})\n" in stream.getvalue()
 
 
 def test_a_terminal_sees_which_source_is_embedded_and_then_what_is_scored():

@@ -210,6 +210,18 @@ def test_a_choice_of_solver_follows_scikit_learns_choice_of_decomposition():
         assert deterministic_pca(num, dim, components) == (pca._fit_svd_solver != "randomized"), (num, dim)
 
 
+@pytest.mark.parametrize("preset", ["hest", "intercept"])
+def test_without_pca_the_default_solver_is_the_recipe_in_float32(preset):
+    X_train, y_train, X_test, y_test, _ = golden("ridge_raw")
+    X, y = np.concatenate([X_train, X_test]), np.concatenate([y_train, y_test])
+    fold = Fold(np.arange(len(y_train)), np.arange(len(y_train), len(y)))
+    (found,) = ridge_folds(X, y, [fold], preset, None)
+    assert found.solver == "recipe"
+    np.testing.assert_array_equal(found.prediction, ridge_probe(X_train, y_train, X_test, preset, None))
+    # as it is with PCA, where sums over spots come to the same
+    assert ridge_folds(X, y, [fold], preset, 32)[0].solver == "shared"
+
+
 def test_fewer_spots_than_components_is_an_error_that_says_how_many_to_take():
     X, y = draw(num=30)
     with pytest.raises(EvaluationError, match=r"256 principal components of 30 .* take at most 20"):

@@ -1,3 +1,6 @@
+import dataclasses
+import shutil
+
 import h5py
 import numpy as np
 import pytest
@@ -142,6 +145,20 @@ def test_slides_are_classified_on_folds_over_patients(bags):
     assert all(len(folds) == 1 for folds in folds_of_patient.values())
     assert found.comparisons[0].model == "noise"
     assert result_from_json(found.to_json()).scores[0] == model
+
+
+def test_clams_folder_of_features_is_taken_by_its_own_name(bags, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name / "pt_files").mkdir(parents=True)
+        shutil.copytree(bags / "model", tmp_path / name / "h5_files")
+    options = SlideTaskOptions(attention=QUICK, num_folds=3)
+    expected = evaluate_slides([bags / "model"], bags / "labels.csv", options)
+    # CLAM's feat_dir, and the folder within it
+    found = evaluate_slides([tmp_path / "one", tmp_path / "two" / "h5_files"], bags / "labels.csv", options)
+    assert [model.label for model in found.models] == ["one", "two"]
+    first, *_ = expected.scores
+    for score in found.scores:
+        assert dataclasses.replace(score, model=first.model) == first
 
 
 def test_survival_is_predicted_on_folds_over_patients(bags):

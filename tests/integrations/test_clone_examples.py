@@ -46,9 +46,14 @@ class CustomInferenceEncoder(torch.nn.Module):
         return self.model(x)
 
 encoder_registry = {"uni_v1": None}
+RESIZE_SUPPORTED_PATCH_ENCODERS = frozenset({"uni_v1"})
 
 def encoder_factory(model_name, **kwargs):
     return encoder_registry[model_name](**kwargs)
+"""
+
+TRIDENT_PACKAGE = """
+from .load import CustomInferenceEncoder, RESIZE_SUPPORTED_PATCH_ENCODERS, encoder_factory, encoder_registry
 """
 
 TRIDENT_SCRIPT = """
@@ -59,14 +64,22 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--patch_encoder", choices=list(encoder_registry))
     parser.add_argument("--patch_encoder_ckpt_path")
+    parser.add_argument("--patch_encoder_img_size", type=int)
     options = parser.parse_args()
     import torch
     from PIL import Image
-    from trident.patch_encoder_models import encoder_factory
-    encoder = encoder_factory(options.patch_encoder, weights_path=options.patch_encoder_ckpt_path)
+    from trident import patch_encoder_models
+    from trident.patch_encoder_models.load import encoder_factory, RESIZE_SUPPORTED_PATCH_ENCODERS
+    sizes = {}
+    if options.patch_encoder_img_size is not None:
+        for names in (RESIZE_SUPPORTED_PATCH_ENCODERS, patch_encoder_models.RESIZE_SUPPORTED_PATCH_ENCODERS):
+            assert {"uni_v1", options.patch_encoder} <= names
+        sizes["target_img_size"] = options.patch_encoder_img_size
+    encoder = encoder_factory(options.patch_encoder, weights_path=options.patch_encoder_ckpt_path, **sizes)
+    images = encoder.eval_transforms(Image.new("RGB", (256, 256)))[None]
     with torch.inference_mode():
-        features = encoder(encoder.eval_transforms(Image.new("RGB", (256, 256)))[None]).cpu().numpy()
-    print(json.dumps([encoder.enc_name, list(features.shape)]))
+        features = encoder(images).cpu().numpy()
+    print(json.dumps([encoder.enc_name, list(images.shape), list(features.shape)]))
 """
 
 CLAM_BUILDER = (
@@ -141,17 +154,20 @@ def test_hest(tmp_path, weights):
     assert printed == ["IDC: Pearson 0.2500 ± 0.1250", "PRAD: Pearson 0.2500 ± 0.1250"]
 
 
-def test_trident(tmp_path, weights):
+@pytest.mark.parametrize("size", [None, 128])
+def test_trident(tmp_path, weights, size):
     files = {
         "trident/__init__.py": "",
-        "trident/patch_encoder_models/__init__.py": TRIDENT_ENCODERS,
+        "trident/patch_encoder_models/__init__.py": TRIDENT_PACKAGE,
+        "trident/patch_encoder_models/load.py": TRIDENT_ENCODERS,
         "run_batch_of_slides.py": TRIDENT_SCRIPT,
     }
     write(tmp_path, files)
     shutil.copy(EXAMPLES / "trident_slides.py", tmp_path)
     options = ["--patch_encoder", NAME, "--patch_encoder_ckpt_path", weights]
+    options += [] if size is None else ["--patch_encoder_img_size", str(size)]
     (printed,) = run([sys.executable, "trident_slides.py", *options], tmp_path)
-    assert json.loads(printed) == [NAME, [1, 384]]
+    assert json.loads(printed) == [NAME, [1, 3, size or 256, size or 256], [1, 384]]
 
 
 def test_clam(tmp_path, weights):

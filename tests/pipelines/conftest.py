@@ -28,6 +28,9 @@ def is_pipeline_run(config):
 def pytest_addoption(parser):
     parser.addoption("--measured", type=Path, help="file for what the tests measured")
     parser.addoption("--folder", type=Path, help="images to embed in place of tiles of the slide shipped")
+    parser.addoption(
+        "--clone", type=Path, help="folder of the pipeline's clone, which Python finds its packages in"
+    )
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -73,6 +76,14 @@ def record(request):
         request.config.measured.setdefault(name, {}).update(figures)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def clone(request):
+    """The folder of the pipeline's clone."""
+    if request.config.getoption("--clone") is None:
+        pytest.skip("no clone was named")
+    return request.config.getoption("--clone")
 
 
 @pytest.fixture(scope="session")
@@ -164,10 +175,11 @@ def crops(slide_image, tmp_path_factory):
 def example():
     """Runs ``examples/pipelines/NAME`` as a user does, and fails with its output if it fails."""
 
-    def run(name, *arguments, timeout=600):
+    def run(name, *arguments, timeout=600, cwd=None):
         script = ROOT / "examples" / "pipelines" / name
         result = subprocess.run(
-            [sys.executable, str(script), *map(str, arguments)],
+            ["bash" if script.suffix == ".sh" else sys.executable, str(script), *map(str, arguments)],
+            cwd=cwd,
             check=False,
             timeout=timeout,
             text=True,

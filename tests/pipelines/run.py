@@ -3,7 +3,9 @@
 Makes a virtual environment for each pipeline, installs this package and ``requirements/NAME.txt`` there, and runs
 ``test_NAME.py`` in it. A line ``# oldest timm: VERSION`` of the requirements names the oldest timm that the pipeline
 takes where that is not the oldest of this package; a line ``# without dependencies: REQUIREMENT`` a pipeline that pins
-what this package cannot use, whose other dependencies the file lists.
+what this package cannot use, whose other dependencies the file lists; a line ``# clone: NAME ADDRESS COMMIT`` a pipeline
+that PyPI has not, of which the user names the folder of a clone (``--clone NAME=FOLDER``; nothing is written there): it is
+left out without one, and with ``# optional clone:`` its other tests run.
 """
 
 import argparse
@@ -35,9 +37,33 @@ def oldest_timm(requirements):
     return named[1] if named else re.search(r'"timm>=([\d.]+)"', project)[1]
 
 
+def needed_clone(name):
+    """What clone a pipeline needs: its name, where it comes from, the commit tried and whether it can go without."""
+    requirements = (REQUIREMENTS / f"{name}.txt").read_text()
+    found = re.search(r"^# (optional )?clone: (\S+) (\S+) (\S+)", requirements, re.MULTILINE)
+    return found and dict(name=found[2], address=found[3], tried=found[4], is_optional=found[1] is not None)
+
+
+def commit_of(clone):
+    """The commit that a clone stands at, with a plus where its files are changed; empty for a folder without git."""
+    command = ["git", "-C", clone, "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+"]
+    try:
+        found = subprocess.run(command, check=True, capture_output=True, text=True)
+        # a folder within another repository, such as this one, has that one's commit
+        top = subprocess.run(
+            ["git", "-C", clone, "rev-parse", "--show-toplevel"], check=True, capture_output=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return found.stdout.strip() if Path(top.stdout.strip()) == clone.resolve() else ""
+
+
 def bare_requirements(requirements):
     """What is installed without its dependencies."""
     return re.findall(r"^# without dependencies: (\S+)", requirements, re.MULTILINE)
+
+
+CLONES = [clone["name"] for clone in map(needed_clone, NAMES) if clone]
 
 
 def installers(python):
@@ -85,7 +111,7 @@ def installed_versions(name, environment):
     return {key: same_spelling.get(re.sub(r"[-_.]+", "-", key).lower(), "") for key in wanted}
 
 
-def run_tests(name, python, folder, options):
+def run_tests(name, python, folder, options, clone):
     """Runs a pipeline's tests and returns how many passed, failed and were skipped, and what they measured."""
     folder.mkdir(parents=True, exist_ok=True)
     report, measured = folder / "junit.xml", folder / "measured.json"
@@ -99,6 +125,13 @@ def run_tests(name, python, folder, options):
         key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")
     }
     environment |= {"OMP_NUM_THREADS": "1", "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
+    if clone:
+        command.append(f"--clone={clone}")
+        # packages lie in the folder or in its src; nothing is written there, compiled files neither
+        environment |= {
+            "PYTHONPATH": os.pathsep.join([str(clone), str(clone / "src")]),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
     try:
         subprocess.run(command, cwd=folder, env=environment, check=False, timeout=TEST_TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -125,9 +158,13 @@ def try_pipeline(name, build, options):
         print(f"{name}: cannot be installed: {error}")
         return {**result, "passed": 0, "failed": 1, "skipped": 0, "error": "cannot be installed"}
     result["versions"] = installed_versions(name, environment)
+    needed = needed_clone(name)
+    clone = options.clone.get(needed["name"]) if needed else None
+    if clone:
+        result["versions"][needed["name"]] = commit_of(clone) or f"of {clone.name}"
     result["install_s"] = round(time.monotonic() - start, 1)
     start = time.monotonic()
-    counts, measured = run_tests(name, python, build / "results" / environment.name, options)
+    counts, measured = run_tests(name, python, build / "results" / environment.name, options, clone)
     return {**result, **counts, "test_s": round(time.monotonic() - start, 1), "measured": measured}
 
 
@@ -158,6 +195,16 @@ def print_table(results):
         )
 
 
+def named_folder(text):
+    """Reads ``NAME=FOLDER``."""
+    name, _, folder = text.partition("=")
+    if name not in CLONES:
+        raise argparse.ArgumentTypeError(f"no pipeline needs a clone '{name}'; NAME is {', '.join(CLONES)}")
+    if not Path(folder).is_dir():
+        raise argparse.ArgumentTypeError(f"{name}: no such folder: {folder!r}")
+    return name, Path(folder).absolute()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} (default: all)")
@@ -169,14 +216,34 @@ def main():
     parser.add_argument(
         "--build", type=Path, default=ROOT / "build" / "pipelines", help="folder of environments and results"
     )
+    parser.add_argument(
+        "--clone",
+        type=named_folder,
+        action="append",
+        metavar="NAME=FOLDER",
+        help=f"a clone that a pipeline needs; NAME is {', '.join(CLONES)}",
+    )
     options = parser.parse_args()
+    options.clone = dict(options.clone or [])
     unknown = sorted(set(options.names) - set(NAMES))
     if unknown:
         parser.error(f"no such pipeline: {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    names = []
+    for name in options.names or NAMES:
+        needed = needed_clone(name)
+        if not needed or needed["is_optional"] or needed["name"] in options.clone:
+            names.append(name)
+        elif options.names:
+            parser.error(
+                f"{name} needs a clone of {needed['address']} (tried: {needed['tried']}): "
+                f"{needed['name']}=FOLDER, or --clone {needed['name']}=FOLDER"
+            )
+        else:
+            print(f"{name}: left out, for it needs a clone of {needed['address']}: {needed['name']}=FOLDER")
     build = options.build.absolute()
     build.mkdir(parents=True, exist_ok=True)
     results = []
-    for name in options.names or NAMES:
+    for name in names:
         print(f"\n== {name}", flush=True)
         results.append(try_pipeline(name, build, options))
         save(results, build / "results.json")

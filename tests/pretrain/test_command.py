@@ -4,6 +4,8 @@ import json
 import sys
 
 import pytest
+from support.generated_patches import trident_attributes, write_coordinates
+from support.generated_slides import write_slide
 from support.pretraining import NUM_STEPS, small, write_config, write_patches
 
 from timm_mvhybrid.pretrain.__main__ import main
@@ -43,6 +45,26 @@ def test_a_dry_run_prints_what_would_run_and_writes_nothing(patches, tmp_path, r
     assert plan["images_per_second"]["1"] == pytest.approx(NUM_STEPS * 8 / 86400)
     assert plan["memory_gib"]["activations"] > plan["memory_gib"]["teacher"] > 0
     assert not (tmp_path / "run").exists()
+
+
+def test_slides_of_coordinate_files_lie_in_a_folder_of_their_own(tmp_path, run):
+    for name in ("slides", "coords"):
+        (tmp_path / name).mkdir()
+    write_slide(tmp_path / "slides" / "slide.tif", size=(512, 512), tissue=(0, 0, 512, 512))
+    corners = [[64 * (index % 8), 64 * (index // 8)] for index in range(63)] + [[480, 480]]
+    write_coordinates(
+        tmp_path / "coords" / "slide_patches.h5", corners, attributes=trident_attributes(64, 20, 20)
+    )
+    file = write_config(small(tmp_path / "run", tmp_path / "coords"), tmp_path / "config.json")
+    code, _, error = run("--config", file, "--dry-run")
+    assert code == 1
+    assert "slide_patches.h5" in error
+    assert "--data.slides FOLDER" in error
+    for options, num_patches in (([], 64), (["--data.edge", "skip"], 63)):
+        command = ["--config", file, "--dry-run", "--batch-size", 8, "--data.slides", tmp_path / "slides"]
+        code, output, _ = run(*command, *options)
+        assert code == 0
+        assert json.loads(output)["plan"]["num_epochs"] == NUM_STEPS * 8 / num_patches
 
 
 def test_a_finished_command_prints_one_json_object(patches, tmp_path, run):

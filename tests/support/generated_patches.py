@@ -54,16 +54,21 @@ def write_coordinates(path: Path, coords: Any, *, attributes: dict[str, Any], on
 
 
 def clam_attributes(patch_size: int, patch_level: int) -> dict[str, Any]:
+    """What CLAM 53e2409 writes, of a slide of 1024 × 768 px."""
+    level_dim = (1024 >> patch_level, 768 >> patch_level)
     return {
         "patch_size": patch_size,
         "patch_level": patch_level,
         "downsample": (float(2**patch_level),) * 2,
+        "downsampled_level_dim": level_dim,
+        "level_dim": level_dim,
         "name": "slide",
         "save_path": "patches",
     }
 
 
 def trident_attributes(patch_size: int, magnification: int = 40, target: int = 20) -> dict[str, Any]:
+    """What TRIDENT a91fa84 writes, of a slide of 1024 × 768 px."""
     return {
         "patch_size": patch_size,
         "patch_size_level0": patch_size * magnification // target,
@@ -72,6 +77,8 @@ def trident_attributes(patch_size: int, magnification: int = 40, target: int = 2
         "overlap": 0,
         "name": "slide",
         "savetodir": "coords",
+        "level0_width": 1024,
+        "level0_height": 768,
     }
 
 

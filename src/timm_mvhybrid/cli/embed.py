@@ -46,6 +46,9 @@ class Embed:
     """Resolution of the slide itself in µm/px, if it states none or a wrong one."""
     slide: Annotated[Path | None, arg(metavar="FILE")] = None
     """Coordinate h5: its slide, unless one of the same name lies beside it."""
+    edge: Literal["auto", "black", "white", "skip"] = "auto"
+    """Coordinate h5: what patches get beyond the slide's edge, or skip to leave them out; auto is black, as TRIDENT and
+    CLAM have it, for files that they wrote, and white for others."""
 
     input_size: Annotated[Literal["auto"] | int, arg(metavar="auto|PX")] = "auto"
     """Side in px at which patches enter the model; auto keeps their own where the model takes it."""
@@ -92,7 +95,7 @@ class Embed:
         log = RunLog(self.log, self.log_every)
         log.write("start", version=__version__, options=dataclasses.asdict(self))
         try:
-            source = open_source(self.input, tiling=tiling, slide=self.slide)
+            source = open_source(self.input, tiling=tiling, slide=self.slide, edge=self.edge)
             backbone = load_backbone(
                 self.model, pretrained=self.pretrained, checkpoint=self.checkpoint, seed=self.seed
             )

@@ -38,7 +38,8 @@ class Expression(ModelOptions):
     preset: Literal["hest", "intercept"] = "hest"
     """Ridge regression by HEST's recipe, or the same with an intercept."""
     num_components: Annotated[Literal["none"] | int, arg(metavar="none|N")] = 256
-    """Principal components; none takes embeddings as they are."""
+    """Principal components; none takes embeddings as they are, as HEST does where its configuration file (and not an
+    argument) has dimreduce: null."""
     alpha: Annotated[Literal["recipe", "nested"] | float, arg(metavar="recipe|nested|VALUE")] = "recipe"
     """Ridge penalty: HEST's, chosen by nested cross-validation over studies, or a number."""
     solver: Literal["auto", "recipe", "shared", "exact"] = "auto"
@@ -145,7 +146,8 @@ class Slides(OutputOptions):
     """Classify slides by attention over their patch embeddings, such as MSI against MSS."""
 
     bags: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR...")]
-    """Folders of <slide_id>.h5 with features (CLAM, TRIDENT) or embeddings (timm-mvhybrid embed), one for each model."""
+    """Folders of <slide_id>.h5 with features (CLAM's feat_dir, TRIDENT) or embeddings (timm-mvhybrid embed), one for each
+    model."""
     labels: Annotated[Path, arg(metavar="FILE.csv")]
     """Columns slide_id, patient (or case_id) and label."""
     positive: Annotated[str | None, arg(metavar="LABEL")] = None

@@ -6,8 +6,8 @@ slide | folder of images | tars | patch h5 | coordinate h5 + slide → patches (
 files. The slide libraries are imported when a slide is opened, never before.
 """
 
-from .coordinate_h5 import CoordinateH5Source
-from .errors import DataError, PatchError
+from .coordinate_h5 import CoordinateH5Source, Edge
+from .errors import DataError, PatchError, SlideChoiceError
 from .folder import FolderSource
 from .manifest import SourceEntry, open_samples, read_manifest
 from .patch_h5 import PatchH5Source
@@ -22,12 +22,14 @@ from .tissue import TilingOptions
 __all__ = [
     "CoordinateH5Source",
     "DataError",
+    "Edge",
     "FolderSource",
     "PatchError",
     "PatchH5Source",
     "PatchSource",
     "Samples",
     "Slide",
+    "SlideChoiceError",
     "SlideSource",
     "SourceEntry",
     "TarSource",

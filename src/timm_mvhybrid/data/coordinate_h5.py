@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .errors import DataError
-from .h5_file import H5File, attributes, find_dataset, number, read_coords
+from .coordinate_reading import is_of_a_tool, patch_reading
+from .errors import DataError, SlideChoiceError
+from .h5_file import H5File, attributes, find_dataset, read_coords
 from .slide import SLIDE_SUFFIXES, Slide
+
+Edge = Literal["auto", "black", "white", "skip"]
+"""What becomes of patches that hang over the slide's edge, see `CoordinateH5Source`."""
+# of a pixel; corners divided by a downsample carry rounding
+_EDGE_TOLERANCE_PX = 1e-6
 
 
 def find_slide(path: Path, name: str | None, folder: Path | None = None) -> Path:
@@ -27,7 +32,7 @@ def find_slide(path: Path, name: str | None, folder: Path | None = None) -> Path
         The slide.
 
     Raises:
-        DataError: If there is none, or more than one.
+        SlideChoiceError: If there is none, or more than one.
     """
     place = "beside it" if folder is None else f"in {folder}"
     stems = {path.stem, path.stem.removesuffix("_patches")} | ({name} if name else set())
@@ -39,28 +44,36 @@ def find_slide(path: Path, name: str | None, folder: Path | None = None) -> Path
     if len(found) == 1:
         return found[0]
     if found:
-        raise DataError(
-            f"{path}: several slides fit ({', '.join(file.name for file in found)}); choose one with --slide FILE"
-        )
-    raise DataError(
-        f"{path}: the file holds coordinates only, and no slide named {' or '.join(sorted(stems))} lies {place}; "
-        "give it with --slide FILE"
+        raise SlideChoiceError(f"{path}: several slides fit ({', '.join(file.name for file in found)})")
+    raise SlideChoiceError(
+        f"{path}: the file holds coordinates only, and no slide named {' or '.join(sorted(stems))} lies {place}"
     )
 
 
 class CoordinateH5Source:
-    """Patches of a slide at coordinates that another tool chose.
+    """Patches of a slide at coordinates that another tool chose, in that tool's pixels.
 
-    TRIDENT states `patch_size` (pixels of the patch) and `patch_size_level0`, or the two magnifications. CLAM states
-    `patch_size` (pixels of the level) and `patch_level`. The attributes may live on `coords` or on the file.
+    TRIDENT states `patch_size` (pixels of the patch) and two magnifications, CLAM `patch_size` (pixels of the level) and
+    `patch_level`; both read whole pixels of a level, as this does. A file that states `patch_size_level0` alone is read
+    as this package cuts slides. The attributes may live on `coords` or on the file.
+
+    Beyond the slide's edge TRIDENT and CLAM see black; glass is white. `edge` says what such patches get: `black` or
+    `white` there, or `skip`, which leaves them out. `auto` is black for files that TRIDENT or CLAM wrote (which carry
+    `savetodir` or `save_path`), so that features equal theirs, and white for others.
 
     Args:
         path: The h5 file with `coords`, (N, 2) top-left corners in level-0 pixels.
         slide: The slide, or the folder it lies in; None looks for it beside the file.
         slide_resolution_um_per_px: Resolution of the slide's level 0 in µm per pixel; None takes the slide's own.
+        edge: What becomes of patches that hang over the edge.
+
+    Attributes:
+        edge: `black`, `white` or `skip`: what `auto` came to.
+        num_over_edge: Patches that hang over the edge; those left out count too.
 
     Raises:
-        DataError: If the file is not such a file, the slide is missing, or a coordinate lies outside it.
+        SlideChoiceError: If the slide is missing, or patches lie outside it.
+        DataError: If the file is not such a file.
     """
 
     barcodes = None
@@ -71,7 +84,10 @@ class CoordinateH5Source:
         path: str | Path,
         slide: str | Path | None = None,
         slide_resolution_um_per_px: float | None = None,
+        edge: Edge = "auto",
     ) -> None:
+        if edge not in get_args(Edge):
+            raise DataError(f"unknown edge '{edge}'; choose from {', '.join(get_args(Edge))}")
         self.path = Path(path)
         file = H5File(path)
         dataset = find_dataset(file, "coords")
@@ -88,50 +104,52 @@ class CoordinateH5Source:
             slide = find_slide(self.path, name if isinstance(name, str) else None, folder)
         self.slide = Slide(slide, slide_resolution_um_per_px)
         self.slide.close()
-        self.patch_size_px, self.patch_size_level0 = self._patch_size(file, values)
+        self.reading = patch_reading(file, values, self.slide.path, self.slide.level_downsamples)
+        self.patch_size_px = self.reading.size_px
+        self.patch_size_level0 = self.reading.size_level0
         self._check_inside()
         native = self.slide.resolution_um_per_px
         self.resolution_um_per_px = native and native * self.patch_size_level0 / self.patch_size_px
+        of_a_tool = is_of_a_tool(values) and self.reading.level is not None
+        self.edge = edge if edge != "auto" else "black" if of_a_tool else "white"
+        if self.edge == "black" and self.reading.level is None:
+            raise DataError(
+                f"{self.path}: black beyond the slide's edge is what TRIDENT and CLAM see, and the file has neither the "
+                "magnifications of the one nor the level of the other; take --edge white or skip"
+            )
+        over_edge = self._over_edge()
+        self.num_over_edge = int(over_edge.sum())
+        if self.edge == "skip":
+            if over_edge.all():
+                raise DataError(
+                    f"{self.path}: all {len(self.coords)} patches hang over the edge of {self.slide.path}, so none is "
+                    "left; take --edge auto"
+                )
+            self.coords = self.coords[~over_edge]
 
-    def _patch_size(self, file: H5File, values: Mapping[str, Any]) -> tuple[int, float]:
-        patch_size = number(file, values, "patch_size")
-        if patch_size is None:
-            raise DataError(f"{self.path}: dataset 'coords' has no attribute 'patch_size'")
-        size_px = round(patch_size)
-        size_level0 = number(file, values, "patch_size_level0")
-        magnification = number(file, values, "level0_magnification")
-        target = number(file, values, "target_magnification")
-        if size_level0 is not None:
-            return size_px, size_level0
-        if magnification is not None and target is not None:
-            return size_px, patch_size * magnification / target
-        level = values.get("patch_level")
-        if level is None:
-            raise DataError(
-                f"{self.path}: dataset 'coords' has neither CLAM's attribute 'patch_level' nor TRIDENT's "
-                "'patch_size_level0'"
-            )
-        num_levels = len(self.slide.level_downsamples)
-        level = int(level)
-        if not 0 <= level < num_levels:
-            raise DataError(
-                f"{self.path}: attribute 'patch_level' is {level}, but {self.slide.path} has the levels 0 to "
-                f"{num_levels - 1}; is it the slide that the coordinates were made from?"
-            )
-        reduction = number(file, values, "custom_downsample") or 1.0
-        return size_px, patch_size * self.slide.level_downsamples[level] * reduction
+    def _over_edge(self) -> NDArray[np.bool_]:
+        """Finds the patches that show pixels which the slide does not hold, (N,)."""
+        # by a level's own size, which need not be the slide's divided by its downsample
+        level = self.reading.level or 0
+        first = self.coords / self.slide.level_downsamples[level]
+        last = first + self.reading.size_level0 / self.slide.level_downsamples[level]
+        extent = np.array(self.slide.level_dimensions[level])
+        beyond = (first < -_EDGE_TOLERANCE_PX) | (last > extent + _EDGE_TOLERANCE_PX)
+        return np.asarray(beyond.any(axis=1), dtype=np.bool_)
 
     def _check_inside(self) -> None:
         # tools let patches hang over any edge; one that lies beyond it as a whole means another slide
-        beyond = (self.coords + self.patch_size_level0 <= 0) | (self.coords >= np.array(self.slide.dimensions))
+        beyond = (self.coords + self.patch_size_level0 <= 0) | (
+            self.coords >= np.array(self.slide.dimensions)
+        )
         outside = beyond.any(axis=1)
         if outside.any():
             index = int(outside.argmax())
             x, y = self.coords[index].tolist()
             width, height = self.slide.dimensions
-            raise DataError(
+            raise SlideChoiceError(
                 f"{self.path}: {int(outside.sum())} of {len(self.coords)} coordinates lie outside {self.slide.path} "
-                f"({width} × {height} px), first patch {index} at x={x}, y={y}; give the right slide with --slide FILE"
+                f"({width} × {height} px), first patch {index} at x={x}, y={y}, so that is another slide"
             )
 
     def __len__(self) -> int:
@@ -145,11 +163,17 @@ class CoordinateH5Source:
             index: From 0 to the number of patches.
 
         Returns:
-            The patch in mode RGB, `patch_size_px` on each side; white beyond the slide's edge.
+            The patch in mode RGB, `patch_size_px` on each side.
         """
         x, y = self.coords[index].tolist()
-        side = self.patch_size_level0
-        return self.slide.read((x, y), (side, side), (self.patch_size_px, self.patch_size_px))
+        size_px = (self.patch_size_px, self.patch_size_px)
+        if self.reading.level is None:
+            return self.slide.read((x, y), (self.patch_size_level0, self.patch_size_level0), size_px)
+        size_level_px = (self.reading.size_level_px, self.reading.size_level_px)
+        padding = (0, 0, 0) if self.edge == "black" else (255, 255, 255)
+        patch = self.slide.read_level((x, y), self.reading.level, size_level_px, padding=padding)
+        # Pillow's own default, as in TRIDENT
+        return patch if patch.size == size_px else patch.resize(size_px, Image.Resampling.BICUBIC)
 
     def name(self, index: int) -> str:
         """Names one patch for messages.

@@ -19,7 +19,8 @@ from typing import Any
 
 from PIL import Image
 
-from .errors import DataError
+from .coordinate_h5 import Edge
+from .errors import DataError, SlideChoiceError
 from .folder import IMAGE_SUFFIXES
 from .samples import Samples
 from .slide import SLIDE_SUFFIXES
@@ -111,6 +112,8 @@ def open_samples(
     paths: str | Path | Sequence[str | Path],
     *,
     tiling: TilingOptions | None = None,
+    slides: str | Path | None = None,
+    edge: Edge = "auto",
 ) -> Samples:
     """Opens everything that paths stand for as one set of samples.
 
@@ -120,6 +123,9 @@ def open_samples(
     Args:
         paths: One path or several.
         tiling: How slides are cut.
+        slides: Folder of the slides of coordinate h5 files, or their slide; an entry's own `slide` goes before it, and
+            None looks beside each file.
+        edge: What becomes of patches of coordinate h5 files that hang over the slide's edge, see `CoordinateH5Source`.
 
     Returns:
         The samples, in the order of the paths; within a folder in that of the names.
@@ -129,8 +135,11 @@ def open_samples(
     """
     if isinstance(paths, str | Path):
         paths = [paths]
-    entries = [leaf for path in paths for leaf in _expand(SourceEntry(path=Path(path)))]
-    sources = [_open(entry, tiling or TilingOptions()) for entry in entries]
+    slide = None if slides is None else Path(slides)
+    if slide is not None and not slide.exists():
+        raise DataError(f"{slide}: no such folder of slides (--data.slides)")
+    entries = [leaf for path in paths for leaf in _expand(SourceEntry(path=Path(path), slide=slide))]
+    sources = [_open(entry, tiling or TilingOptions(), edge) for entry in entries]
     return Samples(
         sources, weights=[entry.weight for entry in entries], names=[entry.name or "" for entry in entries]
     )
@@ -209,7 +218,13 @@ def _is_large(path: Path) -> bool:
         return False
 
 
-def _open(entry: SourceEntry, tiling: TilingOptions) -> PatchSource:
+def _open(entry: SourceEntry, tiling: TilingOptions, edge: Edge) -> PatchSource:
     if entry.suffix is not None:
         return TarSource(entry.path, entry.suffix)
-    return open_source(entry.path, tiling=tiling, slide=entry.slide)
+    try:
+        return open_source(entry.path, tiling=tiling, slide=entry.slide, edge=edge)
+    except SlideChoiceError as error:
+        raise DataError(
+            f"{error.cause}; name the folder of the slides with --data.slides FOLDER, or the slide in a manifest with "
+            'the key "slide"'
+        ) from error

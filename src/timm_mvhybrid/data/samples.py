@@ -145,6 +145,8 @@ class Samples:
                 "resolution": source.resolution_um_per_px,
                 "patch_size": source.patch_size_px,
             }
+            if isinstance(source, CoordinateH5Source):
+                facts["edge"] = source.edge
             found.update(json.dumps(facts, sort_keys=True).encode())
             if source.coords is not None:
                 found.update(np.ascontiguousarray(source.coords).tobytes())

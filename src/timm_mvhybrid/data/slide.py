@@ -144,7 +144,9 @@ class Slide:
         """
         region = self._read_rgba(corner, level, size_px)
         canvas = Image.new("RGB", size_px, padding)
-        canvas.paste(region.convert("RGB"), mask=region.getchannel("A").point(lambda alpha: 255 * (alpha > 0)))
+        canvas.paste(
+            region.convert("RGB"), mask=region.getchannel("A").point(lambda alpha: 255 * (alpha > 0))
+        )
         return canvas
 
     def _read_rgba(self, corner: tuple[int, int], level: int, size_px: tuple[int, int]) -> Image.Image:

@@ -30,7 +30,9 @@ def open_library(path: Path, tags: TiffTags) -> Any:
     """
     reasons = []
     problems = (tags.openslide_problem, tags.tiffslide_problem)
-    for name, opener, problem in zip(("OpenSlide", "tiffslide"), (_openslide, _tiffslide), problems, strict=True):
+    for name, opener, problem in zip(
+        ("OpenSlide", "tiffslide"), (_openslide, _tiffslide), problems, strict=True
+    ):
         if problem:
             reasons.append(f"{name} {problem}")
             continue

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .coordinate_h5 import CoordinateH5Source
+from .coordinate_h5 import CoordinateH5Source, Edge
 from .errors import DataError, NotASlideError
 from .folder import FolderSource
 from .h5_file import H5File, find_dataset
@@ -71,7 +71,11 @@ class PatchSource(Protocol):
 
 
 def open_source(
-    path: str | Path, *, tiling: TilingOptions | None = None, slide: str | Path | None = None
+    path: str | Path,
+    *,
+    tiling: TilingOptions | None = None,
+    slide: str | Path | None = None,
+    edge: Edge = "auto",
 ) -> PatchSource:
     """Opens whatever holds patches; its kind is told from its content, not from its name.
 
@@ -81,6 +85,7 @@ def open_source(
         tiling: How slides are cut; patches that exist already keep their size and resolution. Its
             `slide_resolution_um_per_px` also serves coordinate h5 files.
         slide: The slide of a coordinate h5, or the folder it lies in; None looks for it beside the file.
+        edge: What becomes of patches of a coordinate h5 that hang over the slide's edge, see `CoordinateH5Source`.
 
     Returns:
         The patches.
@@ -116,7 +121,7 @@ def open_source(
     if has_patches:
         return PatchH5Source(path)
     if has_coords and "embeddings" not in names and "features" not in names:
-        return CoordinateH5Source(path, slide, tiling.slide_resolution_um_per_px)
+        return CoordinateH5Source(path, slide, tiling.slide_resolution_um_per_px, edge)
     raise DataError(f"{path}: holds the datasets {', '.join(names) or '(none)'}; accepted are {_ACCEPTED}")
 
 

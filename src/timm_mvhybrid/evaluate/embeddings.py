@@ -61,6 +61,8 @@ class EmbeddingSummary:
         patches_per_second: Rows per second.
         data_wait_share: Share of the time (0 to 1) spent waiting for patches.
         num_corrupt: Patches left out because they could not be read.
+        num_over_edge: Patches that hang over the slide's edge; None where the source does not know.
+        edge: What became of them: `black` or `white` beyond it, or `skip`, left out; None where there are none to know of.
     """
 
     output: str
@@ -71,6 +73,8 @@ class EmbeddingSummary:
     patches_per_second: float
     data_wait_share: float
     num_corrupt: int
+    num_over_edge: int | None = None
+    edge: str | None = None
 
 
 class _TimedIterator(Iterator[_T]):
@@ -183,6 +187,8 @@ def embed(
     loader = patch_loader(
         source, size, batch_size=batch_size, num_workers=num_workers, pin_memory=target.type == "cuda"
     )
+    # known of coordinate files alone; other sources hold whole patches
+    num_over_edge, edge = getattr(source, "num_over_edge", None), getattr(source, "edge", None)
     num_done = num_corrupt = 0
     start = time.perf_counter()
     with (
@@ -238,6 +244,8 @@ def embed(
                 "torch_version": str(torch.__version__),
                 "source": source.path.resolve().name,
                 "num_corrupt": num_corrupt,
+                "num_over_edge": num_over_edge,
+                "edge": edge,
             },
         )
     seconds = time.perf_counter() - start
@@ -250,4 +258,6 @@ def embed(
         patches_per_second=num_patches / seconds,
         data_wait_share=min(batches.seconds / seconds, 1.0),
         num_corrupt=num_corrupt,
+        num_over_edge=num_over_edge,
+        edge=edge,
     )

@@ -93,6 +93,9 @@ class RunDisplay:
             return
         noun = "patch" if summary.num_corrupt == 1 else "patches"
         skipped = f", {summary.num_corrupt} unreadable {noun} left out" if summary.num_corrupt else ""
+        if summary.num_over_edge:
+            what = "left out" if summary.edge == "skip" else f"{summary.edge} beyond it"
+            skipped += f", {summary.num_over_edge} over the slide's edge ({what})"
         self.console.print(
             f"{summary.num_patches} patches × {summary.embedding_dim} → {summary.output}{skipped}\n"
             f"{summary.seconds:.1f} s, {summary.patches_per_second:.1f} patches/s, "

@@ -10,7 +10,13 @@ In CLAM's folder, with the arguments that CLAM's own script takes::
 with ``encoder_arguments: {model_name: mvhybrid_small_patch16_256, target_img_size: 256}`` in its configuration. The
 features have 384 numbers, so training wants ``--embed_dim 384``; its default is 1024.
 
-CLAM has no packages: it is a clone of github.com/mahmoodlab/CLAM, run from its folder.
+Its ``create_patches_fp.py`` looks for large pieces of tissue; on a small region its default finds nothing, and
+``--preset bwh_biopsy.csv`` does. The features lie in ``h5_files`` within ``--feat_dir``; ``timm-mvhybrid evaluate
+slides`` takes either folder. ``timm-mvhybrid embed`` on its coordinate files gives the same features, by the same pixels.
+
+CLAM has no packages: it is a clone of github.com/mahmoodlab/CLAM, run from its folder. It was run at 53e2409, whose
+environment has timm 0.9.8, with which no backbone of this package runs: install this package after it. It runs with timm
+1.0.31.
 """
 
 from __future__ import annotations

@@ -16,15 +16,16 @@ or by the command line, from a script that lies in TRIDENT's folder and is run i
     from run_batch_of_slides import main
 
     if __name__ == "__main__":
-        main()  # takes --patch_encoder mvhybrid_small_patch16_256
+        main()  # takes --patch_encoder mvhybrid_small_patch16_256, and --patch_encoder_img_size with it
 
 Take ``--mag 20 --patch_size 256``, the resolution of the backbones; TRIDENT's default, 512 px, is resized to 256 px and
 so shows tissue at 1 µm/px.
 
-TRIDENT is installed from its repository, github.com/mahmoodlab/TRIDENT: what PyPI calls ``trident`` is another project.
-Until August 2026 it asked for timm 0.9.16, with which no backbone of this package runs; newer versions take any timm 1.
-With an older one, install this package after TRIDENT, which replaces its timm: pip then warns that TRIDENT asks for
-another.
+TRIDENT is installed from a clone of its repository, github.com/mahmoodlab/TRIDENT: what PyPI calls ``trident`` is another
+project. It was run at a91fa84, which asks for timm 0.9.16, with which no backbone of this package runs: install this
+package after it, which replaces its timm (pip then warns that TRIDENT asks for another), and it runs with timm 1.0.31.
+
+``timm-mvhybrid embed`` on the coordinate files that TRIDENT writes gives the same features, by the same pixels.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from ..models import MODEL_NAMES
 from .encoder import check_precision, load_encoder
 
 __all__ = ["encoder", "register"]
+
+_RESIZABLE = "RESIZE_SUPPORTED_PATCH_ENCODERS"
 
 
 def encoder(
@@ -87,15 +90,22 @@ def encoder(
 def register() -> tuple[str, ...]:
     """Adds the six backbones to the encoders of TRIDENT's command line; again has no effect.
 
+    They go to the encoders that take another size of image too, which ``--patch_encoder_img_size`` asks for.
+
     Returns:
         The names.
 
     Raises:
         ImportError: TRIDENT is not installed.
     """
-    registry = _patch_encoder_models().encoder_registry
+    package = _patch_encoder_models()
     for name in MODEL_NAMES:
-        registry.setdefault(name, partial(encoder, name))
+        package.encoder_registry.setdefault(name, partial(encoder, name))
+    # a frozen set that two modules hold under the same name, and that TRIDENT's scripts look up in either when they need
+    # it; versions before 0.3 have none, and no such option
+    for module in (package, import_module(package.encoder_factory.__module__)):
+        if hasattr(module, _RESIZABLE):
+            setattr(module, _RESIZABLE, frozenset({*getattr(module, _RESIZABLE), *MODEL_NAMES}))
     return MODEL_NAMES
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
 
+from ..data import Edge
 from .errors import PretrainError
 
 
@@ -242,6 +243,11 @@ class DataConfig:
 
     sources: tuple[str, ...]
     """Manifests, folders of images, patch h5, coordinate h5, slides or tars (shard-{000..009}.tar)."""
+    slides: str | None = None
+    """Folder of the slides of coordinate h5 among the sources, or their slide; by default they lie beside."""
+    edge: Edge = "auto"
+    """Coordinate h5: black or white beyond the slide's edge, or skip to leave such patches out; auto is black for files
+    that TRIDENT or CLAM wrote, and white for others."""
     num_workers: int = 4
     """Processes of each rank that read and crop, at most one a core; 0 reads in the main process."""
     max_corrupt: int = 0

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..data import DataError, FolderSource, PatchSource, open_source
+from ..data import DataError, FolderSource, PatchSource, SlideChoiceError, open_source
 from ..data.counts import Counts
 from ..data.folder import read_image
 from .errors import PretrainError
@@ -195,6 +195,9 @@ def _expression_table(
     for number, (row, group) in enumerate(zip(rows, names, strict=True)):
         try:
             source = open_source(path.parent / row["patches"])
+        except SlideChoiceError as error:
+            cause = f"{error.cause}; give a patch h5, whose barcodes name the spots"
+            raise PretrainError(f"{path}: line {number + 2}: {cause}") from error
         except DataError as error:
             raise PretrainError(f"{path}: line {number + 2}: {error}") from error
         if source.barcodes is None:

@@ -65,7 +65,7 @@ def make_plan(config: PretrainConfig, world_size: int) -> Plan:
         DataError: The data cannot be opened.
     """
     images = config.images_per_pass(world_size)
-    samples = open_samples(config.data.sources)
+    samples = open_samples(config.data.sources, slides=config.data.slides, edge=config.data.edge)
     student, _ = build_pair(
         config.model.name,
         model_arguments={"img_size": config.crops.global_size_px, **config.model.arguments},

@@ -13,6 +13,8 @@ _FREE = (
     "checkpoint",
     "monitor",
     "data.sources",
+    "data.slides",
+    "data.edge",
     "data.num_workers",
     "data.max_corrupt",
     "data.name",

@@ -94,7 +94,7 @@ class _Run:
         self.directory = RunDirectory(config.output)
         # before anything is written, for most mistakes show here
         self.num_images = config.images_per_pass(world.size)
-        self.samples = open_samples(config.data.sources)
+        self.samples = open_samples(config.data.sources, slides=config.data.slides, edge=config.data.edge)
         self.state, self.grid, mean, std = build_state(config, world)
         self.colour = PhotometricOptions(hed_jitter=config.crops.hed_jitter)
         self.augment = DeviceAugmentation(config.crops.augmentation, mean=mean, std=std, options=self.colour)

@@ -82,8 +82,8 @@ def ridge_folds(
         alpha: Penalty; None takes the recipe's, `nested` chooses one for each fold by leaving out one of the train
             part's groups at a time, by mean squared error.
         solver: `recipe` runs scikit-learn fold by fold; `shared` follows the recipe from the sums, LSQR's early
-            stopping included; `exact` does not stop early; `auto` is `shared` where the recipe's PCA is not a
-            randomised one and `recipe` otherwise.
+            stopping included; `exact` does not stop early; `auto` is `shared` where that comes to the recipe's numbers
+            and `recipe` otherwise: where its PCA is a randomised one, and without PCA, where it computes in float32.
         columns: The genes of each fold, as columns of `y`; None takes all.
         groups: For `nested`: what must not be split, such as the study of each row.
 
@@ -120,7 +120,10 @@ def ridge_folds(
         )
         how = solver
         if how == "auto":
-            how = "shared" if deterministic_pca(len(train), features.shape[1], num_components) else "recipe"
+            followed = num_components is not None and deterministic_pca(
+                len(train), features.shape[1], num_components
+            )
+            how = "shared" if followed else "recipe"
         if how == "recipe":
             prediction = ridge_probe(
                 features[train],

@@ -17,6 +17,7 @@ from ..tables import read_csv
 
 _DATASETS = ("features", "embeddings")
 _PATIENT = ("patient", "case_id")
+_CLAM_FOLDER = "h5_files"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -67,12 +68,31 @@ def read_slides(file: str | Path, columns: Sequence[str]) -> SlideTable:
     )
 
 
+def bag_folder(folder: str | Path) -> Path:
+    """Finds the folder in which the h5 files lie.
+
+    Args:
+        folder: The same, or CLAM's `feat_dir`, which holds them in `h5_files` beside its `pt_files`.
+
+    Returns:
+        The folder of the files.
+
+    Raises:
+        DataError: If there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of embeddings")
+    inner = folder / _CLAM_FOLDER
+    return inner if inner.is_dir() and not any(folder.glob("*.h5")) else folder
+
+
 def read_bags(folder: str | Path, slides: Sequence[str]) -> tuple[list[NDArray[np.float32]], ModelRecord]:
     """Reads the embeddings of slides.
 
     Args:
         folder: Holds `<slide_id>.h5` with `features` (CLAM, TRIDENT) or `embeddings` (this package's `embed`), (N, D)
-            or (1, N, D).
+            or (1, N, D); or CLAM's `feat_dir`, see `bag_folder`.
         slides: Slide names.
 
     Returns:
@@ -81,9 +101,7 @@ def read_bags(folder: str | Path, slides: Sequence[str]) -> tuple[list[NDArray[n
     Raises:
         DataError: If a file is missing or holds no embeddings, values are not finite, or widths or models differ.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of embeddings")
+    folder = bag_folder(folder).resolve()
     bags: list[NDArray[np.float32]] = []
     models: dict[tuple[str, str, str], Path] = {}
     for slide in slides:
@@ -103,7 +121,8 @@ def read_bags(folder: str | Path, slides: Sequence[str]) -> tuple[list[NDArray[n
         bags.append(bag)
     name, weights, digest = next(iter(models))
     record = ModelRecord(
-        label=folder.resolve().name,
+        # all of CLAM's are called alike, so the folder around it tells models apart
+        label=(folder.parent if folder.name == _CLAM_FOLDER else folder).name,
         name=name,
         weights=weights,
         weights_sha256=digest,

@@ -16,7 +16,7 @@ from ..provenance import collect_provenance
 from ..resampling import compare_paired
 from ..results import ModelRecord, PairedComparison, Provenance
 from .attention_mil import AttentionOptions
-from .bags import SlideTable, read_bags
+from .bags import SlideTable, bag_folder, read_bags
 
 Scores = TypeVar("Scores")
 Bags = list[NDArray[np.float32]]
@@ -81,7 +81,7 @@ def score_each(
                 f"two folders are named '{record.label}'; rename one, for names label the models"
             )
         for slide in table.slides:
-            digests[f"{record.label}/{slide}.h5"] = file_sha256(Path(folder, f"{slide}.h5"))
+            digests[f"{record.label}/{slide}.h5"] = file_sha256(bag_folder(folder) / f"{slide}.h5")
         scores.append(score(record.label, bags))
         records.append(record)
     return scores, records, digests
