@@ -1,7 +1,7 @@
 # Every habit of the project is one word here; CI and the pre-commit hooks call the same words.
 PYTHON ?= python
 
-.PHONY: format lint types test findings bench bench-gpu bench-pretrain-gpu bench-install check timm-suite timm-oldest hub-olah pipelines pipelines-oldest
+.PHONY: format lint types test test-cpus findings bench bench-gpu bench-pretrain-gpu bench-install check timm-suite timm-oldest hub-olah pipelines pipelines-oldest
 
 format:           ## rewrite the code in the house style
 	$(PYTHON) -m ruff format .
@@ -17,6 +17,9 @@ types:            ## static types of the package
 
 test:             ## the default suite
 	$(PYTHON) -m pytest -n auto
+
+test-cpus:        ## the numeric tests as on other CPUs: kernels × threads × draws; CPUS=short for two quick ones
+	$(PYTHON) tests/cpus.py $(if $(filter short,$(CPUS)),--short)
 
 timm-suite:       ## timm's own test_models.py and test_model_input.py on our models
 	$(PYTHON) tests/timm_suite/run.py

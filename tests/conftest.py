@@ -1,7 +1,11 @@
 """Settings that must stand before anything of the package is imported, and how many tests run at a time."""
 
 import os
+import re
+from functools import cache
+from pathlib import Path
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
@@ -9,13 +13,42 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-if _WORKERS > 1:
+if _WORKERS > 1 and "OMP_NUM_THREADS" not in os.environ:
     # threads of several workers on the same cores would wait for each other
     _THREADS = max(1, (os.cpu_count() or 1) // _WORKERS)
     torch.set_num_threads(_THREADS)
     os.environ["OMP_NUM_THREADS"] = str(_THREADS)
 
+from support import seeds  # noqa: E402 - after what the environment must hold
+
+# Names by which a file compares numbers that rounding may move; all tests of such a file count as numeric.
+_COMPARISONS = re.compile(r"allclose|assert_close|\bapprox|relative_error|assert_accurate|gradcheck|atol=")
+_NOT_NUMERIC = ("slow", "distributed", "gpu")  # what takes long, or what other devices compute
+
 
 def pytest_xdist_auto_num_workers():
     """Workers of ``-n auto``: one a core, and no more than memory has room for."""
     return min(os.cpu_count() or 1, 8)
+
+
+@cache
+def _compares_numbers(path):
+    return _COMPARISONS.search(Path(path).read_text(encoding="utf-8")) is not None
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items):
+    """Marks the numeric tests, which tests/cpus.py runs as on other CPUs."""
+    for item in items:
+        if _compares_numbers(item.path) and not any(map(item.get_closest_marker, _NOT_NUMERIC)):
+            item.add_marker("numeric")
+
+
+@pytest.fixture(autouse=True)
+def _seeded(request):
+    """Starts each test from one state of torch's generator, and leaves a test its stated seeds where it asks for it."""
+    fixed = request.node.get_closest_marker("fixed_seed") is not None
+    before = seeds.set_offset(0 if fixed else seeds.stated_offset())
+    torch.manual_seed(0)
+    yield
+    seeds.set_offset(before)

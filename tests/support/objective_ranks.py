@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import support.seeds  # noqa: F401 - moves the seeds in these processes too
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
