@@ -4,6 +4,8 @@ import os
 
 import torch
 
+pytest_plugins = ["support.warnings_of_others"]
+
 if not torch.cuda.is_available():
     # Triton reads it when a kernel is decorated; its interpreter runs kernels on CPU tensors
     os.environ.setdefault("TRITON_INTERPRET", "1")

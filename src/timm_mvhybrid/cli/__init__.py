@@ -9,7 +9,6 @@ Only what parses arguments is imported here; each command imports what it runs.
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Annotated, Protocol
 
@@ -21,7 +20,7 @@ from .doctor import Doctor
 from .embed import Embed
 from .evaluate import Evaluate
 from .hub import Export, Publish
-from .messages import say, show_warning
+from .messages import say, warnings_in_one_line
 from .models import ExportOnnx, Models
 from .phantom import Phantom
 from .plot import Plot
@@ -70,8 +69,7 @@ def main(args: Sequence[str] | None = None) -> int:
     from ..models import CheckpointError, OnnxExportError
 
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = show_warning
+        with warnings_in_one_line():
             return command.run() or DONE
     except (DataError, EvaluationError, CheckpointError, OnnxExportError, PretrainError) as error:
         say(f"error: {error}")
