@@ -138,7 +138,9 @@ class _Summary:
         package, category = package_of(warning_message.filename), warning_message.category.__name__
         # addresses, sizes and names of temporary folders make no other kind
         key = package, category, re.sub(r"0x[0-9a-f]+|\d+|/\S+", "#", message)
-        kind = self.kinds.setdefault(key, _Kind(package, category, message, nodeid or "before the first test"))
+        kind = self.kinds.setdefault(
+            key, _Kind(package, category, message, nodeid or "before the first test")
+        )
         kind.count += 1
 
     def pytest_terminal_summary(self, terminalreporter):

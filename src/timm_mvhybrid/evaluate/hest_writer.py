@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def write_sample(
                 obsm={"spatial": np.asarray(spatial, dtype=np.float64)},
                 uns=dict(uns or {}),
             )
-            data.write_h5ad(temporary[1])
+        write_h5ad(data, temporary[1])
         for written, path in zip(temporary, paths, strict=True):
             written.replace(path)
     except OSError as error:
@@ -83,6 +83,43 @@ def write_sample(
         for path in temporary:
             path.unlink(missing_ok=True)
     return paths
+
+
+def write_h5ad(data: Any, path: str | Path) -> None:
+    """Writes an AnnData in a form that every anndata since 0.8 reads, whatever pandas and anndata are installed.
+
+    pandas 3 gives strings a type of their own, which anndata from 0.11 on stores as `nullable-string-array`, a form
+    that older releases refuse; the same strings as objects become `string-array`.
+
+    Args:
+        data: The AnnData; the strings of its frames (obs, var, obsm, varm, uns) become objects in place.
+        path: The file.
+
+    Raises:
+        OSError: If the disk does not take it.
+    """
+    with quiet_anndata():
+        for frame in _frames([data.obs, data.var, data.obsm, data.varm, data.uns]):
+            _turn_strings_into_objects(frame)
+        data.write_h5ad(path)
+
+
+def _frames(values: Iterable[Any]) -> Iterator[Any]:
+    """Yields the data frames among values and in the mappings among them."""
+    for value in values:
+        if isinstance(value, Mapping):
+            yield from _frames(value.values())
+        elif isinstance(value, require("pandas").DataFrame):
+            yield value
+
+
+def _turn_strings_into_objects(frame: Any) -> None:
+    string_type = require("pandas").StringDtype
+    if isinstance(frame.index.dtype, string_type):
+        frame.index = frame.index.astype(object)
+    for name, column in frame.items():
+        if isinstance(column.dtype, string_type):
+            frame[name] = column.astype(object)
 
 
 def write_split(task: str | Path, number: int, train: Sequence[str], test: Sequence[str]) -> None:

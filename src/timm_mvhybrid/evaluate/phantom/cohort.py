@@ -24,6 +24,7 @@ from PIL.PngImagePlugin import PngInfo
 from ...version import __version__
 from ..errors import EvaluationError
 from ..extras import require
+from ..hest_writer import write_h5ad
 from .genes import GenePanel
 from .montage import draw_montage
 from .morphology import FACTORS
@@ -222,7 +223,7 @@ def _write_counts(path: Path, sample: PhantomSample, panel: GenePanel) -> None:
         key: np.array(value) if isinstance(value, tuple) else value
         for key, value in dataclasses.asdict(sample.scanner).items()
     }
-    data.write_h5ad(path)
+    write_h5ad(data, path)
 
 
 def _write_tables(root: Path, options: PhantomOptions, drawn: list[_Drawn]) -> None:
