@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest_plugins = ["support.warnings_of_others"]
+
 if not torch.cuda.is_available():
     # Triton reads it when a kernel is decorated; its interpreter runs kernels on CPU tensors
     os.environ.setdefault("TRITON_INTERPRET", "1")

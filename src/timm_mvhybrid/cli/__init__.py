@@ -9,7 +9,6 @@ Only what parses arguments is imported here; each command imports what it runs.
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Annotated, Protocol
 
@@ -23,7 +22,7 @@ from .doctor import Doctor
 from .embed import Embed
 from .evaluate import Evaluate
 from .hub import Export, Publish
-from .messages import say, show_warning
+from .messages import say, warnings_in_one_line
 from .models import ExportOnnx, Models
 from .phantom import Phantom
 from .plot import Plot
@@ -66,8 +65,7 @@ def main(args: Sequence[str] | None = None) -> int:
         say("error: --pretrained and --checkpoint exclude each other")
         return WRONG_USAGE
     try:
-        with warnings.catch_warnings(), standard_output():
-            warnings.showwarning = show_warning
+        with warnings_in_one_line(), standard_output():
             return command.run() or DONE
     except (TimmMVHybridError, OSError) as error:
         say(f"error: {one_sentence(error)}")

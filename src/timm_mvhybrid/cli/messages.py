@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ..runtime.printable import printable
@@ -32,10 +36,20 @@ def say(message: str) -> None:
     print(printable(" ".join(message.split())), file=sys.stderr)
 
 
-def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Prints a warning in one line, in place of `warnings.showwarning`.
+@contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Prints this package's warnings in one line; those that point to other packages stay as Python shows them.
 
-    Args:
-        message: The warning.
+    So a user sees from the path that such a warning is of a dependency, and nothing to be done about here.
     """
-    say(f"warning: {message}")
+    package = Path(__file__).parents[1]
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *place: Any) -> None:
+        if Path(filename).is_relative_to(package):
+            say(f"warning: {message}")
+        else:
+            show_others(message, category, filename, *place)
+
+    with warnings.catch_warnings():
+        show_others, warnings.showwarning = warnings.showwarning, show
+        yield

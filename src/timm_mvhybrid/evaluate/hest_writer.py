@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,20 +110,45 @@ def write_split(task: str | Path, number: int, train: Sequence[str], test: Seque
 
 
 def write_anndata(file: h5py.File, data: Any) -> None:
-    """Writes an AnnData into an open HDF5 file, as its `write_h5ad` does into one that it opens itself.
+    """Writes an AnnData into an open HDF5 file, in a form that every anndata since 0.8 reads.
+
+    pandas 3 gives strings a type of their own, which anndata from 0.11 on stores as `nullable-string-array`, a form
+    that older releases refuse; the same strings as objects become `string-array`.
 
     Args:
         file: The file, empty.
-        data: The AnnData; texts of its tables become categories.
+        data: The AnnData; in its frames (obs, var, obsm, varm, uns) strings become objects, and texts of obs and var
+            categories.
     """
     try:
         from anndata.io import write_elem
     except ImportError:  # before 0.11
         from anndata.experimental import write_elem
-    data.strings_to_categoricals()
-    file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-    write_elem(file, "X", data.X)
-    for table in ("obs", "var"):
-        write_elem(file, table, getattr(data, table))
-    for mapping in ("obsm", "varm", "obsp", "varp", "layers", "uns"):
-        write_elem(file, mapping, dict(getattr(data, mapping)))
+    with quiet_anndata():
+        for frame in _frames([data.obs, data.var, data.obsm, data.varm, data.uns]):
+            _turn_strings_into_objects(frame)
+        data.strings_to_categoricals()
+        file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        write_elem(file, "X", data.X)
+        for table in ("obs", "var"):
+            write_elem(file, table, getattr(data, table))
+        for mapping in ("obsm", "varm", "obsp", "varp", "layers", "uns"):
+            write_elem(file, mapping, dict(getattr(data, mapping)))
+
+
+def _frames(values: Iterable[Any]) -> Iterator[Any]:
+    """Yields the data frames among values and in the mappings among them."""
+    for value in values:
+        if isinstance(value, Mapping):
+            yield from _frames(value.values())
+        elif isinstance(value, require("pandas").DataFrame):
+            yield value
+
+
+def _turn_strings_into_objects(frame: Any) -> None:
+    string_type = require("pandas").StringDtype
+    if isinstance(frame.index.dtype, string_type):
+        frame.index = frame.index.astype(object)
+    for name, column in frame.items():
+        if isinstance(column.dtype, string_type):
+            frame[name] = column.astype(object)
