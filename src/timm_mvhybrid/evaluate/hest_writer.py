@@ -128,12 +128,7 @@ def write_anndata(file: h5py.File, data: Any) -> None:
         for frame in _frames([data.obs, data.var, data.obsm, data.varm, data.uns]):
             _turn_strings_into_objects(frame)
         data.strings_to_categoricals()
-        file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-        write_elem(file, "X", data.X)
-        for table in ("obs", "var"):
-            write_elem(file, table, getattr(data, table))
-        for mapping in ("obsm", "varm", "obsp", "varp", "layers", "uns"):
-            write_elem(file, mapping, dict(getattr(data, mapping)))
+        write_elem(file, "/", data)
 
 
 def _frames(values: Iterable[Any]) -> Iterator[Any]:
