@@ -94,8 +94,8 @@ def test_survival_curves_count_those_at_risk_and_show_the_test():
 def test_a_median_that_is_not_reached_is_said():
     svg = survival_curves(with_patients([1, 2, 3], [False] * 3), "")
     assert "median not reached, 1.00 at the end" in svg
-    # one of two: exactly one half survives
-    assert "median 4, 0.50 at the end" in survival_curves(with_patients([4, 9], [True, False]), "")
+    # exactly one half survives the twelfth, but the product of the fractions is 0.5000000000000001
+    assert "median 12, 0.00 at the end" in survival_curves(with_patients(range(1, 25), [True] * 24), "")
 
 
 def with_slides(pairs):
@@ -226,3 +226,14 @@ def test_labels_are_moved_apart_and_no_further_than_needed():
     # one that is far from the others stays
     assert moved == pytest.approx([6, 11, 50, 16])
     assert apart([], 5) == []
+
+
+def test_charts_without_any_number_are_empty_and_not_an_error():
+    result = results.expression(labels=("a",), num_genes=2, num_folds=1)
+    drops = tuple(dataclasses.replace(drop, random=math.nan, loso=math.nan) for drop in result.drops)
+    assert shapes(slope_chart(dataclasses.replace(result, drops=drops)), "colour-0 series") == []
+    fold = result.scores[0].folds[0]
+    genes = tuple(dataclasses.replace(gene, pcc=math.nan) for gene in fold.genes)
+    scores = dataclasses.replace(result.scores[0], folds=(dataclasses.replace(fold, genes=genes),))
+    bars = gene_bars(dataclasses.replace(result, scores=(scores,)), "random")
+    assert [text.text for text in shapes(bars, "gene")] == ["GENE0", "GENE1"]

@@ -14,9 +14,10 @@ from support import results
 
 from timm_mvhybrid.evaluate import EvaluationError
 from timm_mvhybrid.evaluate.report import check_report_folder
-from timm_mvhybrid.evaluate.report.drawing import Drawing, bar, chart_style, curve, marker
+from timm_mvhybrid.evaluate.report.drawing import Drawing, chart_style
 from timm_mvhybrid.evaluate.report.expression_charts import gene_bars, slope_chart
 from timm_mvhybrid.evaluate.report.patch_charts import confusion_matrix, retrieval_bars
+from timm_mvhybrid.evaluate.report.series_looks import bar, curve, marker
 from timm_mvhybrid.evaluate.report.slide_charts import roc_curves, survival_curves
 
 CHARTS = {
@@ -90,7 +91,7 @@ def test_any_name_is_shown_as_it_is(name, shown):
 
 def test_the_first_24_series_are_told_apart():
     for looks in (
-        [(curve(series)) for series in range(24)],
+        [curve(series) for series in range(24)],
         [(curve(series).split()[0], marker(series)["marker"]) for series in range(24)],
     ):
         assert len(set(looks)) == 24

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .drawing import PAGE_WIDTH, Box, Drawing
-from .drawing import bar as bar_classes
+from .series_looks import bar as bar_classes
 
 
 @dataclass(frozen=True, kw_only=True)

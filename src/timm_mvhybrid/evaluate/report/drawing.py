@@ -12,16 +12,15 @@ from itertools import repeat
 from typing import Any
 
 from ..extras import require
-from .inline_svg import Mark, inline_svg
+from .inline_svg import Mark, inline_svg, one_line
+from .series_looks import legend_key
+from .table import signed
 
 PAGE_WIDTH = 940
 """Room for a chart in px; what is wider is scrolled or shrunk."""
 
 _PX_PER_INCH = 72  # matplotlib's SVG has 72 units an inch whatever the figure's resolution
 _FONT_PX = {"name": 12, "tick": 11, "gene": 10, "small": 10, "heading": 13}
-_NUM_COLOURS = 6
-_MARKERS = ("o", "s", "^", "D")
-_MARKER_PX = {"o": 9, "s": 9, "^": 11, "D": 8}
 _STYLE = {
     "figure.dpi": _PX_PER_INCH,
     "font.family": "DejaVu Sans",  # comes with matplotlib; texts are measured by it and shown in the page's own
@@ -62,95 +61,6 @@ def require_matplotlib() -> None:
         require("matplotlib.figure")
     finally:
         logger.setLevel(level)
-
-
-def one_line(text: str) -> str:
-    """Makes a name from a file printable.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        One line without characters that XML cannot hold.
-    """
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
-
-
-def signed(text: str) -> str:
-    """Writes a proper minus sign.
-
-    Args:
-        text: A number.
-
-    Returns:
-        The same with − in place of a hyphen.
-    """
-    return text.replace("-", "−")
-
-
-def colour(series: int) -> str:
-    """Names the class of a series' colour.
-
-    Args:
-        series: Index of the series.
-
-    Returns:
-        The class; the colours start again after the sixth.
-    """
-    return f"colour-{series % _NUM_COLOURS}"
-
-
-def bar(series: int) -> str:
-    """Names the classes of a series' bars.
-
-    Args:
-        series: Index of the series.
-
-    Returns:
-        Classes; where the colours start again, they are paler.
-    """
-    lap = series // _NUM_COLOURS % 3
-    return f"{colour(series)} bar" + (f" lap-{lap}" if lap else "")
-
-
-def curve(series: int) -> str:
-    """Names the classes of a series' curve.
-
-    Args:
-        series: Index of the series.
-
-    Returns:
-        Classes; where the colours start again, they come with another dash.
-    """
-    turn = _turn(series)
-    return f"{colour(series)} series" + (f" dash-{turn}" if turn else "")
-
-
-def marker(series: int) -> dict[str, Any]:
-    """Chooses the shape that tells a series as its colour does.
-
-    Args:
-        series: Index of the series.
-
-    Returns:
-        Properties of a `Line2D` that draws markers alone.
-    """
-    shape = _MARKERS[_turn(series)]
-    return {"linestyle": "", "marker": shape, "markersize": _MARKER_PX[shape]}
-
-
-def _turn(series: int) -> int:
-    """Shifts shapes by one with each lap of the colours, so that the first 24 series all differ."""
-    return (series + series // _NUM_COLOURS) % len(_MARKERS)
-
-
-def _legend_key(kind: str, series: int) -> tuple[dict[str, Any], str]:
-    """Chooses what stands for a series in a legend: properties of a `Line2D` and classes."""
-    if kind == "line":
-        return {"linewidth": 2}, curve(series)
-    if kind == "bar":
-        return {**marker(0), "marker": "s"}, bar(series)
-    return marker(series), f"{colour(series)} marker"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,11 +247,11 @@ class Drawing:
             left: Left end in px.
             bottom: Position in px of the corner named below.
             width: Room in px; 0 puts one name into each row.
-            kind: `marker`, `line` or `bar`: what stands for a series.
+            kind: `marker`, `curve` or `bar`: what stands for a series.
             corner: `lower left`, from which it grows upwards, or `upper left`.
         """
         line = require("matplotlib.lines").Line2D
-        looks = [_legend_key(kind, index) for index in series.values()]
+        looks = [legend_key(kind, index) for index in series.values()]
         for num_columns in range(max(len(series), 1), 0, -1):
             legend = self._figure.legend(
                 [line([], [], **properties) for properties, _ in looks],
@@ -357,7 +267,7 @@ class Drawing:
                 labelspacing=0.45,
                 columnspacing=1.6,
                 handletextpad=0.6,
-                handlelength=2.2 if kind == "line" else 0.8,
+                handlelength=2.2 if kind == "curve" else 0.8,
             )
             for text, name in zip(legend.get_texts(), series, strict=True):
                 text.set_text(one_line(name))

@@ -11,9 +11,11 @@ import numpy as np
 from ..extras import require
 from ..results import ExpressionDrop, ExpressionResult
 from .bars import Bar, BarSeries, grouped_bars
-from .drawing import Drawing, chart_style, colour, marker, signed
+from .drawing import Drawing, chart_style
 from .expression_tables import gene_means
 from .metrics import EXPRESSION_METRICS, metric, protocol_label
+from .series_looks import colour, marker
+from .table import signed
 
 _LABEL_PX = 15
 """Least distance of two labels."""

@@ -12,6 +12,18 @@ _LINK = "{http://www.w3.org/1999/xlink}href"
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
+def one_line(text: str) -> str:
+    """Makes a name from a file printable.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        One line without characters that XML cannot hold.
+    """
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mark:
     """What the page has to know of a shape.

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from ..results import ClassificationResult, ClassificationScores, RetrievalResult
 from .bars import Bar, BarSeries, grouped_bars
-from .drawing import Box, Drawing, bar, chart_style
+from .drawing import Box, Drawing, chart_style
+from .series_looks import bar
 
 
 @chart_style()

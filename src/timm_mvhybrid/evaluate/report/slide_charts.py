@@ -10,7 +10,9 @@ import numpy as np
 
 from ..extras import require
 from ..results import PatientRisk, SlideScores, SlidesResult, SurvivalScores
-from .drawing import Drawing, chart_style, curve
+from .drawing import Drawing, chart_style
+from .series_looks import curve
+from .table import signed
 
 _SIDE = 320
 _WIDTH, _HEIGHT = 380, 230
@@ -38,7 +40,7 @@ def roc_curves(result: SlidesResult) -> str | None:
     for series, scores in enumerate(result.scores):
         if _roc(drawing, axes, scores, series):
             drawn[scores.model] = series
-    drawing.legend(drawn, _SIDE + 24, 4, width=0, kind="line", corner="upper left")
+    drawing.legend(drawn, _SIDE + 24, 4, width=0, kind="curve", corner="upper left")
     return drawing.svg() if drawn else None
 
 
@@ -84,9 +86,9 @@ def survival_curves(scores: SurvivalScores, time_unit: str) -> str | None:
     times = drawing.numbers(axes.xaxis, 6)
     axes.set_xlabel(f"time, {time_unit}" if time_unit else "time")
     drawing.text(axes.xaxis.label, "tick")
-    drawing.legend({name: series for series, name in enumerate(groups)}, 0, -14, kind="line")
+    drawing.legend({name: series for series, name in enumerate(groups)}, 0, -14, kind="curve")
     if math.isfinite(scores.log_rank_p_value):
-        text = f"log-rank p = {scores.log_rank_p_value:.2g}"
+        text = f"log-rank p = {signed(f'{scores.log_rank_p_value:.2g}')}"
         drawing.text(axes.annotate(text, (1, 1), (0, 17), "axes fraction", "offset pixels", ha="right"))
     for series, (name, patients) in enumerate(groups.items()):
         if patients:
@@ -99,9 +101,8 @@ def _survival(drawing: Drawing, axes: Any, name: str, patients: Sequence[Patient
     events = np.array([patient.event for patient in patients], dtype=bool)
     ends = np.array([patient.time for patient in patients], dtype=float)
     times, surviving = require("sksurv.nonparametric").kaplan_meier_estimator(events, ends)
-    halved = np.flatnonzero(
-        surviving <= 0.5 + 1e-12
-    )  # a product of fractions may miss one half by its rounding
+    # a product of fractions may miss one half by its rounding
+    halved = np.flatnonzero(surviving <= 0.5 + 1e-12)
     median = f"median {times[halved[0]]:.4g}" if len(halved) else "median not reached"
     note = f"{name}: {len(patients)} patients, {median}, {surviving[-1]:.2f} at the end"
     steps = axes.step([0, *times], [1, *surviving], where="post", linewidth=2)[0]

@@ -85,6 +85,18 @@ def text_cell(text: str) -> Cell:
     return Cell(text=text, value=text.casefold())
 
 
+def signed(text: str) -> str:
+    """Writes a proper minus sign.
+
+    Args:
+        text: A number.
+
+    Returns:
+        The same with − in place of a hyphen.
+    """
+    return text.replace("-", "−")
+
+
 def number_cell(
     value: float | None, digits: int = 3, spread: float | None = None, sign: bool = False
 ) -> Cell:
@@ -101,7 +113,7 @@ def number_cell(
     """
     if value is None or math.isnan(value):
         return Cell(text=MISSING)
-    text = f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+    text = signed(f"{value:{'+' if sign else ''}.{digits}f}")
     if spread is not None and not math.isnan(spread):
         text += f" ± {spread:.{digits}f}"
     return Cell(text=text, value=value)
