@@ -200,9 +200,9 @@ def named_folder(text):
     name, _, folder = text.partition("=")
     if name not in CLONES:
         raise argparse.ArgumentTypeError(f"no pipeline needs a clone '{name}'; NAME is {', '.join(CLONES)}")
-    if not Path(folder).is_dir():
+    if not Path(folder).expanduser().is_dir():
         raise argparse.ArgumentTypeError(f"{name}: no such folder: {folder!r}")
-    return name, Path(folder).absolute()
+    return name, Path(folder).expanduser().absolute()
 
 
 def main():

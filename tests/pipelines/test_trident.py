@@ -59,7 +59,8 @@ def own_features(coordinates, slides, output, **options):
 # 12 × of 20 ×: 427 px where patch_size_level0 is 426. 15 × of 40 ×: 170.5 px of level 1. Patches hang over in each
 @pytest.mark.parametrize(("mag", "patch_size"), [(20, 256), (12, 256), (15, 128)])
 def test_coordinates_give_the_same_pixels_and_features(run, slides, tmp_path, record, mag, patch_size):
-    folder = run(mag, patch_size)
+    # as `embed` takes them; TRIDENT alone would enlarge those of 128 px
+    folder = run(mag, patch_size, "--patch_encoder_img_size", patch_size)
     num_over_edge = 0
     for name in ("plain", "down", "up"):
         coordinates = folder / "patches" / f"{name}_patches.h5"

@@ -25,7 +25,8 @@ TRIDENT is installed from a clone of its repository, github.com/mahmoodlab/TRIDE
 project. It was run at a91fa84, which asks for timm 0.9.16, with which no backbone of this package runs: install this
 package after it, which replaces its timm (pip then warns that TRIDENT asks for another), and it runs with timm 1.0.31.
 
-``timm-mvhybrid embed`` on the coordinate files that TRIDENT writes gives the same features, by the same pixels.
+``timm-mvhybrid embed`` on the coordinate files that TRIDENT writes gives the same features, by the same pixels. Patches of
+another size than the model's keep it there, as with ``--patch_encoder_img_size``, where TRIDENT by itself resizes them.
 """
 
 from __future__ import annotations
