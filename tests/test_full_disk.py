@@ -2,10 +2,14 @@
 
 import importlib.util
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -15,7 +19,7 @@ from support import limited_disks
 from support.generated_patches import random_patches, write_hest
 from support.generated_slides import write_slide
 from support.limited_disks import on_small_disk
-from support.pretraining import small, write_config, write_patches
+from support.pretraining import small, wait_for, write_config, write_patches
 from support.results import expression
 
 import timm_mvhybrid  # noqa: F401
@@ -164,3 +168,34 @@ def test_a_summary_that_nobody_takes_is_one_sentence(folder):
     program = f"{sys.executable} -m timm_mvhybrid models --json"
     code, _, err = on_small_disk(folder, f"{program} > /dev/full")
     assert (code, err) == (1, "error: standard output: cannot be written (No space left on device)\n")
+
+
+def test_of_two_runs_to_one_output_the_later_is_refused_and_the_first_is_kept(folder, tmp_path):
+    (tmp_path / "hest.h5").symlink_to(folder / "hest.h5")
+    command = [sys.executable, "-m", "timm_mvhybrid", *EMBED[:5], "out.h5", *EMBED[6:], "--batch-size", "1"]
+    first = subprocess.Popen(
+        [*command, "--log", "log", "--log-every", "1"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        wait_for(tmp_path / ".out.h5.lock", first)
+        while not (tmp_path / ".out.h5.lock").read_text():
+            assert first.poll() is None
+        os.kill(first.pid, signal.SIGSTOP)
+        second = subprocess.run(
+            [*command, "--overwrite"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+        os.kill(first.pid, signal.SIGCONT)
+        _, err = first.communicate(timeout=120)
+    finally:
+        first.kill()
+        first.wait()
+    assert second.returncode == 1
+    assert second.stdout == ""
+    assert re.fullmatch(
+        rf"error: out\.h5: process {first.pid} on \S+ is writing it; wait until that is done, or choose another place\n",
+        second.stderr,
+    )
+    assert first.returncode == 0, err
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert file["embeddings"].shape == (24, 64)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hest.h5", "log", "out.h5"]
