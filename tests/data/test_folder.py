@@ -1,9 +1,14 @@
+import io
+import tarfile
+
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from support.generated_patches import write_images
 
-from timm_mvhybrid.data import DataError, FolderSource, PatchError
+from timm_mvhybrid.data import DataError, FolderSource, PatchError, TarSource
 from timm_mvhybrid.data.folder import on_white
 
 
@@ -20,7 +25,7 @@ def test_images_come_sorted_with_relative_paths(tmp_path):
     assert source.name(3).endswith("images/b/01.png")
 
 
-@pytest.mark.parametrize("suffix", ["PNG", "jpeg", "tif", "TIFF", "bmp", "webp"])
+@pytest.mark.parametrize("suffix", ["PNG", "jpeg", "tif", "TIFF", "bmp", "webp", "jp2", "j2k"])
 def test_every_suffix_is_found(tmp_path, suffix):
     Image.new("RGB", (8, 8), (10, 20, 30)).save(tmp_path / f"image.{suffix}")
     assert FolderSource(tmp_path)[0].size == (8, 8)
@@ -54,7 +59,105 @@ def test_grey_and_palette_become_rgb():
     assert on_white(Image.new("RGB", (1, 1), (9, 8, 7)).convert("P")).mode == "RGB"
 
 
-def test_sixteen_bits_are_refused(tmp_path):
-    Image.fromarray(np.full((4, 4), 1000, dtype=np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(PatchError, match=r"deep\.png.*more than 8 bits"):
+COLOURS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+DEEP = COLOURS.astype(np.uint16) * 16
+DEEP_ALPHA = np.dstack([DEEP, np.full(DEEP.shape[:2], 65535, np.uint16)])
+DEEP_FILES = {
+    "grey.png": lambda: imagecodecs.png_encode(DEEP[..., 0].copy()),
+    "grey_alpha.png": lambda: imagecodecs.png_encode(DEEP_ALPHA[..., 2:].copy()),
+    "rgb.png": lambda: imagecodecs.png_encode(DEEP),
+    "rgba.png": lambda: imagecodecs.png_encode(DEEP_ALPHA),
+    "rgb.jp2": lambda: imagecodecs.jpeg2k_encode(DEEP, level=0),
+    "rgb12.j2k": lambda: imagecodecs.jpeg2k_encode(DEEP, level=0, bitspersample=12, codecformat="j2k"),
+    "grey.jp2": lambda: imagecodecs.jpeg2k_encode(DEEP[..., 0].copy(), level=0),
+    **{
+        f"{name}_{compression}.tif": lambda options=options, compression=compression: tiff(
+            compression=compression, **options
+        )
+        for compression in (None, "deflate", "lzw")
+        for name, options in {
+            "grey": {"data": DEEP[..., 0], "photometric": "minisblack"},
+            "rgb": {"data": DEEP, "photometric": "rgb"},
+            "rgb_planes": {
+                "data": np.moveaxis(DEEP, 2, 0).copy(),
+                "photometric": "rgb",
+                "planarconfig": "separate",
+            },
+            "rgba": {"data": DEEP_ALPHA, "photometric": "rgb", "extrasamples": ["unassalpha"]},
+            "cmyk": {"data": DEEP_ALPHA, "photometric": "separated"},
+        }.items()
+    },
+}
+
+
+def tiff(**options) -> bytes:
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, metadata=None, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("name", DEEP_FILES)
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_more_than_eight_bits_are_refused(tmp_path, name, kind):
+    (tmp_path / name).write_bytes(DEEP_FILES[name]())
+    source = FolderSource(tmp_path)
+    if kind == "tar":
+        with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+            shard.add(tmp_path / name, name)
+        source = TarSource(tmp_path / "shard.tar")
+    bits = 12 if "12" in name else 16
+    with pytest.raises(PatchError, match=rf"{name}: .*more than 8 bits per channel \({bits}\).*8-bit RGB"):
+        source[0]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jp2", "j2k", "tif"])
+def test_eight_bits_come_unchanged(tmp_path, suffix):
+    encode = {
+        "png": imagecodecs.png_encode,
+        "jp2": lambda pixels: imagecodecs.jpeg2k_encode(pixels, level=0),
+        "j2k": lambda pixels: imagecodecs.jpeg2k_encode(pixels, level=0, codecformat="j2k"),
+        "tif": lambda pixels: tiff(data=pixels, photometric="rgb"),
+    }[suffix]
+    (tmp_path / f"image.{suffix}").write_bytes(encode(COLOURS))
+    np.testing.assert_array_equal(FolderSource(tmp_path)[0], COLOURS)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"photometric": "minisblack"}, {"imagej": True}, {"photometric": "minisblack", "compression": "deflate"}],
+)
+def test_grey_planes_are_refused(tmp_path, options):
+    tifffile.imwrite(tmp_path / "planes.tif", np.moveaxis(COLOURS, 2, 0).copy(), **options)
+    with pytest.raises(PatchError, match=r"planes\.tif: .*several grey channels.*write it as RGB"):
         FolderSource(tmp_path)[0]
+
+
+def test_a_grey_image_may_carry_a_thumbnail(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "grey.tif") as writer:
+        writer.write(COLOURS[..., 0], photometric="minisblack", metadata=None)
+        writer.write(COLOURS[::4, ::4, 0].copy(), photometric="minisblack", metadata=None)
+    np.testing.assert_array_equal(np.asarray(FolderSource(tmp_path)[0])[..., 0], COLOURS[..., 0])
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "P", "L", "1"])
+def test_other_colours_become_rgb(tmp_path, mode):
+    image = Image.fromarray(COLOURS).convert(mode)
+    image.save(tmp_path / "image.tif")
+    np.testing.assert_array_equal(FolderSource(tmp_path)[0], np.asarray(image.convert("RGB")))
+
+
+def test_white_is_zero_is_turned(tmp_path):
+    tifffile.imwrite(tmp_path / "image.tif", 255 - COLOURS[..., 0], photometric="miniswhite", metadata=None)
+    np.testing.assert_array_equal(np.asarray(FolderSource(tmp_path)[0])[..., 1], COLOURS[..., 0])
+
+
+def test_images_of_other_kinds_are_reported(tmp_path):
+    Image.fromarray(COLOURS).save(tmp_path / "image.png")
+    for name in ("a.gif", "b.gif", "c.ppm"):
+        Image.fromarray(COLOURS).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.warns(UserWarning, match=r"left out are 2 \.gif such as .*a\.gif, 1 \.ppm such as .*c\.ppm; convert"):
+        assert FolderSource(tmp_path).paths == ["image.png"]
+    (tmp_path / "image.png").unlink()
+    with pytest.raises(DataError, match=r"the folder holds no image .*, only 2 \.gif such as"):
+        FolderSource(tmp_path)

@@ -1,5 +1,7 @@
 import builtins
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import openslide
@@ -92,14 +94,44 @@ def test_a_coarser_slide_is_enlarged_with_a_warning(tmp_path):
     assert source.coords[1].tolist() == [384, 256]
 
 
-@pytest.mark.parametrize("um_per_px", [None, 352.8])
-def test_missing_or_impossible_resolution(tmp_path, um_per_px):
-    # 352.8 µm/px are the 72 dpi that image editors write
+@pytest.mark.parametrize(
+    ("um_per_px", "stated"),
+    # 352.8 µm/px are the 72 dpi that image editors write, 0.00025 a length in mm taken for µm
+    [
+        (None, "no usable resolution"),
+        (352.8, "352.8 µm/px, which no scanner has"),
+        (0.0274, "0.0274 µm/px, finer than any light microscope"),
+        (0.00025, "0.00025 µm/px, finer than any light microscope"),
+        ((0.25, 0.5), "0.25 × 0.5 µm/px.*not be square"),
+        ((0.5, 0.49), "0.5 × 0.49 µm/px.*not be square"),
+    ],
+)
+def test_missing_or_impossible_resolution(tmp_path, um_per_px, stated):
     write_slide(tmp_path / "slide.tif", um_per_px=um_per_px)
-    with pytest.raises(DataError, match=r"slide\.tif.*--slide-resolution"):
+    with pytest.raises(DataError, match=rf"slide\.tif: the slide states {stated}.*; give it with --slide-resolution"):
         SlideSource(tmp_path / "slide.tif")
+    assert Slide(tmp_path / "slide.tif").resolution_um_per_px is None
     source = SlideSource(tmp_path / "slide.tif", TilingOptions(slide_resolution_um_per_px=0.5))
     assert len(source) == 2
+
+
+@pytest.mark.parametrize("um_per_px", [(0.242534722, 0.242647058), (0.5, 0.4975), (0.06, 0.06), (10.0, 10.0)])
+def test_scanners_differences_between_x_and_y_pass(tmp_path, um_per_px):
+    write_slide(tmp_path / "slide.tif", um_per_px=um_per_px)
+    expected = np.sqrt(um_per_px[0] * um_per_px[1])
+    assert Slide(tmp_path / "slide.tif").resolution_um_per_px == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("library", ["openslide", "tiffslide"])
+def test_an_open_slide_at_the_interpreters_end(library):
+    """A slide in a cycle is collected last, when the libraries' modules are gone."""
+    code = (
+        f"import sys\nif {library!r} == 'tiffslide': sys.modules['openslide'] = None\n"
+        f"from timm_mvhybrid.data import Slide\nslide = Slide({str(REAL_SLIDE)!r})\n"
+        f"import gc\ngc.disable()\nslide.itself = slide\nassert type(slide.handle).__module__.startswith({library!r})"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stderr == ""
 
 
 def test_blank_slide(tmp_path):

@@ -26,16 +26,17 @@ def slide_pixels(width: int, height: int, tissue: tuple[int, int, int, int] | No
 def write_slide(
     path: Path,
     *,
-    um_per_px: float | None = 0.5,
+    um_per_px: float | tuple[float, float] | None = 0.5,
     size: tuple[int, int] = (1024, 768),
     tissue: tuple[int, int, int, int] | None = (256, 256, 768, 512),
     num_levels: int = 3,
 ) -> np.ndarray:
     """Writes a pyramidal tiled TIFF, each level half as large, and returns the pixels of level 0."""
     pixels = slide_pixels(*size, tissue)
-    resolution = (
-        {} if um_per_px is None else {"resolution": (1e4 / um_per_px,) * 2, "resolutionunit": "CENTIMETER"}
-    )
+    resolution = {}
+    if um_per_px is not None:
+        x, y = um_per_px if isinstance(um_per_px, tuple) else (um_per_px, um_per_px)
+        resolution = {"resolution": (1e4 / x, 1e4 / y), "resolutionunit": "CENTIMETER"}
     image = Image.fromarray(pixels)
     with tifffile.TiffWriter(path) as writer:
         for level in range(num_levels):
@@ -52,16 +53,16 @@ def write_slide(
     return pixels
 
 
-def ramp(x: np.ndarray) -> np.ndarray:
-    """Grey level at a level-0 position x of the middle of a pixel."""
-    return 15 + 0.19 * x
+def wave(x: np.ndarray) -> np.ndarray:
+    """Grey level at a level-0 position x of the middle of a pixel; rises by up to 6.5 a pixel."""
+    return 127 + 100 * np.sin(2 * np.pi * x / 97)
 
 
 def write_odd_pyramid(path: Path, *, reduction: int = 2, smooth: bool = False) -> list[np.ndarray]:
     """Writes an Aperio-like pyramid whose second level is rounded down, and returns the levels' pixels.
 
     Noise is drawn for each level apart, so that a pixel of the wrong level or place cannot pass; smooth levels show
-    `ramp`.
+    `wave`.
     """
     width, height = 1203, 907
     draw = np.random.default_rng(0).integers
@@ -69,7 +70,7 @@ def write_odd_pyramid(path: Path, *, reduction: int = 2, smooth: bool = False) -
     for size in ((width, height), (width // reduction, height // reduction)):
         if smooth:
             middles = (np.arange(size[0]) + 0.5) * width / size[0]
-            pixels = np.rint(ramp(middles)).astype(np.uint8)[None, :, None].repeat(size[1], 0).repeat(3, 2)
+            pixels = np.rint(wave(middles)).astype(np.uint8)[None, :, None].repeat(size[1], 0).repeat(3, 2)
         else:
             pixels = draw(0, 256, (size[1], size[0], 3), dtype=np.uint8)
         levels.append(pixels)
