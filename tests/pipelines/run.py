@@ -161,7 +161,7 @@ def try_pipeline(name, build, options):
     needed = needed_clone(name)
     clone = options.clone.get(needed["name"]) if needed else None
     if clone:
-        result["versions"][needed["name"]] = commit_of(clone) or f"of {clone.name}"
+        result["versions"][needed["name"]] = commit_of(clone) or "unknown commit"
     result["install_s"] = round(time.monotonic() - start, 1)
     start = time.monotonic()
     counts, measured = run_tests(name, python, build / "results" / environment.name, options, clone)
