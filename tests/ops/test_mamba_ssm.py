@@ -105,10 +105,14 @@ def adapter(monkeypatch):
 
     def load(operation):
         name = f"timm_mvhybrid.ops.{implementation.OPERATIONS[operation]}.mamba_ssm"
-        monkeypatch.delitem(sys.modules, name, raising=False)
+        sys.modules.pop(name, None)
+        loaded.append(name)
         return importlib.import_module(name)
 
-    return load
+    loaded = []
+    yield load
+    for name in loaded:
+        sys.modules.pop(name, None)
 
 
 def token_major(inputs):
