@@ -1,7 +1,7 @@
 # Every habit of the project is one word here; CI and the pre-commit hooks call the same words.
 PYTHON ?= python
 
-.PHONY: format lint types test test-cpus findings bench bench-gpu bench-pretrain-gpu bench-install check timm-suite timm-oldest hub-olah pipelines pipelines-oldest
+.PHONY: format lint types test test-cpus test-pythons findings bench bench-gpu bench-pretrain-gpu bench-install check timm-suite timm-oldest hub-olah pipelines pipelines-oldest
 
 format:           ## rewrite the code in the house style
 	$(PYTHON) -m ruff format .
@@ -21,6 +21,9 @@ test:             ## the default suite
 test-cpus:        ## the numeric tests as on other CPUs: kernels × threads × draws; CPUS=short for two quick ones
 	$(PYTHON) tests/cpus.py $(if $(filter short,$(CPUS)),--short)
 
+test-pythons:     ## the suite on each supported Python at hand; PYTHONS="3.10 newest" for some, TESTS="tests/ops ..." for files
+	$(PYTHON) tests/pythons.py $(if $(PYTHONS),--pythons $(PYTHONS)) $(if $(NAMING),--naming $(NAMING)) $(if $(TESTS),-- $(TESTS))
+
 timm-suite:       ## timm's own test_models.py and test_model_input.py on our models
 	$(PYTHON) tests/timm_suite/run.py
 
@@ -32,7 +35,7 @@ bench-install:    ## the peers of the benchmarks; of mamba-ssm only its Python f
 	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(PYTHON) -m pip install --no-build-isolation --no-deps mamba-ssm
 
 bench:            ## every figure that a CPU can give, beside its peers; an hour, on an idle machine
-	@status=0; for name in scan einfft model data evaluation export kernels; do \
+	@status=0; for name in scan einfft model data resize evaluation export kernels; do \
 		$(PYTHON) -m benchmarks $$name || status=1; \
 	done; exit $$status
 

@@ -88,6 +88,17 @@ class Data(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Resize(Settings):
+    """What resizing by torchvision in place of Pillow does to pixels and features; about a minute."""
+
+    def report(self) -> Report:
+        """Runs the benchmark."""
+        from .resize import run
+
+        return run(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation(Settings):
     """Ridge probe over left-out studies beside HEST's recipe with scikit-learn; about 9 minutes."""
 
@@ -165,7 +176,7 @@ class Readme:
     """Write the table of ratios in README.md anew, from the newest committed results."""
 
 
-Benchmark = Scan | EinFFT | Model | Data | Export | Kernels | Gpu | Pretrain
+Benchmark = Scan | EinFFT | Model | Data | Resize | Export | Kernels | Gpu | Pretrain
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -182,6 +193,7 @@ def main(args: Sequence[str] | None = None) -> int:
         | Annotated[EinFFT, subcommand("einfft")]
         | Annotated[Model, subcommand("model")]
         | Annotated[Data, subcommand("data")]
+        | Annotated[Resize, subcommand("resize")]
         | Annotated[Export, subcommand("export")]
         | Annotated[Kernels, subcommand("kernels")]
         | Annotated[Evaluation, subcommand("evaluation")]

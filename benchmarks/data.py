@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from timm_mvhybrid.data import FolderSource, PatchH5Source, SlideSource
+from timm_mvhybrid.data import FolderSource, PatchH5Source, SlideSource, TilingOptions
 from timm_mvhybrid.data.errors import NotASlideError
 from timm_mvhybrid.pretrain.augmentation import DeviceAugmentation
 from timm_mvhybrid.pretrain.crops import CropBatch, CropOptions, make_crops
@@ -60,7 +60,7 @@ def run(settings: Settings) -> Report:
     options = CropOptions(global_size_px=64, local_size_px=28) if settings.quick else CropOptions()
     size = 64 if settings.quick else 256
     num_images = 2 if settings.quick else 16
-    patches = _patches(num_images, size)
+    patches = example_patches(num_images, size)
     worst = _check_agreement(patches, options)
     figures: dict[str, Spread] = {}
     crops = measure(_crop_contenders(patches, options), settings.effort())
@@ -94,10 +94,21 @@ def run(settings: Settings) -> Report:
     )
 
 
-def _patches(num_images: int, size: int) -> Patches:
-    """Cuts tissue from the example slide, for noise is neither compressed nor decoded as tissue is."""
+def example_patches(num_images: int, size: int) -> Patches:
+    """Cuts tissue from the example slide, for noise is neither compressed nor decoded as tissue is.
+
+    Args:
+        num_images: Patches, spread over the slide.
+        size: Side in px, at the slide's own resolution.
+
+    Returns:
+        (size, size, 3) uint8 each.
+
+    Raises:
+        MissingPeerError: If no library is installed that opens the slide.
+    """
     try:
-        source = SlideSource(SLIDE)
+        source = SlideSource(SLIDE, TilingOptions(patch_size_px=max(size, 256)))
         chosen = np.linspace(0, len(source) - 1, num_images).astype(int).tolist()
         return [np.array(source[index])[:size, :size] for index in chosen]
     except NotASlideError as error:

@@ -72,7 +72,6 @@ def _read(connection, source):
     connection.send((patch, inherited is None or holder._handle is not inherited))
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.parametrize(("name", "kind"), KINDS)
 def test_sources_survive_a_fork_with_open_handles(inputs, name, kind):
     if "fork" not in multiprocessing.get_all_start_methods():

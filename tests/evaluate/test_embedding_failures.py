@@ -44,7 +44,6 @@ def test_corrupt_image_stops_by_default(tmp_path, backbone):
     assert sorted(os.listdir(tmp_path)) == ["images"]
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_skip_corrupt_leaves_patches_out_of_every_dataset(tmp_path, backbone, num_workers):
     source = damage(tmp_path, "02.jpg", "b/01.png")

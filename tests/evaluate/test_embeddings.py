@@ -121,7 +121,6 @@ def test_a_model_of_fixed_size_gets_resized_patches(tmp_path, hest, patches):
     np.testing.assert_allclose(read(tmp_path / "out.h5")["embeddings"], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.parametrize("kind", ["slide", "hest", "images"])
 def test_workers_change_nothing(tmp_path, hest, backbone, kind):
     source = hest

@@ -16,11 +16,7 @@ from timm_mvhybrid.hub import ExportError
 from timm_mvhybrid.hub.training_checkpoint import convert, read_training_checkpoint
 from timm_mvhybrid.models import CheckpointError
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*torch.distributed is .*single process"),
-    # torch 2.6 meets it in its own code
-    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.distributed is .*single process")
 
 
 def flat(values, prefix=""):

@@ -136,13 +136,18 @@ def run_tests(name, python, folder, options, clone):
         subprocess.run(command, cwd=folder, env=environment, check=False, timeout=TEST_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         print(f"{name}: the tests took longer than {TEST_TIMEOUT_S} s")
+    return count_tests(report), json.loads(measured.read_text()) if measured.exists() else {}
+
+
+def count_tests(report):
+    """How many tests passed, failed and were skipped, by pytest's JUnit file; none if it wrote none."""
     counts = dict(passed=0, failed=0, skipped=0)
     if report.exists():
         suite = ElementTree.parse(report).getroot().find("testsuite")
         counts["failed"] = int(suite.get("failures")) + int(suite.get("errors"))
         counts["skipped"] = int(suite.get("skipped"))
         counts["passed"] = int(suite.get("tests")) - counts["failed"] - counts["skipped"]
-    return counts, json.loads(measured.read_text()) if measured.exists() else {}
+    return counts
 
 
 def try_pipeline(name, build, options):

@@ -18,7 +18,6 @@ from timm_mvhybrid.pretrain.errors import PretrainError
 from timm_mvhybrid.pretrain.loader import make_loader
 
 CROPS = CropOptions(global_size_px=16, local_size_px=8, num_local=2)
-FORK = "ignore:.*multi-threaded.*fork:DeprecationWarning"
 
 
 class Patches:
@@ -88,7 +87,6 @@ def test_an_epoch_draws_the_samples_by_their_weights(samples):
     assert np.bincount(drawn, minlength=17).tolist() == [1] * 10 + [2] * 7
 
 
-@pytest.mark.filterwarnings(FORK)
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_workers_change_nothing(tmp_path, num_workers):
     write_hest(tmp_path / "a.h5", random_patches(9, size=20))
@@ -97,7 +95,6 @@ def test_workers_change_nothing(tmp_path, num_workers):
     assert_same(batches(samples, num_workers=num_workers), batches(samples))
 
 
-@pytest.mark.filterwarnings(FORK)
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_resuming_goes_on_as_if_nothing_had_happened(samples, num_workers):
     whole = batches(samples)
@@ -136,7 +133,6 @@ def test_seeds_and_epochs_differ(samples):
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(crops, 2))
 
 
-@pytest.mark.filterwarnings(FORK)
 def test_the_random_numbers_of_the_process_play_no_part(samples):
     torch.manual_seed(0)
     state = torch.get_rng_state()
@@ -149,7 +145,6 @@ def test_the_random_numbers_of_the_process_play_no_part(samples):
     assert_same(batches(samples, num_workers=1), first)
 
 
-@pytest.mark.filterwarnings(FORK)
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_unreadable_samples_are_reported_and_replaced_always_by_the_same(num_workers):
     samples = Samples([Patches(12, broken=[3, 8])])
@@ -176,7 +171,6 @@ def test_unreadable_samples_are_reported_and_replaced_always_by_the_same(num_wor
         assert torch.equal(batch.sample_keys, expected.sample_keys)
 
 
-@pytest.mark.filterwarnings(FORK)
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize(("max_corrupt", "count"), [(0, 1), (1, 2)])
 def test_one_more_than_is_tolerated_stops_the_run_and_is_named(num_workers, max_corrupt, count):
@@ -196,7 +190,6 @@ def test_one_more_than_is_tolerated_stops_the_run_and_is_named(num_workers, max_
         list(loader)
 
 
-@pytest.mark.filterwarnings(FORK)
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_where_nothing_can_be_read_the_search_ends(num_workers):
     samples = Samples([Patches(50, broken=range(50))])
@@ -209,7 +202,6 @@ def test_an_error_that_is_no_corrupt_patch_is_not_hidden():
         batches(Samples([Patches(5, broken=[2], error=ZeroDivisionError)]), max_corrupt=100)
 
 
-@pytest.mark.filterwarnings(FORK)
 def test_a_source_that_vanishes_stops_the_run(tmp_path):
     write_hest(tmp_path / "a.h5", random_patches(9, size=20))
     samples = open_samples(tmp_path)
@@ -219,7 +211,6 @@ def test_a_source_that_vanishes_stops_the_run(tmp_path):
             batches(samples, max_corrupt=100, num_workers=num_workers)
 
 
-@pytest.mark.filterwarnings(FORK)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_workers_leave_signals_to_the_run_which_saves_its_state_first(samples, number):
     others = {child.pid for child in multiprocessing.active_children()}
@@ -236,7 +227,6 @@ def test_workers_leave_signals_to_the_run_which_saves_its_state_first(samples, n
         assert worker.exitcode == 0
 
 
-@pytest.mark.filterwarnings(FORK)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_a_worker_that_only_just_started_does_not_end_it(samples, number, monkeypatch):
     started = []

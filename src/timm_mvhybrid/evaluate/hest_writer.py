@@ -125,9 +125,10 @@ def write_anndata(file: h5py.File, data: Any) -> None:
     except ImportError:  # before 0.11
         from anndata.experimental import write_elem
     with quiet_anndata():
+        # as writing does by itself, but before the categories, too, become objects
+        data.strings_to_categoricals()
         for frame in _frames([data.obs, data.var, data.obsm, data.varm, data.uns]):
             _turn_strings_into_objects(frame)
-        data.strings_to_categoricals()
         write_elem(file, "/", data)
 
 
@@ -141,9 +142,15 @@ def _frames(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def _turn_strings_into_objects(frame: Any) -> None:
-    string_type = require("pandas").StringDtype
-    if isinstance(frame.index.dtype, string_type):
+    pandas = require("pandas")
+
+    def is_string(values: Any) -> bool:
+        return isinstance(values.dtype, pandas.StringDtype)
+
+    if is_string(frame.index):
         frame.index = frame.index.astype(object)
     for name, column in frame.items():
-        if isinstance(column.dtype, string_type):
+        if is_string(column):
             frame[name] = column.astype(object)
+        elif isinstance(column.dtype, pandas.CategoricalDtype) and is_string(column.cat.categories):
+            frame[name] = column.cat.rename_categories(column.cat.categories.astype(object))

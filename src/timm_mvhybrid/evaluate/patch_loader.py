@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..data import PatchError, PatchSource
+from ..data.fitting import fit_image
 from ..data.workers import num_loader_workers, num_usable_cores
 
 
@@ -31,32 +31,6 @@ class PatchBatch:
     def pin_memory(self) -> PatchBatch:
         """Returns the batch with its pixels in page-locked memory, for the loader's `pin_memory`."""
         return PatchBatch(indices=self.indices, images=self.images.pin_memory(), errors=self.errors)
-
-
-def fit_image(patch: Image.Image | np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Brings a patch to the size that a model takes.
-
-    Args:
-        patch: RGB image or (H, W, 3) uint8.
-        size: Wanted height and width in pixels.
-
-    Returns:
-        (height, width, 3) uint8: the patch itself where it fits, otherwise resized (bicubic, antialiased) until it
-        covers the size and cropped around the centre.
-    """
-    height, width = size
-    if isinstance(patch, np.ndarray):
-        if patch.shape[:2] == size:
-            return patch
-        patch = Image.fromarray(patch)
-    if patch.size != (width, height):
-        scale = max(width / patch.width, height / patch.height)
-        covering = (max(round(patch.width * scale), width), max(round(patch.height * scale), height))
-        if patch.size != covering:
-            patch = patch.resize(covering, Image.Resampling.BICUBIC)
-        left, top = (covering[0] - width) // 2, (covering[1] - height) // 2
-        patch = patch.crop((left, top, left + width, top + height))
-    return np.asarray(patch)
 
 
 class _Patches(Dataset[tuple[int, "np.ndarray | str"]]):

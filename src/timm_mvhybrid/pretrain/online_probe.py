@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as images_functional
 
 from ..data import DataError
+from ..data.fitting import fit_image
+from .crops import as_pixels
 from .errors import PretrainError
 from .labelled_set import ClassSet, open_labelled_set
 from .probe_scores import accuracies, expression_correlation, knn_predictions
@@ -169,7 +169,8 @@ class OnlineProbe:
         errors = []
         for row, index in enumerate(indices):
             try:
-                pixels[row] = _fit(self.labelled.read(index), size)
+                fitted = fit_image(self.labelled.read(index), (size, size))
+                pixels[row] = torch.from_numpy(as_pixels(fitted)).permute(2, 0, 1)
             except DataError as error:
                 errors.append(" ".join(str(error).split()))
         return pixels, errors
@@ -203,16 +204,6 @@ def undisturbed(model: nn.Module, device: torch.device | str = "cpu") -> Iterato
             module.training = training
         np.random.set_state(numpy_state)
         random.setstate(python_state)
-
-
-def _fit(image: Image.Image | np.ndarray, size: int) -> Tensor:
-    """Scales an image until it covers a square, and crops around the centre: (3, size, size) uint8."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    if min(pixels.shape[1:]) != size:
-        pixels = images_functional.resize(
-            pixels, [size], interpolation=images_functional.InterpolationMode.BICUBIC, antialias=True
-        )
-    return images_functional.center_crop(pixels, [size])
 
 
 def _distributed() -> bool:
