@@ -50,9 +50,9 @@ REFUSED = {
     "competing risks": (np.array([0, 1, 0, 1, 0, 2, 0, 0]), "row 5 is 2"),
     "probabilities": (np.where(YES, 0.9, 0.1), r"row 0 is 0\.9"),
     "complex": (YES.astype(complex), "row 0 is"),
-    "NaN": (np.where(YES, 1.0, np.nan), "label 1 is missing or NaN"),
-    "a list with None": ([True, None, *YES.tolist()[2:]], "label 1 is missing or NaN"),
-    "pandas' NA": (pd.Series([True, None, *YES.tolist()[2:]], dtype="boolean"), "label 1 is missing or NaN"),
+    "NaN": (np.where(YES, 1.0, np.nan), "label 1 is NaN or missing"),
+    "a list with None": ([True, None, *YES.tolist()[2:]], "label 1 is NaN or missing"),
+    "pandas' NA": (pd.Series([True, None, *YES.tolist()[2:]], dtype="boolean"), "label 1 is NaN or missing"),
     "years": (np.array([2, *YES.astype(int)[1:]], dtype="datetime64[Y]"), "row 0 is"),
 }
 
@@ -87,7 +87,7 @@ def test_the_message_says_what_0_and_1_mean():
 )  # fmt: skip
 @pytest.mark.parametrize("make", [list, lambda labels: np.array(labels, dtype=object), pd.Series])
 def test_missing_labels_are_refused_and_not_taken_for_a_class(missing, make):
-    with pytest.raises(EvaluationError, match=r"^y: label 2 is missing or NaN; leave its row out"):
+    with pytest.raises(EvaluationError, match=r"^y: label 2 is NaN or missing; leave its row out"):
         labels_vector("y", make(["a", "b", missing, "a"]))
 
 

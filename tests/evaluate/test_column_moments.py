@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from timm_mvhybrid.evaluate import AttentionOptions, attention_mil, prototype_retrieval
+from timm_mvhybrid.evaluate import AttentionOptions, attention_mil, prototype_retrieval, ridge_probe
 from timm_mvhybrid.evaluate.column_moments import ColumnMoments
 
 UNIT_ROUNDOFF = 2.0**-53
@@ -98,3 +98,15 @@ def test_retrieval_sees_no_difference_where_all_features_are_shifted():
     # the mean is subtracted as float32: half a last digit of 4,096 is 2^-12 of a deviation
     assert abs(shifted.accuracy - found.accuracy) < 0.002
     assert np.mean(shifted.prediction == found.prediction) > 0.998
+
+
+def test_a_regression_with_an_intercept_sees_no_difference_where_all_features_are_shifted():
+    rng = np.random.default_rng(0)
+    X = dyadic(rng, 50_000, 4)
+    y = X.astype(np.float64) @ rng.normal(size=(4, 2)) + rng.normal(size=(50_000, 2))
+    found, shifted = (
+        ridge_probe(X + shift, y, X[:100] + shift, "intercept", None)
+        for shift in (np.float32(0), np.float32(4096))
+    )
+    # the means are off by N u times 4,096, features of a deviation of 1 by as much, and the fit in proportion
+    np.testing.assert_allclose(shifted, found, atol=10 * 50_000 * UNIT_ROUNDOFF * 4096)

@@ -203,6 +203,8 @@ def test_broken_tables_are_named(tmp_path):
         ("HP/0.png,HP,train,p\nSSA/0.png,SSA,,q", "the splits are '', 'train'"),
         ("HP/0.png,HP,train,p\nSSA/9.png,SSA,test,q", "SSA/9.png: no such image"),
         ("HP/0.png,HP,train,p\nHP/0.png,SSA,test,q", "'HP/0.png' occurs more than once"),
+        ("HP/0.png,HP,train,p\n./SSA/../HP/0.png,SSA,test,q", "'HP/0.png' occurs more than once"),
+        (f"HP/0.png,HP,train,p\n{tmp_path}/HP/0.png,SSA,test,q", "'HP/0.png' occurs more than once"),
         ("HP/0.png,HP,train,p\nHP/1.png,HP,test,q", "all images are of the class 'HP'"),
         ("HP/0.png,HP,train,p\nSSA/0.png,,test,q", "line 3 has no 'label'"),
         ("HP/0.png,HP,train,p\nSSA/0.png,SSA,test,", "'SSA/0.png' has no patient"),

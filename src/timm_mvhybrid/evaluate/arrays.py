@@ -120,7 +120,7 @@ def labels_vector(name: str, values: ArrayLike, num_rows: int | None = None) -> 
     else:
         return labels
     if missing.any():
-        raise EvaluationError(f"{name}: label {int(missing.argmax())} is missing or NaN; leave its row out")
+        raise EvaluationError(f"{name}: label {int(missing.argmax())} is NaN or missing; leave its row out")
     if labels.dtype.kind == "O" and len({isinstance(label, str) for label in labels}) > 1:
         raise EvaluationError(f"{name}: some labels are strings and others are not; give one kind")
     return labels

@@ -127,7 +127,7 @@ def open_images(root: str | Path, layout: Layout | Literal["auto"] = "auto") -> 
     paths = [row["path"] for row in rows]
     # './a.png' and 'a.png' are one image, which must not be in both train and test
     unique_positions(
-        root, "image", [os.path.normpath(folder / path) for path in paths], "give each image one line"
+        root, "image", [os.path.relpath(folder / path, folder) for path in paths], "give each image one line"
     )
     images = LabelledImages(
         layout=kind,
