@@ -261,7 +261,7 @@ def test_what_cannot_be_loaded_is_named_with_its_own_remedy(tmp_path, case, way)
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("model-00002-of-00003.safetensors", "is shard 2 of 3; save the model in one file"),
+        ("model-00002-of-00003.safetensors", "is shard 2 of 3 of the weights; save them in one file"),
         ("__0_0.distcp", "is one shard of a checkpoint of torch.distributed.checkpoint; give its folder to"),
     ],
 )

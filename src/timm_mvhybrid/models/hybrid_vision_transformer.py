@@ -236,15 +236,19 @@ class HybridVisionTransformer(VisionTransformer):
     ) -> None:
         """Changes the nominal (height, width) of images and patches, in px, and resamples a position embedding.
 
-        timm 1.0.24 leaves it alone where the number of patches stays the same, though their grid does not.
+        timm before 1.0.31 leaves it alone where the number of patches stays the same, though their grid does not.
         """
         model: Any = self
         before, old_grid = model.pos_embed, grid_of(self)
         super().set_input_size(img_size, patch_size)
-        if before is not None and model.pos_embed is before:
+        if before is None:
+            return
+        if model.pos_embed is before:
             num_prefix = 0 if self.no_embed_class else self.num_prefix_tokens
-            resampled = resample_position(before.data, list(grid_of(self)), list(old_grid), num_prefix)
-            model.pos_embed = nn.Parameter(resampled, requires_grad=before.requires_grad)
+            model.pos_embed = nn.Parameter(
+                resample_position(before.data, list(grid_of(self)), list(old_grid), num_prefix)
+            )
+        model.pos_embed.requires_grad_(before.requires_grad)
 
     @torch.jit.ignore
     def layout(self) -> str:

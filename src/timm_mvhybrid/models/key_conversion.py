@@ -206,7 +206,8 @@ def _pattern(anchor: str) -> re.Pattern[str]:
 def _prefixes(names: Collection[str]) -> list[str]:
     """Lists what stands in front of patch projections, shortest first."""
     for anchor in _ANCHORS:
-        matches = [match for name in names if (match := _pattern(anchor).fullmatch(name))]
+        pattern = _pattern(anchor)
+        matches = [match for name in names if (match := pattern.fullmatch(name))]
         found = [match["prefix"] for match in matches if not re.match("optim", match[0])]
         # a prefix that is not a module's, such as "vit_", counts where there is no other
         modules = [prefix for prefix in found if prefix == "" or prefix.endswith(".")]

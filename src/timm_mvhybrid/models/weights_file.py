@@ -27,6 +27,8 @@ FINGERPRINT = "fingerprint"
 
 COPY_AGAIN = "copy, download or export it again"
 _MAX_NAMES = 6
+# as Hugging Face's libraries name the parts of a model
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.\w+$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,15 @@ def read_weights(
         raise CheckpointError(
             f"{path}: is a folder; give the file of the weights in it, or turn a run or a sharded checkpoint into one with "
             "'timm-mvhybrid export'"
+        )
+    if path.suffix == ".distcp":
+        raise CheckpointError(
+            f"{path}: is one shard of a checkpoint of torch.distributed.checkpoint; give its folder to 'timm-mvhybrid export'"
+        )
+    if (shard := _SHARD.search(path.name)) and int(shard[2]) > 1:
+        raise CheckpointError(
+            f"{path}: is shard {int(shard[1])} of {int(shard[2])} of the weights; save them in one file "
+            "(max_shard_size='100GB')"
         )
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file; check the path, or {remedy}")
@@ -176,10 +187,6 @@ def _what_it_is(head: bytes, path: Path) -> str | None:
         return "is a web page (an error or login page that was saved), not weights"
     if start.startswith(b"version https://git-lfs"):
         return "is a git-lfs pointer, not the weights themselves (git lfs pull)"
-    if path.suffix == ".distcp":
-        return "is one shard of a checkpoint of torch.distributed.checkpoint; give its folder to 'timm-mvhybrid export', or"
-    if (shard := re.search(r"-(\d{5})-of-(\d{5})\.\w+$", path.name)) and int(shard[2]) > 1:
-        return f"is shard {int(shard[1])} of {int(shard[2])}; save the model in one file (max_shard_size='100GB'), or"
     if path.suffix == ".safetensors" and head.startswith((b"\x80", b"PK\x03\x04")):
         return "is a PyTorch or pickle file under the name of a safetensors file; nothing of it was run"
     return None
