@@ -44,7 +44,11 @@ def _converted(mode: str) -> np.ndarray:
 KINDS: dict[str, tuple[np.ndarray, dict[str, object], np.ndarray | None]] = {
     "rgb": (PIXELS, {"photometric": "rgb"}, PIXELS),
     "rgb planes": (PLANES, {"photometric": "rgb", "planarconfig": "separate"}, PIXELS),
-    "rgb jpeg": (PIXELS, {"photometric": "rgb", "compression": "jpeg", "compressionargs": {"level": 98}}, PIXELS),
+    "rgb jpeg": (
+        PIXELS,
+        {"photometric": "rgb", "compression": "jpeg", "compressionargs": {"level": 98}},
+        PIXELS,
+    ),
     "rgba": (np.dstack([PIXELS, _OPAQUE]), {"photometric": "rgb", "extrasamples": ["unassalpha"]}, PIXELS),
     "rgba premultiplied": (
         np.dstack([PIXELS // 2, _OPAQUE // 2]),
@@ -93,9 +97,7 @@ def write_ome(
         "tile": (128, 128) if tiled else None,
     }
     with tifffile.TiffWriter(path, ome=True) as writer:
-        writer.write(
-            data, subifds=levels - 1, metadata={"axes": axes, **metadata}, **(tags or {}), **options
-        )
+        writer.write(data, subifds=levels - 1, metadata={"axes": axes, **metadata}, **(tags or {}), **options)
         for level in range(1, levels):
             step = 2**level
             small = data[::step, ::step] if axes.endswith("S") else data[..., ::step, ::step]

@@ -123,7 +123,9 @@ class CoordinateH5Source:
 
     def _check_inside(self) -> None:
         # tools let patches hang over any edge; one that lies beyond it as a whole means another slide
-        beyond = (self.coords + self.patch_size_level0 <= 0) | (self.coords >= np.array(self.slide.dimensions))
+        beyond = (self.coords + self.patch_size_level0 <= 0) | (
+            self.coords >= np.array(self.slide.dimensions)
+        )
         outside = beyond.any(axis=1)
         if outside.any():
             index = int(outside.argmax())

@@ -113,7 +113,9 @@ def _check_whole(path: Path, file: Any) -> None:
     file.filehandle.seek(file.pages.next_page_offset)
     link = file.filehandle.read(file.tiff.offsetsize)
     if any(link) or len(link) < file.tiff.offsetsize:
-        raise DataError(f"{path}: truncated or damaged TIFF (page {len(file.pages) + 1} is missing); copy it again")
+        raise DataError(
+            f"{path}: truncated or damaged TIFF (page {len(file.pages) + 1} is missing); copy it again"
+        )
     page = file.pages[0]
     if len(page.dataoffsets) < math.prod(page.chunked):
         raise DataError(
@@ -121,7 +123,9 @@ def _check_whole(path: Path, file: Any) -> None:
             f"strips, and it has {len(page.dataoffsets)}); copy it again"
         )
     if max(ends, default=0) > size:
-        raise DataError(f"{path}: truncated or damaged TIFF ({size} of at least {max(ends)} bytes); copy it again")
+        raise DataError(
+            f"{path}: truncated or damaged TIFF ({size} of at least {max(ends)} bytes); copy it again"
+        )
 
 
 def _data_ends(page: Any) -> Iterator[int]:
