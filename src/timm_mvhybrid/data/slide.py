@@ -110,7 +110,7 @@ class Slide:
         canvas = Image.new("RGB", canvas_size, (255, 255, 255))
         inside = (canvas_size[0] - outside[0], canvas_size[1] - outside[1])
         if inside[0] > 0 and inside[1] > 0:
-            canvas.paste(on_white(self._read_rgba(location, level, inside)), tuple(outside))
+            canvas.paste(on_white(self._read_rgba(location, level, inside)), (outside[0], outside[1]))
         if canvas_size == size_px:
             return canvas
         box = (left, top, min(left + width, canvas_size[0]), min(top + height, canvas_size[1]))

@@ -135,9 +135,7 @@ def _interpolate(values: NDArray[np.float32], x: float, y: float) -> NDArray[np.
 def _whole_pixels(
     handle: Any, start: tuple[int, int], level: int, size_px: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """Reads pixels of a level by their own coordinates through tiffslide, (H, W, 4); only those that exist are asked
-    for, since it pads grey and colours alike with opaque black.
-    """
+    """Reads pixels of a level by their own coordinates through tiffslide, (H, W, 4), transparent outside."""
     pixels = np.zeros((size_px[1], size_px[0], 4), dtype=np.uint8)
     first = [max(value, 0) for value in start]
     limits = handle.level_dimensions[level]
@@ -145,6 +143,7 @@ def _whole_pixels(
         min(value + length, limit) - begin
         for value, length, limit, begin in zip(start, size_px, limits, first, strict=True)
     )
+    # it pads with opaque black, so only pixels that exist are asked for
     if width > 0 and height > 0:
         location = tuple(_level0(value, handle.level_downsamples[level]) for value in first)
         region = np.asarray(handle.read_region(location, level, (width, height)).convert("RGBA"))
