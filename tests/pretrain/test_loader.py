@@ -2,6 +2,8 @@ import itertools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -279,3 +281,27 @@ def test_the_length_is_that_of_what_remains(samples):
 def test_impossible_options_are_refused(samples, options, message):
     with pytest.raises(PretrainError, match=message):
         batches(samples, **options)
+
+
+def test_a_process_that_ends_by_an_error_does_not_wait_for_its_workers(tmp_path):
+    write_hest(tmp_path / "patches.h5", random_patches(8))
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from timm_mvhybrid.data.manifest import open_samples\n"
+        "from timm_mvhybrid.pretrain.crops import CropOptions\n"
+        "from timm_mvhybrid.pretrain.loader import make_loader\n"
+        "crops = CropOptions(global_size_px=16, local_size_px=8, num_local=1)\n"
+        "loader = make_loader(open_samples((sys.argv[1],)), crops=crops, batch_size=2, num_steps=50, seed=0, num_workers=2)\n"
+        "batches = iter(loader)\n"
+        "next(batches)\n"
+        "raise RuntimeError('a bug')\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "patches.h5")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == "RuntimeError: a bug"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
-from collections.abc import Iterator
+import weakref
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -134,13 +138,13 @@ class CropLoader:
         """Returns the number of batches."""
         return len(self._steps)
 
-    def __iter__(self) -> Iterator[CropBatch]:
+    def __iter__(self) -> Generator[CropBatch, None, None]:
         """Yields one batch a step.
 
         Raises:
             DataError: If more samples are unreadable than is tolerated; the message names the last one.
         """
-        with _signals_held_back():
+        with _signals_held_back(), _children_end_with_this_process():
             batches = iter(self._loader)  # starts the workers
         for batch in batches:
             if isinstance(batch, str):
@@ -181,6 +185,29 @@ def _signals_held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _children_end_with_this_process() -> Iterator[None]:
+    """Kills the processes that the block starts before the interpreter waits for them at its end.
+
+    An iterator of torch ends its workers when it is dropped. Where an error's traceback keeps it until the end of the
+    interpreter, multiprocessing sends them SIGTERM, which they ignore, and waits for ever.
+    """
+    before = set(multiprocessing.active_children())
+    yield
+    started = weakref.WeakSet(set(multiprocessing.active_children()) - before)
+    if started:
+        atexit.register(_kill, started)
+
+
+def _kill(children: Iterable[BaseProcess]) -> None:
+    alive = [child for child in children if child.is_alive()]
+    if alive and hasattr(signal, "SIGCHLD"):
+        # torch's handler takes the death of a worker for an accident
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for child in alive:
+        child.kill()
 
 
 def make_loader(
