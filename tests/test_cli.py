@@ -155,7 +155,7 @@ PROBLEMS = [
     (["hest.h5", "--output", "hest.h5", "--overwrite"], "hest.h5: is the input itself"),
     (["hest.h5", "--model", "test_mvhybird"], "unknown model 'test_mvhybird'; did you mean"),
     (["hest.h5", "--model", "test_resnet", "--global-pool", "token"], "needs a class token"),
-    (["hest.h5", "--log", "missing/log.jsonl"], "missing/log.jsonl: the log cannot be written"),
+    (["hest.h5", "--log", "missing/log.jsonl"], "missing/log.jsonl: cannot be written (No such file"),
 ]
 
 

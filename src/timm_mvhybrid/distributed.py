@@ -1,4 +1,4 @@
-"""The end of a process group, where torch before 2.8 can stand still."""
+"""The end of a process group: of all processes together, or of one before the others."""
 
 import time
 
@@ -8,6 +8,9 @@ import torch.distributed as dist
 # torch 2.8 closes groups without the interpreter's lock
 _CLOSES_WITHOUT_LOCK = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)
 _PAUSE_S = 0.5
+# of gloo and of NCCL
+_SIGNS_OF_LOSS = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
+LOST = "another process of this run ended; what it printed says why, and the run can be started again"
 
 
 def close_process_group() -> None:
@@ -19,3 +22,12 @@ def close_process_group() -> None:
     if not _CLOSES_WITHOUT_LOCK:
         time.sleep(_PAUSE_S)
     dist.destroy_process_group()
+
+
+def is_loss(error: BaseException) -> bool:
+    """Says whether a collective failed because another process was gone.
+
+    Args:
+        error: What it raised.
+    """
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS_OF_LOSS)

@@ -1,15 +1,18 @@
 import json
 import math
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from support.limited_disks import at_every_byte
 
 from timm_mvhybrid.hub.run_records import read_run_records
 from timm_mvhybrid.pretrain.errors import PretrainError
 from timm_mvhybrid.pretrain.metrics_log import MetricsLog, read_lines
 from timm_mvhybrid.pretrain.run_directory import RunDirectory
+from timm_mvhybrid.runtime.errors import OutputError
 
 
 def reject(name):
@@ -124,7 +127,7 @@ def test_damage_in_the_middle_is_named(tmp_path, damage):
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(PretrainError, match=r"missing.metrics\.jsonl: the log cannot be written"):
+    with pytest.raises(OutputError, match=r"missing.metrics\.jsonl: cannot be written"):
         MetricsLog(RunDirectory(tmp_path / "missing"))
 
 
@@ -149,3 +152,21 @@ def test_a_missing_tensorboard_is_named_and_nothing_is_begun(tmp_path, monkeypat
     with pytest.raises(PretrainError, match="pip install tensorboard"):
         MetricsLog(RunDirectory(tmp_path), tensorboard=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def write_tensorboard(folder):
+    with MetricsLog(RunDirectory(folder), tensorboard=True, resume_step=0) as log:
+        log.write(1, loss=1.0)
+
+
+def check_tensorboard(size, folder):
+    with pytest.raises(OutputError, match=r"tensorboard: cannot be written \(File too large"):
+        write_tensorboard(folder)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_tensorboard_on_a_full_disk_is_one_sentence_and_its_thread_says_nothing(tmp_path, capfd):
+    pytest.importorskip("tensorboard")
+    # at the start, and when the log is closed
+    at_every_byte(partial(check_tensorboard, folder=tmp_path), [10, 100])
+    assert "Traceback" not in capfd.readouterr().err

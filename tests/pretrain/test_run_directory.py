@@ -1,6 +1,5 @@
 import hashlib
 import json
-import os
 import subprocess
 import sys
 
@@ -9,7 +8,8 @@ import torch
 
 from timm_mvhybrid.hub.run_records import read_run_records
 from timm_mvhybrid.pretrain.errors import PretrainError
-from timm_mvhybrid.pretrain.run_directory import RunDirectory, git_state, write_atomically
+from timm_mvhybrid.pretrain.run_directory import RunDirectory, git_state
+from timm_mvhybrid.runtime.errors import TimmMVHybridError
 
 CONFIG = {
     "num_steps": 100,
@@ -158,25 +158,11 @@ def test_evaluations_replace_their_like_only(outside):
             "any",
             "",
             lambda run: RunDirectory(run.path / "any").create({}, resume=False),
-            "choose another --output",
+            r"any: cannot be written \(File exists\); choose another place",
         ),
     ],
 )
 def test_problems_name_file_and_remedy(outside, name, content, call, message):
     (outside / name).write_text(content)
-    with pytest.raises(PretrainError, match=message):
+    with pytest.raises(TimmMVHybridError, match=message):
         call(RunDirectory(outside))
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / "config.json"
-    write_atomically(path, "old")
-
-    def fail(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(PretrainError, match=r"config\.json: cannot be written \(No space left"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]

@@ -16,6 +16,8 @@ from typing import Annotated, Protocol
 import tyro
 from tyro.conf import subcommand
 
+from ..runtime.errors import TimmMVHybridError, one_sentence
+from ..runtime.standard_output import standard_output
 from ..version import __version__
 from .doctor import Doctor
 from .embed import Embed
@@ -55,26 +57,20 @@ def main(args: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"timm-mvhybrid {__version__}")
         return DONE
-    from ..pretrain.errors import PretrainError
-
     try:
         command = _parse(arguments)
-    except PretrainError as error:
+    except TimmMVHybridError as error:
         say(f"error: {error}")
         return FAILED
     if isinstance(command, Embed | ExportOnnx) and command.pretrained and command.checkpoint is not None:
         say("error: --pretrained and --checkpoint exclude each other")
         return WRONG_USAGE
-    from ..data import DataError
-    from ..evaluate import EvaluationError
-    from ..models import CheckpointError, OnnxExportError
-
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), standard_output():
             warnings.showwarning = show_warning
             return command.run() or DONE
-    except (DataError, EvaluationError, CheckpointError, OnnxExportError, PretrainError) as error:
-        say(f"error: {error}")
+    except (TimmMVHybridError, OSError) as error:
+        say(f"error: {one_sentence(error)}")
         return FAILED
     except KeyboardInterrupt:
         say(f"interrupted; {getattr(command, 'when_interrupted', 'no output was written')}")

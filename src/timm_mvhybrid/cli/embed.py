@@ -121,7 +121,7 @@ class Embed:
                     on_batch=report_batch,
                 )
         except BaseException as error:
-            log.write("error", error=type(error).__name__, message=str(error))
+            log.fail(error)
             raise
         result = dataclasses.asdict(summary)
         log.write("done", **result)

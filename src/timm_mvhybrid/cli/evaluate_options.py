@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -62,21 +63,23 @@ class OutputOptions:
         from ..evaluate import RunDisplay, RunLog
         from ..evaluate.report import check_report_folder, write_report
         from ..evaluate.shards import Ranks
+        from ..runtime.claim import claimed
 
         folder = self.output or Path("outputs", f"{type(self).__name__.lower()}-{self.data().resolve().stem}")
         check_report_folder(folder, overwrite=self.overwrite)
         is_first = Ranks.from_environment().is_first
         log = RunLog(self.log if is_first else None, self.log_every)
-        log.write("start", version=__version__, options=dataclasses.asdict(self))
-        try:
-            with RunDisplay(None if is_first else Console(quiet=True)) as display:
-                result = self.evaluate(Reporters(display, log))
-            if result is None:
-                return
-            page = write_report(result, folder, overwrite=self.overwrite)
-        except BaseException as error:
-            log.write("error", error=type(error).__name__, message=str(error))
-            raise
+        with claimed(folder / "results.json") if is_first else nullcontext():
+            log.write("start", version=__version__, options=dataclasses.asdict(self))
+            try:
+                with RunDisplay(None if is_first else Console(quiet=True)) as display:
+                    result = self.evaluate(Reporters(display, log))
+                if result is None:
+                    return
+                page = write_report(result, folder, overwrite=self.overwrite)
+            except BaseException as error:
+                log.fail(error)
+                raise
         log.write("done", page=page, scores=_means(result))
         self._tell(result, page)
 

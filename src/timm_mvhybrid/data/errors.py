@@ -1,7 +1,9 @@
 """What can be wrong with data: file, value → one line that names both and the remedy."""
 
+from ..runtime.errors import TimmMVHybridError
 
-class DataError(ValueError):
+
+class DataError(TimmMVHybridError, ValueError):
     """The input as a whole cannot be used; the message is one line for the user."""
 
 

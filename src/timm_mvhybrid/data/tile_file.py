@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any, Literal
 
-import h5py
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..runtime.atomic_file import write_file
+from ..runtime.errors import check_space
 from ..version import __version__
-from .atomic_file import replacing
 from .errors import DataError
 from .fingerprint import file_fingerprint
 from .h5_file import H5File
+from .h5_output import H5Output
 from .patch_h5 import PatchH5Source
 from .slide import SlideSource
 from .tissue import TilingOptions
@@ -83,38 +85,42 @@ def write_tile_file(
 
     Raises:
         PatchError: If a region of the slide is unreadable.
+        OutputError: If the disk does not take the file; without compression that is known before a patch is cut.
     """
     native = source.slide.resolution_um_per_px
     side = source.patch_size_px
-    with replacing(path) as temporary:
-        with h5py.File(temporary, "w") as file:
-            images = file.create_dataset(
-                "img",
-                shape=(len(source), side, side, 3),
-                dtype=np.uint8,
-                chunks=(1, side, side, 3),
-                compression=None if compression == "none" else compression,
-            )
-            for start in range(0, len(source), _WRITE_PATCHES):
-                stop = min(start + _WRITE_PATCHES, len(source))
-                images[start:stop] = np.stack([np.asarray(source[index]) for index in range(start, stop)])
-            images.attrs.update(
-                {
-                    "patch_size_src": source.patch_size_level0,
-                    "patch_size_target": side,
-                    "downsample": source.patch_size_level0 / side,
-                    "pixel_size": native,
-                }
-            )
-            file["coords"] = source.coords
-            file.attrs.update(
-                {
-                    "tiling": json.dumps(dataclasses.asdict(options)),
-                    "slide": source.path.name,
-                    "slide_fingerprint": file_fingerprint(source.path),
-                    "timm_mvhybrid": __version__,
-                }
-            )
+    if compression == "none":
+        check_space(path, len(source) * side * side * 3)
+    with H5Output(path) as output:
+        images = output.file.create_dataset(
+            "img",
+            shape=(len(source), side, side, 3),
+            dtype=np.uint8,
+            chunks=(1, side, side, 3),
+            compression=None if compression == "none" else compression,
+        )
+        for start in range(0, len(source), _WRITE_PATCHES):
+            stop = min(start + _WRITE_PATCHES, len(source))
+            images[start:stop] = np.stack([np.asarray(source[index]) for index in range(start, stop)])
+            output.check()
+        images.attrs.update(
+            {
+                "patch_size_src": source.patch_size_level0,
+                "patch_size_target": side,
+                "downsample": source.patch_size_level0 / side,
+                "pixel_size": native,
+            }
+        )
+        output.file["coords"] = source.coords
+        output.file.attrs.update(
+            {
+                "tiling": json.dumps(dataclasses.asdict(options)),
+                "slide": source.path.name,
+                "slide_fingerprint": file_fingerprint(source.path),
+                "timm_mvhybrid": __version__,
+            }
+        )
+        output.finish()
 
 
 def write_thumbnail(source: SlideSource, path: Path, size_px: int) -> None:
@@ -124,6 +130,9 @@ def write_thumbnail(source: SlideSource, path: Path, size_px: int) -> None:
         source: The slide and its tiles.
         path: The PNG to write.
         size_px: Longer side of the picture in pixels.
+
+    Raises:
+        OutputError: If the disk does not take it.
     """
     downsample = max(max(source.slide.dimensions) / size_px, 1.0)
     picture = Image.fromarray(source.slide.thumbnail(downsample))
@@ -140,6 +149,7 @@ def write_thumbnail(source: SlideSource, path: Path, size_px: int) -> None:
         left, top, right, bottom = np.round(box).astype(int).tolist()
         drawing.rectangle((left, top, max(right, left), max(bottom, top)), fill=tint, **outline)
     picture.paste(Image.new("RGB", picture.size, _TILE_COLOUR), mask=layer)
-    with replacing(path) as temporary:
-        picture.save(temporary)
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    write_file(path, content.getvalue())
     source.close()

@@ -9,11 +9,15 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .atomic_file import replacing
+from ..runtime.atomic_file import write_file
+from ..runtime.claim import claimed
+from ..runtime.errors import OutputError, TimmMVHybridError, writing
+from ..runtime.line_file import LineFile
 from .errors import DataError
 from .slide import SlideSource
 from .tile_file import Compression, tile_file_matches, write_thumbnail, write_tile_file
@@ -100,7 +104,9 @@ def tile_slides(
         What became of each slide; look at `failed`.
 
     Raises:
-        DataError: If no slide is given, two have the same name, or the store cannot be written.
+        DataError: If no slide is given, or two have the same name.
+        OutputError: If the store's folder, manifest or log cannot be written; a patch file that cannot be written fails
+            its slide.
     """
     options = options or TilingOptions()
     folder = Path(output)
@@ -118,17 +124,17 @@ def tile_slides(
     ]
     manifest = folder / MANIFEST_NAME
     finished: dict[Path, TiledSlide] = {}
-    try:
+    with writing(folder / THUMBNAIL_FOLDER):
         (folder / THUMBNAIL_FOLDER).mkdir(parents=True, exist_ok=True)
-        for result in _run(tasks, num_workers):
-            finished[result.slide] = result
-            if result.status != "failed":
-                _add_to_manifest(manifest, result.output)
+    for result in _run(tasks, num_workers):
+        finished[result.slide] = result
+        if result.status != "failed":
+            _add_to_manifest(manifest, result.output)
+        # on a disk that is full, what failed the slide is the thing to report
+        with suppress(OutputError) if result.status == "failed" else nullcontext():
             _log(folder / LOG_NAME, result)
-            if on_slide is not None:
-                on_slide(result)
-    except OSError as error:
-        raise DataError(f"{folder}: the store cannot be written ({error})") from error
+        if on_slide is not None:
+            on_slide(result)
     return TilingSummary(manifest=manifest, slides=tuple(finished[task.slide] for task in tasks))
 
 
@@ -195,15 +201,14 @@ def _tile(task: _Task) -> TiledSlide:
             if task.output.exists() and not task.overwrite:
                 status, num_patches = "kept", tile_file_matches(task.output, task.slide, task.options)
             else:
-                source = SlideSource(task.slide, task.options)
-                num_patches = len(source)
-                # the patch file comes last, for it is what says that the slide is done
-                write_thumbnail(source, task.thumbnail, task.thumbnail_size_px)
-                write_tile_file(source, task.output, task.options, task.compression)
-                source.close()
-    # h5py tells of a full disk by OSError or RuntimeError; DataError is a ValueError, and others come from foreign files
-    except (ValueError, OSError, RuntimeError) as error:
+                # another run may fill the same store, with other slides
+                with claimed(task.output):
+                    num_patches = _cut(task)
+    except TimmMVHybridError as error:
         return _failed(task, time.monotonic() - start, str(error))
+    # of libraries that read foreign files
+    except (ValueError, OSError, RuntimeError) as error:
+        return _failed(task, time.monotonic() - start, f"{task.slide}: {error}")
     return TiledSlide(
         slide=task.slide,
         output=task.output,
@@ -214,8 +219,23 @@ def _tile(task: _Task) -> TiledSlide:
     )
 
 
+def _cut(task: _Task) -> int:
+    """Cuts one slide; returns its number of patches."""
+    source = SlideSource(task.slide, task.options)
+    # the patch file comes last, because it is what says that the slide is done
+    write_thumbnail(source, task.thumbnail, task.thumbnail_size_px)
+    write_tile_file(source, task.output, task.options, task.compression)
+    source.close()
+    return len(source)
+
+
 def _add_to_manifest(manifest: Path, patches: Path) -> None:
-    """Enters a patch file, keeping entries and weights that are there already."""
+    """Enters a patch file, keeping entries and weights that are there already, and what other runs enter meanwhile."""
+    with claimed(manifest, wait=True):
+        _enter(manifest, patches)
+
+
+def _enter(manifest: Path, patches: Path) -> None:
     content: dict[str, list[dict[str, Any]]] = {"sources": []}
     if manifest.exists():
         try:
@@ -227,8 +247,7 @@ def _add_to_manifest(manifest: Path, patches: Path) -> None:
             return
     content["sources"].append({"path": patches.name, "weight": 1.0})
     content["sources"].sort(key=lambda entry: entry["path"])
-    with replacing(manifest) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_file(manifest, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _log(path: Path, result: TiledSlide) -> None:
@@ -240,5 +259,5 @@ def _log(path: Path, result: TiledSlide) -> None:
         "seconds": round(result.seconds, 3),
         "message": result.message,
     }
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+    with LineFile(path) as file:
+        file.write(json.dumps(line, ensure_ascii=False))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from timm.data.config import resolve_data_config
 
 from ..data import PatchSource
+from ..runtime.errors import writing
 from ..version import __version__
 from .backbone import Backbone
 from .embeddings import BatchReport, DTypeName, EmbeddingSummary, embed
@@ -125,7 +126,8 @@ def embed_sources(
         All embeddings on the first rank, none on the others.
 
     Raises:
-        EvaluationError: If the cache cannot be written.
+        EvaluationError: If a rank does not see what another one wrote.
+        OutputError: If the cache cannot be written.
     """
     check_pooling(backbone.model, options.pool)
     weights = weights_digest(backbone)
@@ -140,12 +142,8 @@ def embed_sources(
     mine = ranks.share([len(sources[name]) for name in missing])
     summaries = []
     for name in (missing[index] for index in mine):
-        try:
+        with writing(files[name].parent):
             files[name].parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise EvaluationError(
-                f"{files[name].parent}: the cache cannot be written ({error.strerror}); choose another --cache"
-            ) from error
         summaries.append(
             embed(
                 sources[name],
@@ -158,6 +156,8 @@ def embed_sources(
                 pool=options.pool,
                 input_size=options.input_size,
                 overwrite=True,
+                # another evaluation of the same patches computes the same file
+                exclusive=False,
                 on_batch=None if on_batch is None else partial(on_batch, name),
             )
         )

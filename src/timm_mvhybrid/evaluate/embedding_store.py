@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import PatchSource
+from ..data.h5_output import H5Output
+from ..runtime.claim import check_unclaimed
+from ..runtime.errors import check_space
 from .errors import EvaluationError
 
 _ROWS_PER_CHUNK = 256
@@ -29,6 +31,7 @@ def check_output(output: str | Path, *, overwrite: bool, source: str | Path | No
 
     Raises:
         EvaluationError: If the folder is missing or not writable, or the file exists and may not be replaced.
+        OutputError: If another process writes it.
     """
     output = Path(output)
     folder = output.parent
@@ -43,6 +46,7 @@ def check_output(output: str | Path, *, overwrite: bool, source: str | Path | No
             raise EvaluationError(f"{output}: exists already; replace it with --overwrite")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise EvaluationError(f"{output}: the output folder {folder} is not writable")
+    check_unclaimed(output)
 
 
 class EmbeddingWriter:
@@ -52,22 +56,17 @@ class EmbeddingWriter:
 
     Args:
         output: The file to write.
+        replace: Whether a file of that name may be replaced.
+        num_rows: Embeddings to expect, so that a disk too small for them shows at the first batch; 0 if unknown.
 
     Raises:
-        EvaluationError: If the folder does not take files.
+        OutputError: If the folder does not take files.
     """
 
-    def __init__(self, output: str | Path) -> None:
+    def __init__(self, output: str | Path, *, replace: bool = True, num_rows: int = 0) -> None:
         self.output = Path(output)
-        self._temporary = self.output.with_name(f".{self.output.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            # created by hand so that its mode follows the umask; O_EXCL so that no other file is touched
-            os.close(os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        except OSError as error:
-            raise EvaluationError(
-                f"{self.output}: the output folder takes no files ({error.strerror})"
-            ) from error
-        self._file = h5py.File(self._temporary, "w")
+        self.num_rows = num_rows
+        self._h5 = H5Output(self.output, replace=replace)
         self._embeddings: h5py.Dataset | None = None
         self._kept: list[int] = []
 
@@ -82,13 +81,7 @@ class EmbeddingWriter:
         traceback: TracebackType | None,
     ) -> None:
         """Removes what was not finished."""
-        try:
-            self._file.close()
-        # a full disk fails again here; the first failure is the one to report
-        except OSError:
-            pass
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        self._h5.__exit__(kind, error, traceback)
 
     @property
     def embedding_dim(self) -> int:
@@ -103,18 +96,12 @@ class EmbeddingWriter:
             indices: The patch of each row, B of them.
 
         Raises:
-            EvaluationError: If the disk does not take it.
+            OutputError: If the disk does not take it, or cannot take all that are to come.
         """
-        try:
-            self._append(embeddings)
-        except OSError as error:
-            raise EvaluationError(f"{self.output}: writing failed ({error})") from error
-        self._kept.extend(indices)
-
-    def _append(self, embeddings: NDArray[np.float32]) -> None:
         if self._embeddings is None:
             width = embeddings.shape[1]
-            self._embeddings = self._file.create_dataset(
+            check_space(self.output, self.num_rows * width * embeddings.itemsize)
+            self._embeddings = self._h5.file.create_dataset(
                 "embeddings",
                 shape=(0, width),
                 maxshape=(None, width),
@@ -124,6 +111,8 @@ class EmbeddingWriter:
         start = len(self._kept)
         self._embeddings.resize(start + len(embeddings), axis=0)
         self._embeddings[start:] = embeddings
+        self._h5.check()
+        self._kept.extend(indices)
 
     def finish(self, source: PatchSource, attributes: Mapping[str, Any]) -> None:
         """Adds what is known of the patches that were kept, and puts the file in its place.
@@ -133,25 +122,23 @@ class EmbeddingWriter:
             attributes: Attributes of the file; None is left out.
 
         Raises:
-            EvaluationError: If the disk does not take it.
+            OutputError: If the disk does not take it, or another process wrote a file of that name that may not be
+                replaced.
         """
-        try:
-            self._add_patches(source)
-            for name, value in attributes.items():
-                if value is not None:
-                    self._file.attrs[name] = value
-            self._file.close()
-            os.replace(self._temporary, self.output)
-        except OSError as error:
-            raise EvaluationError(f"{self.output}: writing failed ({error})") from error
+        self._add_patches(source)
+        for name, value in attributes.items():
+            if value is not None:
+                self._h5.file.attrs[name] = value
+        self._h5.finish()
 
     def _add_patches(self, source: PatchSource) -> None:
+        file = self._h5.file
         kept = np.asarray(self._kept)
         strings = h5py.string_dtype("utf-8")
         if source.coords is not None:
-            self._file.create_dataset("coords", data=source.coords[kept], dtype=np.int64)
+            file.create_dataset("coords", data=source.coords[kept], dtype=np.int64)
         if source.barcodes is not None:
             barcodes = np.array(source.barcodes, dtype=object)[kept, None]
-            self._file.create_dataset("barcodes", data=barcodes, dtype=strings)
+            file.create_dataset("barcodes", data=barcodes, dtype=strings)
         if source.paths is not None:
-            self._file.create_dataset("paths", data=np.array(source.paths, dtype=object)[kept], dtype=strings)
+            file.create_dataset("paths", data=np.array(source.paths, dtype=object)[kept], dtype=strings)

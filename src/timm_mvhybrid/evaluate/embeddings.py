@@ -16,6 +16,7 @@ from timm.data.config import resolve_data_config
 from torch import nn
 
 from ..data import DataError, PatchSource
+from ..runtime.claim import claimed
 from ..version import __version__
 from .backbone import Backbone
 from .embedding_store import EmbeddingWriter, check_output
@@ -129,6 +130,7 @@ def embed(
     input_size: int | Literal["auto"] = "auto",
     skip_corrupt: bool = False,
     overwrite: bool = False,
+    exclusive: bool = True,
     on_batch: Callable[[BatchReport], None] | None = None,
 ) -> EmbeddingSummary:
     """Embeds every patch of a source and writes one h5 file, complete or not at all.
@@ -148,6 +150,8 @@ def embed(
         input_size: Side in pixels at which patches enter the model, see `choose_input_size`.
         skip_corrupt: Leave unreadable patches out instead of stopping.
         overwrite: Replace an existing output.
+        exclusive: Refuse to start while another process writes this output. Otherwise both write, and the file is that
+            of the last one: for outputs that are the same whoever writes them.
         on_batch: Called after every batch.
 
     Returns:
@@ -155,8 +159,9 @@ def embed(
 
     Raises:
         DataError: If a patch cannot be read (with `skip_corrupt`: if none can).
-        EvaluationError: If the output cannot be written, the model cannot do what is asked, memory runs out, or an
+        EvaluationError: If the output may not be written, the model cannot do what is asked, memory runs out, or an
             embedding is NaN or infinite.
+        OutputError: If the disk does not take the output, or another process writes it.
     """
     if batch_size < 1 or num_workers < 0:
         raise EvaluationError(
@@ -180,7 +185,11 @@ def embed(
     )
     num_done = num_corrupt = 0
     start = time.perf_counter()
-    with EmbeddingWriter(output) as writer, torch.inference_mode():
+    with (
+        claimed(output) if exclusive else nullcontext(),
+        EmbeddingWriter(output, replace=overwrite, num_rows=len(source)) as writer,
+        torch.inference_mode(),
+    ):
         batches = _TimedIterator(iter(loader))
         for batch in batches:
             if batch.errors and not skip_corrupt:

@@ -10,6 +10,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.h5_output import H5Output
+from ..runtime.atomic_file import write_files
+from ..runtime.errors import writing
 from .errors import EvaluationError
 from .extras import require
 from .hest_layout import quiet_anndata
@@ -29,7 +32,7 @@ def write_sample(
     attributes: Mapping[str, Any] | None = None,
     uns: Mapping[str, Any] | None = None,
 ) -> tuple[Path, Path]:
-    """Writes one sample, each file complete or not at all.
+    """Writes one sample, each file complete or not at all, and none if the disk does not take both.
 
     Args:
         task: The task's folder; made if there is none.
@@ -47,7 +50,8 @@ def write_sample(
         The patch h5 and the h5ad.
 
     Raises:
-        EvaluationError: If lengths do not fit or the disk does not take it.
+        EvaluationError: If lengths do not fit.
+        OutputError: If the disk does not take it.
     """
     anndata, pandas, sparse = require("anndata"), require("pandas"), require("scipy.sparse")
     lengths = {len(patches), len(coords), len(barcodes), len(counts), len(spatial)}
@@ -56,16 +60,17 @@ def write_sample(
             f"sample '{sample_id}': patches, coords, barcodes, counts and genes do not fit together"
         )
     paths = Path(task, "patches", f"{sample_id}.h5"), Path(task, "adata", f"{sample_id}.h5ad")
-    temporary = [path.with_name(f".{path.name}.tmp") for path in paths]
-    try:
-        for path in paths:
+    for path in paths:
+        with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(temporary[0], "w") as file:
-            images = file.create_dataset("img", data=patches, chunks=(1, *patches.shape[1:]))
-            images.attrs.update(attributes or {})
-            file.create_dataset("coords", data=np.asarray(coords, dtype=np.int64))
-            names = np.array(list(barcodes), dtype=object)[:, None]
-            file.create_dataset("barcode", data=names, dtype=h5py.string_dtype("utf-8"))
+    with H5Output(paths[0]) as patch_output, H5Output(paths[1]) as count_output:
+        file = patch_output.file
+        images = file.create_dataset("img", data=patches, chunks=(1, *patches.shape[1:]))
+        images.attrs.update(attributes or {})
+        file.create_dataset("coords", data=np.asarray(coords, dtype=np.int64))
+        names = np.array(list(barcodes), dtype=object)[:, None]
+        file.create_dataset("barcode", data=names, dtype=h5py.string_dtype("utf-8"))
+        patch_output.check()
         with quiet_anndata():
             data = anndata.AnnData(
                 sparse.csr_matrix(np.asarray(counts, dtype=np.float32)),
@@ -74,14 +79,10 @@ def write_sample(
                 obsm={"spatial": np.asarray(spatial, dtype=np.float64)},
                 uns=dict(uns or {}),
             )
-            data.write_h5ad(temporary[1])
-        for written, path in zip(temporary, paths, strict=True):
-            written.replace(path)
-    except OSError as error:
-        raise EvaluationError(f"{paths[0]}: writing failed ({error.strerror or error})") from error
-    finally:
-        for path in temporary:
-            path.unlink(missing_ok=True)
+            write_anndata(count_output.file, data)
+        count_output.check()
+        patch_output.finish()
+        count_output.finish()
     return paths
 
 
@@ -93,10 +94,36 @@ def write_split(task: str | Path, number: int, train: Sequence[str], test: Seque
         number: Of the split.
         train: Sample names.
         test: Sample names.
+
+    Raises:
+        OutputError: If the disk does not take it.
     """
     folder = Path(task, "splits")
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    tables: dict[Path, bytes | str] = {}
     for part, samples in (("train", train), ("test", test)):
         lines = [",".join(SPLIT_COLUMNS)]
         lines += [f"{sample},patches/{sample}.h5,adata/{sample}.h5ad" for sample in samples]
-        (folder / f"{part}_{number}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        tables[folder / f"{part}_{number}.csv"] = "\n".join(lines) + "\n"
+    write_files(tables)
+
+
+def write_anndata(file: h5py.File, data: Any) -> None:
+    """Writes an AnnData into an open HDF5 file, as its `write_h5ad` does into one that it opens itself.
+
+    Args:
+        file: The file, empty.
+        data: The AnnData; texts of its tables become categories.
+    """
+    try:
+        from anndata.io import write_elem
+    except ImportError:  # before 0.11
+        from anndata.experimental import write_elem
+    data.strings_to_categoricals()
+    file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    write_elem(file, "X", data.X)
+    for table in ("obs", "var"):
+        write_elem(file, table, getattr(data, table))
+    for mapping in ("obsm", "varm", "obsp", "varp", "layers", "uns"):
+        write_elem(file, mapping, dict(getattr(data, mapping)))

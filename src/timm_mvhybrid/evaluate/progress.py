@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..runtime.errors import OutputError
+from ..runtime.line_file import LineFile
 from .embeddings import BatchReport, EmbeddingSummary
 from .errors import EvaluationError
 from .stage import StageReport
@@ -108,20 +111,18 @@ class RunLog:
         every_num_batches: Batches between two progress lines.
 
     Raises:
-        EvaluationError: If the file cannot be written, or the number of batches is below 1.
+        EvaluationError: If the number of batches is below 1.
+        OutputError: If the file cannot be opened.
     """
 
     def __init__(self, path: str | Path | None, every_num_batches: int = 10) -> None:
         if every_num_batches < 1:
             raise EvaluationError(f"--log-every must be at least 1, not {every_num_batches}")
-        self.path = None if path is None else Path(path)
         self.every_num_batches = every_num_batches
         self._num_batches = 0
+        self.path = None if path is None else Path(path)
         if self.path is not None:
-            try:
-                self.path.open("a", encoding="utf-8").close()
-            except OSError as error:
-                raise EvaluationError(f"{self.path}: the log cannot be written ({error.strerror})") from error
+            LineFile(self.path).close()
 
     def write(self, event: str, **values: object) -> None:
         """Appends one line.
@@ -129,13 +130,24 @@ class RunLog:
         Args:
             event: `start`, `progress`, `scored`, `done` or `error`.
             **values: What else the line holds.
+
+        Raises:
+            OutputError: If the disk does not take it.
         """
         if self.path is None:
             return
         line = json.dumps({"event": event, "time": time.time(), **values}, default=str, ensure_ascii=False)
-        # opened for each line, so that what is written survives whatever ends the process
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
+        with LineFile(self.path) as file:
+            file.write(line)
+
+    def fail(self, error: BaseException) -> None:
+        """Appends what ended the run, and is silent if the disk does not take that, too.
+
+        Args:
+            error: The error, which is the one to report.
+        """
+        with suppress(OutputError):
+            self.write("error", error=type(error).__name__, message=str(error))
 
     def update(self, report: BatchReport, source: str | None = None) -> None:
         """Logs every so many batches, and every patch that was left out.

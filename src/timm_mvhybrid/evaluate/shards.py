@@ -11,7 +11,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ..distributed import close_process_group
+from ..distributed import LOST, close_process_group, is_loss
+from .errors import EvaluationError
 
 # the slowest rank may embed for days after the fastest is done
 _TIMEOUT = timedelta(days=14)
@@ -56,9 +57,15 @@ class Ranks:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Leaves them."""
+        """Leaves them.
+
+        Raises:
+            EvaluationError: One of them was lost.
+        """
         if self.world_size > 1 and dist.is_initialized():
             close_process_group()
+        if error is not None and is_loss(error):
+            raise EvaluationError(LOST) from error
 
     @property
     def is_first(self) -> bool:

@@ -18,10 +18,12 @@ from ..models.fingerprint import Fingerprint, relative_error
 from ..models.hybrid_vision_transformer import HybridVisionTransformer
 from ..models.loading import CONFIG_FILE, CONFIG_SECTION, WEIGHTS_FILE
 from ..models.weights_file import FINGERPRINT, TENSORS_SHA256, check_finite, file_sha256, tensors_sha256
+from ..runtime.atomic_folder import OutputFolder
+from ..runtime.claim import claimed
 from ..version import __version__
 from .errors import ExportError
-from .folder_writer import FolderWriter, check_folder
 from .model_card import CardFacts, write_card
+from .output_folder import check_folder
 from .run_records import read_run_records
 from .training_checkpoint import Branch, convert, read_training_checkpoint
 from .verify import verify
@@ -92,8 +94,9 @@ def export(
         What was exported.
 
     Raises:
-        CheckpointError: The checkpoint is damaged, not finite or does not cover the model; the output cannot be written;
-            or bfloat16 would change the features by more than 2 %.
+        CheckpointError: The checkpoint is damaged, not finite or does not cover the model; the output may not be
+            replaced; or bfloat16 would change the features by more than 2 %.
+        OutputError: The disk does not take the output, or another process writes it.
     """
     output = Path(output).absolute()
     check_folder(output, overwrite=overwrite, known_files=FILES)
@@ -132,7 +135,7 @@ def export(
         TENSORS_SHA256: tensors_sha256(stored),
         FINGERPRINT: Fingerprint.of(network).to_json(),
     }
-    with FolderWriter(output) as folder:
+    with claimed(output), OutputFolder(output, replace=overwrite) as folder:
         sha256 = file_sha256(folder.add(WEIGHTS_FILE, save(stored, metadata=metadata)))
         folder.add(CONFIG_FILE, _config(network, model, tag, options, dtype, sha256))
         facts = CardFacts(

@@ -23,6 +23,7 @@ from huggingface_hub.utils import EntryNotFoundError, RepositoryNotFoundError, R
 from ..models import CheckpointError, NotPublishedError
 from ..models.hub_download import HubError, download, explain
 from ..models.loading import CONFIG_FILE
+from ..runtime.errors import writing
 from ..version import __version__
 from .errors import ExportError
 from .export import CARD_FILE, FILES
@@ -249,7 +250,7 @@ def _ask(repo: str, act: str, request: Callable[[], _T]) -> _T:
 
 def _verify_remote(repo: str, revision: str, local: Verified) -> None:
     """Downloads into an empty cache what was published, and verifies it."""
-    with tempfile.TemporaryDirectory() as cache:
+    with writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as cache:
         try:
             paths = [download(repo, name, revision=revision, cache_dir=cache) for name in FILES]
             found = verify(paths[0].parent, remedy="publish again")

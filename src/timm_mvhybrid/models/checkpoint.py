@@ -14,6 +14,7 @@ import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor, nn
 
+from ..runtime.errors import TimmMVHybridError
 from .token_order import to_timm_order
 
 _logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ _HEADS = ("head.", "attn_pool.", "fc_norm.")
 _MAX_NAMES = 6
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(TimmMVHybridError, RuntimeError):
     """A checkpoint that cannot be read or does not fit the model."""
 
 

@@ -25,6 +25,7 @@ from huggingface_hub.utils import (
     RevisionNotFoundError,
 )
 
+from ..runtime.errors import OutputError, is_of_the_disk
 from ..version import __version__
 from .checkpoint import CheckpointError
 
@@ -178,6 +179,9 @@ def explain(error: Exception, repo_id: str, what: str, *, action: str = "downloa
         return HubError(f"{what}: {endpoint} does not answer as a Hub does; check proxy and HF_ENDPOINT")
     if "Consistency check failed" in str(error):
         return HubError(f"{what}: the download broke off and the file is incomplete; {action} again")
+    if is_of_the_disk(cause):
+        place = Path(getattr(cause, "filename", None) or constants.HF_HUB_CACHE)
+        return HubError(f"{what}: {OutputError.of(place, cause)}")
     if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _TRANSPORTS:
         return HubError(
             f"{what}: no connection to {endpoint}, or it broke off ({type(cause).__name__}: "

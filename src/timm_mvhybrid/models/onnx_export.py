@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import os
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +15,9 @@ from timm.data.config import resolve_data_config
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
+from ..runtime.atomic_file import OutputFile
+from ..runtime.claim import check_unclaimed, claimed
+from ..runtime.errors import TimmMVHybridError
 from ..version import __version__
 from .hybrid_vision_transformer import HybridVisionTransformer
 from .onnx_trace import trace_in_parts
@@ -33,7 +34,7 @@ _VERIFIED_BATCHES = (1, 3)
 _MAX_BYTES = 2**31 - 1
 
 
-class OnnxExportError(RuntimeError):
+class OnnxExportError(TimmMVHybridError, RuntimeError):
     """A model cannot be exported, or its export is not the model; the message is one line and names the remedy."""
 
 
@@ -100,8 +101,9 @@ def export_onnx(
         What was written.
 
     Raises:
-        OnnxExportError: A package is missing or too old, an argument does not fit, the file cannot be written, or its
-            output differs from the model's. No file is left behind.
+        OnnxExportError: A package is missing or too old, an argument does not fit, or the file's output differs from
+            the model's. No file is left behind.
+        OutputError: The disk does not take the file, or another process writes it.
 
     Example:
         >>> import timm, timm_mvhybrid
@@ -153,19 +155,15 @@ def export_onnx(
             **(metadata or {}),
         }
     )
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with claimed(path), OutputFile(path, replace=overwrite) as file:
         on_stage("writing")
-        onnx_ir.save(onnx_model, temporary, format="protobuf")
+        file.write(onnx_ir.to_proto(onnx_model).SerializeToString())
+        file.settle()
         largest_error = None
         if verify:
             on_stage("comparing")
-            largest_error = _compare(exported, temporary, data["input_size"][0], size, normalize)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OnnxExportError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+            largest_error = _compare(exported, file.temporary, data["input_size"][0], size, normalize)
+        file.finish()
     return OnnxExport(
         output=str(path),
         num_bytes=path.stat().st_size,
@@ -208,6 +206,7 @@ def check_output(path: Path, overwrite: bool) -> None:
 
     Raises:
         OnnxExportError: If the folder is missing, or the file exists and may not be replaced.
+        OutputError: If another process writes it.
     """
     if not path.parent.is_dir():
         raise OnnxExportError(f"{path}: the output folder {path.parent} does not exist; create it first")
@@ -215,6 +214,7 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise OnnxExportError(f"{path}: is a folder; name a file")
     if path.exists() and not overwrite:
         raise OnnxExportError(f"{path}: exists already; replace it with --overwrite (overwrite=True)")
+    check_unclaimed(path)
 
 
 class _Exported(nn.Module):

@@ -15,6 +15,8 @@ from typing import Literal
 
 import torch
 
+from ..runtime.errors import TimmMVHybridError
+
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "mamba_ssm")
 ENVIRONMENT_VARIABLE = "TIMM_MVHYBRID_IMPLEMENTATION"
 OPERATIONS = {"selective_scan": "selective_scan", "ssd_scan": "ssd"}
@@ -29,7 +31,7 @@ _NOT_TAKEN = {
 _REMEDY = 'take another with timm_mvhybrid.ops.use_implementation(...), for instance "auto"'
 
 
-class ImplementationError(RuntimeError):
+class ImplementationError(TimmMVHybridError, RuntimeError):
     """The implementation that was asked for cannot run here; the message says why and what to do."""
 
 

@@ -4,10 +4,9 @@ import os
 import sys
 import warnings
 
-from ..data import DataError
-from ..models import CheckpointError
+from ..runtime.errors import TimmMVHybridError, one_sentence
+from ..runtime.standard_output import standard_output
 from .command import Pretrain, parse
-from .errors import PretrainError
 
 
 def main() -> int:
@@ -18,9 +17,10 @@ def main() -> int:
     """
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
     try:
-        return parse(sys.argv[1:], "python -m timm_mvhybrid.pretrain").run() or 0
-    except (DataError, CheckpointError, PretrainError) as error:
-        print(f"{rank}error: {' '.join(str(error).split())}", file=sys.stderr)
+        with standard_output():
+            return parse(sys.argv[1:], "python -m timm_mvhybrid.pretrain").run() or 0
+    except (TimmMVHybridError, OSError) as error:
+        print(f"{rank}error: {one_sentence(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{rank}interrupted; {Pretrain.when_interrupted}", file=sys.stderr)

@@ -8,19 +8,17 @@ before untouched.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import threading
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -29,6 +27,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from ..models.weights_file import file_sha256
+from ..runtime.atomic_file import write_file
+from ..runtime.errors import writing
+from .checkpoint_write import CheckpointWrite
 from .errors import PretrainError
 from .loss_scale import LossScale
 from .losses import DINOv2Loss
@@ -95,12 +96,10 @@ class Checkpointer:
         self.world = world
         self.keep = keep
         self.asynchronous = asynchronous
-        self._future: Any = None
-        self._finisher: threading.Thread | None = None
-        self._failure: BaseException | None = None
+        self._write: CheckpointWrite | None = None
 
     def save(self, step: int, state: TrainState, *, score: float | None = None) -> None:
-        """Saves the state behind a step; waits for the save before it.
+        """Saves the state after a step; waits for the save before it.
 
         Args:
             step: Number of finished steps.
@@ -108,54 +107,40 @@ class Checkpointer:
             score: Result of the probe if it is the best so far; such a checkpoint outlives the newest.
 
         Raises:
-            PretrainError: This save, or the one before, failed; the message names the folder.
+            TimmMVHybridError: This save, or the one before, failed; the message names the checkpoint.
         """
         self.wait()
         final = self.folder / step_name(step)
         if final.is_dir():
-            if score is not None and self.world.is_main:
-                self._mark_best(step, score)
+            if score is not None:
+                self.world.on_main(lambda: self._mark_best(step, score))
             return
-        temporary = self.folder / f".{final.name}.tmp"
-        if self.world.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        self.world.any(False)
-        values = _snapshot(state.state_dict())
+        values = state.state_dict()
         values["step"] = step
-        if self.asynchronous:
-            self._future = _async_save(values, temporary, self.world)
-            if self.world.is_main:
-                self._finisher = threading.Thread(
-                    target=self._finish, args=(self._future, temporary, final, step, score), daemon=True
-                )
-                self._finisher.start()
-            return
-        dcp.save(values, checkpoint_id=temporary, process_group=self.world.checkpoint_group)
-        if self.world.is_main:
-            self._publish(temporary, final, step, score)
-        self.world.any(False)
+        self._write = CheckpointWrite(
+            values,
+            final,
+            self.world,
+            publish=partial(self._publish, final, step, score),
+            asynchronous=self.asynchronous,
+        )
+        if not self.asynchronous:
+            self.wait()
 
     def wait(self) -> None:
         """Waits until the save in the background is done.
 
         Raises:
-            PretrainError: It failed.
+            TimmMVHybridError: It failed.
         """
-        future, self._future = self._future, None
-        finisher, self._finisher = self._finisher, None
-        failure: BaseException | None = None
-        if future is not None:
-            failure = future.exception()
-        if finisher is not None:
-            finisher.join()
-            failure = failure or self._failure
-            self._failure = None
-        if self.world.any(failure is not None):
-            raise PretrainError(
-                f"{self.folder}: a checkpoint could not be written ({_cause(failure)}); "
-                "the ones before are whole: mend the disk and start the run again"
-            ) from failure
+        write, self._write = self._write, None
+        if write is not None:
+            write.wait()
+
+    def close(self) -> None:
+        """Lets a save in the background end, for a process that ends by an error of its own."""
+        if self._write is not None:
+            self._write.join()
 
     def load_newest(self, state: TrainState) -> tuple[int, list[str]]:
         """Takes up the newest checkpoint that is whole.
@@ -169,10 +154,7 @@ class Checkpointer:
         Raises:
             PretrainError: There are checkpoints, but none is whole.
         """
-        choice: tuple[int, list[str]] | None = None
-        if self.world.is_main:
-            choice = self._choose()
-        step, messages = self.world.from_main(choice)
+        step, messages = self.world.on_main(self._choose)
         if step == 0:
             if messages:
                 raise PretrainError(
@@ -199,23 +181,19 @@ class Checkpointer:
             if problem is None:
                 return step, messages
             # moved aside, so that the run can save this step again, and kept for whoever wants to look
-            (self.folder / step_name(step)).replace(_free_name(self.folder / f"damaged_{step_name(step)}"))
+            with writing(self.folder / step_name(step)):
+                (self.folder / step_name(step)).replace(
+                    _free_name(self.folder / f"damaged_{step_name(step)}")
+                )
             messages.append(problem)
         return 0, messages
 
-    def _finish(self, future: Any, temporary: Path, final: Path, step: int, score: float | None) -> None:
-        try:
-            # of this process's part and, as it coordinates, of everyone's
-            future.result()
-            self._publish(temporary, final, step, score)
-        except BaseException as error:
-            self._failure = error
-
-    def _publish(self, temporary: Path, final: Path, step: int, score: float | None) -> None:
+    def _publish(self, final: Path, step: int, score: float | None, temporary: Path) -> None:
         """Writes down what the files must be, and names the folder."""
         sums = {file.name: file_sha256(file) for file in sorted(temporary.iterdir())}
         _write_json(temporary / FILES, sums)
-        temporary.replace(final)
+        with writing(final):
+            temporary.replace(final)
         if score is not None:
             self._mark_best(step, score)
         self._prune(step)
@@ -233,7 +211,8 @@ class Checkpointer:
                 continue
             # renamed first: a deletion that is killed must not leave half a folder under a good name
             doomed = self.folder / f".{step_name(step)}.old.tmp"
-            (self.folder / step_name(step)).replace(doomed)
+            with writing(doomed):
+                (self.folder / step_name(step)).replace(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
 
@@ -292,15 +271,6 @@ def find_damage(checkpoint: Path) -> str | None:
     return None
 
 
-def _cause(failure: BaseException | None) -> str:
-    """Says in one line why a save failed: of what several processes report, the first."""
-    if failure is None:
-        return "another process failed"
-    failures = [found for found, _ in getattr(failure, "failures", {}).values()]
-    cause = failures[0] if failures else failure
-    return next(iter(str(cause).splitlines()), "") or type(cause).__name__
-
-
 def _free_name(path: Path) -> Path:
     number = 1
     candidate = path
@@ -311,27 +281,4 @@ def _free_name(path: Path) -> Path:
 
 
 def _write_json(path: Path, values: Any) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        json.dump(values, stream, indent=2)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-
-
-def _snapshot(values: Any) -> Any:
-    """Copies what training is about to overwrite; tensors of other devices are copied by the save itself."""
-    if isinstance(values, Tensor):
-        return values.detach().clone() if values.device.type == "cpu" else values
-    if isinstance(values, Mapping):
-        return {key: _snapshot(value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return type(values)(_snapshot(value) for value in values)
-    return values
-
-
-def _async_save(values: dict[str, Any], folder: Path, world: World) -> Any:
-    with warnings.catch_warnings():
-        # it says that its interface may still change
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        return dcp.async_save(values, checkpoint_id=folder, process_group=world.checkpoint_group)
+    write_file(path, json.dumps(values, indent=2))

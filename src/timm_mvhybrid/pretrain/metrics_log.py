@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
+from ..runtime.atomic_file import write_file
+from ..runtime.errors import OutputError, writing
+from ..runtime.line_file import LineFile
 from .errors import PretrainError
-from .run_directory import RunDirectory, write_atomically
+from .run_directory import RunDirectory
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -32,8 +37,8 @@ class MetricsLog:
             None starts a log, and refuses one that holds lines.
 
     Raises:
-        PretrainError: The log is damaged, holds lines where none are expected, or cannot be written; or TensorBoard
-            is not installed.
+        PretrainError: The log is damaged or holds lines where none are expected, or TensorBoard is not installed.
+        OutputError: The log cannot be written.
     """
 
     def __init__(
@@ -49,17 +54,14 @@ class MetricsLog:
             kept = lines
         else:
             kept = [line for line in lines if line["step"] <= resume_step]
-        self._writer: Any = None
+        if self.path.exists():
+            write_file(self.path, "".join(f"{_as_line(line)}\n" for line in kept))
+        self._writer: _TensorBoard | None = None
         if tensorboard:
             # discards, for whoever reads the files, what an interrupted run wrote beyond the step
             purge_step = None if resume_step is None else resume_step + 1
-            self._writer = _summary_writer(run.tensorboard, purge_step)
-        if self.path.exists():
-            write_atomically(self.path, "".join(_as_line(line) for line in kept))
-        try:
-            self._stream: TextIO = self.path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise PretrainError(f"{self.path}: the log cannot be written ({error.strerror})") from error
+            self._writer = _TensorBoard(run.tensorboard, purge_step)
+        self._file = LineFile(self.path)
 
     def __enter__(self) -> MetricsLog:
         """Returns the log."""
@@ -71,8 +73,12 @@ class MetricsLog:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Closes the log."""
-        self.close()
+        """Closes the log; an error that is under way is the one to report."""
+        if error is None:
+            self.close()
+            return
+        with suppress(OutputError):
+            self.close()
 
     def write(self, step: int, **values: Any) -> None:
         """Appends one line.
@@ -82,25 +88,26 @@ class MetricsLog:
             **values: Numbers, tensors of one element, texts, booleans, None, or mappings of them.
 
         Raises:
-            PretrainError: A value is none of these, or the disk does not take the line.
+            PretrainError: A value is none of these.
+            OutputError: The disk does not take the line.
         """
         flat = dict(_flatten(values))
         line = {"step": int(step), "time": round(time.time(), 3), **flat}
-        try:
-            self._stream.write(_as_line(line))
-            self._stream.flush()
-        except OSError as error:
-            raise PretrainError(f"{self.path}: the log cannot be written ({error.strerror})") from error
+        self._file.write(_as_line(line))
         if self._writer is not None:
-            for name, value in flat.items():
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    self._writer.add_scalar(name, value, step)
+            self._writer.write(step, flat)
 
     def close(self) -> None:
-        """Closes the files."""
-        self._stream.close()
-        if self._writer is not None:
-            self._writer.close()
+        """Closes the files.
+
+        Raises:
+            OutputError: The disk did not take what TensorBoard kept until now.
+        """
+        try:
+            self._file.close()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -168,14 +175,56 @@ def _as_line(line: Mapping[str, Any]) -> str:
         name: str(json.dumps(value)) if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in line.items()
     }
-    return json.dumps(strict, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(strict, ensure_ascii=False, allow_nan=False)
 
 
-def _summary_writer(folder: Path, purge_step: int | None) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise PretrainError(
-            f"TensorBoard is not installed ({error}); pip install tensorboard, or leave --tensorboard out"
-        ) from error
-    return SummaryWriter(log_dir=str(folder), purge_step=purge_step)
+class _TensorBoard:
+    """Numbers → TensorBoard's files, which a thread of its own writes some time later.
+
+    Args:
+        folder: Where they go.
+        purge_step: First step that readers take from here; None for all.
+
+    Raises:
+        PretrainError: TensorBoard is not installed.
+        OutputError: The disk does not take them.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise PretrainError(
+                f"TensorBoard is not installed ({error}); pip install tensorboard, or leave --tensorboard out"
+            ) from error
+        self._folder = folder
+        # what its thread meets is raised by its next call here, and would be printed with a traceback as well
+        self._excepthook, threading.excepthook = threading.excepthook, self._report
+        with self._guarded():
+            self._writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Hands the numbers of a step over."""
+        with self._guarded():
+            for name, value in values.items():
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Writes what is left."""
+        with self._guarded():
+            self._writer.close()
+        threading.excepthook = self._excepthook
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            with writing(self._folder):
+                yield
+        except OutputError:
+            threading.excepthook = self._excepthook
+            raise
+
+    def _report(self, arguments: threading.ExceptHookArgs) -> None:
+        if not isinstance(arguments.exc_value, OSError):
+            self._excepthook(arguments)

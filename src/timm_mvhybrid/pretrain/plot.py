@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.atomic_file import replacing
+from ..runtime.atomic_file import write_file
+from ..runtime.errors import writing
 from .curves import Curve, read_curves, run_labels, smooth
 from .errors import PretrainError
 from .run_directory import RunDirectory
@@ -82,6 +84,7 @@ def plot_runs(
 
     Raises:
         PretrainError: There is nothing to draw, it is unclear where to, or matplotlib is missing.
+        OutputError: The disk does not take the picture.
     """
     if not 0 <= smoothing <= 1:
         raise PretrainError(f"smoothing is {smoothing}; it must lie between 0 and 1")
@@ -101,12 +104,9 @@ def plot_runs(
     labels = run_labels([run.path for run in folders])
     curves = [curve for run, label in zip(folders, labels, strict=True) for curve in read_curves(run, label)]
     panels = _arrange(curves)
-    try:
+    with writing(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as temporary:
-            _draw(panels, labels, smoothing, temporary)
-    except OSError as error:
-        raise PretrainError(f"{target}: cannot be written ({error.strerror or error})") from error
+    write_file(target, _draw(panels, labels, smoothing))
     return target
 
 
@@ -127,9 +127,8 @@ def _arrange(curves: Sequence[Curve]) -> list[tuple[Panel, list[Curve]]]:
     ]
 
 
-def _draw(
-    panels: Sequence[tuple[Panel, list[Curve]]], labels: Sequence[str], smoothing: float, path: Path
-) -> None:
+def _draw(panels: Sequence[tuple[Panel, list[Curve]]], labels: Sequence[str], smoothing: float) -> bytes:
+    """Draws the panels; returns a PNG."""
     try:
         from matplotlib import rc_context
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -168,7 +167,9 @@ def _draw(
         )
     # Agg gives up on noisy lines of 100,000 points unless it draws them in parts
     with rc_context({"agg.path.chunksize": 10_000}):
-        figure.savefig(path, dpi=150, format="png")
+        content = io.BytesIO()
+        figure.savefig(content, dpi=150, format="png")
+    return content.getvalue()
 
 
 def _lines(axes: Any, curves: Sequence[Curve], colours: Mapping[str, str], smoothing: float) -> None:

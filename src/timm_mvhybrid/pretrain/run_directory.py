@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from ..data.atomic_file import replacing
+from ..runtime.atomic_file import write_file
+from ..runtime.errors import writing
 from ..version import __version__
 from .errors import PretrainError
 
@@ -33,26 +34,6 @@ _PACKAGES = (
     "causal-conv1d",
 )
 _GIT_TIMEOUT_S = 30
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file under a temporary name and renames it, so that it is old or new, never half.
-
-    Args:
-        path: The file; replaced if it is there.
-        content: Its bytes, or text to be written as UTF-8.
-
-    Raises:
-        PretrainError: The disk does not take it.
-    """
-    try:
-        with replacing(path) as temporary, temporary.open("wb") as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
-            stream.flush()
-            # a rename may reach the disk before the bytes do, and then a crash leaves an empty file
-            os.fsync(stream.fileno())
-    except OSError as error:
-        raise PretrainError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 class RunDirectory:
@@ -125,8 +106,8 @@ class RunDirectory:
             resume: Go on where a run is there already; where none is, this starts one.
 
         Raises:
-            PretrainError: A run is there already and `resume` is off, the configuration is not strict JSON, or the
-                folder cannot be written.
+            PretrainError: A run is there already and `resume` is off, or the configuration is not strict JSON.
+            OutputError: The folder cannot be written.
         """
         if self.holds_run() and not resume:
             raise PretrainError(
@@ -136,22 +117,18 @@ class RunDirectory:
             text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         except (TypeError, ValueError) as error:
             raise PretrainError(f"{self.config}: the configuration is no JSON ({error})") from error
-        try:
-            for folder in (self.path, self.checkpoints, self.plots):
+        for folder in (self.path, self.checkpoints, self.plots):
+            with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise PretrainError(
-                f"{error.filename or self.path}: the folder cannot be made ({error.strerror}); choose another --output"
-            ) from error
         git, patch = git_state(Path.cwd())
         starts = self._earlier_starts()
         environment = {**describe_environment(), "git": git, "num_starts": len(starts) + 1}
         line = json.dumps(environment, ensure_ascii=False)
-        write_atomically(self.config, text)
-        write_atomically(self.environment, json.dumps(environment, indent=2, ensure_ascii=False) + "\n")
-        write_atomically(self.starts, "".join(f"{start}\n" for start in (*starts, line)))
+        write_file(self.config, text)
+        write_file(self.environment, json.dumps(environment, indent=2, ensure_ascii=False) + "\n")
+        write_file(self.starts, "".join(f"{start}\n" for start in (*starts, line)))
         if patch:
-            write_atomically(self.uncommitted, patch)
+            write_file(self.uncommitted, patch)
         else:
             self.uncommitted.unlink(missing_ok=True)
 
@@ -188,7 +165,8 @@ class RunDirectory:
             protocol: How: split, probe, step of the checkpoint.
 
         Raises:
-            PretrainError: The value is not finite, or the records are damaged or cannot be written.
+            PretrainError: The value is not finite, or the records are damaged.
+            OutputError: The records cannot be written.
         """
         if not math.isfinite(value):
             raise PretrainError(f"{self.evaluations}: {metric} on {dataset} is {value}, which is no result")
@@ -206,7 +184,7 @@ class RunDirectory:
         key = ("metric", "dataset", "protocol")
         kept = [old for old in entries if [old.get(name) for name in key] != [entry[name] for name in key]]
         text = json.dumps([*kept, entry], indent=2, ensure_ascii=False) + "\n"
-        write_atomically(self.evaluations, text)
+        write_file(self.evaluations, text)
 
     def _earlier_starts(self) -> list[str]:
         try:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from ..runtime.atomic_file import write_file
 from .world import World
 
 NAME = "teacher.safetensors"
@@ -43,12 +44,11 @@ def write_teacher(network: nn.Module, folder: Path, world: World) -> Path:
 
     Returns:
         The file; complete, or as it was.
+
+    Raises:
+        OutputError: The disk does not take it.
     """
     weights = gather_backbone(network, world)
     path = folder / NAME
-    if world.is_main:
-        temporary = path.with_name(f".{path.name}.tmp")
-        save_file(weights, temporary)
-        temporary.replace(path)
-    world.any(False)
+    world.on_main(lambda: write_file(path, save(weights)))
     return path

@@ -6,22 +6,23 @@ Everything it does stands elsewhere: crops in `loader`, one step in `step`, what
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from ..data.manifest import open_samples
+from ..runtime.atomic_file import write_file
+from ..runtime.claim import claimed
+from ..runtime.errors import TimmMVHybridError, writing
 from .augmentation import DeviceAugmentation
 from .build import build_state, crop_options, describe_run
 from .checkpoint import Checkpointer, best_checkpoint
 from .collectives_time import CollectivesTime, watch_collectives
 from .config import PretrainConfig
-from .crops import CropBatch
 from .errors import PretrainError
 from .loader import make_loader
 from .masking import MaskedPatches
@@ -118,11 +119,12 @@ class _Run:
 
     def train(self, resume: Resume, allow_changes: bool, show_progress: bool) -> TrainResult:
         config, world = self.config, self.world
-        messages = self._claim_directory(resume, allow_changes)
-        start, damaged = self.checkpoints.load_newest(self.state)
-        best = world.from_main(best_checkpoint(self.directory.checkpoints) if world.is_main else None)
-        self.best = None if best is None else best[1]
         with ExitStack() as stack:
+            messages = world.on_main(lambda: self._claim(stack, resume, allow_changes))
+            stack.callback(self.checkpoints.close)
+            start, damaged = self.checkpoints.load_newest(self.state)
+            best = world.on_main(lambda: best_checkpoint(self.directory.checkpoints))
+            self.best = None if best is None else best[1]
             progress = stack.enter_context(
                 TrainingProgress(config.num_steps, start_step=start, enabled=world.is_main and show_progress)
             )
@@ -152,20 +154,8 @@ class _Run:
             teacher = write_teacher(self.state.teacher, self.directory.path, world)
             return TrainResult(step=step, teacher=teacher)
 
-    def _claim_directory(self, resume: Resume, allow_changes: bool) -> list[str]:
-        """Makes the run's folder, or checks that the run in it is this one; the first process decides for all."""
-        outcome: tuple[list[str], str | None] = ([], None)
-        if self.world.is_main:
-            try:
-                outcome = (self._claim(resume, allow_changes), None)
-            except PretrainError as error:
-                outcome = ([], str(error))
-        messages, problem = self.world.from_main(outcome)
-        if problem is not None:
-            raise PretrainError(problem)
-        return list(messages)
-
-    def _claim(self, resume: Resume, allow_changes: bool) -> list[str]:
+    def _claim(self, stack: ExitStack, resume: Resume, allow_changes: bool) -> list[str]:
+        """Makes the run's folder, or checks that the run in it is this one, and keeps others from it."""
         record = describe_run(self.config, self.samples)
         before = self.directory.read_config() if self.directory.holds_run() else None
         changes: list[str] = []
@@ -175,6 +165,9 @@ class _Run:
             )
         if before is not None and resume != "never":
             changes = check_recipe(before, record, allow_changes=allow_changes)
+        with writing(self.directory.path):
+            self.directory.path.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(claimed(self.directory.config))
         self.directory.create(record, resume=resume != "never")
         return [f"warning: the recipe changed: {change}" for change in changes]
 
@@ -184,41 +177,40 @@ class _Run:
         accumulate = config.parallel.accumulate
         train_step = TrainStep(config, world, self.state, self.augment, self.grid)
         throughput = Throughput(world.device)
-        batches: Iterator[CropBatch] = iter(
-            make_loader(
-                self.samples,
-                crops=crop_options(config),
-                augmentation=config.crops.augmentation,
-                photometric=self.colour,
-                batch_size=self.num_images,
-                num_steps=config.num_steps * accumulate,
-                start_step=start * accumulate,
-                rank=world.rank,
-                world_size=world.size,
-                seed=config.seed,
-                num_workers=config.data.num_workers,
-                max_corrupt=config.data.max_corrupt,
-                pin_memory=world.device.type == "cuda",
-            )
+        loader = make_loader(
+            self.samples,
+            crops=crop_options(config),
+            augmentation=config.crops.augmentation,
+            photometric=self.colour,
+            batch_size=self.num_images,
+            num_steps=config.num_steps * accumulate,
+            start_step=start * accumulate,
+            rank=world.rank,
+            world_size=world.size,
+            seed=config.seed,
+            num_workers=config.data.num_workers,
+            max_corrupt=config.data.max_corrupt,
+            pin_memory=world.device.type == "cuda",
         )
-        for step in range(start, config.num_steps):
-            try:
-                with self._watch_collectives(step) as collectives:
-                    result = train_step(step, self.report.watch(step, batches), throughput)
-            except NonFiniteError as error:
-                where = self._save_failure(step, error)
-                raise PretrainError(
-                    f"{error}; the state before it and its crops are in {where}; start again from an earlier "
-                    "checkpoint with a lower learning rate, or in fp32"
-                ) from error
-            throughput.count(config.batch_size)
-            self.report.collectives(step + 1, collectives)
-            self.report.step(step + 1, result, throughput)
-            with throughput.measure("communication"):
-                stopping = world.any(stop.name is not None)
-            self._probe_and_save(step + 1, stopping)
-            if stopping:
-                return step + 1
+        # closed by whatever ends the loop, for its workers end with it
+        with closing(iter(loader)) as batches:
+            for step in range(start, config.num_steps):
+                try:
+                    with self._watch_collectives(step) as collectives:
+                        result = train_step(step, self.report.watch(step, batches), throughput)
+                except NonFiniteError as error:
+                    raise PretrainError(
+                        f"{error}; {self._save_failure(step, error)}; start again from an earlier checkpoint with a lower "
+                        "learning rate, or in fp32"
+                    ) from error
+                throughput.count(config.batch_size)
+                self.report.collectives(step + 1, collectives)
+                self.report.step(step + 1, result, throughput)
+                with throughput.measure("communication"):
+                    stopping = world.any(stop.name is not None)
+                self._probe_and_save(step + 1, stopping)
+                if stopping:
+                    return step + 1
         return config.num_steps
 
     def _watch_collectives(self, step: int) -> AbstractContextManager[CollectivesTime]:
@@ -261,16 +253,19 @@ class _Run:
         self.best = score
         return score
 
-    def _save_failure(self, step: int, error: NonFiniteError) -> Path:
-        """Keeps what led to numbers that are not finite, out of the way of what is resumed."""
+    def _save_failure(self, step: int, error: NonFiniteError) -> str:
+        """Keeps what led to numbers that are not finite, out of the way of what is resumed; says where."""
         folder = self.directory.path / "failures" / f"step_{step:08d}_{int(time.time())}"
         folder = self.world.from_main(folder)
         saver = Checkpointer(folder, self.world, keep=0, asynchronous=False)
-        self.checkpoints.wait()
-        saver.save(step, self.state)
         tensors: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(error.batches):
             for name in ("global_crops", "local_crops", "sample_keys", "indices"):
                 tensors[f"{number}.{name}"] = getattr(batch, name).cpu().contiguous()
-        save_file(tensors, folder / f"crops_rank{self.world.rank}.safetensors")
-        return folder
+        try:
+            self.checkpoints.wait()
+            saver.save(step, self.state)
+            write_file(folder / f"crops_rank{self.world.rank}.safetensors", save(tensors))
+        except TimmMVHybridError as problem:
+            return f"the state before it and its crops could not be kept: {problem}"
+        return f"the state before it and its crops are in {folder}"

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from ..distributed import close_process_group
+from ..distributed import LOST, close_process_group, is_loss
+from ..runtime.errors import TimmMVHybridError
 from .config import ParallelConfig
 from .errors import PretrainError
 
 # a rank may wait for another's slow disk, and must notice one that is gone
 _TIMEOUT = timedelta(minutes=30)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,30 @@ class World:
         dist.broadcast_object_list(values, src=0, group=self.control_group)
         return values[0]
 
+    def on_main(self, action: Callable[[], _T]) -> _T:
+        """Does something on the main process; every process calls it, and where it fails, it fails for all.
+
+        Args:
+            action: What to do.
+
+        Returns:
+            What it returned, a small object, in every process.
+
+        Raises:
+            TimmMVHybridError: It failed; of its own class on the main process.
+        """
+        outcome: tuple[_T | None, str | None] = (None, None)
+        failure: TimmMVHybridError | None = None
+        if self.is_main:
+            try:
+                outcome = (action(), None)
+            except TimmMVHybridError as error:
+                failure, outcome = error, (None, str(error))
+        value, problem = self.from_main(outcome)
+        if problem is not None:
+            raise failure or PretrainError(problem)
+        return value
+
 
 @contextmanager
 def join_world(config: ParallelConfig) -> Iterator[World]:
@@ -107,7 +133,8 @@ def join_world(config: ParallelConfig) -> Iterator[World]:
         The world; its groups are closed afterwards.
 
     Raises:
-        PretrainError: There is no CUDA device although one is asked for, or the layout does not fit the processes.
+        PretrainError: There is no CUDA device although one is asked for, the layout does not fit the processes, or one
+            of them was lost.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = _device(config.device)
@@ -133,6 +160,10 @@ def join_world(config: ParallelConfig) -> Iterator[World]:
             control_group=dist.new_group(backend="gloo", timeout=_TIMEOUT),
             checkpoint_group=dist.new_group(backend="gloo", timeout=_TIMEOUT),
         )
+    except RuntimeError as error:
+        if not is_loss(error):
+            raise
+        raise PretrainError(LOST) from error
     finally:
         close_process_group()
 

@@ -6,9 +6,6 @@ import csv
 import dataclasses
 import io
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -21,9 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.PngImagePlugin import PngInfo
 
+from ...data.h5_output import H5Output
+from ...runtime.atomic_file import write_file
+from ...runtime.atomic_folder import OutputFolder
+from ...runtime.claim import check_unclaimed, claimed
 from ...version import __version__
 from ..errors import EvaluationError
 from ..extras import require
+from ..hest_writer import write_anndata
 from .genes import GenePanel
 from .montage import draw_montage
 from .morphology import FACTORS
@@ -96,34 +98,30 @@ def write_phantom(
 
     Raises:
         EvaluationError: If the output exists and may not be replaced, or packages are missing.
+        OutputError: If the disk does not take it, or another process writes it.
     """
     options = options or PhantomOptions()
     output = Path(output)
     _check_output(output, overwrite=overwrite)
     require("scipy.ndimage")
     require("anndata")
-    temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
-    task = temporary / TASK
-    try:
-        for folder in ("patches", "adata", "splits", "wsis"):
-            (task / folder).mkdir(parents=True)
+    with claimed(output), OutputFolder(output, replace=overwrite) as folder:
+        task = folder.add_folder(TASK)
+        for name in ("patches", "adata", "splits", "wsis"):
+            folder.add_folder(f"{TASK}/{name}")
         drawn = []
         num_samples = options.num_studies * options.num_samples
         for one in _draw_all(options, task, num_workers):
             drawn.append(one)
             if on_sample is not None:
                 on_sample(len(drawn), num_samples)
-        _write_tables(temporary, options, drawn)
+        _write_tables(folder.folder, options, drawn)
         marked = PngInfo()
         marked.add_text("Comment", MARK)
-        draw_montage(task).save(temporary / "montage.png", pnginfo=marked)
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(temporary, output)
-    except OSError as error:
-        raise EvaluationError(f"{output}: writing failed ({error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        montage = io.BytesIO()
+        draw_montage(task).save(montage, "PNG", pnginfo=marked)
+        folder.add("montage.png", montage.getvalue())
+        folder.finish()
     return PhantomSummary(
         output=str(output),
         task=str(output / TASK),
@@ -138,6 +136,7 @@ def write_phantom(
 def _check_output(output: Path, *, overwrite: bool) -> None:
     if not output.parent.is_dir():
         raise EvaluationError(f"{output}: the folder {output.parent} does not exist; create it first")
+    check_unclaimed(output)
     if not output.exists():
         return
     if output.is_dir() and not any(output.iterdir()):
@@ -159,12 +158,17 @@ def _draw_all(options: PhantomOptions, task: Path, num_workers: int) -> Iterator
         return
     # spawned, for torch's threads do not survive a fork
     with ProcessPoolExecutor(min(num_workers, len(places)), mp_context=get_context("spawn")) as pool:
-        yield from pool.map(draw, places)
+        try:
+            yield from pool.map(draw, places)
+        except BaseException:
+            # after a full disk the samples that still wait are drawn for nothing
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _draw_and_write(options: PhantomOptions, task: Path, place: tuple[int, int]) -> _Drawn:
     sample = draw_sample(options, *place)
-    (task / "wsis" / f"{sample.sample_id}.tif").write_bytes(sample.slide_file)
+    write_file(task / "wsis" / f"{sample.sample_id}.tif", sample.slide_file)
     _write_patches(task / "patches" / f"{sample.sample_id}.h5", sample)
     _write_counts(task / "adata" / f"{sample.sample_id}.h5ad", sample, cohort_genes(options))
     logs = np.log1p(sample.counts)
@@ -179,7 +183,8 @@ def _draw_and_write(options: PhantomOptions, task: Path, place: tuple[int, int])
 
 
 def _write_patches(path: Path, sample: PhantomSample) -> None:
-    with h5py.File(path, "w") as file:
+    with H5Output(path) as output:
+        file = output.file
         file.attrs["generated"] = MARK
         images = file.create_dataset("img", data=sample.patches, chunks=(1, *sample.patches.shape[1:]))
         images.attrs.update(
@@ -193,6 +198,7 @@ def _write_patches(path: Path, sample: PhantomSample) -> None:
         file.create_dataset("coords", data=sample.coords)
         barcodes = np.array(sample.barcodes, dtype=object)[:, None]
         file.create_dataset("barcode", data=barcodes, dtype=h5py.string_dtype("utf-8"))
+        output.finish()
 
 
 def _write_counts(path: Path, sample: PhantomSample, panel: GenePanel) -> None:
@@ -222,7 +228,9 @@ def _write_counts(path: Path, sample: PhantomSample, panel: GenePanel) -> None:
         key: np.array(value) if isinstance(value, tuple) else value
         for key, value in dataclasses.asdict(sample.scanner).items()
     }
-    data.write_h5ad(path)
+    with H5Output(path) as output:
+        write_anndata(output.file, data)
+        output.finish()
 
 
 def _write_tables(root: Path, options: PhantomOptions, drawn: list[_Drawn]) -> None:
@@ -238,7 +246,7 @@ def _write_tables(root: Path, options: PhantomOptions, drawn: list[_Drawn]) -> N
     variance = np.sum([one.log_square_sum for one in drawn], axis=0) / num_spots - mean**2
     chosen = np.sort(np.argsort(-variance, kind="stable")[:_NUM_LISTED_GENES])
     listed = {"genes": [panel.names[index] for index in chosen], "generated": MARK}
-    (task / "var_50genes.json").write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
+    write_file(task / "var_50genes.json", json.dumps(listed, indent=1) + "\n")
 
     patients = list(dict.fromkeys(one.patient for one in drawn))
     num_folds = min(_MAX_FOLDS, len(patients))
@@ -253,8 +261,8 @@ def _write_tables(root: Path, options: PhantomOptions, drawn: list[_Drawn]) -> N
             ]
             _write_csv(task / "splits" / f"{part}_{fold}.csv", columns, rows)
     resolved = {"generated": MARK, "version": __version__, **dataclasses.asdict(options)}
-    (root / "options.json").write_text(json.dumps(resolved, indent=1) + "\n", encoding="utf-8")
-    (root / "README.md").write_text(_readme(options), encoding="utf-8")
+    write_file(root / "options.json", json.dumps(resolved, indent=1) + "\n")
+    write_file(root / "README.md", _readme(options))
 
 
 def _write_csv(path: Path, columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
@@ -262,7 +270,7 @@ def _write_csv(path: Path, columns: tuple[str, ...], rows: list[tuple[object, ..
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(rows)
-    path.write_text(text.getvalue(), encoding="utf-8")
+    write_file(path, text.getvalue())
 
 
 def _readme(options: PhantomOptions) -> str:

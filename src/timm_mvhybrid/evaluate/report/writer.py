@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...runtime.atomic_file import write_files
+from ...runtime.errors import writing
 from ..errors import EvaluationError
 from ..results import Result
-from ..results.json_codec import write_text
 from .page import result_page, result_warnings
 from .table import Table, to_latex, to_markdown
 from .tables import result_tables
@@ -26,13 +27,12 @@ def check_report_folder(folder: str | Path, *, overwrite: bool) -> Path:
         The folder.
 
     Raises:
-        EvaluationError: If it cannot be made, or holds a report that may not be replaced.
+        EvaluationError: If it holds a report that may not be replaced.
+        OutputError: If it cannot be made.
     """
     folder = Path(folder)
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EvaluationError(f"{folder}: the folder cannot be made ({error.strerror})") from error
     for name in _FILES:
         if not overwrite and (folder / name).exists():
             raise EvaluationError(f"{folder / name}: exists already; replace the report with --overwrite")
@@ -51,33 +51,41 @@ def write_report(result: Result, folder: str | Path, *, overwrite: bool = False)
         The page.
 
     Raises:
-        EvaluationError: If the folder cannot be written, or holds a report that may not be replaced.
+        EvaluationError: If the folder holds a report that may not be replaced.
+        OutputError: If the disk does not take all of it; then none of it is written.
     """
     folder = check_report_folder(folder, overwrite=overwrite)
     tables = result_tables(result)
     text = result_page(result, tables)
-    result.write(folder / "results.json")
-    return write_documents(folder, tables, [*result_warnings([result]), *result.notes], text)
+    return write_documents(folder, tables, [*result_warnings([result]), *result.notes], text, result)
 
 
-def write_documents(folder: Path, tables: Sequence[Table], remarks: Sequence[str], page: str) -> Path:
-    """Writes tables and page.
+def write_documents(
+    folder: Path, tables: Sequence[Table], remarks: Sequence[str], page: str, result: Result | None = None
+) -> Path:
+    """Writes tables and page, all or none.
 
     Args:
         folder: An existing folder.
         tables: The tables.
         remarks: What stands above the tables, one sentence or more each.
         page: The page.
+        result: What they show, for `results.json`; None for what has none of its own.
 
     Returns:
         The page's file.
 
     Raises:
-        EvaluationError: If the disk does not take them.
+        OutputError: If the disk does not take them.
     """
     quoted = "".join(f"> {remark}\n>\n" for remark in remarks)
     commented = "".join(f"% {remark}\n" for remark in remarks)
-    write_text(folder / "tables.md", f"{quoted}\n{to_markdown(tables)}" if quoted else to_markdown(tables))
-    write_text(folder / "tables.tex", commented + to_latex(tables))
-    write_text(folder / "index.html", page)
+    contents = {
+        "tables.md": f"{quoted}\n{to_markdown(tables)}" if quoted else to_markdown(tables),
+        "tables.tex": commented + to_latex(tables),
+        "index.html": page,
+    }
+    if result is not None:
+        contents["results.json"] = result.to_json()
+    write_files({folder / name: text for name, text in contents.items()})
     return folder / "index.html"

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .json_codec import dump, write_text
+from ...runtime.atomic_file import write_file
+from .json_codec import dump
 
 SCHEMA_VERSION = 1
 """Raised whenever a field changes its meaning."""
@@ -166,5 +167,8 @@ class Result:
 
         Args:
             path: Where, such as `DIR/results.json`.
+
+        Raises:
+            OutputError: If the disk does not take it.
         """
-        write_text(Path(path), self.to_json())
+        write_file(path, self.to_json())

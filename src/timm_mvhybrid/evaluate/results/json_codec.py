@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import secrets
 import types
-from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..errors import EvaluationError
@@ -84,25 +81,6 @@ def decode(kind: Any, value: Any, where: str) -> Any:
     elif not isinstance(kind, type) and value in arguments:
         return value
     raise EvaluationError(f"{where}: {value!r:.60} is not what belongs there")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that is either complete or as it was before.
-
-    Args:
-        path: The file.
-        text: Its content.
-
-    Raises:
-        EvaluationError: If the disk does not take it.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise EvaluationError(f"{path}: writing failed ({error.strerror or error})") from error
 
 
 def dump(value: Any) -> str:

@@ -1,0 +1,229 @@
+"""Files that appear whole or not at all: a temporary name, then the real one."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import secrets
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from .errors import OutputError, writing
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+# what file systems without hard links answer (FAT, SMB, some of FUSE)
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+
+
+def temporary_name(path: Path) -> Path:
+    """Makes up a hidden name beside a path.
+
+    Args:
+        path: The name to come.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+class OutputFile(io.RawIOBase):
+    """A file under a temporary name, which `finish` replaces by the real one; leaving it before removes it.
+
+    What the disk does not take is not raised by `write`: libraries that write from C, HDF5 above all, lose their way
+    when a write fails beneath them, and end the process. The failure is kept, what follows it is dropped, and `check`
+    and `finish` raise it.
+
+    Args:
+        path: The file to write; its folder exists.
+        replace: Whether a file of that name may be replaced.
+
+    Raises:
+        OutputError: The folder takes no files.
+    """
+
+    def __init__(self, path: str | Path, *, replace: bool = True) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.temporary = temporary_name(self.path)
+        self._replace = replace
+        self._position = 0
+        self._size = 0
+        self._wanted = 0
+        self._failure: OSError | None = None
+        with writing(self.path):
+            # readable as the umask allows; "x", so that no other file is touched
+            self._file = self.temporary.open("xb+", buffering=0)
+
+    def __enter__(self) -> OutputFile:
+        """Returns the file."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Removes what was not finished."""
+        # an NFS server may refuse at the end what it took before
+        with suppress(OSError):
+            self._file.close()
+        # on a disk that became read-only it cannot be removed, and the first failure is the one to report
+        with suppress(OSError):
+            self.temporary.unlink()
+
+    def readable(self) -> bool:
+        """Says yes; HDF5 reads what it wrote."""
+        return True
+
+    def writable(self) -> bool:
+        """Says yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Says yes."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves to a place, as `io.RawIOBase.seek`."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        """Returns the place."""
+        return self._position
+
+    def write(self, content: ReadableBuffer, /) -> int:
+        """Writes at the place, or drops it if an earlier write failed."""
+        rest = memoryview(content).cast("B")
+        num_bytes = len(rest)
+        if self._failure is None:
+            try:
+                self._file.seek(self._position)
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+            except OSError as error:
+                self._failure = error
+        self._position += num_bytes
+        self._size = max(self._size, self._position)
+        self._wanted = max(self._wanted, self._size)
+        return num_bytes
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        """Reads at the place; what was dropped is zeros."""
+        target = memoryview(buffer).cast("B")
+        self._file.seek(self._position)
+        num_bytes = self._file.readinto(target)
+        target[num_bytes:] = bytes(len(target) - num_bytes)
+        self._position += len(target)
+        return len(target)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """Sets the size."""
+        self._size = self._position if size is None else size
+        if self._failure is None:
+            try:
+                self._file.truncate(self._size)
+            except OSError as error:
+                self._failure = error
+        return self._size
+
+    def check(self) -> None:
+        """Raises what an earlier write met.
+
+        Raises:
+            OutputError: The disk did not take it.
+        """
+        if self._failure is not None:
+            # given back first, so that the free space is what there is for the next try
+            with suppress(OSError):
+                self._file.truncate(0)
+            raise OutputError.of(self.path, self._failure, self._wanted) from self._failure
+
+    def settle(self) -> None:
+        """Waits until the disk has everything; what can fail of `finish` fails here.
+
+        Raises:
+            OutputError: The disk did not take it.
+        """
+        self.check()
+        if self._file.closed:
+            return
+        try:
+            # a rename may reach the disk before the bytes do, and then a crash leaves an empty file
+            os.fsync(self._file.fileno())
+            self._file.close()
+        except OSError as error:
+            self._failure = error
+            self.check()
+
+    def finish(self) -> None:
+        """Gives the file its name.
+
+        Raises:
+            OutputError: The disk did not take it, or another process wrote a file of that name that may not be
+                replaced.
+        """
+        self.settle()
+        with writing(self.path, self._wanted):
+            if self._replace:
+                self.temporary.replace(self.path)
+            else:
+                self._take_free_name()
+
+    def _take_free_name(self) -> None:
+        """Renames unless the name is taken, which a rename alone cannot."""
+        try:
+            os.link(self.temporary, self.path)
+        except FileExistsError:
+            raise _taken(self.path) from None
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if self.path.exists():
+                raise _taken(self.path) from None
+            self.temporary.replace(self.path)
+
+
+def _taken(path: Path) -> OutputError:
+    return OutputError(
+        f"{path}: exists already, for another process wrote it meanwhile; replace it with --overwrite"
+    )
+
+
+def write_file(path: str | Path, content: bytes | str) -> None:
+    """Writes a file that is either complete or as it was before.
+
+    Args:
+        path: The file; replaced if it is there.
+        content: Its bytes, or text to be written as UTF-8.
+
+    Raises:
+        OutputError: The disk does not take it.
+    """
+    write_files({Path(path): content})
+
+
+def write_files(contents: Mapping[Path, bytes | str]) -> None:
+    """Writes files that belong together: if the disk does not take one, none is written.
+
+    Args:
+        contents: Path → bytes, or text to be written as UTF-8; files that are there are replaced.
+
+    Raises:
+        OutputError: The disk does not take one; the message names it.
+    """
+    with ExitStack() as stack:
+        files = []
+        for path, content in contents.items():
+            file = stack.enter_context(OutputFile(path))
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.settle()
+            files.append(file)
+        for file in files:
+            file.finish()

@@ -1,0 +1,113 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+from types import TracebackType
+
+from .atomic_file import temporary_name, write_file
+from .errors import OutputError, writing
+
+
+class OutputFolder:
+    """A folder under a temporary name, which `finish` replaces by the real one; leaving it before removes it.
+
+    Args:
+        path: The folder to write.
+        replace: Whether a folder of that name may be replaced; the old one leaves when the new one is complete.
+
+    Raises:
+        OutputError: The disk does not take it.
+    """
+
+    def __init__(self, path: str | Path, *, replace: bool = True) -> None:
+        self.path = Path(path)
+        self.folder = temporary_name(self.path)
+        """Where files go for now."""
+        self._replace = replace
+        with writing(self.path):
+            self.folder.mkdir()
+
+    def __enter__(self) -> OutputFolder:
+        """Returns the folder."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Removes what was not finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if isinstance(error, OutputError):
+            # the temporary name is gone, and tells nobody which file it was
+            error.args = (str(error).replace(str(self.folder), str(self.path)),)
+
+    def add(self, name: str, content: bytes | str) -> Path:
+        """Writes one file.
+
+        Args:
+            name: Its path within the folder.
+            content: Its bytes, or text.
+
+        Returns:
+            Its path for now.
+
+        Raises:
+            OutputError: The disk does not take it.
+        """
+        file = self.folder / name
+        write_file(file, content)
+        return file
+
+    def add_folder(self, name: str) -> Path:
+        """Makes a folder within it.
+
+        Args:
+            name: Its path within the folder.
+
+        Returns:
+            Its path for now.
+
+        Raises:
+            OutputError: The disk does not take it.
+        """
+        folder = self.folder / name
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def finish(self) -> None:
+        """Puts the folder in its place.
+
+        Raises:
+            OutputError: The disk does not take it, or another process wrote the folder meanwhile.
+        """
+        with writing(self.path):
+            if not self._replace:
+                self._take_free_name()
+            elif self.path.exists():
+                # a folder with content cannot be renamed over
+                old = self.folder.with_suffix(".old")
+                self.path.rename(old)
+                try:
+                    self.folder.rename(self.path)
+                except OSError:
+                    old.rename(self.path)
+                    raise
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                self.folder.rename(self.path)
+
+    def _take_free_name(self) -> None:
+        try:
+            self.folder.rename(self.path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            raise OutputError(
+                f"{self.path}: exists already, for another process wrote it meanwhile; replace it with --overwrite"
+            ) from None

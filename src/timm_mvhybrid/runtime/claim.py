@@ -1,0 +1,111 @@
+"""Two processes, one output: the later one is refused before it spends time on it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .errors import OutputError, writing
+
+try:
+    import fcntl
+except ImportError:  # Windows, where the file's name alone decides in the end
+    fcntl = None  # type: ignore[assignment]
+
+# a file system without locks; there, too, the name decides in the end
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
+_MAX_TRIES = 100
+
+
+@contextmanager
+def claimed(output: str | Path, *, wait: bool = False) -> Iterator[None]:
+    """Keeps other processes from writing an output while the block runs.
+
+    The claim is a lock of the operating system on a hidden file beside the output. The lock ends with the process,
+    however that ends, so that what a killed run leaves blocks nobody. Where a file system has no locks, or only locks
+    within a machine as some NFS mounts, nothing is refused here.
+
+    Args:
+        output: File or folder to write; the folder that it lies in exists.
+        wait: Wait until the other process is done; for claims that last for a moment.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OutputError: Another process writes it, or its folder takes no files.
+    """
+    output = Path(output)
+    lock = output.with_name(f".{output.name}.lock")
+    if fcntl is None:
+        yield
+        return
+    with writing(output):
+        descriptor = _lock(output, lock, wait)
+    try:
+        yield
+    finally:
+        # removed while it is locked: whoever opened it before finds that it is not the one of that name any more
+        with suppress(OSError):
+            lock.unlink()
+        with suppress(OSError):
+            # processes that were forked meanwhile hold it, too, and keep it unless it is unlocked
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
+def check_unclaimed(output: str | Path) -> None:
+    """Finds out whether another process writes an output.
+
+    Args:
+        output: File or folder to write.
+
+    Raises:
+        OutputError: One does.
+    """
+    if Path(output).with_name(f".{Path(output).name}.lock").exists():
+        with claimed(output):
+            pass
+
+
+def _lock(output: Path, lock: Path, wait: bool) -> int:
+    """Opens and locks the file that has the lock's name when it is locked."""
+    for _ in range(_MAX_TRIES):
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _take(descriptor, output, wait)
+            if _is_named(descriptor, lock):
+                with suppress(OSError):
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+    raise OutputError(f"{output}: other processes write it all the time; choose another place")
+
+
+def _take(descriptor: int, output: Path, wait: bool) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            owner = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+            raise OutputError(
+                f"{output}: {owner} is writing it; wait until that is done, or choose another place"
+            ) from error
+        if error.errno not in _NO_LOCKS:
+            raise
+
+
+def _is_named(descriptor: int, lock: Path) -> bool:
+    """Says whether an open file still has its name; its owner may have removed it meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), lock.stat())
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,138 @@
+"""What ends a command in one sentence: one base of errors, and the error of every writer."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeGuard
+
+_ROOM = "make room there, and start it again"
+_PLACE = "choose another place, or ask for the right to write there"
+_REMEDIES = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: "a limit of the file system or of the process (ulimit -f); choose another place, or raise it",
+    errno.EROFS: _PLACE,
+    errno.EACCES: _PLACE,
+    errno.EPERM: _PLACE,
+    # a file stands where a folder is wanted
+    errno.EEXIST: "choose another place",
+    errno.ENOTDIR: "choose another place",
+}
+_OF_DISKS_ALONE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+
+class TimmMVHybridError(Exception):
+    """What cannot be done; the message is one line for the user, with the file or argument, its value and the remedy."""
+
+
+class OutputError(TimmMVHybridError):
+    """A file or folder cannot be written; what was there before is still there."""
+
+    @classmethod
+    def of(cls, path: Path, error: OSError, num_bytes: int | None = None) -> OutputError:
+        """Says what the operating system says, for which file, and what it lacks.
+
+        Args:
+            path: The file or folder, by the name that the user knows.
+            error: Of the operating system.
+            num_bytes: Size that is wanted; None if it is unknown.
+
+        Returns:
+            The error to raise.
+        """
+        reason = error.strerror or str(error)
+        facts = [] if num_bytes is None else [f"{num_bytes:,} bytes wanted"]
+        # a quota leaves less than the disk has, and then its free space misleads
+        free = free_bytes(path) if error.errno == errno.ENOSPC else None
+        if free is not None:
+            facts.append(f"{free:,} free")
+        remedy = _REMEDIES.get(error.errno or 0)
+        return cls(
+            f"{path}: cannot be written ({'; '.join([reason, *([', '.join(facts)] if facts else [])])})"
+            f"{'; ' + remedy if remedy else ''}"
+        )
+
+
+def is_of_the_disk(error: BaseException) -> TypeGuard[OSError]:
+    """Says whether the operating system could not, or may not, write; not that a network or a peer failed.
+
+    Args:
+        error: Any error.
+    """
+    if not isinstance(error, OSError):
+        return False
+    # a firewall forbids, too, but no file
+    return error.errno in _OF_DISKS_ALONE or (
+        isinstance(error, PermissionError) and error.filename is not None
+    )
+
+
+def free_bytes(path: Path) -> int | None:
+    """Looks how much room there is.
+
+    Args:
+        path: A file or folder; it need not exist.
+
+    Returns:
+        Bytes that this user may still write; None where the file system does not say.
+    """
+    for folder in (path, *path.absolute().parents):
+        try:
+            usage = shutil.disk_usage(folder)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return None
+        return usage.free if usage.total else None
+    return None
+
+
+def check_space(path: Path, num_bytes: int) -> None:
+    """Finds out whether something fits, before time is spent on it.
+
+    Args:
+        path: The file or folder to write.
+        num_bytes: Its size.
+
+    Raises:
+        OutputError: It does not fit.
+    """
+    free = free_bytes(path)
+    if free is not None and free < num_bytes:
+        raise OutputError.of(path, OSError(errno.ENOSPC, "No space left on device"), num_bytes)
+
+
+def one_sentence(error: TimmMVHybridError | OSError) -> str:
+    """Says what ended a command.
+
+    Args:
+        error: An error of ours, or one of the operating system that nobody foresaw.
+
+    Returns:
+        One line.
+    """
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror or error}"
+    return " ".join(text.split())
+
+
+@contextmanager
+def writing(path: Path, num_bytes: int | None = None) -> Iterator[None]:
+    """Turns what the operating system refuses into an `OutputError`.
+
+    Args:
+        path: What the block writes, and nothing else.
+        num_bytes: Its size; None if it is unknown.
+
+    Raises:
+        OutputError: The block raised an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError.of(path, error, num_bytes) from error
