@@ -9,6 +9,7 @@ import torch
 from timm_mvhybrid.hub.run_records import read_run_records
 from timm_mvhybrid.pretrain.errors import PretrainError
 from timm_mvhybrid.pretrain.run_directory import RunDirectory, git_state
+from timm_mvhybrid.runtime.errors import TimmMVHybridError
 
 CONFIG = {
     "num_steps": 100,
@@ -157,11 +158,11 @@ def test_evaluations_replace_their_like_only(outside):
             "any",
             "",
             lambda run: RunDirectory(run.path / "any").create({}, resume=False),
-            "choose another --output",
+            r"any: cannot be written \(File exists\); choose another place",
         ),
     ],
 )
 def test_problems_name_file_and_remedy(outside, name, content, call, message):
     (outside / name).write_text(content)
-    with pytest.raises(PretrainError, match=message):
+    with pytest.raises(TimmMVHybridError, match=message):
         call(RunDirectory(outside))

@@ -104,10 +104,9 @@ def plot_runs(
     labels = run_labels([run.path for run in folders])
     curves = [curve for run, label in zip(folders, labels, strict=True) for curve in read_curves(run, label)]
     panels = _arrange(curves)
-    picture = _draw(panels, labels, smoothing)
     with writing(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-    write_file(target, picture)
+    write_file(target, _draw(panels, labels, smoothing))
     return target
 
 

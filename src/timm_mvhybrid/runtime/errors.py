@@ -20,6 +20,9 @@ _REMEDIES = {
     errno.EROFS: _PLACE,
     errno.EACCES: _PLACE,
     errno.EPERM: _PLACE,
+    # a file stands where a folder is wanted
+    errno.EEXIST: "choose another place",
+    errno.ENOTDIR: "choose another place",
 }
 _OF_DISKS_ALONE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
