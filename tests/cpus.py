@@ -95,7 +95,9 @@ def main():
     failures = {}
     for kernels, threads, seed_offset in combinations:
         if kernels not in available():
-            print(f"{kernels:<10}{threads:>8}{seed_offset:>8}  left out: this CPU has {available()[-1]} at most")
+            print(
+                f"{kernels:<10}{threads:>8}{seed_offset:>8}  left out: this CPU has {available()[-1]} at most"
+            )
             continue
         outcome = run(kernels, threads, seed_offset, selection)
         counts = outcome.num_tests, outcome.num_skipped, len(outcome.failures), f"{outcome.seconds:.0f}"

@@ -45,9 +45,7 @@ def amplification(name, preset="hest", pca_solver="auto"):
     found = []
     for seed in range(8):
         X, other = (rounded_otherwise(x, np.random.default_rng(seed)) for x in (X_train, X_test))
-        prediction = ridge_probe(
-            X, y_train, other, preset, expected["latent_dim"], pca_solver=pca_solver
-        )
+        prediction = ridge_probe(X, y_train, other, preset, expected["latent_dim"], pca_solver=pca_solver)
         found.append(values(expression_metrics(y_test, prediction)) | {"mean": prediction.mean(axis=0)})
     stacked = {metric: np.stack([one[metric] for one in found]) for metric in found[0]}
     return {metric: np.ptp(x, axis=0).max() for metric, x in stacked.items()}
