@@ -46,11 +46,13 @@ def pytest_collection_modifyitems(items):
             item.add_marker("numeric")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the fixtures of a module, which draw too
+def pytest_runtest_setup(item):
+    """Leaves a test the seeds that it states where it asks for it."""
+    seeds.set_offset(0 if item.get_closest_marker("fixed_seed") else seeds.stated_offset())
+
+
 @pytest.fixture(autouse=True)
-def _seeded(request):
-    """Starts each test from one state of torch's generator, and leaves a test its stated seeds where it asks for it."""
-    fixed = request.node.get_closest_marker("fixed_seed") is not None
-    before = seeds.set_offset(0 if fixed else seeds.stated_offset())
+def _seeded():
+    """Starts each test from one state of torch's generator."""
     torch.manual_seed(0)
-    yield
-    seeds.set_offset(before)

@@ -67,6 +67,7 @@ def result(task, studies):
     )
 
 
+@pytest.mark.fixed_seed  # the embeddings of the golden are drawn
 @pytest.mark.parametrize("solver", ["recipe", "shared"])
 def test_the_small_hest_task_has_hests_scores(tmp_path, solver):
     task = unpack_hest_task(tmp_path)

@@ -74,6 +74,7 @@ def stained(field: str, mean: float) -> np.ndarray:
     return haematoxylin + eosin
 
 
+@pytest.mark.fixed_seed  # how many nuclei one section holds, and so how much a field changes, is a matter of the draw
 @pytest.mark.parametrize("factor", FACTORS)
 def test_only_low_frequencies_survive_blurring(factor):
     change = stained(factor, 1.0) - stained(factor, -1.0)

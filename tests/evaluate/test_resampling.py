@@ -7,11 +7,25 @@ from timm_mvhybrid.evaluate import EvaluationError, bootstrap_interval, compare_
 from timm_mvhybrid.evaluate.resampling import summarise
 
 
+def assert_quantiles(found, drawn):
+    """Asserts that a 95 % interval leaves 2.5 % of the draws on each side, as closely as two samples can tell.
+
+    A fraction p of n draws has a deviation of √(p (1 - p) / n), that of two samples √2 times as much; five of these.
+    Draws of few values repeat, so that the fraction up to and the fraction below a bound enclose it.
+    """
+    slack = 5 * (2 * 0.025 * 0.975 / len(drawn)) ** 0.5
+    rounding = 1e-12
+    assert np.mean(drawn < found.low - rounding) < 0.025 + slack
+    assert np.mean(drawn <= found.low + rounding) > 0.025 - slack
+    assert np.mean(drawn > found.high + rounding) < 0.025 + slack
+    assert np.mean(drawn >= found.high - rounding) > 0.025 - slack
+
+
 def test_interval_over_folds_is_that_of_drawn_folds():
     values = np.array([0.1, 0.4, 0.2, 0.9, 0.3])
     found = bootstrap_interval(values, num_resamples=20_000)
     drawn = np.random.default_rng(9).choice(values, (20_000, 5)).mean(axis=1)
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.01)
+    assert_quantiles(found, drawn)
     assert found.over == "folds"
 
 
@@ -20,7 +34,7 @@ def test_interval_over_folds_and_genes_is_that_of_drawn_folds_and_genes():
     table = rng.normal(size=(6, 1)) + 2 * rng.normal(size=(1, 15)) + rng.normal(size=(6, 15))
     found = bootstrap_interval(table, num_resamples=20_000)
     drawn = [table[rng.integers(0, 6, 6)][:, rng.integers(0, 15, 15)].mean() for _ in range(20_000)]
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.06)
+    assert_quantiles(found, np.array(drawn))
     folds_only = bootstrap_interval(table.mean(axis=1), num_resamples=20_000)
     assert found.high - found.low > 1.2 * (folds_only.high - folds_only.low)
 
@@ -31,7 +45,8 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     for trial in range(200):
         found = bootstrap_interval(rng.normal(size=40), num_resamples=400, seed=trial)
         covered += found.low <= 0 <= found.high
-    assert 0.88 <= covered / 200 <= 0.98
+    # of 40 numbers the percentile interval covers about 94 %; 200 trials tell that to 1.7 %, and it is four of these
+    assert 0.87 <= covered / 200 < 1
 
 
 def test_missing_genes_and_folds_are_left_out():

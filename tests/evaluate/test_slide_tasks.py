@@ -26,6 +26,8 @@ from timm_mvhybrid.evaluate.results import result_from_json
 from timm_mvhybrid.evaluate.slide_tasks.cox import cox_risks, log_rank_p_value
 
 QUICK = AttentionOptions(hidden_dim=16, num_epochs=10, learning_rate=3e-3)
+# how well the outcome of 24 patients is predicted is a matter of the draw
+pytestmark = pytest.mark.fixed_seed
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,12 @@
 """Whole models against goldens of the published code: parameters, features, blocks and gradients."""
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
-from support.goldens import error_ratio, load_golden, relative_error
+from support.bounds import assert_accurate
+from support.goldens import load_golden, relative_error
 
 import timm_mvhybrid
 from timm_mvhybrid.models import checkpoint_filter_fn
@@ -17,6 +20,15 @@ PARAMETERS = {  # with a mask token, without a head
     "vit12_small_patch16_256": 21_698_304,
     "vit24_small_patch16_256": 43_001_088,
 }
+PATCH_VALUES = 3 * 16 * 16
+
+
+def roundings_of(golden, exact):
+    """The sums on the way of a token: the patch's values, then a block's channels, wider inside, and all tokens."""
+    num_tokens = max(x.shape[1] for x in exact.values() if x.ndim == 3)
+    return PATCH_VALUES + golden.config["depth"] * (5 * golden.config["embed_dim"] + num_tokens)
+
+
 MV_HYBRID = ["d_mvhybrid_e32_h2_dep4", "d_mvhybrid_e48_h4_dep4"]
 
 
@@ -41,21 +53,32 @@ def make_mv_hybrid(golden, dtype):
     return model
 
 
+def mv_hybrid_features(golden, case, dtype):
+    mask = golden.inputs[case["mask"]] if case["mask"] else None
+    with torch.no_grad():
+        tokens = make_mv_hybrid(golden, dtype).forward_features(golden.inputs[case["img"]].to(dtype), mask)
+    return {"x_norm_clstoken": tokens[:, 0], "x_norm_patchtokens": tokens[:, 1:]}
+
+
 @pytest.mark.parametrize("name", MV_HYBRID)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_mv_hybrid_features(name, dtype):
     golden = load_golden(name)
-    model = make_mv_hybrid(golden, dtype)
     for case in golden.config["cases"]:
-        mask = golden.inputs[case["mask"]] if case["mask"] else None
-        with torch.no_grad():
-            tokens = model.forward_features(golden.inputs[case["img"]].to(dtype), mask)
-        for key, actual in {"x_norm_clstoken": tokens[:, 0], "x_norm_patchtokens": tokens[:, 1:]}.items():
-            key = f"{case['name']}.{key}"
-            if dtype == torch.float64:
-                assert relative_error(actual, golden.outputs[key]) < 1e-10, key
-            else:
-                assert error_ratio(actual, golden.outputs_f32[key], golden.outputs[key]) <= 2, key
+        actual = mv_hybrid_features(golden, case, dtype)
+        exact = {key: golden.outputs[f"{case['name']}.{key}"] for key in actual}
+        if dtype == torch.float64:
+            for key, value in exact.items():
+                assert relative_error(actual[key], value) < 1e-10, (case["name"], key)
+            continue
+
+        def widened(inputs, case=case):
+            params = {key: inputs[key] for key in golden.params}
+            drawn = replace(golden, params=params, inputs={**golden.inputs, case["img"]: inputs["image"]})
+            return mv_hybrid_features(drawn, case, torch.float64)
+
+        inputs = {"image": golden.inputs[case["img"]], **golden.params}
+        assert_accurate(actual, widened, inputs, roundings=roundings_of(golden, exact), exact=exact)
 
 
 def test_mv_hybrid_official_forward_is_class_token_and_mean():
@@ -133,7 +156,13 @@ def test_stock_vim_gradients():
 
 def test_stock_vim_float32():
     golden = load_golden("f_vimmodel_e32_dep3_img64")
-    model = make_stock_vim(golden, torch.float32)
-    with torch.no_grad():
-        tokens = to_scan_order(model.forward_features(golden.inputs["img"]), 1)
-    assert error_ratio(tokens, golden.outputs_f32["seq_norm"], golden.outputs["seq_norm"]) <= 2
+
+    def run(inputs, dtype=torch.float64):
+        params = {key: inputs[key] for key in golden.params}
+        with torch.no_grad():
+            tokens = make_stock_vim(replace(golden, params=params), dtype).forward_features(inputs["img"])
+        return {"seq_norm": to_scan_order(tokens, 1)}
+
+    inputs, exact = {"img": golden.inputs["img"], **golden.params}, {"seq_norm": golden.outputs["seq_norm"]}
+    actual = run(inputs, torch.float32)
+    assert_accurate(actual, run, inputs, roundings=roundings_of(golden, exact), exact=exact)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.bounds import gamma
 from torchvision.transforms.v2 import functional as F
 
 from timm_mvhybrid.pretrain.augmentation import DeviceAugmentation
@@ -54,7 +55,9 @@ def test_colours_change_as_torchvisions_do(number):
     ours = COLOUR_OPERATIONS[number](pixels, amounts)
     assert torch.equal(pixels, before)
     for row, amount in enumerate(amounts.tolist()):
-        torch.testing.assert_close(ours[row], THEIRS[number](pixels[row], amount), atol=2e-6, rtol=0)
+        # of numbers up to 1, each from some roundings, in ours and in theirs; the hue is reckoned in sixths of its circle
+        bound = 2 * gamma(30 if number == 3 else 10, torch.float32)
+        torch.testing.assert_close(ours[row], THEIRS[number](pixels[row], amount), atol=bound, rtol=0)
 
 
 def test_grayscale_is_torchvisions():

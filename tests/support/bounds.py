@@ -148,12 +148,5 @@ def assert_accurate(actual, function, inputs, *, roundings, dtype=torch.float32,
     exact = named(function(inputs) if exact is None else exact)
     counts = count_roundings(actual, exact, condition(function, inputs, exact), dtype=dtype)
     limit = probable_roundings(roundings)
-    import os
-
-    if os.environ.get("BOUNDS_LOG"):
-        with open(os.environ["BOUNDS_LOG"], "a") as f:
-            f.write(
-                f"{os.environ.get('PYTEST_CURRENT_TEST')} n={roundings} worst {max(counts.values()) / limit:.3g} { ({k: round(c, 2) for k, c in counts.items()}) }\n"
-            )
     for name, count in counts.items():
         assert count <= limit, f"{name}: an error of {count:.3g} roundings, where {limit:.3g} are due"

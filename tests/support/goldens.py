@@ -53,12 +53,3 @@ def relative_error(actual, expected):
         return 0.0
     error = deviation / max(expected.double().abs().max().item(), 1e-300)
     return error if error == error else float("inf")
-
-
-def error_ratio(actual, plain, exact):
-    """Root-mean-square error of a float32 result in units of the plain float32 implementation's."""
-    assert actual.dtype == plain.dtype == torch.float32
-    assert actual.shape == plain.shape == exact.shape
-    floor = exact.norm() * 2**-24 + 1e-300  # what rounding the exact result to float32 may cost
-    ratio = ((actual.double() - exact).norm() / torch.maximum((plain.double() - exact).norm(), floor)).item()
-    return ratio if ratio == ratio else float("inf")
