@@ -52,7 +52,7 @@ MISTAKES = {
 def test_mistakes_are_no_rounding(length, mistake):
     inputs = scan_inputs(length, d_state=16, dtype=torch.float32)
     wrong = scanned(MISTAKES[mistake](inputs), selective_scan)
-    with pytest.raises(AssertionError, match="an error of .* roundings, where"):
+    with pytest.raises(AssertionError, match=r"an error of .* roundings, where"):
         assert_accurate(wrong, scanned, inputs, roundings=length + 16)
 
 

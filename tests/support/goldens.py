@@ -4,7 +4,6 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 
 FOLDER = Path(__file__).parent.parent / "golden" / "models"
