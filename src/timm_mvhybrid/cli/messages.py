@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 def report(summary: dict[str, Any]) -> None:
@@ -42,11 +42,18 @@ def warnings_in_one_line() -> Iterator[None]:
     """
     package = Path(__file__).parents[1]
 
-    def show(message: Warning | str, category: type[Warning], filename: str, *place: Any) -> None:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         if Path(filename).is_relative_to(package):
             say(f"warning: {message}")
         else:
-            show_others(message, category, filename, *place)
+            show_others(message, category, filename, lineno, file, line)
 
     with warnings.catch_warnings():
         show_others, warnings.showwarning = warnings.showwarning, show
