@@ -20,14 +20,24 @@ from torchvision.transforms.v2 import functional as F
 import timm_mvhybrid  # noqa: F401
 
 from .data import MEAN, STD, example_patches
+from .goals import Goal
 from .measure import Spread
 from .report import Report, Table
 from .settings import Settings
 
-PILLOW = "Pillow"
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 SIZES = ((224, 256), (512, 256))
 """From and to, in px: enlarged as patches of 224 px are for our models, and halved as a 40 × patch is for 20 ×."""
+PRETRAINING = "torchvision, uint8, channels last (pretraining's crops)"
+FIGURE = "{source_px} → {target_px} px, {mode}: change of features, {name} / Pillow"
+GOALS = [
+    Goal(
+        figure=FIGURE.format(source_px=source_px, target_px=target_px, mode="bicubic", name=PRETRAINING),
+        relation="≤",
+        bound=0.002,
+    )
+    for source_px, target_px in SIZES
+]
 MODELS = ("mvhybrid_small_patch16_256", "vim_einfft_small_patch16_256", "hydra_hybrid_small_patch16_256")
 
 Resize = Callable[[NDArray[np.uint8], int, str], Tensor]
@@ -40,7 +50,7 @@ def run(settings: Settings) -> Report:
         settings: The options.
 
     Returns:
-        The report; it has no goals.
+        The report.
     """
     num_images = 2 if settings.quick else 16
     models = {name: _untrained(name) for name in (("test_mvhybrid",) if settings.quick else MODELS)}
@@ -61,9 +71,8 @@ def run(settings: Settings) -> Report:
                 }
                 feature_rows.append([case, name, *(f"{change:.2g}" for change in changes.values())])
                 worst = max(changes.values())
-                figures[f"{case}: change of features, {name} / {PILLOW}"] = Spread(
-                    median=worst, low=min(changes.values()), high=worst
-                )
+                figure = FIGURE.format(source_px=source_px, target_px=target_px, mode=mode, name=name)
+                figures[figure] = Spread(median=worst, low=min(changes.values()), high=worst)
     return Report(
         name="resize",
         title="Resizing by torchvision and by Pillow: pixels and features",
@@ -73,7 +82,7 @@ def run(settings: Settings) -> Report:
             "norm of a patch's difference, in float32, by untrained models of seed 0."
         ),
         figures=figures,
-        goals=[],
+        goals=GOALS,
         tables=[
             Table(
                 title=f"Pixels beside Pillow's, {num_images} patches",
@@ -111,9 +120,7 @@ def _torchvision(dtype: torch.dtype, *, antialias: bool, channels_last: bool = F
 
 
 CONTENDERS: dict[str, Resize] = {
-    "torchvision, uint8, channels last (pretraining's crops)": _torchvision(
-        torch.uint8, antialias=True, channels_last=True
-    ),
+    PRETRAINING: _torchvision(torch.uint8, antialias=True, channels_last=True),
     "torchvision, uint8": _torchvision(torch.uint8, antialias=True),
     "torchvision, float32": _torchvision(torch.float32, antialias=True),
     "torchvision, float32, no antialiasing": _torchvision(torch.float32, antialias=False),
