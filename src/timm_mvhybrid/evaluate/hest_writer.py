@@ -130,6 +130,9 @@ def write_anndata(file: h5py.File, data: Any) -> None:
         for frame in _frames([data.obs, data.var, data.obsm, data.varm, data.uns]):
             _turn_strings_into_objects(frame)
         write_elem(file, "/", data)
+    if data.raw is None and "raw" in file:
+        # written as nothing, which older releases do not know
+        del file["raw"]
 
 
 def _frames(values: Iterable[Any]) -> Iterator[Any]:

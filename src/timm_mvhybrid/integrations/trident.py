@@ -104,7 +104,9 @@ def register() -> tuple[str, ...]:
         package.encoder_registry.setdefault(name, partial(encoder, name))
     # a frozen set that two modules hold under the same name, and that TRIDENT's scripts look up in either when they need
     # it; versions before 0.3 have none, and no such option
-    for module in (package, import_module(package.encoder_factory.__module__)):
+    factory = getattr(package, "encoder_factory", None)
+    modules = [package] if factory is None else [package, import_module(factory.__module__)]
+    for module in modules:
         if hasattr(module, _RESIZABLE):
             setattr(module, _RESIZABLE, frozenset({*getattr(module, _RESIZABLE), *MODEL_NAMES}))
     return MODEL_NAMES
