@@ -6,49 +6,14 @@ optimiser steps, never epochs, so that they do not change with the number of pat
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from tyro.constructors import PrimitiveConstructorSpec
+from typing import Literal
 
 from ..data import Edge
 from .errors import PretrainError
-
-
-def _object_from_words(words: list[str]) -> dict[str, Any]:
-    values = json.loads(words[0])
-    if not isinstance(values, dict):
-        raise ValueError(f"{words[0]!r} is no JSON object")
-    return values
-
-
-JsonObject = Annotated[
-    dict[str, Any],
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="JSON",
-        instance_from_str=_object_from_words,
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda value: [json.dumps(value)],
-    ),
-]
-
-
-def _require(condition: bool, name: str, value: object, allowed: str) -> None:
-    if not condition:
-        raise PretrainError(f"{name} is {value}; it must be {allowed}")
-
-
-def _require_share(name: str, value: float) -> None:
-    _require(0 <= value <= 1, name, value, "between 0 and 1")
-
-
-def _require_range(name: str, values: tuple[float, float], highest: float = 1.0) -> None:
-    low, high = values
-    _require(0 < low <= high <= highest, name, values, f"two rising numbers above 0, at most {highest:g}")
+from .settings import JsonObject, require, require_range, require_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +32,7 @@ class ModelConfig:
     """Start from the weights of this file. Excludes pretrained."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.drop_path_rate < 1, "model.drop_path_rate", self.drop_path_rate, "in [0, 1)")
+        require(0 <= self.drop_path_rate < 1, "model.drop_path_rate", self.drop_path_rate, "in [0, 1)")
         if self.pretrained and self.weights is not None:
             raise PretrainError("model.pretrained and model.weights exclude each other; give one of them")
 
@@ -93,8 +58,8 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_prototypes", "hidden_dim", "bottleneck_dim", "num_layers"):
-            _require(getattr(self, name) >= 1, f"head.{name}", getattr(self, name), "at least 1")
-        _require(self.ibot_chunk_rows >= 0, "head.ibot_chunk_rows", self.ibot_chunk_rows, "at least 0")
+            require(getattr(self, name) >= 1, f"head.{name}", getattr(self, name), "at least 1")
+        require(self.ibot_chunk_rows >= 0, "head.ibot_chunk_rows", self.ibot_chunk_rows, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,13 +95,13 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         for name in ("student_temperature", "teacher_temperature_start", "teacher_temperature"):
-            _require(getattr(self, name) > 0, f"loss.{name}", getattr(self, name), "above 0")
+            require(getattr(self, name) > 0, f"loss.{name}", getattr(self, name), "above 0")
         for name in ("dino_weight", "ibot_weight", "regularizer_weight", "teacher_temperature_warmup_steps"):
-            _require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "at least 0")
-        _require(
+            require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "at least 0")
+        require(
             self.sinkhorn_iterations >= 1, "loss.sinkhorn_iterations", self.sinkhorn_iterations, "at least 1"
         )
-        _require_share("loss.center_momentum", self.center_momentum)
+        require_share("loss.center_momentum", self.center_momentum)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,13 +131,13 @@ class CropConfig:
 
     def __post_init__(self) -> None:
         for name in ("global_size_px", "local_size_px"):
-            _require(getattr(self, name) >= 1, f"crops.{name}", getattr(self, name), "at least 1")
-        _require(self.num_local >= 0, "crops.num_local", self.num_local, "at least 0")
-        _require_range("crops.global_scale", self.global_scale)
-        _require_range("crops.local_scale", self.local_scale)
-        _require_share("crops.horizontal_flip", self.horizontal_flip)
-        _require_share("crops.vertical_flip", self.vertical_flip)
-        _require(self.hed_jitter >= 0, "crops.hed_jitter", self.hed_jitter, "at least 0")
+            require(getattr(self, name) >= 1, f"crops.{name}", getattr(self, name), "at least 1")
+        require(self.num_local >= 0, "crops.num_local", self.num_local, "at least 0")
+        require_range("crops.global_scale", self.global_scale)
+        require_range("crops.local_scale", self.local_scale)
+        require_share("crops.horizontal_flip", self.horizontal_flip)
+        require_share("crops.vertical_flip", self.vertical_flip)
+        require(self.hed_jitter >= 0, "crops.hed_jitter", self.hed_jitter, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,8 +150,8 @@ class MaskConfig:
     """Share of the patches that are hidden in those, from and to."""
 
     def __post_init__(self) -> None:
-        _require_share("mask.share", self.share)
-        _require_range("mask.ratio", self.ratio)
+        require_share("mask.share", self.share)
+        require_range("mask.ratio", self.ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +186,7 @@ class OptimizerConfig:
     """Momentum of the teacher at the last step."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.base_learning_rate > 0, "optimizer.base_learning_rate", self.base_learning_rate, "above 0"
         )
         for name in (
@@ -231,10 +196,10 @@ class OptimizerConfig:
             "final_weight_decay",
             "clip_norm",
         ):
-            _require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "at least 0")
-        _require(0 < self.layer_decay <= 1, "optimizer.layer_decay", self.layer_decay, "above 0, at most 1")
+            require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "at least 0")
+        require(0 < self.layer_decay <= 1, "optimizer.layer_decay", self.layer_decay, "above 0, at most 1")
         for name in ("teacher_momentum", "final_teacher_momentum"):
-            _require_share(f"optimizer.{name}", getattr(self, name))
+            require_share(f"optimizer.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,9 +228,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.sources, Sequence):
-            _require(len(self.sources) > 0, "data.sources", "empty", "at least one path")
-        _require(self.num_workers >= 0, "data.num_workers", self.num_workers, "at least 0")
-        _require(self.max_corrupt >= 0, "data.max_corrupt", self.max_corrupt, "at least 0")
+            require(len(self.sources) > 0, "data.sources", "empty", "at least one path")
+        require(self.num_workers >= 0, "data.num_workers", self.num_workers, "at least 0")
+        require(self.max_corrupt >= 0, "data.max_corrupt", self.max_corrupt, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,9 +257,9 @@ class ParallelConfig:
     """CPU: threads of each process; 0 leaves it to torch."""
 
     def __post_init__(self) -> None:
-        _require(self.accumulate >= 1, "parallel.accumulate", self.accumulate, "at least 1")
-        _require(self.shard_size >= 0, "parallel.shard_size", self.shard_size, "at least 0")
-        _require(self.threads >= 0, "parallel.threads", self.threads, "at least 0")
+        require(self.accumulate >= 1, "parallel.accumulate", self.accumulate, "at least 1")
+        require(self.shard_size >= 0, "parallel.shard_size", self.shard_size, "at least 0")
+        require(self.threads >= 0, "parallel.threads", self.threads, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,8 +274,8 @@ class CheckpointConfig:
     """Write while training goes on."""
 
     def __post_init__(self) -> None:
-        _require(self.every_steps >= 1, "checkpoint.every_steps", self.every_steps, "at least 1")
-        _require(self.keep >= 0, "checkpoint.keep", self.keep, "at least 0")
+        require(self.every_steps >= 1, "checkpoint.every_steps", self.every_steps, "at least 1")
+        require(self.keep >= 0, "checkpoint.keep", self.keep, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,9 +307,9 @@ class MonitorConfig:
 
     def __post_init__(self) -> None:
         every = self.collectives_every_steps
-        _require(every >= 0, "monitor.collectives_every_steps", every, "at least 0")
+        require(every >= 0, "monitor.collectives_every_steps", every, "at least 0")
         for name in ("log_every_steps", "collapse_checks", "probe_every_steps", "probe_batch_size"):
-            _require(getattr(self, name) >= 1, f"monitor.{name}", getattr(self, name), "at least 1")
+            require(getattr(self, name) >= 1, f"monitor.{name}", getattr(self, name), "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,9 +336,9 @@ class PretrainConfig:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
     def __post_init__(self) -> None:
-        _require(self.num_steps >= 1, "num_steps", self.num_steps, "at least 1")
-        _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        _require(
+        require(self.num_steps >= 1, "num_steps", self.num_steps, "at least 1")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        require(
             self.optimizer.warmup_steps <= self.num_steps,
             "optimizer.warmup_steps",
             self.optimizer.warmup_steps,
