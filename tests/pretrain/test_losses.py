@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from benchmarks.memory import peak_extra_bytes
 from lightly.loss import IBOTPatchLoss, KoLeoLoss
 from safetensors import safe_open
+from support.bounds import assert_near, gamma
 from support.goldens import relative_error
 
 from timm_mvhybrid.pretrain import lightly_losses
@@ -104,7 +105,7 @@ def test_class_losses_sum_over_their_pairs(num_local):
     student = inputs["student_global_cls"].chunk(2)
     scale = 1 / (2 * num_local + 2)
     between = cross_entropy(teacher[0], student[1]).mean() + cross_entropy(teacher[1], student[0]).mean()
-    torch.testing.assert_close(losses["dino_global"], scale * between)
+    assert_near(losses["dino_global"], scale * between, roundings=256)
     local = sum(
         (
             cross_entropy(target, crop).mean()
@@ -113,8 +114,8 @@ def test_class_losses_sum_over_their_pairs(num_local):
         ),
         start=torch.zeros((), dtype=torch.float64),
     )
-    torch.testing.assert_close(losses["dino_local"], scale * local)
-    torch.testing.assert_close(losses["total"], sum(losses[name] for name in PARTS[:-1]))
+    assert_near(losses["dino_local"], scale * local, roundings=256)
+    assert_near(losses["total"], sum(losses[name] for name in PARTS[:-1]), roundings=256)
 
 
 @pytest.mark.parametrize("centering", ["centering", "sinkhorn_knopp"])
@@ -197,7 +198,12 @@ def test_half_width_scores_are_computed_in_float32(dtype, centering):
             torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-6)
         for name in ("student_patch", "student_feature"):
             assert narrow[name].grad.dtype == dtype
-            torch.testing.assert_close(narrow[name].grad, wide[name].grad.to(dtype))
+            # what float32 rounds otherwise may round to the next number of the dtype
+            gradient, ulp = wide[name].grad, torch.finfo(dtype).eps
+            bound = (
+                2 * gamma(256, torch.float32) * gradient.abs().max().item() + torch.finfo(dtype).tiny * ulp
+            )
+            torch.testing.assert_close(narrow[name].grad, gradient.to(dtype), rtol=ulp, atol=bound)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -259,7 +265,7 @@ def test_koleo_is_lightlys_of_each_global_crop():
     inputs = make_inputs()
     losses = DINOv2Loss(11, regularizer_weight=0.3)(**inputs, teacher_temp=0.05)
     crops = inputs["student_feature"].chunk(2)
-    torch.testing.assert_close(losses["koleo"], 0.3 * sum(KoLeoLoss()(crop) for crop in crops))
+    assert_near(losses["koleo"], 0.3 * sum(KoLeoLoss()(crop) for crop in crops), roundings=256)
 
 
 def test_kernel_density_is_the_mean_log_density():
@@ -293,7 +299,7 @@ def test_weights_scale_their_parts_and_no_regularizer_has_no_part():
     heavy = DINOv2Loss(11, dino_weight=2.0, ibot_weight=3.0, regularizer="none")(**inputs, teacher_temp=0.05)
     assert list(heavy) == ["dino_local", "dino_global", "ibot", "total"]
     for name, factor in (("dino_local", 2), ("dino_global", 2), ("ibot", 3)):
-        torch.testing.assert_close(heavy[name], factor * plain[name])
+        assert_near(heavy[name], factor * plain[name], roundings=256)
 
 
 def test_only_the_running_mean_has_a_state_and_it_restores_exactly():

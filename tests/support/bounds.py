@@ -150,3 +150,19 @@ def assert_accurate(actual, function, inputs, *, roundings, dtype=torch.float32,
     limit = probable_roundings(roundings)
     for name, count in counts.items():
         assert count <= limit, f"{name}: an error of {count:.3g} roundings, where {limit:.3g} are due"
+
+
+def assert_near(actual, expected, *, roundings):
+    """Asserts that two computations of the same numbers differ by no more than their roundings.
+
+    Each is off by at most γ_n of the terms that it adds up (Higham 2002, 3.1). These are taken to be as large as the
+    largest number of the result: so it is for scores, normalised features and losses.
+
+    Args:
+        actual: A tensor.
+        expected: A tensor of the same shape and dtype.
+        roundings: n of either computation: summands of its longest sum, layer upon layer.
+    """
+    scale = expected.detach().double().abs().max().item()
+    bound = 2 * gamma(roundings, expected.dtype) * scale
+    torch.testing.assert_close(actual, expected, rtol=0, atol=bound)
