@@ -1,7 +1,7 @@
 """The six backbones of the MV_Hybrid comparison as timm models, and a tiny one of each kind for tests.
 
 Every model takes patches of 16 px from images of 256 px at 0.5 µm/px, normalised by the mean and deviation of H&E
-slides. ``timm.create_model(name, **options)`` passes options to :class:`HybridVisionTransformer`.
+slides. ``timm.create_model(name, **options)`` passes options to ``HybridVisionTransformer``.
 Source: MV_Hybrid (arXiv 2508.00383), table of compared architectures.
 """
 
