@@ -47,7 +47,11 @@ def missing_from_api(site):
         module = PACKAGE / ("" if page.stem == PACKAGE.name else page.stem) / "__init__.py"
         last_words = {anchor.rpartition(".")[2] for anchor in Page(page.read_text(encoding="utf-8")).anchors}
         names = [name for name in public_names(module) if not name.startswith("__")]
-        names = [name for name in names if not (module.parent / name / "__init__.py").exists() or page.stem == "ops"]
+        names = [
+            name
+            for name in names
+            if not (module.parent / name / "__init__.py").exists() or page.stem == "ops"
+        ]
         missing += [f"{page.stem}.{name}" for name in names if name not in last_words]
     return missing
 
@@ -57,9 +61,15 @@ def fetched_from_elsewhere(site):
     found = []
     for page in sorted(site.rglob("*.html")):
         addresses = Page(page.read_text(encoding="utf-8")).fetched
-        found += [f"{page.relative_to(site)}: {it}" for it in addresses if it.startswith(("http:", "https:", "//"))]
+        found += [
+            f"{page.relative_to(site)}: {it}" for it in addresses if it.startswith(("http:", "https:", "//"))
+        ]
     for sheet in sorted(site.rglob("*.css")):
-        if any(f"{rule}{quote}http" in sheet.read_text(encoding="utf-8") for rule in ("url(", "@import ") for quote in ("", '"', "'")):
+        if any(
+            f"{rule}{quote}http" in sheet.read_text(encoding="utf-8")
+            for rule in ("url(", "@import ")
+            for quote in ("", '"', "'")
+        ):
             found.append(f"{sheet.relative_to(site)}: a font, picture or style sheet of another server")
     return found
 
@@ -75,7 +85,9 @@ def main():
     problems += [f"not on its API page: {it}" for it in missing_from_api(site)]
     if problems:
         sys.exit("\n".join(problems))
-    print(f"{len(list(site.rglob('*.html')))} pages, nothing fetched from elsewhere, all public names described")
+    print(
+        f"{len(list(site.rglob('*.html')))} pages, nothing fetched from elsewhere, all public names described"
+    )
 
 
 if __name__ == "__main__":

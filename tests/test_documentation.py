@@ -15,7 +15,14 @@ from timm_mvhybrid.cli import main
 WITH_PYTHON = [page for page in PAGES if any(not each.needs for each in snippets(page, "python"))]
 COMMANDS = sorted({command for page in PAGES for command, _ in commands(page)})
 # flags of other programs that the pages name
-OF_OTHERS = {"--config", "--embed_dim", "--feature-plugin", "--model_name", "--nproc-per-node", "--target_patch_size"}
+OF_OTHERS = {
+    "--config",
+    "--embed_dim",
+    "--feature-plugin",
+    "--model_name",
+    "--nproc-per-node",
+    "--target_patch_size",
+}
 
 
 def name(page):

@@ -51,7 +51,9 @@ def snippets(page: Path, language: str) -> list[Snippet]:
 def inline_code(page: Path) -> list[str]:
     """The code within the sentences and tables of a page."""
     tokens = MarkdownIt().enable("table").parse(page.read_text(encoding="utf-8"))
-    return [child.content for token in tokens for child in token.children or () if child.type == "code_inline"]
+    return [
+        child.content for token in tokens for child in token.children or () if child.type == "code_inline"
+    ]
 
 
 def command_lines(page: Path, program: str) -> list[list[str]]:
