@@ -1,7 +1,7 @@
 # Every habit of the project is one word here; CI and the pre-commit hooks call the same words.
 PYTHON ?= python
 
-.PHONY: format lint types test test-cpus test-pythons findings bench bench-gpu bench-pretrain-gpu bench-install check timm-suite timm-oldest hub-olah pipelines pipelines-oldest
+.PHONY: format lint types test docs tutorials test-cpus test-pythons findings bench bench-gpu bench-pretrain-gpu bench-install check timm-suite timm-oldest hub-olah pipelines pipelines-oldest
 
 format:           ## rewrite the code in the house style
 	$(PYTHON) -m ruff format .
@@ -17,6 +17,13 @@ types:            ## static types of the package
 
 test:             ## the default suite
 	$(PYTHON) -m pytest -n auto
+
+docs:             ## the documentation as pages in build/site, without a network; extra `docs`
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
+	$(PYTHON) tests/site.py build/site
+
+tutorials:        ## four notebooks of the examples, executed, in build/tutorials; minutes; extra `tutorials`
+	$(PYTHON) examples/make_tutorials.py build/tutorials
 
 test-cpus:        ## the numeric tests as on other CPUs: kernels × threads × draws; CPUS=short for two quick ones
 	$(PYTHON) tests/cpus.py $(if $(filter short,$(CPUS)),--short)

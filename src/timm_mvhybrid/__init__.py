@@ -1,7 +1,7 @@
 """State-space and vision-transformer hybrid backbones for computational pathology, as a timm plug-in.
 
 Importing the package registers its models: ``timm.create_model("mvhybrid_small_patch16_256")`` works from then on, and so
-does :func:`create_model`.
+does ``create_model``.
 """
 
 from . import layers, models, ops

@@ -346,9 +346,9 @@ def test_command_line_takes_a_checkpoint_to_the_hub(hub, folder, tmp_path):
     assert server.repositories[REPO].refs["v1"] == done["commit"]
 
 
-def test_the_readme_publishes_and_loads(hub, folder, tmp_path):
+def test_the_page_publishes_and_loads(hub, folder, tmp_path):
     server, call = hub
-    text = (Path(__file__).parents[2] / "README.md").read_text().split("## Weights on the Hub")[1]
+    text = (Path(__file__).parents[2] / "docs" / "guide" / "publish.md").read_text()
     names = {
         "ORGANISATION/NAME": REPO,
         "mvhybrid_small_patch16_256": "test_mvhybrid",
@@ -364,7 +364,8 @@ def test_the_readme_publishes_and_loads(hub, folder, tmp_path):
         assert call(command, *line.split()[1:], token=TOKEN).value == 0
     assert server.repositories[REPO].private
     assert "v1.0" in server.repositories[REPO].refs
-    outcome = call(run_python, text.split("```python\n")[1].split("```")[0], token=READ_TOKEN)
+    code = text.split("```python")[1].split("```")[0].partition("\n")[2]  # after what stands beside the fence
+    outcome = call(run_python, code, token=READ_TOKEN)
     assert outcome.error == ""
     assert len(server.seen("GET", "model.safetensors")) == 2
 

@@ -50,7 +50,7 @@ def expand_shards(pattern: str) -> list[str]:
     Raises:
         DataError: If a range counts down.
 
-    Example:
+    Examples:
         >>> expand_shards("shard-{08..10}.tar")
         ['shard-08.tar', 'shard-09.tar', 'shard-10.tar']
     """

@@ -66,7 +66,7 @@ def otsu_threshold(values: NDArray[np.uint8]) -> int:
     Returns:
         The threshold; values above it are the upper class. 0 for an empty or constant array.
 
-    Example:
+    Examples:
         >>> otsu_threshold(np.array([3, 4, 5, 90, 91], dtype=np.uint8))
         5
     """
@@ -109,7 +109,7 @@ def tile_grid(dimensions: tuple[int, int], patch_size_level0: float, step_level0
     Returns:
         Top-left corners in level-0 pixels, (N, 2) int64 as x, y.
 
-    Example:
+    Examples:
         >>> tile_grid((512, 300), 256, 256).tolist()
         [[0, 0], [256, 0]]
     """

@@ -11,7 +11,7 @@ this package is imported before eva, which is what this module does when it is r
     export MODEL_NAME=timm/mvhybrid_small_patch16_256
     python -m timm_mvhybrid.integrations.kaiko_eva predict_fit --config bach.yaml
 
-It also sets, unless they are set, the variables that eva's configurations read beside it, as :func:`environment` gives
+It also sets, unless they are set, the variables that eva's configurations read beside it, as ``environment`` gives
 them: without those eva builds the model with random weights and normalises by the colours of ImageNet.
 
 kaiko-eva 0.4 with jsonargparse below 4.52, since it cannot read a loss such as ``torch.nn.CrossEntropyLoss`` with later ones.

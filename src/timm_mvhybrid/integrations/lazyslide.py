@@ -14,7 +14,7 @@ lazyslide takes any timm model by name, so ``import timm_mvhybrid`` before the c
 
 By plain name, though, lazyslide drops ``model_path=`` without a word and loads published weights, resizes the tiles to
 256 px whatever ``img_size`` says unless ``dense=True``, and reads the whole name of an exported folder as the name of a
-table. :func:`register` puts the backbones into lazyslide's own list, beside "uni" and "virchow", where all of that
+table. ``register`` puts the backbones into lazyslide's own list, beside "uni" and "virchow", where all of that
 works. lazyslide 0.13 or later, which needs Python 3.11.
 """
 

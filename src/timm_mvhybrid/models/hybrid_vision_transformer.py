@@ -40,7 +40,7 @@ class HybridVisionTransformer(VisionTransformer):
     """A timm VisionTransformer whose leading blocks may mix their tokens by a state-space scan.
 
     Everything a caller sees is in timm's order. Attention blocks are timm's own; state-space blocks are
-    :class:`~timm_mvhybrid.layers.SSMBlock`. A forward hook on a state-space block sees scan order.
+    ``SSMBlock``. A forward hook on a state-space block sees scan order.
     Source: MV_Hybrid (arXiv 2508.00383); without state-space blocks, DINOv2's ViT (arXiv 2304.07193).
 
     Args:

@@ -33,7 +33,7 @@ def load_weights(model: nn.Module, path: str | Path) -> str:
 
     Args:
         model: Any timm model; for this package's models every format of
-            :func:`~timm_mvhybrid.models.checkpoint_filter_fn` is converted. Wrappers' prefixes are taken off for all.
+            ``checkpoint_filter_fn`` is converted. Wrappers' prefixes are taken off for all.
         path: A safetensors file, or a PyTorch file that holds tensors only (no pickled objects are run).
 
     Returns:

@@ -1,7 +1,7 @@
 """The six backbones of the MV_Hybrid comparison as timm models, and a tiny one of each kind for tests.
 
 Every model takes patches of 16 px from images of 256 px at 0.5 µm/px, normalised by the mean and deviation of H&E
-slides. ``timm.create_model(name, **options)`` passes options to :class:`HybridVisionTransformer`.
+slides. ``timm.create_model(name, **options)`` passes options to ``HybridVisionTransformer``.
 Source: MV_Hybrid (arXiv 2508.00383), table of compared architectures.
 """
 
@@ -16,7 +16,9 @@ from .organization import follow, organization, update_registry
 from .pretrained import PretrainedModel, read_pretrained
 
 HE_MEAN = (0.70322989, 0.53606487, 0.66096631)
+"""Mean of H&E slides in red, green and blue, for pixels from 0 to 1."""
 HE_STD = (0.21716536, 0.26081574, 0.20723464)
+"""Their standard deviation."""
 
 MODEL_NAMES = (
     "mvhybrid_small_patch16_256",
@@ -26,6 +28,7 @@ MODEL_NAMES = (
     "vit12_small_patch16_256",
     "vit24_small_patch16_256",
 )
+"""The six backbones."""
 TEST_MODEL_NAMES = (
     "test_mvhybrid",
     "test_hydra_hybrid",
@@ -33,12 +36,14 @@ TEST_MODEL_NAMES = (
     "test_hydra_einfft",
     "test_vit12",
 )
+"""Tiny models of the same blocks, for tests."""
 
 # one tag per set of weights: DINOv2 self-supervision on H&E patches, and initial weights of the test models
 PRETRAINED_TAG = "dinov2_he"
 TEST_TAG = "random"
 # "architecture.tag" of the sets that the default organisation has published
 PUBLISHED_SETS: frozenset[str] = frozenset()
+"""Models whose weights are on the Hub, as NAME.TAG; none yet."""
 
 __all__ = ["HE_MEAN", "HE_STD", "MODEL_NAMES", "PUBLISHED_SETS", "TEST_MODEL_NAMES"]
 

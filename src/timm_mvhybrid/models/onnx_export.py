@@ -105,7 +105,7 @@ def export_onnx(
             the model's. No file is left behind.
         OutputError: The disk does not take the file, or another process writes it.
 
-    Example:
+    Examples:
         >>> import timm, timm_mvhybrid
         >>> model = timm.create_model("mvhybrid_small_patch16_256")
         >>> timm_mvhybrid.models.export_onnx(model, "mvhybrid.onnx")  # doctest: +SKIP

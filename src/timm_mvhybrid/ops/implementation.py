@@ -1,7 +1,7 @@
 """Which implementation of a scan runs: the one that was asked for, or the best for device, dtype and installation.
 
 ``auto`` takes, on a CUDA device, mamba-ssm's kernels where they are installed, then our Triton kernels, and plain
-torch (``cpu``) anywhere else. A request that cannot be met raises :class:`ImplementationError`; nothing is replaced
+torch (``cpu``) anywhere else. A request that cannot be met raises ``ImplementationError``; nothing is replaced
 in silence. The request is one a process, not one a thread, for autograd runs the backward pass in threads of its own.
 """
 
@@ -92,7 +92,7 @@ class use_implementation:  # a function to its users, who may also open it with 
         ValueError: There is no such implementation.
         ImplementationError: It can run on no device of this machine.
 
-    Example:
+    Examples:
         >>> from timm_mvhybrid import ops
         >>> with ops.use_implementation("reference"):
         ...     print(ops.implementation_status().requested)
@@ -127,7 +127,7 @@ class use_implementation:  # a function to its users, who may also open it with 
 
 
 def requested_implementation() -> str:
-    """Returns the request in force: of :class:`use_implementation`, else of the environment, else ``auto``."""
+    """Returns the request in force: of ``use_implementation``, else of the environment, else ``auto``."""
     return _requested
 
 
@@ -202,7 +202,7 @@ def choose(operation: str, requested: str, device_type: str, dtype: torch.dtype)
 
 
 def why_not(operation: str, name: str, device_type: str, dtype: torch.dtype) -> str | None:
-    """Says why an implementation cannot run, or None if it can; arguments as for :func:`choose`."""
+    """Says why an implementation cannot run, or None if it can; arguments as for ``choose``."""
     kind = str(dtype).removeprefix("torch.")
     if name == "triton":
         if importlib.util.find_spec("triton") is None:

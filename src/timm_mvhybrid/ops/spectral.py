@@ -30,7 +30,7 @@ def token_dft(x: Tensor, scale: float = 1.0, matrix_length: int = MATRIX_LENGTH)
     Returns:
         The real and the imaginary part, (..., length // 2 + 1, channels) each, in the dtype of ``x``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> real, imaginary = token_dft(torch.ones(4, 1))
         >>> real.flatten()
@@ -48,7 +48,7 @@ def token_dft(x: Tensor, scale: float = 1.0, matrix_length: int = MATRIX_LENGTH)
 def inverse_token_dft(
     real: Tensor, imaginary: Tensor, length: int, scale: float = 1.0, matrix_length: int = MATRIX_LENGTH
 ) -> Tensor:
-    """Transforms a half spectrum back into real tokens; the inverse of :func:`token_dft`.
+    """Transforms a half spectrum back into real tokens; the inverse of ``token_dft``.
 
     The imaginary parts at frequency 0 and, for even lengths, at length / 2 do not contribute.
 
@@ -57,7 +57,7 @@ def inverse_token_dft(
         imaginary: Imaginary part, of the same shape.
         length: Number of tokens.
         scale: Factor of the result.
-        matrix_length: As for :func:`token_dft`.
+        matrix_length: As for ``token_dft``.
 
     Returns:
         Tokens, (..., length, channels), in the dtype of ``real``.
@@ -69,7 +69,7 @@ def inverse_token_dft(
 
 
 def inverse_basis(length: int, like: Tensor) -> Tensor:
-    """Returns the matrix of :func:`inverse_token_dft`, (length, 2 (length // 2 + 1)); arguments as below."""
+    """Returns the matrix of ``inverse_token_dft``, (length, 2 (length // 2 + 1)); arguments as below."""
     basis = forward_basis(length, like).transpose(0, 1)
     half = length // 2 + 1
     # each frequency between the ends stands for its conjugate partner too
@@ -81,7 +81,7 @@ def inverse_basis(length: int, like: Tensor) -> Tensor:
 
 
 def forward_basis(length: int, like: Tensor) -> Tensor:
-    """Returns the matrix of :func:`token_dft`: cosines above negative sines, (2 (length // 2 + 1), length).
+    """Returns the matrix of ``token_dft``: cosines above negative sines, (2 (length // 2 + 1), length).
 
     Args:
         length: Number of tokens.

@@ -39,7 +39,7 @@ def combine(*words: ArrayLike) -> UInt64Array:
     Returns:
         One 64-bit integer each, in the shape they broadcast to, at least one-dimensional.
 
-    Example:
+    Examples:
         >>> bool((combine(1, 2) == combine(2, 1)).any())
         False
     """

@@ -23,7 +23,7 @@ def einfft_reference(
     Returns:
         (batch, length, d_model) in the dtype of ``x``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> identity = torch.stack([torch.eye(1).repeat(4, 1, 1), torch.zeros(4, 1, 1)])
         >>> nothing = torch.zeros(2, 4, 1)

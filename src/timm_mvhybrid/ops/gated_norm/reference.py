@@ -19,7 +19,7 @@ def gated_norm_reference(y: Tensor, z: Tensor, weight: Tensor, eps: float) -> Te
     Returns:
         (batch, length, channels) in the dtype of ``y``; computed in float32, or in float64 for float64 input.
 
-    Example:
+    Examples:
         >>> import torch
         >>> gated_norm_reference(torch.tensor([[[3.0, 4.0]]]), torch.zeros(1, 1, 2), torch.ones(2), 0.0)
         tensor([[[0., 0.]]])

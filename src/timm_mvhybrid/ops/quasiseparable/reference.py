@@ -26,7 +26,7 @@ def quasiseparable_reference(
     Returns:
         y in the dtype of ``x``, (batch, length, heads, headdim).
 
-    Example:
+    Examples:
         >>> import torch
         >>> x, zero = torch.ones(1, 3, 1, 1), torch.zeros(1, 3, 2, 1)
         >>> B = torch.ones(1, 3, 2, 1, 1)

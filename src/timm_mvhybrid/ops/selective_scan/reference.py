@@ -49,7 +49,7 @@ def selective_scan_reference(
         y in the dtype of ``u``, (batch, d_inner, length); with ``return_last_state`` also h_length,
         (batch, d_inner, d_state), in the accumulation dtype (float32, or float64 for float64 input).
 
-    Example:
+    Examples:
         >>> import torch
         >>> u = torch.ones(1, 1, 3)
         >>> ones = torch.ones(1, 1, 3)

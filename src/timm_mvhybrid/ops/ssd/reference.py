@@ -46,7 +46,7 @@ def ssd_scan_reference(
         y in the dtype of ``x``, (batch, length, heads, headdim); with ``return_last_state`` also h_length,
         (batch, heads, headdim, d_state), in the accumulation dtype (float32, or float64 for float64 input).
 
-    Example:
+    Examples:
         >>> import torch
         >>> x = torch.ones(1, 3, 1, 1)
         >>> ssd_scan_reference(x, torch.ones(1, 3, 1), torch.zeros(1), x, x).flatten()

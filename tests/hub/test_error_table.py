@@ -1,4 +1,4 @@
-"""Every row of the README's table of errors is what really happens, and every row has its cause here."""
+"""Every row of the table of errors in docs/errors.md is what really happens, and every row has its cause here."""
 
 import json
 import pickle
@@ -16,8 +16,8 @@ from support.training_runs import MODEL, training_state
 
 from timm_mvhybrid.hub import export
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-TABLE = re.search(r"\| what you see \| what it means \| what to do \|\n\| -.*\n((?:\|.*\n)+)", README)[1]
+PAGE = (Path(__file__).parents[2] / "docs" / "errors.md").read_text()
+TABLE = re.search(r"\| what you see \| what it means \| what to do \|\n\| -.*\n((?:\|.*\n)+)", PAGE)[1]
 ROWS = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in TABLE.splitlines()]
 REPO = "our-lab/published"
 CAUSES = {}
