@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-EXAMPLES = Path(__file__).parent
+EXAMPLES = Path(__file__).resolve().parent
 NAMES = ("quickstart", "loso_phantom", "patch_and_slide_tasks", "pretrain_slide")
 
 
@@ -62,8 +62,11 @@ def notebook(name: str, arguments: list[str]) -> nbformat.NotebookNode:
     main = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
     before = tree.body[1 : tree.body.index(main)]
     steps = [node for node in main.body[1:] if not makes_main_end(node)]
-    cells = [nbformat.v4.new_markdown_cell(f"# {name.replace('_', ' ').capitalize()}\n\n{ast.get_docstring(tree)}")]
+    cells = [
+        nbformat.v4.new_markdown_cell(f"# {name.replace('_', ' ').capitalize()}\n\n{ast.get_docstring(tree)}")
+    ]
     setup = f"import sys\n\n__file__ = {str(path)!r}\n__doc__ = {ast.get_docstring(tree)!r}\nsys.argv = {[path.name, *arguments]!r}"
+    setup += "".join(f"\n{argument.arg} = None" for argument in main.args.args)
     code = [setup, *paragraphs(source, before), *paragraphs(source, steps)]
     cells += [nbformat.v4.new_code_cell(text) for text in code]
     pictures = (
