@@ -14,12 +14,14 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-EXAMPLES = Path(__file__).parent
+EXAMPLES = Path(__file__).resolve().parent
 NAMES = ("quickstart", "loso_phantom", "patch_and_slide_tasks", "pretrain_slide")
 
 
 def paragraphs(source: str, statements: list[ast.stmt]) -> list[str]:
     """Divides statements into groups at the blank lines between them.
+
+    An ``if`` that returns from `main` is left out: a cell cannot return, and ours do so under torchrun alone.
 
     Args:
         source: The whole file.
@@ -32,6 +34,11 @@ def paragraphs(source: str, statements: list[ast.stmt]) -> list[str]:
     groups: list[list[str]] = []
     end = statements[0].lineno - 1
     for statement in statements:
+        if isinstance(statement, ast.If) and any(
+            isinstance(node, ast.Return) for node in ast.walk(statement)
+        ):
+            end = statement.end_lineno or statement.lineno
+            continue
         between = lines[end : statement.lineno - 1]
         indented = lines[end : statement.end_lineno]
         if not groups or "" in (line.strip() for line in between):
@@ -39,11 +46,6 @@ def paragraphs(source: str, statements: list[ast.stmt]) -> list[str]:
         groups[-1] += [line[statement.col_offset :] for line in indented if line.strip() or groups[-1]]
         end = statement.end_lineno or statement.lineno
     return ["\n".join(group) for group in groups]
-
-
-def makes_main_end(statement: ast.stmt) -> bool:
-    """Whether a statement of `main` returns from it, which a cell cannot; ours do so under torchrun alone."""
-    return any(isinstance(node, ast.Return) for node in ast.walk(statement))
 
 
 def notebook(name: str, arguments: list[str]) -> nbformat.NotebookNode:
@@ -61,12 +63,12 @@ def notebook(name: str, arguments: list[str]) -> nbformat.NotebookNode:
     tree = ast.parse(source)
     main = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
     before = tree.body[1 : tree.body.index(main)]
-    steps = [node for node in main.body[1:] if not makes_main_end(node)]
     cells = [
         nbformat.v4.new_markdown_cell(f"# {name.replace('_', ' ').capitalize()}\n\n{ast.get_docstring(tree)}")
     ]
     setup = f"import sys\n\n__file__ = {str(path)!r}\n__doc__ = {ast.get_docstring(tree)!r}\nsys.argv = {[path.name, *arguments]!r}"
-    code = [setup, *paragraphs(source, before), *paragraphs(source, steps)]
+    setup += "".join(f"\n{argument.arg} = None" for argument in main.args.args)
+    code = [setup, *paragraphs(source, before), *paragraphs(source, main.body[1:])]
     cells += [nbformat.v4.new_code_cell(text) for text in code]
     pictures = (
         "from IPython.display import Image as Picture, display\n\n"

@@ -117,7 +117,7 @@ def test_files_that_the_readme_links_exist():
         assert (ROOT / link).exists(), link
 
 
-def test_the_two_commands_stand_in_the_readme_as_ci_runs_them():
+def test_the_two_commands_stand_in_the_readme():
     text = README.read_text()
     assert "pip install -e '.[slides]' && python examples/quickstart.py" in text
     assert "pip install -e '.[test]' && pytest -n auto" in text

@@ -297,7 +297,7 @@ class MonitorConfig:
     stop_on_collapse: bool = False
     """Whether a collapse stops the run instead of being reported."""
     probe: Path | None = None
-    """Labelled patches for an online probe: a folder per class, or a CSV (see the README)."""
+    """Labelled patches for an online probe: a folder per class, or a CSV (see docs/guide/pretrain.md)."""
     probe_counts_layer: str | None = None
     """Where each h5ad of the probe keeps its raw counts: a layer, or raw; X by default."""
     probe_every_steps: int = 1000
