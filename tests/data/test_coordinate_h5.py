@@ -57,6 +57,20 @@ def test_slides_without_resolution_are_fine(tmp_path):
     assert given.resolution_um_per_px == 0.5
 
 
+@pytest.mark.parametrize("um_per_px", [0.0274, (0.25, 0.5), 353.0])
+def test_a_stated_resolution_that_cannot_be_true_is_told(tmp_path, um_per_px):
+    write_slide(tmp_path / "slide.tif", um_per_px=um_per_px)
+    write_coordinates(tmp_path / "slide.h5", COORDS, attributes=clam_attributes(128, 1))
+    with pytest.warns(
+        UserWarning, match=r"slide\.tif: the slide states .* states no resolution.*--slide-resolution"
+    ) as told:
+        assert CoordinateH5Source(tmp_path / "slide.h5").resolution_um_per_px is None
+    assert len(told) == 1
+    # warnings of this package are errors
+    given = CoordinateH5Source(tmp_path / "slide.h5", slide_resolution_um_per_px=0.25)
+    assert given.resolution_um_per_px == 0.5
+
+
 def test_slide_by_option(tmp_path, pixels):
     (tmp_path / "elsewhere").mkdir()
     path = tmp_path / "elsewhere" / "other.h5"
@@ -109,7 +123,8 @@ def test_patches_may_hang_over_any_edge(tmp_path, x, y):
             {"patch_size": 128, "patch_level": 7},
             r"'patch_level' is 7, but .*slide\.tif has the levels 0 to 2",
         ),
-        ({"patch_size": "large", "patch_level": 0}, "'patch_size' is no number: 'large'"),
+        ({"patch_size": "large", "patch_level": 0}, "'patch_size' is not a number: 'large'"),
+        ({"patch_size": 128, "patch_level": "first"}, "'patch_level' is not a number: 'first'"),
         (
             {**trident_attributes(128), "patch_size_level0": 128},
             "'patch_size_level0' is 128, but patches of 128 px at 20 × on a slide of 40 × cover 256 px",

@@ -208,5 +208,5 @@ def test_a_table_is_read_and_has_no_layers(tmp_path):
 def test_files_that_are_no_h5ad_are_named(tmp_path):
     (tmp_path / "a.h5ad").write_bytes(b"nothing")
     for name in ("a.h5ad", "absent.h5ad"):
-        with pytest.raises(DataError, match=rf"{name}: cannot be read as an h5ad file"):
+        with pytest.raises(DataError, match=rf"{name}: cannot be read as an h5ad file .*again$"):
             read_counts(tmp_path / name)

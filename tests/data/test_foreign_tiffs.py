@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import tifffile
 from support.foreign_tiffs import KINDS, PIXELS, PLANES, write_kind, write_ome, write_truncations
 from support.generated_slides import REAL_SLIDE, write_odd_pyramid, write_slide
 
@@ -76,6 +77,25 @@ def test_three_planes_that_state_their_colours_are_colours(tmp_path, libraries, 
     np.testing.assert_array_equal(patch, PIXELS[40:230, 50:250])
 
 
+@pytest.mark.parametrize(
+    ("colours", "refusal"),
+    [([4278190335, 16711935, 65535], None), (["#FF0000", "0", "0"], "3 grey channels")],
+)
+def test_colours_of_channels_as_others_write_them(tmp_path, colours, refusal):
+    write_ome(tmp_path / "planes.ome.tif", PLANES, axes="CYX", Channel={"Color": [1, 2, 3]})
+    xml = tifffile.tiffcomment(tmp_path / "planes.ome.tif")
+    for number, colour in enumerate(colours, 1):
+        xml = xml.replace(f'Color="{number}"', f'Color="{colour}"')
+    tifffile.tiffcomment(tmp_path / "planes.ome.tif", xml.encode())
+    if refusal is None:
+        assert np.asarray(Slide(tmp_path / "planes.ome.tif").read((5, 4), (1, 1), (1, 1))).tolist() == [
+            [PIXELS[4, 5].tolist()]
+        ]
+        return
+    with pytest.raises(DataError, match=rf"planes\.ome\.tif: {refusal}"):
+        Slide(tmp_path / "planes.ome.tif")
+
+
 @pytest.mark.parametrize("tiled", [True, False], ids=["tiled", "strips"])
 @pytest.mark.parametrize("names", [None, ["DAPI", "FITC", "Cy5"], ["Blue", "Green", "Red"]])
 def test_other_planes_are_named(tmp_path, libraries, names, tiled):
@@ -139,16 +159,9 @@ WRITERS = {
 def test_truncated_files_are_refused_in_one_sentence(tmp_path, libraries, name, capfd):
     options = TilingOptions(patch_size_px=64, min_tissue=0.0, slide_resolution_um_per_px=0.5)
     cuts = write_truncations(tmp_path, name, WRITERS[name], 17)
-    for path in cuts[:-1]:
+    for path in cuts:
         with pytest.raises(DataError, match=rf"^{re.escape(str(path))}: [^\n]+$"):
             SlideSource(path, options)
-    # the last byte may be a tag's that no pixel depends on
-    try:
-        source = SlideSource(cuts[-1], options)
-    except DataError:
-        return
-    whole = SlideSource(tmp_path / name, options)
-    assert all(np.array_equal(source[index], whole[index]) for index in range(0, len(whole), 7))
     assert capfd.readouterr().err == ""
 
 

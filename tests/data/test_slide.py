@@ -208,3 +208,13 @@ def test_unreadable_region_names_the_patch_and_the_next_read_works(tmp_path, mon
     with pytest.raises(PatchError, match=r"slide\.tif: unreadable region at x=512, y=256 \(TIFFRGBA"):
         source[1]
     assert source[1].size == (256, 256)
+
+
+@pytest.mark.filterwarnings("ignore:.*its patches are enlarged")
+@pytest.mark.parametrize("options", [{"slide_resolution_um_per_px": 1e9}, {"resolution_um_per_px": 1e-9}])
+def test_patches_below_one_pixel_are_refused_before_a_grid_is_laid(tmp_path, options):
+    write_slide(tmp_path / "slide.tif")
+    with pytest.raises(
+        DataError, match=r"slide\.tif: a patch of 64 px .* smaller than one pixel .*--resolution"
+    ):
+        SlideSource(tmp_path / "slide.tif", TilingOptions(patch_size_px=64, **options))

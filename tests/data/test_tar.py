@@ -131,7 +131,7 @@ def test_a_damaged_header_does_not_end_the_tar_silently(tmp_path):
     content = bytearray(path.read_bytes())
     content[start + 10] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DataError, match=rf"x\.tar: damaged behind byte {start}"):
+    with pytest.raises(DataError, match=rf"x\.tar: damaged after byte {start}"):
         TarSource(path)
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -83,6 +84,9 @@ def test_tissue_share_of_tiles_smaller_than_a_mask_pixel():
         {"overlap_px": -1},
         {"min_tissue": 1.5},
         {"slide_resolution_um_per_px": -0.5},
+        {"resolution_um_per_px": math.inf},
+        {"slide_resolution_um_per_px": math.inf},
+        {"slide_resolution_um_per_px": math.nan},
     ],
 )
 def test_options_out_of_range(wrong):

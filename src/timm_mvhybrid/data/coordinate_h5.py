@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -108,6 +109,12 @@ class CoordinateH5Source:
         self.patch_size_px = self.reading.size_px
         self.patch_size_level0 = self.reading.size_level0
         self._check_inside()
+        if self.slide.states_resolution and self.slide.resolution_um_per_px is None:
+            warnings.warn(
+                f"{self.slide.path}: {self.slide.resolution_problem}; the output states no resolution, and "
+                "--slide-resolution UM_PER_PX settles it",
+                stacklevel=2,
+            )
         native = self.slide.resolution_um_per_px
         self.resolution_um_per_px = native and native * self.patch_size_level0 / self.patch_size_px
         of_a_tool = is_of_a_tool(values) and self.reading.level is not None

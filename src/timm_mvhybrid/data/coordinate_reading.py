@@ -90,7 +90,12 @@ def patch_reading(
             f"{file.path}: dataset 'coords' has neither CLAM's attribute 'patch_level' nor TRIDENT's "
             "'patch_size_level0'"
         )
-    level = int(values["patch_level"])
+    try:
+        level = int(values["patch_level"])
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{file.path}: attribute 'patch_level' is not a number: {values['patch_level']!r}; write the level's number"
+        ) from error
     if not 0 <= level < len(level_downsamples):
         raise DataError(
             f"{file.path}: attribute 'patch_level' is {level}, but {slide} has the levels 0 to "

@@ -124,7 +124,8 @@ def _open_h5ad(path: Path) -> Any:
             return anndata.read_h5ad(path)
     except Exception as error:  # its readers raise whatever HDF5, pandas, SciPy or their own registry do
         raise DataError(
-            f"{path}: cannot be read as an h5ad file ({' '.join(str(error).split())[:200]})"
+            f"{path}: cannot be read as an h5ad file ({' '.join(str(error).split())[:200]}); copy or write it "
+            "again"
         ) from error
 
 

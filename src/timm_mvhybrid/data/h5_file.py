@@ -105,14 +105,14 @@ def number(file: H5File, values: Mapping[str, Any], key: str) -> float | None:
         that it is unknown (None, NaN, or not above zero).
 
     Raises:
-        DataError: If the attribute is no number.
+        DataError: If the attribute is not a number.
     """
     if key not in values or values[key] is None or (isinstance(values[key], str) and values[key] == "None"):
         return None
     try:
         value = float(np.asarray(values[key]).ravel()[0])
     except (TypeError, ValueError, IndexError) as error:
-        raise DataError(f"{file.path}: attribute '{key}' is no number: {values[key]!r}") from error
+        raise DataError(f"{file.path}: attribute '{key}' is not a number: {values[key]!r}") from error
     return value if value > 0 else None
 
 

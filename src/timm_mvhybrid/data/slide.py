@@ -32,6 +32,7 @@ class Slide:
         resolution_um_per_px: Resolution of level 0 in µm per pixel; None takes what the slide states.
 
     Attributes:
+        states_resolution: Whether the slide states a resolution, usable or not.
         resolution_um_per_px: Resolution of level 0; None if none is given and what the slide states cannot be used.
         resolution_problem: Why not; empty if there is a resolution.
 
@@ -48,10 +49,10 @@ class Slide:
         self.dimensions: tuple[int, int] = (int(handle.dimensions[0]), int(handle.dimensions[1]))
         self.level_dimensions = [(int(width), int(height)) for width, height in handle.level_dimensions]
         self.level_downsamples = [float(downsample) for downsample in handle.level_downsamples]
+        stated = self._tags.um_per_px or stated_um_per_px(handle)
+        self.states_resolution = stated is not None
         self.resolution_um_per_px, self.resolution_problem = (
-            (resolution_um_per_px, "")
-            if resolution_um_per_px
-            else check_resolution(self._tags.um_per_px or stated_um_per_px(handle))
+            (resolution_um_per_px, "") if resolution_um_per_px else check_resolution(stated)
         )
 
     @property

@@ -52,6 +52,11 @@ class SlideSource:
             )
         self.patch_size_px: int = options.patch_size_px
         self.patch_size_level0 = options.patch_size_px * scale
+        if self.patch_size_level0 < 1:
+            raise DataError(
+                f"{self.path}: a patch of {options.patch_size_px} px at {options.resolution_um_per_px:g} µm/px is smaller "
+                f"than one pixel of the slide at {native:g} µm/px; raise --resolution, or correct --slide-resolution"
+            )
         dimensions = self.slide.dimensions
         grid = tile_grid(
             dimensions, self.patch_size_level0, (options.patch_size_px - options.overlap_px) * scale

@@ -126,7 +126,7 @@ def _check_end(path: Path, end: int) -> None:
         while mark:
             if mark.count(0) != len(mark):
                 raise DataError(
-                    f"{path}: damaged behind byte {end}, or several tars joined into one file; copy or write it again"
+                    f"{path}: damaged after byte {end}, or several tars joined into one file; copy or write it again"
                 )
             mark = stream.read(1 << 20)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,13 +29,15 @@ _JPEG, _APERIO_JPEG2000_YCBCR = 7, 33003
 _ASSOCIATED_ALPHA, _UNASSOCIATED_ALPHA = 1, 2
 _UNSIGNED = 1
 _SEPARATE_PLANES = 2
+# from here on TIFF leaves tags to companies, some of which write them as no reader understands
+_FIRST_PRIVATE_TAG = 32768
 # OME-XML writes a length with its unit; µm where it names none, and both of Unicode's mus are in use
 _UM_PER_UNIT = {
     **{"m": 1e6, "dm": 1e5, "cm": 1e4, "mm": 1e3, "µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "pm": 1e-6},
     **{"Å": 1e-4, "in": 25400.0},
 }
-# a channel's colour in OME-XML: red, green, blue and opacity as one signed number of 32 bits
-_OME_COLOURS = (-16776961, 16711935, 65535)
+# a channel's colour in OME-XML: red, green, blue and opacity in 32 bits, by the standard as a signed number
+_OME_COLOURS = (0xFF0000FF, 0x00FF00FF, 0x0000FFFF)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +119,12 @@ def _check_whole(path: Path, file: Any) -> None:
         raise DataError(
             f"{path}: truncated or damaged TIFF (page {len(file.pages) + 1} is missing); copy it again"
         )
+    for number, page in enumerate(file.pages, 1):
+        if lost := sorted(_lost_tags(file, page)):
+            raise DataError(
+                f"{path}: truncated or damaged TIFF (page {number}: what tag {lost[0]} points to is missing); "
+                "copy it again"
+            )
     page = file.pages[0]
     if len(page.dataoffsets) < math.prod(page.chunked):
         raise DataError(
@@ -136,6 +145,22 @@ def _data_ends(page: Any) -> Iterator[int]:
     yield from page.subifds or ()
     for level in page.pages or ():
         yield from _data_ends(level)
+
+
+def _lost_tags(file: Any, page: Any) -> set[int]:
+    """Lists the standard tags of a page and of its smaller levels that tifffile left out: their values lie nowhere."""
+    import tifffile
+
+    tiff = file.tiff
+    file.filehandle.seek(page.offset)
+    (num,) = struct.unpack(tiff.tagnoformat, file.filehandle.read(tiff.tagnosize))
+    entries = file.filehandle.read(num * tiff.tagsize)
+    codes_types = (
+        struct.unpack_from(f"{tiff.byteorder}HH", entries, index * tiff.tagsize) for index in range(num)
+    )
+    stated = {code for code, kind in codes_types if kind in tifffile.TIFF.DATA_FORMATS}
+    lost = {code for code in stated - {tag.code for tag in page.tags} if code < _FIRST_PRIVATE_TAG}
+    return lost.union(*(_lost_tags(file, level) for level in page.pages or ()))
 
 
 def _judge(path: Path, file: Any) -> TiffTags:
@@ -229,8 +254,13 @@ def _are_red_green_blue(pixels: ElementTree.Element | None) -> bool:
         return False
     channels = pixels.findall("{*}Channel")
     names = [channel.get("Name", "").lower() for channel in channels]
-    colours = tuple(int(channel.get("Color", "-1")) for channel in channels)
-    return names in (["red", "green", "blue"], ["r", "g", "b"]) or colours == _OME_COLOURS
+    if names in (["red", "green", "blue"], ["r", "g", "b"]):
+        return True
+    try:
+        colours = tuple(int(channel.get("Color", "-1")) % 2**32 for channel in channels)
+    except ValueError:
+        return False
+    return colours == _OME_COLOURS
 
 
 def _channel_names(pixels: ElementTree.Element | None) -> str:

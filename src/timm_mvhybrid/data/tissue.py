@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,8 +39,10 @@ class TilingOptions:
     slide_resolution_um_per_px: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.resolution_um_per_px > 0:
-            raise DataError(f"the resolution must be above 0 µm/px, not {self.resolution_um_per_px}")
+        if not 0 < self.resolution_um_per_px < math.inf:
+            raise DataError(
+                f"the resolution must be finite and above 0 µm/px, not {self.resolution_um_per_px}"
+            )
         if self.patch_size_px < 1:
             raise DataError(f"the patch size must be at least 1 px, not {self.patch_size_px}")
         if not 0 <= self.overlap_px < self.patch_size_px:
@@ -49,10 +52,9 @@ class TilingOptions:
             )
         if not 0 <= self.min_tissue <= 1:
             raise DataError(f"the share of tissue must lie between 0 and 1, not {self.min_tissue}")
-        if self.slide_resolution_um_per_px is not None and not self.slide_resolution_um_per_px > 0:
-            raise DataError(
-                f"the slide's resolution must be above 0 µm/px, not {self.slide_resolution_um_per_px}"
-            )
+        given = self.slide_resolution_um_per_px
+        if given is not None and not 0 < given < math.inf:
+            raise DataError(f"the slide's resolution must be finite and above 0 µm/px, not {given}")
 
 
 def otsu_threshold(values: NDArray[np.uint8]) -> int:
