@@ -15,6 +15,7 @@ from typing import Annotated, Protocol
 import tyro
 from tyro.conf import subcommand
 
+from ..ops.implementation import check_request
 from ..runtime.errors import TimmMVHybridError, one_sentence
 from ..runtime.standard_output import standard_output
 from ..version import __version__
@@ -57,9 +58,12 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"timm-mvhybrid {__version__}")
         return DONE
     try:
+        # doctor says so itself, among what else is wrong
+        if arguments[:1] != ["doctor"]:
+            check_request()
         command = _parse(arguments)
     except TimmMVHybridError as error:
-        say(f"error: {error}")
+        say(f"error: {one_sentence(error)}")
         return FAILED
     if isinstance(command, Embed | ExportOnnx) and command.pretrained and command.checkpoint is not None:
         say("error: --pretrained and --checkpoint exclude each other")

@@ -101,7 +101,8 @@ class use_implementation:  # a function to its users, who may also open it with 
 
     def __init__(self, name: Implementation) -> None:
         global _requested
-        _check_name(name, "implementation")
+        if problem := _misnamed(name, "implementation"):
+            raise ValueError(problem)
         if name not in ("auto", "reference", "cpu"):
             devices = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
             reasons = [
@@ -129,6 +130,16 @@ class use_implementation:  # a function to its users, who may also open it with 
 def requested_implementation() -> str:
     """Returns the request in force: of :class:`use_implementation`, else of the environment, else ``auto``."""
     return _requested
+
+
+def check_request() -> None:
+    """Finds out whether the request in force is one, before work starts; whether it can be met depends on the input.
+
+    Raises:
+        ImplementationError: The environment variable holds no implementation's name.
+    """
+    if problem := _misnamed(_requested, f"environment variable {ENVIRONMENT_VARIABLE}"):
+        raise ImplementationError(problem)
 
 
 def implementation_status() -> ImplementationStatus:
@@ -188,6 +199,8 @@ def choose(operation: str, requested: str, device_type: str, dtype: torch.dtype)
     """
     if requested == "current":
         requested = _requested
+    if requested == _requested:
+        check_request()
     if requested == "auto":
         preferred = ("mamba_ssm", "triton") if device_type == "cuda" else ()
         return next(
@@ -273,11 +286,12 @@ _TRITON_DTYPES = {
 }
 
 
-def _check_name(name: str, what: str) -> None:
-    """Raises ValueError for a name that is none."""
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"{what} is {name!r}; expected one of {', '.join(IMPLEMENTATIONS)}")
+def _misnamed(name: str, what: str) -> str:
+    """Says what is wrong with a name that is no implementation's; "" where nothing is."""
+    if name in IMPLEMENTATIONS:
+        return ""
+    return f"{what} is {name!r}; expected one of {', '.join(IMPLEMENTATIONS)}"
 
 
+# a misspelt one is an error where it matters, at a scan or a command's start: not at the import, which doctor needs too
 _requested: str = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
-_check_name(_requested, f"environment variable {ENVIRONMENT_VARIABLE}")
