@@ -15,8 +15,8 @@ from typing import Annotated, Protocol
 import tyro
 from tyro.conf import subcommand
 
-from ..ops.implementation import check_request
 from ..runtime.errors import TimmMVHybridError, one_sentence
+from ..runtime.implementation_request import check_request, requested_by_environment
 from ..runtime.standard_output import standard_output
 from ..version import __version__
 from .doctor import Doctor
@@ -60,7 +60,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         # doctor says so itself, among what else is wrong
         if arguments[:1] != ["doctor"]:
-            check_request()
+            check_request(requested_by_environment())
         command = _parse(arguments)
     except TimmMVHybridError as error:
         say(f"error: {one_sentence(error)}")

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from .. import ops
 from ..models.organization import ENVIRONMENT_VARIABLE as ORGANIZATION_VARIABLE
-from ..ops.implementation import ENVIRONMENT_VARIABLE as IMPLEMENTATION_VARIABLE
-from ..ops.implementation import check_request
+from ..ops.implementation import requested_implementation
+from ..runtime.implementation_request import ENVIRONMENT_VARIABLE as IMPLEMENTATION_VARIABLE
+from ..runtime.implementation_request import check_request
 from .installation import Package, installed_version, version_numbers
 from .remedies import Remedy
 from .trials import Trial
@@ -83,7 +84,7 @@ def _of_kernels(packages: dict[str, Package], trials: Sequence[Trial]) -> Iterat
 
 def _of_request(trials: Sequence[Trial]) -> Iterator[Remedy]:
     try:
-        check_request()
+        check_request(requested_implementation())
     except ops.ImplementationError as error:
         yield Remedy(
             complaint=str(error),

@@ -93,7 +93,7 @@ def _model_class(base: type[Any], architecture: str) -> type[Any]:
 
 
 def _weights(model_path: str | Path | None, architecture: str) -> tuple[str, Path | None]:
-    """timm's name of the model that ``model_path`` stands for, and the file to fill it with, if it is one."""
+    """Timm's name of the model that ``model_path`` stands for, and the file to fill it with, if it is one."""
     if model_path is None:
         return architecture, None
     path = Path(model_path)

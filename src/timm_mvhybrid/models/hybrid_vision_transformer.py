@@ -205,7 +205,9 @@ class HybridVisionTransformer(VisionTransformer):
         if self.fix_init:
             self.fix_init_weight()
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         """Loads weights as torch does, and of any format of `checkpoint_filter_fn`, all of them or nothing.
 
         What timm reads for ``checkpoint_path=`` ends here too. That file's sha256, digest and fingerprint, and the grid
