@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -151,9 +153,9 @@ def test_old_timm(monkeypatch, version, fatal):
     versions(monkeypatch, timm=version)
     tried = FAILING if fatal else WORKING
     found = findings.find_remedies(installation.find_packages(), tried)
-    remedy = the_remedy(found, f"timm {version} is older than 1.0.24")
+    remedy = the_remedy(found, f"timm {version} is older than 1.0.26")
     assert remedy.fatal is fatal
-    assert "pip install 'timm>=1.0.24'" in remedy.remedy
+    assert "pip install 'timm>=1.0.26'" in remedy.remedy
 
 
 def test_oldest_timm_is_old_enough(monkeypatch):
@@ -163,12 +165,12 @@ def test_oldest_timm_is_old_enough(monkeypatch):
 
 
 def test_oldest_timm_is_the_one_that_is_required():
-    (required,) = [one for one in importlib.metadata.requires("timm-mvhybrid") if one.startswith("timm>=")]
-    assert required == f"timm>={findings.OLDEST_TIMM}"
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert re.findall(r'"timm>=([\d.]+)"', project) == [findings.OLDEST_TIMM]
 
 
 @pytest.mark.parametrize(
-    ("version", "expected"), [("1.0.24", False), ("1.0.31", False), ("1.0.32", True), ("2.0", True)]
+    ("version", "expected"), [("1.0.26", False), ("1.0.31", False), ("1.0.32", True), ("2.0", True)]
 )
 def test_newer_timm_than_was_tried(monkeypatch, version, expected):
     versions(monkeypatch, timm=version)
@@ -205,6 +207,16 @@ def test_request_that_cannot_be_met_fails_by_name(monkeypatch, capsys):
     )
     assert "unset TIMM_MVHYBRID_IMPLEMENTATION" in printed
     assert "- FATAL: on cpu, selective_scan" in printed
+
+
+def test_a_misspelt_request_is_found_and_the_rest_examined(monkeypatch, capsys):
+    monkeypatch.setattr(implementation, "_requested", "cudaa")
+    assert main(["doctor"]) == 1
+    found = capsys.readouterr().out.partition("Found here:")[2]
+    assert (
+        "- FATAL: environment variable TIMM_MVHYBRID_IMPLEMENTATION is 'cudaa'; expected one of auto" in found
+    )
+    assert "unset TIMM_MVHYBRID_IMPLEMENTATION" in found
 
 
 def test_models_that_give_nan_fail(monkeypatch, capsys):

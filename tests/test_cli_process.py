@@ -1,4 +1,5 @@
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -66,3 +67,56 @@ def test_ctrl_c_stops_a_process_with_workers(tmp_path):
     assert errors.splitlines()[-1] == "interrupted; no output was written"
     assert "Traceback" not in errors
     assert sorted(os.listdir(tmp_path)) == ["images", "log.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["timm_mvhybrid", "--help"],
+        ["timm_mvhybrid", "models"],
+        ["timm_mvhybrid", "pretrain", "--help"],
+        ["timm_mvhybrid.pretrain", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_a_misspelt_implementation_ends_every_command_in_one_sentence(arguments):
+    done = misspelt(*arguments)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == (
+        "error: environment variable TIMM_MVHYBRID_IMPLEMENTATION is 'cudaa'; expected one of auto, reference, cpu, "
+        "triton, mamba_ssm\n"
+    )
+
+
+def test_the_doctor_examines_the_rest_where_the_implementation_is_misspelt():
+    done = misspelt("timm_mvhybrid", "doctor", "--json")
+    assert done.returncode == 1
+    assert done.stderr == ""
+    found = json.loads(done.stdout)
+    assert found["environment"]["TIMM_MVHYBRID_IMPLEMENTATION"] == "cudaa"
+    assert found["found"][0]["complaint"].startswith(
+        "environment variable TIMM_MVHYBRID_IMPLEMENTATION is 'cudaa'"
+    )
+    assert {trial["what"]: trial["works"] for trial in found["trials"]}["test_vit12"]
+
+
+def test_an_implementation_that_cannot_run_ends_a_command_in_one_sentence(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "patch.png")
+    arguments = ("embed", str(tmp_path), "--model", "test_mvhybrid", "--output", str(tmp_path / "out.h5"))
+    done = misspelt("timm_mvhybrid", *arguments, request="triton", TRITON_INTERPRET="0")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: implementation 'triton' was asked for")
+
+
+def misspelt(module, *arguments, request="cudaa", **variables):
+    environment = {**os.environ, "TIMM_MVHYBRID_IMPLEMENTATION": request, **variables}
+    environment.pop("RANK", None)
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=240,
+    )

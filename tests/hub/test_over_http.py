@@ -151,7 +151,7 @@ def test_private_repositories_want_a_token(hub, folder, tmp_path):
     without = call(load, f"hf-hub:{REPO}", tmp_path / "b")
     assert "or it is private and no token was sent (401)" in without.error
     assert "HF_TOKEN" in without.error
-    assert "RepositoryNotFoundError" in without.kinds
+    assert {"NotPublishedError", "HubError", "CheckpointError"} <= set(without.kinds)
     wrong = call(load, f"hf-hub:{REPO}", tmp_path / "c", token="hf_wrong")
     assert "refused the token (401)" in wrong.error
     assert "hf_wrong" not in wrong.error
@@ -305,6 +305,30 @@ def test_a_damaged_cache_is_found_and_force_download_heals_it(hub, folder, tmp_p
     outcome = call(load, f"hf-hub:{REPO}", tmp_path / "cache")
     assert str(path) in outcome.error
     assert "force_download=True" in outcome.error
+
+
+def test_timms_own_create_model_verifies_the_weights_and_leaves_the_configuration_to_timm(
+    hub, folder, tmp_path
+):
+    server, call = hub
+    summary = published(hub, folder)
+    name, cache = f"hf-hub:{REPO}", tmp_path / "cache"
+    by_timm, by_us = call(load, name, cache, create="timm"), call(load, name, tmp_path / "cache2")
+    assert by_timm.error == by_us.error == ""
+    for fact in ("sha256", "tensors", "features"):
+        assert by_timm.value[fact] == by_us.value[fact]
+    assert by_us.value["hf_hub_id"] == f"{REPO}@{summary['commit']}"
+    held = server.repositories[REPO].commits[summary["commit"]]
+    (path,) = cache.glob("models--*/snapshots/*/model.safetensors")
+    path.write_bytes(path.read_bytes()[:-9] + bytes(9))
+    outcome = call(load, name, cache, create="timm")
+    assert "CheckpointError" in outcome.kinds
+    assert "its sha256 is" in outcome.error
+    del held["config.json"]
+    outcome = call(load, name, tmp_path / "cache3", create="timm")
+    assert {"EntryNotFoundError"} <= set(outcome.kinds)
+    assert "CheckpointError" not in outcome.kinds
+    assert "MissingFileError" in call(load, name, tmp_path / "cache4").kinds
 
 
 @pytest.mark.parametrize("name", ["hf-hub:our-lab/nothing", "test_mvhybrid"])

@@ -9,7 +9,7 @@ from safetensors.torch import save_file, save_model
 from support.exports import perturbed
 
 from timm_mvhybrid.hub.training_checkpoint import convert, read_training_checkpoint
-from timm_mvhybrid.models import CheckpointError, checkpoint_filter_fn, load_weights
+from timm_mvhybrid.models import CheckpointError, checkpoint_filter_fn, create_model, load_weights
 
 MODEL = "test_mvhybrid"
 OPTIONS = dict(depth=2)
@@ -33,7 +33,7 @@ def by_export(path):
 
 
 def by_checkpoint_path(path):
-    return timm.create_model(MODEL, checkpoint_path=str(path), **OPTIONS).state_dict()
+    return create_model(MODEL, checkpoint_path=str(path), **OPTIONS).state_dict()
 
 
 def by_overlay(path):

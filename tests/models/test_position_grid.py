@@ -14,7 +14,7 @@ from support.exports import exported, perturbed
 
 from timm_mvhybrid.hub import export
 from timm_mvhybrid.hub.training_checkpoint import convert, read_training_checkpoint
-from timm_mvhybrid.models import CheckpointError, checkpoint_filter_fn, load_weights
+from timm_mvhybrid.models import CheckpointError, checkpoint_filter_fn, create_model, load_weights
 from timm_mvhybrid.models.fingerprint import synthetic_image
 from timm_mvhybrid.models.position_grid import (
     grid_from_text,
@@ -74,7 +74,7 @@ def by_load_weights(path, kind, size):
 
 def by_checkpoint_path(path, kind, size):
     options = {**MODELS[kind], "img_size": size}
-    return timm.create_model(kind.split(",")[0], checkpoint_path=str(path), **options)
+    return create_model(kind.split(",")[0], checkpoint_path=str(path), **options)
 
 
 def by_overlay(path, kind, size):
@@ -196,7 +196,7 @@ def test_files_of_the_first_version_are_read(tmp_path, source):
     model.load_state_dict(convert(read_training_checkpoint(path), model))
     models = [model]
     if path.is_file():
-        models.append(timm.create_model("test_vit12", checkpoint_path=str(path), **OLD))
+        models.append(create_model("test_vit12", checkpoint_path=str(path), **OLD))
     if source == "exported":
         models.append(timm.create_model(f"local-dir:{path}", pretrained=True))
     expected = load_file(GOLDEN / "tokens.safetensors")["tokens"]

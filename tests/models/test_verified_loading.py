@@ -5,6 +5,7 @@ import pickle
 import re
 from pathlib import Path
 
+import numpy
 import pytest
 import timm
 import torch
@@ -12,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.exports import exported
 
-from timm_mvhybrid.models import CheckpointError, load_weights
+from timm_mvhybrid.models import CheckpointError, create_model, load_weights
 from timm_mvhybrid.models.hybrid_vision_transformer import HybridVisionTransformer
 
 
@@ -131,7 +132,11 @@ def by_overlay(folder, **options):
 
 
 def by_checkpoint_path(folder, **options):
-    return timm.create_model("test_mvhybrid", checkpoint_path=folder / "model.safetensors", **options)
+    return create_model("test_mvhybrid", checkpoint_path=folder / "model.safetensors", **options)
+
+
+def by_timms_checkpoint_path(folder, **options):
+    return timm.create_model("test_mvhybrid", checkpoint_path=str(folder / "model.safetensors"), **options)
 
 
 def by_load_weights(folder, **options):
@@ -174,7 +179,7 @@ def folder(sound, tmp_path):
     return copy
 
 
-@pytest.mark.parametrize(("way", "options"), WAYS)
+@pytest.mark.parametrize(("way", "options"), [*WAYS, (by_timms_checkpoint_path, {})])
 def test_every_way_loads_the_same_weights(sound, way, options):
     folder, source = sound
     model = way(folder, **options)
@@ -205,6 +210,73 @@ def test_damaged_weights_are_one_clear_error_and_no_model(folder, damage, way, o
 
 
 @pytest.mark.parametrize(
+    "damage", ["NaN", "Inf", "wrong architecture", "missing key", "extra key", "wrong shape"]
+)
+def test_what_timm_reads_by_itself_is_proved_to_fit_and_to_be_finite(folder, damage):
+    spoil, message = DAMAGES[damage]
+    spoil(folder)
+    with pytest.raises(CheckpointError) as caught:
+        by_timms_checkpoint_path(folder)
+    # the file's own name and metadata never reach the model
+    assert (message if damage != "wrong architecture" else "the checkpoint does not fit the model") in str(
+        caught.value
+    )
+    assert "\n" not in str(caught.value)
+    model = create_model("test_mvhybrid")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError):
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    assert same(model.state_dict(), before)
+
+
+def test_timm_runs_no_pickle_for_checkpoint_path(folder):
+    malicious(folder)
+    (folder / "model.safetensors").rename(folder / "weights.pth")
+    with pytest.raises(RuntimeError, match="weights_only=True"):
+        timm.create_model("test_mvhybrid", checkpoint_path=str(folder / "weights.pth"))
+    with pytest.raises(CheckpointError, match="holds more than tensors"):
+        create_model("test_mvhybrid", checkpoint_path=str(folder / "weights.pth"))
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize("create", [timm.create_model, create_model])
+def test_a_numpy_file_is_refused_whoever_opens_it(tmp_path, create):
+    path = tmp_path / "weights.npz"
+    numpy.savez(path, embedding=numpy.zeros(3))
+    with pytest.raises(CheckpointError, match=re.escape(str(path))):
+        create("test_mvhybrid", checkpoint_path=str(path))
+    overlay = {"file": str(path), "custom_load": True}
+    with pytest.raises(CheckpointError, match=re.escape(str(path))):
+        create("test_mvhybrid", pretrained=True, pretrained_cfg_overlay=overlay)
+
+
+def test_own_names_load_as_in_torch(folder):
+    source, model = create_model("test_mvhybrid"), create_model("test_mvhybrid")
+    result = model.load_state_dict(source.state_dict())
+    assert (result.missing_keys, result.unexpected_keys) == ([], [])
+    assert same(model.state_dict(), source.state_dict())
+    empty = create_model("test_mvhybrid", device="meta")
+    empty.load_state_dict(source.state_dict(), assign=True)
+    assert same(empty.state_dict(), source.state_dict())
+    empty.load_state_dict(create_model("test_mvhybrid", device="meta").state_dict(), assign=True)
+    assert empty.norm.weight.is_meta
+    part = {"norm.weight": torch.full((64,), float("nan"))}
+    assert "norm.bias" in model.load_state_dict(part, strict=False).missing_keys
+    assert torch.isnan(model.norm.weight).all()
+    # what holds a model loads it as torch does, too
+    holder = torch.nn.Sequential(model)
+    holder.load_state_dict({f"0.{key}": value for key, value in source.state_dict().items()})
+    assert same(model.state_dict(), source.state_dict())
+
+
+def test_a_training_checkpoint_in_memory_is_converted():
+    source, model = create_model("test_mvhybrid"), create_model("test_mvhybrid")
+    teacher = {f"backbone.{key}": value for key, value in source.state_dict().items()}
+    model.load_state_dict({"teacher": teacher, "step": 3})
+    assert same(model.state_dict(), source.state_dict())
+
+
+@pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda path: path.unlink(), "no such file"),
@@ -225,17 +297,18 @@ def test_damaged_weights_are_one_clear_error_and_no_model(folder, damage, way, o
 def test_damaged_configurations_are_one_clear_error(folder, spoil, message):
     spoil(folder / "config.json")
     with pytest.raises(CheckpointError) as caught:
-        by_folder(folder)
+        create_model(f"local-dir:{folder}", pretrained=True)
     assert str(folder) in str(caught.value)
     assert message in str(caught.value)
     assert "copy, download or export it again" in str(caught.value)
 
 
-def test_a_missing_folder_is_still_a_missing_file_to_other_callers(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such folder"):
-        by_folder(tmp_path / "nowhere")
+def test_a_missing_folder_is_named_by_us_and_left_to_timm_by_its_own_way(tmp_path):
     with pytest.raises(CheckpointError, match="no such folder"):
+        create_model(f"local-dir:{tmp_path / 'nowhere'}", pretrained=True)
+    with pytest.raises(FileNotFoundError) as caught:
         by_folder(tmp_path / "nowhere")
+    assert not isinstance(caught.value, CheckpointError)
 
 
 def test_a_file_without_configuration_is_verified_by_its_own_digest(folder):
@@ -332,10 +405,11 @@ def test_loading_leaves_mode_and_generator_alone(folder):
 def test_other_models_of_timm_are_loaded_by_timm(tmp_path):
     source = timm.create_model("test_vit")
     save_file(source.state_dict(), tmp_path / "vit.safetensors")
-    model = timm.create_model("test_vit", checkpoint_path=str(tmp_path / "vit.safetensors"))
-    assert same(model.state_dict(), source.state_dict())
-    with pytest.raises(FileNotFoundError):
-        timm.create_model("test_vit", checkpoint_path=str(tmp_path / "none.safetensors"))
+    for create in (timm.create_model, create_model):
+        model = create("test_vit", checkpoint_path=tmp_path / "vit.safetensors")
+        assert same(model.state_dict(), source.state_dict())
+        with pytest.raises(FileNotFoundError):
+            create("test_vit", checkpoint_path=str(tmp_path / "none.safetensors"))
 
 
 @pytest.mark.parametrize(("found", "wanted"), [(3, 1), (3, 4), (3, 8), (4, 8), (4, 3), (4, 1)])

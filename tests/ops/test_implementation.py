@@ -123,10 +123,23 @@ def test_environment_variable_sets_the_request():
 
 
 def test_bad_environment_variable_is_named():
-    result = run_python("import timm_mvhybrid", TIMM_MVHYBRID_IMPLEMENTATION="cuda")
+    """At the first scan; what needs none works."""
+    code = (
+        "import torch\n"
+        "from timm_mvhybrid import create_model, ops\n"
+        "image = torch.zeros(1, 3, 64, 64)\n"
+        "create_model('test_vit12')(image)\n"
+        "print(ops.implementation_status().scans[0].chosen)\n"
+        "with ops.use_implementation('cpu'):\n"
+        "    create_model('test_mvhybrid')(image)\n"
+        "create_model('test_mvhybrid')(image)\n"
+    )
+    result = run_python(code, TIMM_MVHYBRID_IMPLEMENTATION="cuda")
     assert result.returncode != 0
+    assert result.stdout == "None\n"
     assert (
-        "environment variable TIMM_MVHYBRID_IMPLEMENTATION is 'cuda'; expected one of auto" in result.stderr
+        "ImplementationError: environment variable TIMM_MVHYBRID_IMPLEMENTATION is 'cuda'; expected one of auto"
+        in result.stderr
     )
 
 

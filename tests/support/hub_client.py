@@ -1,5 +1,6 @@
 """Calls in a process of its own, whose huggingface_hub was imported with the local server's address."""
 
+import importlib
 import io
 import multiprocessing
 import os
@@ -77,16 +78,16 @@ def _outcome(function, arguments, options, variables):
     return result
 
 
-def load(name, cache, **options):
-    """Loads by timm and returns what identifies the result: sha256 of the file, digest of the tensors, features."""
-    import timm
+def load(name, cache, create="timm_mvhybrid", **options):
+    """Loads by our create_model, or timm's, and returns what identifies the result: sha256 of the file, digest of the tensors, features."""
     import torch
 
     import timm_mvhybrid
     from timm_mvhybrid.models.weights_file import tensors_sha256
 
     assert timm_mvhybrid.__version__
-    model = timm.create_model(name, pretrained=True, cache_dir=cache, **options).eval()
+    module = importlib.import_module(create)
+    model = module.create_model(name, pretrained=True, cache_dir=cache, **options).eval()
     size = model.pretrained_cfg["input_size"][1]
     image = torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size)
     with torch.no_grad():

@@ -16,6 +16,7 @@ import tyro
 from tyro.conf import subcommand
 
 from ..runtime.errors import TimmMVHybridError, one_sentence
+from ..runtime.implementation_request import check_request, requested_by_environment
 from ..runtime.standard_output import standard_output
 from ..version import __version__
 from .doctor import Doctor
@@ -57,9 +58,12 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"timm-mvhybrid {__version__}")
         return DONE
     try:
+        # doctor says so itself, among what else is wrong
+        if arguments[:1] != ["doctor"]:
+            check_request(requested_by_environment())
         command = _parse(arguments)
     except TimmMVHybridError as error:
-        say(f"error: {error}")
+        say(f"error: {one_sentence(error)}")
         return FAILED
     if isinstance(command, Embed | ExportOnnx) and command.pretrained and command.checkpoint is not None:
         say("error: --pretrained and --checkpoint exclude each other")

@@ -11,14 +11,14 @@ import torch
 from .. import ops
 from ..models.organization import ENVIRONMENT_VARIABLE as ORGANIZATION_VARIABLE
 from ..models.organization import organization
-from ..ops.implementation import ENVIRONMENT_VARIABLE as IMPLEMENTATION_VARIABLE
 from ..ops.implementation import (
     OPERATIONS,
-    ImplementationError,
     ImplementationStatus,
     choose,
     requested_implementation,
 )
+from ..runtime.implementation_request import ENVIRONMENT_VARIABLE as IMPLEMENTATION_VARIABLE
+from ..runtime.implementation_request import ImplementationError
 from .findings import find_remedies
 from .installation import Package, find_packages
 from .remedies import Remedy

@@ -7,12 +7,15 @@ from collections.abc import Iterator, Sequence
 
 from .. import ops
 from ..models.organization import ENVIRONMENT_VARIABLE as ORGANIZATION_VARIABLE
-from ..ops.implementation import ENVIRONMENT_VARIABLE as IMPLEMENTATION_VARIABLE
+from ..ops.implementation import requested_implementation
+from ..runtime.implementation_request import ENVIRONMENT_VARIABLE as IMPLEMENTATION_VARIABLE
+from ..runtime.implementation_request import check_request
 from .installation import Package, installed_version, version_numbers
 from .remedies import Remedy
 from .trials import Trial
 
-OLDEST_TIMM = "1.0.24"
+# older ones run what a pickle in checkpoint_path= holds
+OLDEST_TIMM = "1.0.26"
 NEWEST_TIMM_TRIED = "1.0.31"
 # from here on it refuses classes of torch, such as CrossEntropyLoss, where kaiko-eva asks for a loss
 _TOO_NEW_JSONARGPARSE_FOR_EVA = "4.52"
@@ -80,6 +83,15 @@ def _of_kernels(packages: dict[str, Package], trials: Sequence[Trial]) -> Iterat
 
 
 def _of_request(trials: Sequence[Trial]) -> Iterator[Remedy]:
+    try:
+        check_request(requested_implementation())
+    except ops.ImplementationError as error:
+        yield Remedy(
+            complaint=str(error),
+            remedy=f"unset {IMPLEMENTATION_VARIABLE}, or set it to auto",
+            fatal=_fails(trials),
+        )
+        return
     status = ops.implementation_status()
     unmet = [f"{scan.operation} on {scan.device_type}" for scan in status.scans if scan.chosen is None]
     if unmet:
@@ -113,7 +125,7 @@ def _of_weights() -> Iterator[Remedy]:
         yield Remedy(
             complaint="pretrained=True finds nothing: no weights of this package are published",
             remedy=f"pretrain, export and publish your own, and set {ORGANIZATION_VARIABLE}; or give a file: "
-            "timm.create_model(name, checkpoint_path=...)",
+            "timm_mvhybrid.create_model(name, checkpoint_path=...)",
         )
 
 

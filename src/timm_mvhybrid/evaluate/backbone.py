@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
-from ..models import NotPublishedError, load_weights
+from ..models import NotPublishedError, create_model, load_weights
 from ..models.weights_file import file_sha256
 from .errors import EvaluationError
 
@@ -63,7 +63,7 @@ def load_backbone(
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
+            model = create_model(name, pretrained=pretrained, num_classes=0)
     except RuntimeError as error:
         if pretrained and isinstance(error, NotPublishedError):
             raise EvaluationError(f"{error}; or give your own with --checkpoint FILE") from error
@@ -94,8 +94,9 @@ def _pretrained_file(config: dict[str, Any]) -> Path | None:
         return Path(config["file"])
     if config.get("hf_hub_id"):
         files = (config["hf_hub_filename"],) if config.get("hf_hub_filename") else _HUB_FILES
+        repo_id, _, revision = config["hf_hub_id"].partition("@")
         for file in files:
-            cached = try_to_load_from_cache(config["hf_hub_id"], file)
+            cached = try_to_load_from_cache(repo_id, file, revision=revision or None)
             if isinstance(cached, str):
                 return Path(cached)
     if config.get("url"):

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import safe_open
 
-from ..models import MODEL_NAMES, TEST_MODEL_NAMES
+from ..models import MODEL_NAMES, TEST_MODEL_NAMES, create_model
 from ..models.fingerprint import Fingerprint
 from ..models.loading import CONFIG_FILE, WEIGHTS_FILE, stated_sha256
 from ..models.weights_file import COPY_AGAIN, FINGERPRINT, TENSORS_SHA256
@@ -66,7 +65,7 @@ def verify(folder: str | Path, *, remedy: str = COPY_AGAIN) -> Verified:
     sha256 = stated_sha256(folder / CONFIG_FILE, WEIGHTS_FILE)
     # on the device and in the type of a plain program, whatever the caller's are
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True, dtype=torch.float32)
+        model: Any = create_model(f"local-dir:{folder}", pretrained=True, dtype=torch.float32)
     name = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["architecture"]
     if name not in (*MODEL_NAMES, *TEST_MODEL_NAMES):
         raise ExportError(f"{folder / CONFIG_FILE}: names {name}, which is no model of this package")

@@ -25,7 +25,7 @@ import timm
 import torch
 
 # AtlasPatch runs the file outside of its package, where relative imports mean nothing
-from timm_mvhybrid.models import MODEL_NAMES, load_weights
+from timm_mvhybrid.models import MODEL_NAMES, create_model, load_weights
 
 _INSTALL = "atlas-patch is not installed; run: pip install atlas-patch"
 
@@ -82,7 +82,7 @@ def register_model(
         raise ValueError("pretrained and checkpoint exclude each other; give one of them")
 
     def load(device: torch.device, dtype: torch.dtype) -> Any:
-        model = timm.create_model(model_name, pretrained=pretrained, num_classes=0, **model_args)
+        model = create_model(model_name, pretrained=pretrained, num_classes=0, **model_args)
         if checkpoint is not None:
             load_weights(model, checkpoint)
         preprocess = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))

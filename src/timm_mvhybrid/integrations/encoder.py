@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
+
+from ..models import create_model
 
 Transform = Callable[[Any], Tensor]
 """PIL image → (3, height, width), normalised."""
@@ -28,13 +29,13 @@ def load_encoder(
     """Builds a backbone that gives one vector an image, and its transform.
 
     Args:
-        model_name: A name of ``timm.create_model``: a model of this package or any other, ``hf-hub:...``,
+        model_name: A name of ``timm_mvhybrid.create_model``: a model of this package or any other, ``hf-hub:...``,
             ``local-dir:...``.
         pretrained: Take published weights; None means yes, unless a checkpoint is given.
         checkpoint_path: Take the weights of this file.
         image_size: Side in px at which images enter; other images are resized. None takes the model's own, 256 px for
             the backbones of this package.
-        **model_args: Further arguments of ``timm.create_model``.
+        **model_args: Further arguments of ``timm_mvhybrid.create_model``.
 
     Returns:
         The model, which maps (batch, 3, height, width) to (batch, features), and its transform.
@@ -49,7 +50,7 @@ def load_encoder(
     pretrained = checkpoint_path is None if pretrained is None else pretrained
     if checkpoint_path is not None:
         model_args["checkpoint_path"] = str(checkpoint_path)
-    model = timm.create_model(model_name, pretrained=pretrained, num_classes=0, **model_args).eval()
+    model = create_model(model_name, pretrained=pretrained, num_classes=0, **model_args).eval()
     config = resolve_data_config({}, model=model)
     if image_size is not None:
         sides = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))

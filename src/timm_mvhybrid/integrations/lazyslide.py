@@ -24,7 +24,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..models import MODEL_NAMES
+from ..models import MODEL_NAMES, load_weights
+from ..models.creation import checked_name
 
 __all__ = ["register"]
 
@@ -72,9 +73,11 @@ def _model_class(base: type[Any], architecture: str) -> type[Any]:
         def __init__(
             self, model_path: str | Path | None = None, token: str | None = None, **kwargs: Any
         ) -> None:
-            super().__init__(
-                **{"name": architecture, "token": token, **_weights(model_path, architecture), **kwargs}
-            )
+            name, file = _weights(model_path, architecture)
+            unpretrained = {"pretrained": False} if file is not None else {}
+            super().__init__(**{"name": name, "token": token, **unpretrained, **kwargs})
+            if file is not None:
+                load_weights(self.model, file)
             found = self.model.default_cfg["architecture"]
             if found != architecture:
                 raise ValueError(
@@ -89,16 +92,16 @@ def _model_class(base: type[Any], architecture: str) -> type[Any]:
     return Backbone
 
 
-def _weights(model_path: str | Path | None, architecture: str) -> dict[str, Any]:
-    """The arguments of ``timm.create_model`` that stand for ``model_path``."""
+def _weights(model_path: str | Path | None, architecture: str) -> tuple[str, Path | None]:
+    """Timm's name of the model that ``model_path`` stands for, and the file to fill it with, if it is one."""
     if model_path is None:
-        return {}
+        return architecture, None
     path = Path(model_path)
     if path.is_dir():
-        return {"name": f"local-dir:{path}"}
+        return checked_name(f"local-dir:{path}"), None
     if not path.exists():
         raise FileNotFoundError(
             f"model_path is {model_path}: no such file or folder; give weights of {architecture}, or the folder that "
             "'timm-mvhybrid export' wrote"
         )
-    return {"pretrained": False, "checkpoint_path": str(path)}
+    return architecture, path

@@ -3,11 +3,11 @@
 ::
 
     import lightly_train
-    import timm
+    from timm_mvhybrid import create_model
     from timm_mvhybrid.integrations.lightly_train import arguments
 
     lightly_train.pretrain(out="run", data="tiles", method="dino", **arguments("mvhybrid_small_patch16_256"))
-    model = timm.create_model(
+    model = create_model(
         "mvhybrid_small_patch16_256", global_pool="avg", checkpoint_path="run/exported_models/exported_last.pt"
     )
 

@@ -24,6 +24,7 @@ import timm
 from timm.data import resolve_data_config
 
 from ..models import MODEL_NAMES, TEST_MODEL_NAMES
+from ..models.creation import load_checkpoint
 
 _INSTALL = "tiatoolbox is not installed; run: pip install 'tiatoolbox>=2.1'"
 
@@ -61,7 +62,7 @@ def backbone(model_name: str, *, pretrained: bool = False, **model_args: Any) ->
     Args:
         model_name: A timm name, of this package or any other model whose features are (batch, dim).
         pretrained: Whether to take the published weights.
-        **model_args: Further arguments of ``timm.create_model``; with ``checkpoint_path="weights.safetensors"``,
+        **model_args: Further arguments of ``timm_mvhybrid.create_model``; with ``checkpoint_path="weights.safetensors"``,
             weights of one's own.
 
     Returns:
@@ -71,6 +72,8 @@ def backbone(model_name: str, *, pretrained: bool = False, **model_args: Any) ->
         ImportError: TIAToolbox is not installed, or older than 2.1.
     """
     vanilla = _vanilla()
+    # TIAToolbox would hand it to timm, which verifies less
+    checkpoint_path = model_args.pop("checkpoint_path", None)
     before = dict(vanilla.timm_arch_dict)
     # TimmBackbone takes options from the dictionary alone
     vanilla.timm_arch_dict[model_name] = {"model": model_name, "num_classes": 0, **model_args}
@@ -80,6 +83,8 @@ def backbone(model_name: str, *, pretrained: bool = False, **model_args: Any) ->
         vanilla.timm_arch_dict.clear()
         vanilla.timm_arch_dict.update(before)
         register()
+    if checkpoint_path:
+        load_checkpoint(model.feat_extract, checkpoint_path)
     model.preproc_func = preproc_func(model_name)
     return model.eval()
 

@@ -8,9 +8,6 @@ from .hybrid_vision_transformer import HybridVisionTransformer
 from .loading import load_weights
 from .mvhybrid import HE_MEAN, HE_STD, MODEL_NAMES, PUBLISHED_SETS, TEST_MODEL_NAMES
 from .onnx_export import OnnxExport, OnnxExportError, export_onnx
-from .timm_factory import install
-
-install()
 
 __all__ = [
     "HE_MEAN",

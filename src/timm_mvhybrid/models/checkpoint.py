@@ -17,6 +17,7 @@ from .errors import CheckpointError
 from .key_conversion import take_backbone
 from .position_grid import Grid, grid_of, resample_position, trained_grid
 from .token_order import to_timm_order
+from .weights_file import check_finite
 
 _logger = logging.getLogger(__name__)
 
@@ -59,6 +60,71 @@ def checkpoint_filter_fn(
     _check_coverage(weights, model, found.prefix)
     check_types(weights, model)
     return weights
+
+
+def fit_backbone(
+    checkpoint: Mapping[str, Any],
+    model: Any,
+    *,
+    grid: Grid | None = None,
+    input_size: Sequence[int] | None = None,
+) -> dict[str, Tensor]:
+    """Converts a checkpoint as `checkpoint_filter_fn` does, and adapts the patch projection to the input channels.
+
+    Channels are repeated or cut off and scaled, as timm 1.0.31 does, so that the same value in every channel gives the
+    same features; a single channel takes the sum.
+
+    Args:
+        checkpoint: A state dict, or a training checkpoint that holds one.
+        model: The backbone that will load the result.
+        grid: Rows and columns of patches that the position embedding was trained on, where the file states them.
+        input_size: Channels, height and width in px that the file's configuration states.
+
+    Returns:
+        A state dict; it may lack a head.
+
+    Raises:
+        CheckpointError: It does not fit.
+    """
+    state = checkpoint_filter_fn(checkpoint, model, grid=grid, input_size=input_size)
+    key = "patch_embed.proj.weight"
+    weight, wanted = state[key], model.patch_embed.proj.in_channels
+    found = weight.shape[1]
+    if found == wanted:
+        return state
+    _logger.info("Adapted %s from %d to %d input channels.", key, found, wanted)
+    if wanted == 1:
+        adapted = weight.float().sum(dim=1, keepdim=True)
+    else:
+        repeated = weight.float().repeat(1, -(-wanted // found), 1, 1)[:, :wanted]
+        adapted = repeated * (found / wanted)
+    state[key] = adapted.to(weight.dtype)
+    return state
+
+
+def whole_state(state_dict: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
+    """Turns a state dict in memory into one that fills a backbone, or says why it cannot.
+
+    Under the model's own names and shapes it stays what it is, parts of sharded tensors and placeholders included;
+    under others it is converted.
+
+    Args:
+        state_dict: A state dict, or a training checkpoint that holds one.
+        model: The backbone that will load the result.
+
+    Returns:
+        A state dict with every tensor of the model, its head's too.
+
+    Raises:
+        CheckpointError: It does not cover the model, or is not of finite floating-point numbers.
+    """
+    own = model.state_dict()
+    if own.keys() != state_dict.keys() or any(state_dict[key].shape != own[key].shape for key in own):
+        state_dict = fit_backbone(state_dict, model)
+        check_cover(state_dict, model)
+    check_types(state_dict, model)
+    check_finite(state_dict, "the checkpoint")
+    return state_dict
 
 
 def _from_official(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -172,6 +238,24 @@ def _check_coverage(weights: dict[str, Tensor], model: nn.Module, prefix: str) -
             f"{under}the checkpoint does not fit the model ({layout}): {misfit}. "
             "Create the model that the checkpoint was trained as, with the same options (depth, ssm_depth, "
             "channel_mixer, init_values, reg_tokens, ...)"
+        )
+
+
+def check_cover(weights: Mapping[str, Tensor], model: nn.Module, optional: Collection[str] = ()) -> None:
+    """Raises CheckpointError unless a state dict has every tensor of a model, and no other.
+
+    Args:
+        weights: The state dict.
+        model: The model.
+        optional: Names that may be missing.
+
+    Raises:
+        CheckpointError: It differs; the message says in what.
+    """
+    if misfit := describe_misfit(weights, model, optional=optional):
+        raise CheckpointError(
+            f"the checkpoint does not fit the model: {misfit}. Create the model that the checkpoint was trained as, with "
+            "the same options (num_classes=0 for features only)"
         )
 
 

@@ -7,6 +7,7 @@ between tokens (a scan, or attention). *Channel mixer*: what moves it between ch
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
@@ -17,6 +18,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ..layers import SSMBlock
+from .checkpoint import whole_state
+from .errors import CheckpointError
 from .initialization import INIT_SCHEMES, initialize, reset_parameters
 from .options import (
     CHANNEL_LABELS,
@@ -201,6 +204,39 @@ class HybridVisionTransformer(VisionTransformer):
         initialize(self, mode or self.init, self.ssm_mixer)
         if self.fix_init:
             self.fix_init_weight()
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Loads weights as torch does, and of any format of `checkpoint_filter_fn`, all of them or nothing.
+
+        What timm reads for ``checkpoint_path=`` ends here too. That file's sha256, digest and fingerprint, and the grid
+        that it states, do not get this far: :func:`~timm_mvhybrid.models.load_weights` verifies them.
+
+        Args:
+            state_dict: A state dict, or a training checkpoint that holds one.
+            strict: Whether every tensor must be there, fit and be finite, which is proved before the model changes;
+                False leaves everything to torch.
+            assign: Whether the tensors take the place of the model's own.
+
+        Returns:
+            torch's lists of missing and unexpected names.
+
+        Raises:
+            CheckpointError: The weights do not fit, or are not finite; the model is as it was.
+        """
+        weights = whole_state(state_dict, self) if strict else state_dict
+        return super().load_state_dict(weights, strict, assign)
+
+    def load_pretrained(self, checkpoint_path: str, prefix: str = "") -> None:
+        """Refuses a NumPy file of JAX's ViT, of which timm would load what it finds.
+
+        Raises:
+            CheckpointError: Always.
+        """
+        raise CheckpointError(
+            f"{checkpoint_path}: weights of this model are no NumPy file of JAX's ViT; give a safetensors or PyTorch file"
+        )
 
     @torch.no_grad()
     def fix_init_weight(self) -> None:

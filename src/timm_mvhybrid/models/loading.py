@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from .checkpoint import check_types, checkpoint_filter_fn, describe_misfit
+from .checkpoint import check_cover, check_types, fit_backbone
 from .errors import CheckpointError
 from .fingerprint import Fingerprint
 from .hybrid_vision_transformer import HybridVisionTransformer
 from .key_conversion import take_backbone
 from .weights_file import FINGERPRINT, WeightsFile, check_finite, read_weights
-
-_logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -125,7 +122,7 @@ def fill(
         return
     difference, allowed = fingerprint.error(model), fingerprint.tolerance(model)
     if not difference <= allowed:
-        model.load_state_dict(before)
+        model.load_state_dict(before, strict=False)
         raise CheckpointError(
             f"{weights.path}: with these weights the model computes other features than those that were exported "
             f"(relative error {difference:.2g}, allowed {allowed:.2g}); create it with the options it was "
@@ -139,41 +136,16 @@ def _fit(
 ) -> dict[str, Tensor]:
     """Converts a checkpoint, and proves that it covers the model before a tensor of the model is touched."""
     if isinstance(model, HybridVisionTransformer):
-        state = checkpoint_filter_fn(weights.checkpoint, model, grid=weights.grid, input_size=input_size)
-        _fit_input_channels(state, model)
+        state = fit_backbone(weights.checkpoint, model, grid=weights.grid, input_size=input_size)
     else:
         _, state = take_backbone(weights.checkpoint, model_names=model.state_dict())
     kept: set[str] = set()
     if new_head:
         state = {key: value for key, value in state.items() if not key.startswith("head.")}
         kept = {key for key in model.state_dict() if key.startswith("head.")}
-    if misfit := describe_misfit(state, model, optional=kept):
-        raise CheckpointError(
-            f"the checkpoint does not fit the model: {misfit}. Create the model that the checkpoint was trained as, with "
-            "the same options (num_classes=0 for features only)"
-        )
+    check_cover(state, model, optional=kept)
     check_types(state, model)
     return state
-
-
-def _fit_input_channels(state: dict[str, Tensor], model: HybridVisionTransformer) -> None:
-    """Adapts the patch projection to the model's input channels, as timm 1.0.31 does for any number of them.
-
-    Channels are repeated or cut off and scaled, so that the same value in every channel gives the same features; a
-    single channel takes the sum.
-    """
-    key = "patch_embed.proj.weight"
-    weight, wanted = state[key], model.patch_embed.proj.in_channels
-    found = weight.shape[1]
-    if found == wanted:
-        return
-    _logger.info("Adapted %s from %d to %d input channels.", key, found, wanted)
-    if wanted == 1:
-        adapted = weight.float().sum(dim=1, keepdim=True)
-    else:
-        repeated = weight.float().repeat(1, -(-wanted // found), 1, 1)[:, :wanted]
-        adapted = repeated * (found / wanted)
-    state[key] = adapted.to(weight.dtype)
 
 
 def _fingerprint(weights: WeightsFile) -> Fingerprint | None:

@@ -9,7 +9,6 @@ from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 
-from .checkpoint import checkpoint_filter_fn
 from .errors import CheckpointError
 from .hybrid_vision_transformer import HybridVisionTransformer
 from .organization import follow, organization, update_registry
@@ -87,19 +86,16 @@ def _create(variant: str, pretrained: bool, model_args: dict[str, Any], kwargs: 
     model_class: Any = HybridVisionTransformer
     if pretrained:
         config = _resolve(variant, kwargs)
-        if not config.get("custom_load"):
-            # timm would verify nothing, and run what some pickles hold: it only wraps and describes the filled model
-            model_class = PretrainedModel(
-                config=config,
-                weights=read_pretrained(config, kwargs.get("cache_dir")),
-                input_size=_stated_input_size(kwargs),
-            )
-            pretrained = False
+        # timm would verify nothing of the file: it only wraps and describes the filled model
+        model_class = PretrainedModel(
+            config=config,
+            weights=read_pretrained(config, kwargs.get("cache_dir")),
+            input_size=_stated_input_size(kwargs),
+        )
     return build_model_with_cfg(
         model_class,
         variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained=False,
         feature_cfg=dict(out_indices=out_indices, feature_cls="getter"),
         **{**model_args, **kwargs},
     )

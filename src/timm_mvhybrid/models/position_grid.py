@@ -134,7 +134,7 @@ def resample_with_older_timm(
 ) -> Tensor:
     """Resamples a position embedding as timm does, also onto a square grid of as many patches.
 
-    timm 1.0.24 takes equal numbers of tokens for equal grids, whatever the old grid was; single values in the place of
+    timm 1.0.26 takes equal numbers of tokens for equal grids, whatever the old grid was; single values in the place of
     tokens keep it from counting them.
 
     Args:

@@ -164,20 +164,29 @@ def check_finite(tensors: Mapping[str, Tensor], path: str | Path, remedy: str = 
     """Raises CheckpointError, naming the file, if a tensor holds NaN or Inf.
 
     Args:
-        tensors: Tensors by name.
+        tensors: Tensors by name; of a sharded one this process's part is looked at, of a placeholder nothing.
         path: The file, for the message.
         remedy: What to do, half a sentence.
 
     Raises:
         CheckpointError: A tensor is not finite.
     """
-    faults = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    faults = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
     if faults:
         more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise CheckpointError(
             f"{path}: {faults[0]}{more} hold NaN or Inf; the file is damaged or its training diverged: {remedy}, or take "
             "an earlier checkpoint"
         )
+
+
+def _is_finite(tensor: Any) -> bool:
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    if local.is_meta:
+        return True
+    # float8 has no arithmetic
+    numbers = local.float() if local.is_floating_point() and local.element_size() == 1 else local
+    return bool(torch.isfinite(numbers).all())
 
 
 def _what_it_is(head: bytes, path: Path) -> str | None:

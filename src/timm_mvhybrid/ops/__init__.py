@@ -3,8 +3,9 @@
 Every operator stands beside a ``*_reference``, a plain loop that is its specification.
 """
 
+from ..runtime.implementation_request import ImplementationError
 from .einfft import einfft
-from .implementation import ImplementationError, implementation_status, use_implementation
+from .implementation import implementation_status, use_implementation
 from .selective_scan import selective_scan, selective_scan_reference
 from .spectral import inverse_token_dft, token_dft
 from .ssd import ssd_scan, ssd_scan_reference

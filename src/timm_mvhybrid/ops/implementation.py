@@ -15,10 +15,14 @@ from typing import Literal
 
 import torch
 
-from ..runtime.errors import TimmMVHybridError
+from ..runtime.implementation_request import (
+    IMPLEMENTATIONS,
+    ImplementationError,
+    check_request,
+    misnamed,
+    requested_by_environment,
+)
 
-IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "mamba_ssm")
-ENVIRONMENT_VARIABLE = "TIMM_MVHYBRID_IMPLEMENTATION"
 OPERATIONS = {"selective_scan": "selective_scan", "ssd_scan": "ssd"}
 """The scans, and the folder of each."""
 
@@ -29,10 +33,6 @@ _NOT_TAKEN = {
     False: "could run; another was asked for",
 }
 _REMEDY = 'take another with timm_mvhybrid.ops.use_implementation(...), for instance "auto"'
-
-
-class ImplementationError(TimmMVHybridError, RuntimeError):
-    """The implementation that was asked for cannot run here; the message says why and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,8 @@ class use_implementation:  # a function to its users, who may also open it with 
 
     def __init__(self, name: Implementation) -> None:
         global _requested
-        _check_name(name, "implementation")
+        if problem := misnamed(name, "implementation"):
+            raise ValueError(problem)
         if name not in ("auto", "reference", "cpu"):
             devices = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
             reasons = [
@@ -188,6 +189,8 @@ def choose(operation: str, requested: str, device_type: str, dtype: torch.dtype)
     """
     if requested == "current":
         requested = _requested
+    if requested == _requested:
+        check_request(requested)
     if requested == "auto":
         preferred = ("mamba_ssm", "triton") if device_type == "cuda" else ()
         return next(
@@ -273,11 +276,5 @@ _TRITON_DTYPES = {
 }
 
 
-def _check_name(name: str, what: str) -> None:
-    """Raises ValueError for a name that is none."""
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"{what} is {name!r}; expected one of {', '.join(IMPLEMENTATIONS)}")
-
-
-_requested: str = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
-_check_name(_requested, f"environment variable {ENVIRONMENT_VARIABLE}")
+# a misspelt one is an error where it matters, at a scan or a command's start: not at the import, which doctor needs too
+_requested: str = requested_by_environment()

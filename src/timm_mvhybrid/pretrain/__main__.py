@@ -5,6 +5,7 @@ import sys
 import warnings
 
 from ..runtime.errors import TimmMVHybridError, one_sentence
+from ..runtime.implementation_request import check_request, requested_by_environment
 from ..runtime.printable import printable
 from ..runtime.standard_output import standard_output
 from .command import Pretrain, parse
@@ -19,6 +20,7 @@ def main() -> int:
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
     try:
         with standard_output():
+            check_request(requested_by_environment())
             return parse(sys.argv[1:], "python -m timm_mvhybrid.pretrain").run() or 0
     except (TimmMVHybridError, OSError) as error:
         print(f"{rank}error: {one_sentence(error)}", file=sys.stderr)

@@ -10,7 +10,7 @@ import torch
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from ..models import MODEL_NAMES, TEST_MODEL_NAMES, HybridVisionTransformer, load_weights
+from ..models import MODEL_NAMES, TEST_MODEL_NAMES, HybridVisionTransformer, create_model, load_weights
 from .errors import PretrainError
 
 
@@ -46,7 +46,7 @@ def create_backbone(
     if architecture in (*MODEL_NAMES, *TEST_MODEL_NAMES):
         options["mask_token"] = True
     try:
-        backbone = timm.create_model(name, pretrained=pretrained, drop_path_rate=drop_path_rate, **options)
+        backbone: Any = create_model(name, pretrained=pretrained, drop_path_rate=drop_path_rate, **options)
     except TypeError as error:
         raise PretrainError(
             f"{name} cannot be made with {options} ({error}); pretraining takes timm's VisionTransformers and their "
