@@ -9,6 +9,7 @@ from PIL import Image
 from support.generated_patches import random_patches
 
 from timm_mvhybrid.data import DataError, PatchError, TarSource, open_source
+from timm_mvhybrid.data.folder import read_image
 from timm_mvhybrid.data.tar import expand_shards
 
 PATCHES = random_patches(6, size=24)
@@ -191,3 +192,11 @@ def test_ranges_count_as_in_a_shell():
     assert expand_shards("{9..11}/{00..1}") == ["9/00", "9/01", "10/00", "10/01", "11/00", "11/01"]
     with pytest.raises(DataError, match="counts down"):
         expand_shards("{3..1}.tar")
+
+
+def test_members_that_are_no_images_are_named_without_an_address():
+    with pytest.raises(PatchError) as refusal:
+        read_image(io.BytesIO(b"no image"), "x.tar member a.png")
+    assert (
+        str(refusal.value) == "x.tar member a.png: not a readable image (of a kind that Pillow does not know)"
+    )

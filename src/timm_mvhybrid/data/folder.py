@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .errors import DataError, PatchError
 from .image_depth import bits_per_channel, is_one_of_grey_planes
@@ -60,6 +60,11 @@ def read_image(file: Path | BinaryIO, name: str | None = None) -> Image.Image:
             if is_one_of_grey_planes(image):
                 raise ValueError("several grey channels, a page each, not colours; write it as RGB")
             return on_white(image)
+    except UnidentifiedImageError as error:
+        # Pillow's own message names a file in memory by its address
+        raise PatchError(
+            f"{name or file}: not a readable image (of a kind that Pillow does not know)"
+        ) from error
     except _DECODING_ERRORS as error:
         raise PatchError(f"{name or file}: not a readable image ({error})") from error
 
