@@ -120,6 +120,8 @@ def _whole_and_fraction(position: float) -> tuple[int, float]:
     """Splits a position on a level as OpenSlide does, which cuts off the fraction left of and above the slide."""
     if position < 0:
         return math.ceil(position), 0.0
+    # cairo, which draws for OpenSlide, places pixels on a grid of 1/256
+    position = round(position * 256) / 256
     return math.floor(position), position % 1
 
 
