@@ -77,11 +77,16 @@ def test_pretrained_file_of_a_configuration(tmp_path, monkeypatch):
 
 
 def test_pretrained_file_in_the_caches(tmp_path, monkeypatch):
-    cached = {("timm/x", "model.safetensors"): "/cache/model.safetensors"}
+    cached = {
+        ("timm/x", "model.safetensors", None): "/cache/model.safetensors",
+        ("timm/x", "model.safetensors", "v1"): "/cache/v1/model.safetensors",
+    }
     monkeypatch.setattr(
-        "timm_mvhybrid.evaluate.backbone.try_to_load_from_cache", lambda *where: cached.get(where)
+        "timm_mvhybrid.evaluate.backbone.try_to_load_from_cache",
+        lambda repo, name, revision: cached.get((repo, name, revision)),
     )
     assert str(_pretrained_file({"hf_hub_id": "timm/x"})) == "/cache/model.safetensors"
+    assert str(_pretrained_file({"hf_hub_id": "timm/x@v1"})) == "/cache/v1/model.safetensors"
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     assert _pretrained_file({"hf_hub_id": "timm/y", "url": "https://host/y.pth"}) is None
     (tmp_path / "checkpoints").mkdir()
