@@ -28,6 +28,17 @@ KERNELS = {
 THREADS = (1, 2)
 SEED_OFFSETS = (0, 1000, 2000)
 SHORT = (("default", 1, 1000), ("avx2", 2, 2000))
+SHORT_PATHS = (
+    "tests/test_bounds.py",
+    *(
+        f"tests/ops/test_{name}.py"
+        for name in ("selective_scan", "ssd", "gated_norm", "einfft", "step_sizes")
+    ),
+    "tests/layers/test_layers.py",
+    "tests/models/test_goldens.py",
+    *(f"tests/evaluate/test_{name}.py" for name in ("expression_metrics", "resampling", "ridge")),
+    *(f"tests/pretrain/test_{name}.py" for name in ("heads", "losses", "augmentation", "monitor")),
+)
 
 
 @dataclass
@@ -82,14 +93,14 @@ def run(kernels, threads, seed_offset, arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="two combinations, without what takes long")
+    parser.add_argument("--short", action="store_true", help="two combinations, on the quick files")
     parser.add_argument("pytest", nargs="*", help="for pytest, as paths; -- before options")
     arguments = parser.parse_args()
     combinations = [(k, t, s) for k in KERNELS for t in THREADS for s in SEED_OFFSETS]
     selection = arguments.pytest
     if arguments.short:
         combinations = list(SHORT)
-        selection = [*selection, "-k", "not triton and not golden_mixer and not phantom"]
+        selection = selection or list(SHORT_PATHS)
     row = "{:<10}{:>8}{:>8}{:>8}{:>9}{:>8}{:>9}"
     print(row.format("kernels", "threads", "seeds +", "tests", "skipped", "failed", "seconds"))
     failures = {}

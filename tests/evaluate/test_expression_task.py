@@ -140,13 +140,14 @@ def test_a_fold_is_what_the_public_functions_give(task, result):
 
 def test_genes_are_selected_without_the_test_part_unless_asked_otherwise(tmp_path):
     task = write_task(tmp_path, num_samples=3)
-    file = task / "adata" / "S2.h5ad"
-    data = anndata.read_h5ad(file)
-    dense = data.X.toarray()
-    # frequent in the test sample alone
-    dense[:, 11] = np.where(np.arange(24) % 2, 4000, 1)
-    data.X = dense
-    data.write_h5ad(file)
+    for name in ("S0", "S1", "S2"):
+        file = task / "adata" / f"{name}.h5ad"
+        data = anndata.read_h5ad(file)
+        dense = data.X.toarray()
+        # frequent in the test sample alone
+        dense[:, 11] = np.where(np.arange(24) % 2, 4000 if name == "S2" else 0, 1)
+        data.X = dense
+        data.write_h5ad(file)
     leaky, clean = (
         evaluate_expression(
             task,
