@@ -7,6 +7,7 @@ Further arguments go to pytest.
 """
 
 import argparse
+import ast
 import importlib.metadata
 import os
 import re
@@ -80,10 +81,30 @@ def install(interpreter, environment):
     return python
 
 
-def files_that_name(words):
-    """Test files of the suite that name one of the words."""
-    files = sorted(path for path in (ROOT / "tests").rglob("test_*.py") if "pipelines" not in path.parts)
-    return [str(path.relative_to(ROOT)) for path in files if any(word in path.read_text() for word in words)]
+def tests_that_name(words):
+    """Tests that name one of the words, for pytest: whole files where more than single tests name it."""
+
+    def named_in(text):
+        return any(word in text for word in words)
+
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        text, file = path.read_text(), str(path.relative_to(ROOT))
+        if "pipelines" in path.parts or not named_in(text):
+            continue
+        tests = []
+        for node in ast.parse(text).body:
+            if named_in("\n".join(ast.get_source_segment(text, part) for part in whole(node))):
+                tests.append(f"{file}::{node.name}" if is_test(node) else file)
+        yield from [file] if file in tests else tests
+
+
+def whole(node):
+    """The parts of a statement: a decorated function's decorators lie outside it."""
+    return [*getattr(node, "decorator_list", []), node]
+
+
+def is_test(node):
+    return isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
 
 
 @dataclass
@@ -164,7 +185,7 @@ def main():
         help="such as 3.10, or oldest and newest (default: all supported)",
     )
     parser.add_argument(
-        "--naming", nargs="+", metavar="WORD", help="only test files that name one of these, such as pandas"
+        "--naming", nargs="+", metavar="WORD", help="only tests that name one of these, such as pandas"
     )
     options, arguments = parser.parse_known_args()
     supported = supported_versions()
@@ -173,7 +194,7 @@ def main():
     if unknown := sorted(set(versions) - set(supported)):
         parser.error(f"not supported: {', '.join(unknown)}; supported are {', '.join(supported)}")
     if options.naming:
-        arguments += files_that_name(options.naming)
+        arguments += tests_that_name(options.naming)
     outcomes = [run_suite(version, arguments) for version in versions]
     print_table(outcomes)
     return 0 if all(one.is_good for one in outcomes) else 1

@@ -151,7 +151,8 @@ def _raw(data: Any) -> Any:
 
 def _where_counts_are(data: Any, option: str) -> str:
     """Says which part of the file holds counts and how to take it; the remedy of all that is wrong with another part."""
-    parts = {name: data.layers[name] for name in data.layers}
+    # from anndata 0.13 on X is a layer, too, whose name is None
+    parts = {name: data.layers[name] for name in data.layers if name is not None}
     if _raw(data) is not None:
         parts.setdefault(RAW, _raw(data))
     found = [name for name, matrix in parts.items() if _holds_counts(matrix)]
