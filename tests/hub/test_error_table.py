@@ -14,6 +14,7 @@ from support.hub_client import load, publish
 from support.hub_server import READ_TOKEN, TOKEN, Fault
 from support.training_runs import MODEL, training_state
 
+from timm_mvhybrid import create_model
 from timm_mvhybrid.hub import export
 
 PAGE = (Path(__file__).parents[2] / "docs" / "errors.md").read_text()
@@ -43,7 +44,7 @@ def remote(hub, folder, cache, *, token=None, name=f"hf-hub:{REPO}", published=T
 
 
 def local(folder, **options):
-    return timm.create_model(f"local-dir:{folder}", pretrained=True, **options)
+    return create_model(f"local-dir:{folder}", pretrained=True, **options)
 
 
 def file(path, **options):
