@@ -43,7 +43,7 @@ def amplification(name, preset="hest", pca_solver="auto"):
     """
     X_train, y_train, X_test, y_test, expected = golden(name)
     found = []
-    for seed in range(8):
+    for seed in range(5):
         X, other = (rounded_otherwise(x, np.random.default_rng(seed)) for x in (X_train, X_test))
         prediction = ridge_probe(X, y_train, other, preset, expected["latent_dim"], pca_solver=pca_solver)
         found.append(values(expression_metrics(y_test, prediction)) | {"mean": prediction.mean(axis=0)})
