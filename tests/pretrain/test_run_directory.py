@@ -70,7 +70,10 @@ def test_every_start_is_kept(outside):
 def test_a_folder_with_a_schedulers_logs_is_no_run(outside):
     (outside / "run").mkdir()
     (outside / "run" / "slurm-1.out").write_text("starting")
-    RunDirectory(outside / "run").create(CONFIG, resume=False)
+    run = RunDirectory(outside / "run")
+    run.create(CONFIG, resume=False)
+    assert run.config.is_file()
+    assert (outside / "run" / "slurm-1.out").read_text() == "starting"
 
 
 @pytest.mark.parametrize("leftover", ["checkpoints", "metrics.jsonl"])
