@@ -53,7 +53,7 @@ bench-pretrain-gpu: ## speed, memory and overhead of the pretraining loop on one
 	$(PYTHON) -m benchmarks pretrain
 
 hub-olah:         ## downloads through olah, a server that others wrote, in an environment of its own
-	$(PYTHON) tests/hub/olah_server.py
+	$(PYTHON) tests/export/olah_server.py
 
 CLONES = $(foreach name,HEST TRIDENT CLAM,$(if $($(name)),--clone $(name)=$($(name))))
 

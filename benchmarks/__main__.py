@@ -256,7 +256,7 @@ def _measure(command: Benchmark) -> int:
 
 def _device_problem(command: Gpu | Pretrain) -> str | None:
     """Says why the GPU benchmark cannot start."""
-    from timm_mvhybrid.models.device import DeviceError, find_device
+    from timm_mvhybrid.runtime.device import DeviceError, find_device
 
     try:
         device = find_device(command.device)

@@ -9,16 +9,17 @@ import h5py
 import numpy as np
 import torch
 
-from timm_mvhybrid.pretrain.augmentation import DeviceAugmentation
 from timm_mvhybrid.pretrain.build import build_state, crop_options
-from timm_mvhybrid.pretrain.config import CheckpointConfig, DataConfig, MonitorConfig, PretrainConfig
-from timm_mvhybrid.pretrain.crops import make_crops
-from timm_mvhybrid.pretrain.masking import masks_of_step
-from timm_mvhybrid.pretrain.objective import compute_losses
-from timm_mvhybrid.pretrain.parallelize import DTYPES
+from timm_mvhybrid.pretrain.config import DataConfig, PretrainConfig
 from timm_mvhybrid.pretrain.presets import paper, smoke
 from timm_mvhybrid.pretrain.train import train
-from timm_mvhybrid.pretrain.world import join_world
+from timm_mvhybrid.ssl.augmentation import DeviceAugmentation
+from timm_mvhybrid.ssl.crops import make_crops
+from timm_mvhybrid.ssl.masking import masks_of_step
+from timm_mvhybrid.ssl.objective import compute_losses
+from timm_mvhybrid.training.config import CheckpointConfig, MonitorConfig
+from timm_mvhybrid.training.parallelize import DTYPES
+from timm_mvhybrid.training.world import join_world
 
 from .goals import Goal
 from .measure import Contender, Spread, measure, spread, timer_for
@@ -177,7 +178,7 @@ def time_passes(config: PretrainConfig, settings: Settings) -> Spread:
 def _one_batch(
     config: PretrainConfig, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    from timm_mvhybrid.pretrain.crops import CropBatch
+    from timm_mvhybrid.ssl.crops import CropBatch
 
     random = np.random.default_rng(1)
     side = PATCH_SIZE_PX

@@ -23,9 +23,9 @@ from timm_mvhybrid.evaluate import (
     evaluate_expression,
     load_backbone,
 )
-from timm_mvhybrid.evaluate.phantom import TASK, PhantomOptions, write_phantom
-from timm_mvhybrid.evaluate.report import check_report_folder, write_report
-from timm_mvhybrid.evaluate.results import ExpressionResult
+from timm_mvhybrid.report import check_report_folder, write_report
+from timm_mvhybrid.report.results import ExpressionResult
+from timm_mvhybrid.synthetic import TASK, PhantomOptions, write_phantom
 
 MODELS = ["mvhybrid_small_patch16_256", "vit12_small_patch16_256"]
 

@@ -27,7 +27,7 @@ from timm_mvhybrid.evaluate import (
     evaluate_survival,
     load_backbone,
 )
-from timm_mvhybrid.evaluate.report import write_report
+from timm_mvhybrid.report import write_report
 
 NUCLEI = {"lymphoid": (60, 3), "stroma": (8, 4), "tumour": (25, 8)}
 """Kind → nuclei in a patch, and their radius in px."""

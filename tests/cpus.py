@@ -36,8 +36,9 @@ SHORT_PATHS = (
     ),
     "tests/layers/test_layers.py",
     "tests/models/test_goldens.py",
-    *(f"tests/evaluate/test_{name}.py" for name in ("expression_metrics", "resampling", "ridge")),
-    *(f"tests/pretrain/test_{name}.py" for name in ("heads", "losses", "augmentation", "monitor")),
+    *(f"tests/probes/test_{name}.py" for name in ("expression_metrics", "resampling", "ridge")),
+    *(f"tests/ssl/test_{name}.py" for name in ("heads", "losses", "augmentation")),
+    "tests/pretrain/test_monitor.py",
 )
 
 

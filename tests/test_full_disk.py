@@ -24,8 +24,8 @@ from support.results import expression
 
 import timm_mvhybrid  # noqa: F401
 from timm_mvhybrid.evaluate import load_backbone
-from timm_mvhybrid.pretrain.metrics_log import MetricsLog
-from timm_mvhybrid.pretrain.run_directory import RunDirectory
+from timm_mvhybrid.training.metrics_log import MetricsLog
+from timm_mvhybrid.training.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
 EMBED = ["embed", "hest.h5", "--model", "test_mvhybrid", "--output", "small/out.h5", "--device", "cpu", "--num-workers", "0"]  # fmt: skip
@@ -144,7 +144,7 @@ def test_one_sentence_names_the_file_whole_files_stay_and_with_room_it_goes_on(r
 @pytest.mark.distributed
 def test_of_two_processes_each_ends_with_a_sentence(folder):
     pytest.importorskip("lightly")
-    from timm_mvhybrid.pretrain.world import can_shard_on_cpu
+    from timm_mvhybrid.training.world import can_shard_on_cpu
 
     if not can_shard_on_cpu():
         pytest.skip("this torch's FSDP needs a GPU")

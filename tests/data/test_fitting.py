@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from timm_mvhybrid.data.fitting import fit_image
-from timm_mvhybrid.evaluate import patch_loader
+from timm_mvhybrid.embed import patch_loader
 from timm_mvhybrid.pretrain import online_probe
 
 

@@ -12,6 +12,7 @@ import pytest
 from support.evaluation_goldens import hest_task_embeddings, reference, unpack_hest_task
 from support.hest_tasks import write_studies, write_task
 
+from timm_mvhybrid.cohorts.hest_layout import open_task, read_sample
 from timm_mvhybrid.data import DataError
 from timm_mvhybrid.evaluate import (
     EmbeddingOptions,
@@ -25,8 +26,7 @@ from timm_mvhybrid.evaluate import (
     ridge_probe,
     select_genes,
 )
-from timm_mvhybrid.evaluate.hest_layout import open_task, read_sample
-from timm_mvhybrid.evaluate.results import ExpressionResult, result_from_json
+from timm_mvhybrid.report.results import ExpressionResult, result_from_json
 
 STUDIES = {"S0": "a", "S1": "a", "S2": "b", "S3": "c"}
 

@@ -18,7 +18,7 @@ from timm_mvhybrid.evaluate import (
     open_images,
     prototype_retrieval,
 )
-from timm_mvhybrid.evaluate.results import RetrievalResult, result_from_json
+from timm_mvhybrid.report.results import RetrievalResult, result_from_json
 
 COLOURS = {"HP": (230, 180, 200), "SSA": (90, 60, 150), "NORM": (180, 220, 90)}
 

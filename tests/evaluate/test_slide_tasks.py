@@ -22,8 +22,8 @@ from timm_mvhybrid.evaluate import (
     mixture_prototypes,
     slide_mixture_embedding,
 )
-from timm_mvhybrid.evaluate.results import result_from_json
-from timm_mvhybrid.evaluate.slide_tasks.cox import cox_risks, log_rank_p_value
+from timm_mvhybrid.probes.cox import cox_risks, log_rank_p_value
+from timm_mvhybrid.report.results import result_from_json
 
 QUICK = AttentionOptions(hidden_dim=16, num_epochs=10, learning_rate=3e-3)
 # how well the outcome of 24 patients is predicted is a matter of the draw

@@ -13,8 +13,8 @@ from support.bounds import assert_near
 from timm.models import VisionTransformer
 
 from timm_mvhybrid.layers import SSMBlock
+from timm_mvhybrid.layers.token_order import to_scan_order, to_timm_order
 from timm_mvhybrid.models import HE_MEAN, HE_STD, MODEL_NAMES, TEST_MODEL_NAMES, HybridVisionTransformer
-from timm_mvhybrid.models.token_order import to_scan_order, to_timm_order
 
 SSM_NAMES = [name for name in TEST_MODEL_NAMES if "vit" not in name]
 

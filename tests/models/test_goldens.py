@@ -9,8 +9,8 @@ from support.bounds import assert_accurate
 from support.goldens import load_golden, relative_error
 
 import timm_mvhybrid
+from timm_mvhybrid.layers.token_order import to_scan_order
 from timm_mvhybrid.models import checkpoint_filter_fn
-from timm_mvhybrid.models.token_order import to_scan_order
 
 PARAMETERS = {  # with a mask token, without a head
     "mvhybrid_small_patch16_256": 30_963_072,

@@ -10,9 +10,9 @@ import pytest
 import torch
 from pyramids import write_pyramid
 
+from timm_mvhybrid.cohorts.bags import read_bags
 from timm_mvhybrid.data import open_source
 from timm_mvhybrid.evaluate import embed, load_backbone
-from timm_mvhybrid.evaluate.slide_tasks.bags import read_bags
 
 NAME = "mvhybrid_small_patch16_256"
 SLIDES = ("down", "up")

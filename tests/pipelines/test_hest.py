@@ -16,6 +16,7 @@ import torch
 from cosines import smallest_cosine
 from hestcore.datasets import H5HESTDataset
 
+from timm_mvhybrid.cohorts.hest_writer import write_sample, write_split
 from timm_mvhybrid.data import open_source
 from timm_mvhybrid.evaluate import (
     EmbeddingOptions,
@@ -25,7 +26,6 @@ from timm_mvhybrid.evaluate import (
     evaluate_expression,
     load_backbone,
 )
-from timm_mvhybrid.evaluate.hest_writer import write_sample, write_split
 from timm_mvhybrid.integrations.hest import PATCH_SIZE_PX, encoder
 
 NAME = "mvhybrid_small_patch16_256"

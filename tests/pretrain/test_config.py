@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from timm_mvhybrid.pretrain.config import CropConfig, DataConfig, MaskConfig, ModelConfig, OptimizerConfig
-from timm_mvhybrid.pretrain.config_file import config_to_dict, read_config_file, update_config
-from timm_mvhybrid.pretrain.errors import PretrainError
+from timm_mvhybrid.pretrain.config import CropConfig, DataConfig, MaskConfig, ModelConfig
 from timm_mvhybrid.pretrain.presets import PRESETS, paper, smoke
-from timm_mvhybrid.pretrain.recipe import check_recipe, find_changes
+from timm_mvhybrid.runtime.errors import PretrainError
+from timm_mvhybrid.training.config import OptimizerConfig
+from timm_mvhybrid.training.config_file import config_to_dict, read_config_file, update_config
+from timm_mvhybrid.training.recipe import check_recipe, find_changes
 
 DATA = DataConfig(sources=("patches.h5",))
 

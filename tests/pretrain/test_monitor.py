@@ -4,7 +4,6 @@ import time
 import pytest
 import torch
 
-from timm_mvhybrid.pretrain.errors import PretrainError
 from timm_mvhybrid.pretrain.monitor import (
     CollapseAlarm,
     FeatureWindow,
@@ -15,7 +14,8 @@ from timm_mvhybrid.pretrain.monitor import (
     rankme,
     teacher_entropy,
 )
-from timm_mvhybrid.pretrain.throughput import Throughput
+from timm_mvhybrid.runtime.errors import PretrainError
+from timm_mvhybrid.training.throughput import Throughput
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ from PIL import Image
 from support.generated_patches import random_patches, write_hest
 from torch import nn
 
-from timm_mvhybrid.data.counts import Counts
-from timm_mvhybrid.distributed import close_process_group
-from timm_mvhybrid.pretrain.errors import PretrainError
+from timm_mvhybrid.cohorts.counts import Counts
 from timm_mvhybrid.pretrain.expression_table import most_variable_genes, read_expression
 from timm_mvhybrid.pretrain.labelled_set import open_labelled_set
 from timm_mvhybrid.pretrain.online_probe import OnlineProbe, undisturbed
 from timm_mvhybrid.pretrain.probe_scores import accuracies, expression_correlation, knn_predictions
+from timm_mvhybrid.runtime.errors import PretrainError
+from timm_mvhybrid.runtime.process_group import close_process_group
 
 COLOURS = {"stroma": (220, 120, 180), "tumour": (110, 60, 160), "white": (250, 250, 250)}
 OPTIONS = {"image_size_px": 16, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "batch_size": 4}

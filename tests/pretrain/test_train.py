@@ -8,13 +8,13 @@ import timm
 import torch
 from support.pretraining import NUM_STEPS, change, lines, small, student, teacher, write_patches
 
-from timm_mvhybrid.hub.training_checkpoint import convert, read_training_checkpoint
+from timm_mvhybrid.export.training_checkpoint import convert, read_training_checkpoint
 from timm_mvhybrid.models import load_weights
-from timm_mvhybrid.models.position_grid import resample_position
-from timm_mvhybrid.pretrain.checkpoint import find_damage, finished_steps
-from timm_mvhybrid.pretrain.errors import PretrainError
 from timm_mvhybrid.pretrain.train import train
-from timm_mvhybrid.pretrain.world import can_shard_on_cpu
+from timm_mvhybrid.runtime.errors import PretrainError
+from timm_mvhybrid.training.checkpoint import find_damage, finished_steps
+from timm_mvhybrid.training.world import can_shard_on_cpu
+from timm_mvhybrid.weights.position_grid import resample_position
 
 pytest.importorskip("lightly")
 needs_cpu_sharding = pytest.mark.skipif(not can_shard_on_cpu(), reason="this torch's FSDP needs a GPU")
@@ -86,7 +86,7 @@ def test_the_teacher_loads_strictly_into_timm_and_differs_from_the_student(finis
 def test_a_run_that_stopped_goes_on_to_the_same_weights_bit_for_bit(patches, finished, tmp_path):
     config = small(tmp_path / "run", patches)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("timm_mvhybrid.pretrain.stop_signal.StopSignal.name", "SIGTERM", raising=False)
+        patch.setattr("timm_mvhybrid.training.stop_signal.StopSignal.name", "SIGTERM", raising=False)
         stopped = train(_stop_behind(config, 3, patch), show_progress=False)
     assert stopped.step == 3
     assert stopped.stopped_by == "SIGTERM"
@@ -102,7 +102,8 @@ def test_a_run_that_stopped_goes_on_to_the_same_weights_bit_for_bit(patches, fin
 
 def _stop_behind(config, step, patch):
     """Raises the signal's flag once a step is done."""
-    from timm_mvhybrid.pretrain import run_report, stop_signal
+    from timm_mvhybrid.pretrain import run_report
+    from timm_mvhybrid.training import stop_signal
 
     signals = []
     patch.setattr(stop_signal.StopSignal, "__enter__", lambda self: signals.append(self) or self)

@@ -21,9 +21,9 @@ from support.pretraining import (
     write_patches,
 )
 
-from timm_mvhybrid.pretrain.checkpoint import find_damage, finished_steps
 from timm_mvhybrid.pretrain.train import train
-from timm_mvhybrid.pretrain.world import can_shard_on_cpu
+from timm_mvhybrid.training.checkpoint import find_damage, finished_steps
+from timm_mvhybrid.training.world import can_shard_on_cpu
 
 pytest.importorskip("lightly")
 pytestmark = pytest.mark.distributed

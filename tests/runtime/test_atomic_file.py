@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from support.limited_disks import at_every_byte
 
-from timm_mvhybrid.data.h5_output import H5Output
 from timm_mvhybrid.runtime.atomic_file import OutputFile, write_file, write_files
 from timm_mvhybrid.runtime.atomic_folder import OutputFolder
 from timm_mvhybrid.runtime.errors import OutputError, TimmMVHybridError, check_space, is_of_the_disk
+from timm_mvhybrid.runtime.h5_output import H5Output
 from timm_mvhybrid.runtime.line_file import LineFile
 
 CONTENT = bytes(range(256)) * 2

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from timm_mvhybrid.evaluate.hest_writer import write_sample, write_split
+from timm_mvhybrid.cohorts.hest_writer import write_sample, write_split
 
 GENES = [f"G{index:02d}" for index in range(12)]
 

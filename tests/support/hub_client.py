@@ -83,7 +83,7 @@ def load(name, cache, create="timm_mvhybrid", **options):
     import torch
 
     import timm_mvhybrid
-    from timm_mvhybrid.models.weights_file import tensors_sha256
+    from timm_mvhybrid.weights.weights_file import tensors_sha256
 
     assert timm_mvhybrid.__version__
     module = importlib.import_module(create)
@@ -105,7 +105,7 @@ def publish(folder, repo, **options):
 
     import timm_mvhybrid.hub
 
-    return asdict(timm_mvhybrid.hub.publish(folder, repo, **options))
+    return asdict(timm_mvhybrid.export.publish(folder, repo, **options))
 
 
 def command(*arguments):

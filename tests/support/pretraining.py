@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from safetensors.torch import load_file
 
-from timm_mvhybrid.hub.training_checkpoint import read_training_checkpoint
+from timm_mvhybrid.export.training_checkpoint import read_training_checkpoint
 from timm_mvhybrid.pretrain.config import DataConfig
 from timm_mvhybrid.pretrain.presets import smoke
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from timm_mvhybrid.evaluate import results as r
+from timm_mvhybrid.probes.resampling import Interval, MetricSummary, PairedComparison
+from timm_mvhybrid.report import results as r
+from timm_mvhybrid.runtime.provenance import ModelRecord, Provenance
 
 METRICS = ("pcc", "pcc10", "mse", "mae", "r2")
 
 
-def provenance(**changes: Any) -> r.Provenance:
+def provenance(**changes: Any) -> Provenance:
     values: dict[str, Any] = {
         "created": "2026-01-02T03:04:05Z",
         "seed": 0,
@@ -22,11 +24,11 @@ def provenance(**changes: Any) -> r.Provenance:
         "generated": False,
         "platform": "Linux x86_64",
     }
-    return r.Provenance(**(values | changes))
+    return Provenance(**(values | changes))
 
 
-def model(label: str, weights: str = "model.safetensors") -> r.ModelRecord:
-    return r.ModelRecord(
+def model(label: str, weights: str = "model.safetensors") -> ModelRecord:
+    return ModelRecord(
         label=label,
         name=label,
         weights=weights,
@@ -39,9 +41,9 @@ def model(label: str, weights: str = "model.safetensors") -> r.ModelRecord:
     )
 
 
-def summary(name: str, values: list[float], interval: bool = True) -> r.MetricSummary:
-    between = r.Interval(low=min(values), high=max(values), level=0.95, num_resamples=1000, over="folds")
-    return r.MetricSummary(
+def summary(name: str, values: list[float], interval: bool = True) -> MetricSummary:
+    between = Interval(low=min(values), high=max(values), level=0.95, num_resamples=1000, over="folds")
+    return MetricSummary(
         metric=name,
         mean=float(np.mean(values)),
         std=float(np.std(values)),
@@ -113,7 +115,7 @@ def expression(
                     )
                 )
     comparisons = tuple(
-        r.PairedComparison(
+        PairedComparison(
             metric="pcc",
             protocol="loso",
             model=label,

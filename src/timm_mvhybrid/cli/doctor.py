@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..diagnosis import Diagnosis
+    from ..doctor import Diagnosis
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Doctor:
 
     def run(self) -> int:
         """Runs the command."""
-        from ..diagnosis import diagnose
+        from ..doctor import diagnose
 
         diagnosis = diagnose()
         if self.json:
@@ -35,7 +35,7 @@ class Doctor:
 
 def _plain(diagnosis: Diagnosis, *, everything: bool) -> dict[str, Any]:
     """Turns a diagnosis into what JSON holds."""
-    from ..diagnosis import COMPLAINTS
+    from ..doctor import COMPLAINTS
 
     result = {"works": diagnosis.works, **dataclasses.asdict(diagnosis)}
     for scan in result["implementation"]["scans"]:
@@ -50,7 +50,7 @@ def _print(diagnosis: Diagnosis, *, everything: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..diagnosis import COMPLAINTS
+    from ..doctor import COMPLAINTS
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     is_terminal = sys.stdout.isatty()

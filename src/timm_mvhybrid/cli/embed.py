@@ -74,14 +74,13 @@ class Embed:
         from ..data import TilingOptions, open_source
         from ..evaluate import (
             BatchReport,
-            RunDisplay,
-            RunLog,
             check_output,
             choose_device,
             embed,
             load_backbone,
             num_available_workers,
         )
+        from .progress import RunDisplay, RunLog
 
         tiling = TilingOptions(
             resolution_um_per_px=self.resolution,

@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg, subcommand
 from .evaluate_options import ModelOptions, OutputOptions, Reporters
 
 if TYPE_CHECKING:
-    from ..evaluate.results import Result
+    from ..report.results import Result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,11 @@ from tyro.conf import arg
 
 from ..version import __version__
 from .messages import say
+from .progress import RunDisplay, RunLog
 
 if TYPE_CHECKING:
-    from ..evaluate import Backbone, BatchReport, EmbeddingOptions, RunDisplay, RunLog, StageReport
-    from ..evaluate.results import Result
+    from ..evaluate import Backbone, BatchReport, EmbeddingOptions, StageReport
+    from ..report.results import Result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +61,9 @@ class OutputOptions:
 
     def run(self) -> None:
         """Runs the command: checks first, then the task with its bar and log, then the report."""
-        from ..evaluate import RunDisplay, RunLog
-        from ..evaluate.report import check_report_folder, write_report
-        from ..evaluate.shards import Ranks
+        from ..report import check_report_folder, write_report
         from ..runtime.claim import claimed
+        from ..runtime.ranks import Ranks
 
         folder = self.output or Path("outputs", f"{type(self).__name__.lower()}-{self.data().resolve().stem}")
         check_report_folder(folder, overwrite=self.overwrite)
@@ -153,7 +153,7 @@ class ModelOptions(OutputOptions):
     def embedding(self) -> EmbeddingOptions:
         """Collects how patches are embedded."""
         from ..evaluate import EmbeddingOptions, choose_device, num_available_workers
-        from ..evaluate.shards import Ranks
+        from ..runtime.ranks import Ranks
 
         # before models are built, and also where all embeddings are in the cache
         choose_device(Ranks.from_environment().device(self.device))

@@ -64,7 +64,7 @@ class Phantom:
         """Runs the command."""
         from rich.console import Console
 
-        from ..evaluate.phantom import PhantomOptions, write_phantom
+        from ..synthetic import PhantomOptions, write_phantom
 
         own = {"output", "overwrite", "num_workers"}
         counts = {"studies", "samples", "spots", "genes"}

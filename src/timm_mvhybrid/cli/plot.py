@@ -24,6 +24,6 @@ class Plot:
 
     def run(self) -> None:
         """Runs the command."""
-        from ..pretrain.plot import plot_runs
+        from ..training.plot import plot_runs
 
         report({"output": str(plot_runs(self.runs, self.output, smoothing=self.smoothing))})

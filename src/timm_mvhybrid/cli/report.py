@@ -24,7 +24,7 @@ class Compare:
 
     def run(self) -> None:
         """Runs the command."""
-        from ..evaluate.report import compare_reports
+        from ..report import compare_reports
 
         page = compare_reports(self.folders, self.output, overwrite=self.overwrite)
         report({"page": str(page)})
@@ -43,8 +43,8 @@ class Render:
 
     def run(self) -> None:
         """Runs the command."""
-        from ..evaluate.report import write_report
-        from ..evaluate.results import read_result
+        from ..report import write_report
+        from ..report.results import read_result
 
         page = write_report(read_result(self.folder), self.output, overwrite=self.overwrite)
         report({"page": str(page)})

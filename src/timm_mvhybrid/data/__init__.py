@@ -6,8 +6,8 @@ slide | folder of images | tars | patch h5 | coordinate h5 + slide → patches (
 files. The slide libraries are imported when a slide is opened, never before.
 """
 
+from ..runtime.errors import DataError, PatchError, SlideChoiceError
 from .coordinate_h5 import CoordinateH5Source, Edge
-from .errors import DataError, PatchError, SlideChoiceError
 from .folder import FolderSource
 from .manifest import SourceEntry, open_samples, read_manifest
 from .patch_h5 import PatchH5Source

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..runtime.errors import DataError, SlideChoiceError
 from .coordinate_reading import is_of_a_tool, patch_reading
-from .errors import DataError, SlideChoiceError
 from .h5_file import H5File, attributes, find_dataset, read_coords
 from .slide import SLIDE_SUFFIXES, Slide
 

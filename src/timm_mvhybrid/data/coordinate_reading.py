@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import DataError
+from ..runtime.errors import DataError
 from .h5_file import H5File, number
 
 # TRIDENT takes the first level whose downsample is so near the wanted one, before it looks for a finer one

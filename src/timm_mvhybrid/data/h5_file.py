@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError
-from .names import unique_positions
+from ..runtime.errors import DataError
+from ..runtime.names import unique_positions
 
 
 class H5File:

@@ -19,8 +19,8 @@ from typing import Any
 
 from PIL import Image
 
+from ..runtime.errors import DataError, SlideChoiceError
 from .coordinate_h5 import Edge
-from .errors import DataError, SlideChoiceError
 from .folder import IMAGE_SUFFIXES
 from .samples import Samples
 from .slide import SLIDE_SUFFIXES

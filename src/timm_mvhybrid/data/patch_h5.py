@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError, PatchError
+from ..runtime.errors import DataError, PatchError
 from .h5_file import (
     H5File,
     attributes,

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..runtime.errors import DataError
 from .coordinate_h5 import CoordinateH5Source
-from .errors import DataError
 from .slide_source import SlideSource
 from .source import PatchSource
 

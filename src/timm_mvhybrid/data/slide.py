@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .errors import PatchError
+from ..runtime.errors import PatchError
 from .folder import on_white
 from .slide_library import open_library, read_rgba, stated_um_per_px
 from .slide_resolution import check_resolution

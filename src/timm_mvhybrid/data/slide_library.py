@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .errors import DataError, NotASlideError
+from ..runtime.errors import DataError, NotASlideError
 from .tiff_tags import TiffTags, quiet_tifffile
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .errors import DataError
+from ..runtime.errors import DataError
 from .slide import Slide
 from .tissue import TilingOptions, tile_grid, tissue_mask, tissue_share
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..runtime.errors import DataError, NotASlideError
 from .coordinate_h5 import CoordinateH5Source, Edge
-from .errors import DataError, NotASlideError
 from .folder import FolderSource
 from .h5_file import H5File, find_dataset
 from .patch_h5 import PatchH5Source

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .errors import DataError, PatchError
+from ..runtime.errors import DataError, PatchError
 from .folder import IMAGE_SUFFIXES, read_image
 
 TAR_SUFFIX = ".tar"

@@ -12,12 +12,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..runtime.atomic_file import write_file
-from ..runtime.errors import check_space
+from ..runtime.digest import file_fingerprint
+from ..runtime.errors import DataError, check_space
+from ..runtime.h5_output import H5Output
 from ..version import __version__
-from .errors import DataError
-from .fingerprint import file_fingerprint
 from .h5_file import H5File
-from .h5_output import H5Output
 from .patch_h5 import PatchH5Source
 from .slide_source import SlideSource
 from .tissue import TilingOptions

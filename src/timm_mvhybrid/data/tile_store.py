@@ -16,9 +16,8 @@ from typing import Any, Literal
 
 from ..runtime.atomic_file import write_file
 from ..runtime.claim import claimed
-from ..runtime.errors import OutputError, TimmMVHybridError, writing
+from ..runtime.errors import DataError, OutputError, TimmMVHybridError, writing
 from ..runtime.line_file import LineFile
-from .errors import DataError
 from .slide_source import SlideSource
 from .tile_file import Compression, tile_file_matches, write_thumbnail, write_tile_file
 from .tissue import TilingOptions

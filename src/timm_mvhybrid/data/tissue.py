@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError
+from ..runtime.errors import DataError
 
 # Glass and JPEG noise stay below this chroma (0-255); without a floor, Otsu splits the noise of a blank slide.
 CHROMA_FLOOR = 12

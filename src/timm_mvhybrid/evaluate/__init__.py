@@ -6,36 +6,40 @@ ridge, linear and nearest-neighbour probes, metrics, folds, gene panels, retriev
 scikit-learn, scanpy, anndata and scikit-survival are imported when they are called for.
 """
 
-from .backbone import Backbone, load_backbone
-from .embedding_cache import EmbeddingOptions
-from .embedding_store import check_output
-from .embeddings import BatchReport, EmbeddingSummary, embed
-from .errors import EvaluationError
-from .expression.gene_panels import select_genes
-from .expression.metrics import ExpressionMetrics, drop_percent, drop_percentages, expression_metrics
+from ..cohorts.gene_panels import select_genes
+from ..cohorts.labelled_images import open_images
+from ..embed.backbone import Backbone, load_backbone
+from ..embed.embedding_cache import EmbeddingOptions
+from ..embed.embedding_store import check_output
+from ..embed.embeddings import BatchReport, EmbeddingSummary, embed
+from ..embed.model_input import choose_device
+from ..embed.model_table import ModelRow, describe_models, models_table
+from ..embed.patch_loader import num_available_workers
+from ..probes.attention_mil import AttentionOptions, attention_mil
+from ..probes.concordance import Concordance, concordance_index
+from ..probes.expression_metrics import (
+    ExpressionMetrics,
+    drop_percent,
+    drop_percentages,
+    expression_metrics,
+)
+from ..probes.logistic import ProbeResult, linear_probe
+from ..probes.mixture import mixture_prototypes, slide_mixture_embedding
+from ..probes.neighbours import knn_probe
+from ..probes.prototypes import PrototypeRetrieval, prototype_retrieval
+from ..probes.resampling import bootstrap_interval, compare_paired
+from ..probes.ridge import ridge_probe
+from ..probes.ridge_folds import RidgeFold, ridge_folds
+from ..probes.splits import Fold, patient_folds, random_folds, study_folds
+from ..report.results import read_result
+from ..runtime.errors import EvaluationError
+from ..runtime.stage import StageReport
 from .expression.run import ExpressionOptions, evaluate_expression
 from .expression.score import ProbeOptions
-from .model_input import choose_device
-from .model_table import ModelRow, describe_models, models_table
-from .patch_loader import num_available_workers
-from .patch_tasks.labelled_images import open_images
-from .patch_tasks.prototypes import PrototypeRetrieval, prototype_retrieval
 from .patch_tasks.run import PatchTaskOptions, evaluate_classification, evaluate_retrieval
-from .probes.logistic import ProbeResult, linear_probe
-from .probes.neighbours import knn_probe
-from .probes.ridge import ridge_probe
-from .probes.ridge_folds import RidgeFold, ridge_folds
-from .progress import RunDisplay, RunLog
-from .resampling import bootstrap_interval, compare_paired
-from .results import read_result
-from .slide_tasks.attention_mil import AttentionOptions, attention_mil
 from .slide_tasks.classify import evaluate_slides
-from .slide_tasks.concordance import Concordance, concordance_index
-from .slide_tasks.mixture import mixture_prototypes, slide_mixture_embedding
 from .slide_tasks.options import SlideTaskOptions
 from .slide_tasks.survive import evaluate_survival
-from .splits import Fold, patient_folds, random_folds, study_folds
-from .stage import StageReport
 
 __all__ = [
     "AttentionOptions",
@@ -54,8 +58,6 @@ __all__ = [
     "ProbeResult",
     "PrototypeRetrieval",
     "RidgeFold",
-    "RunDisplay",
-    "RunLog",
     "SlideTaskOptions",
     "StageReport",
     "attention_mil",

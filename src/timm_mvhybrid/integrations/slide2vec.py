@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..models import MODEL_NAMES, load_weights
-from ..models.weights_file import file_sha256
+from ..runtime.digest import file_sha256
 
 RESOLUTION_UM_PER_PX = 0.5
 _INSTALL = "slide2vec is not installed; run: pip install 'slide2vec>=7.1'"

@@ -1,9 +1,9 @@
 """The backbones: names → timm models, checkpoints → state dicts that fit them, models → ONNX files."""
 
-from .checkpoint import checkpoint_filter_fn
+from ..weights.checkpoint import checkpoint_filter_fn
+from ..weights.errors import CheckpointError
+from ..weights.hub_download import HubError, NotPublishedError
 from .creation import create_model
-from .errors import CheckpointError
-from .hub_download import HubError, NotPublishedError
 from .hybrid_vision_transformer import HybridVisionTransformer
 from .loading import load_weights
 from .mvhybrid import HE_MEAN, HE_STD, MODEL_NAMES, PUBLISHED_SETS, TEST_MODEL_NAMES

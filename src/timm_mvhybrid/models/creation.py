@@ -16,11 +16,11 @@ import timm
 from timm.models import parse_model_name
 from torch import nn
 
-from .errors import CheckpointError
-from .hub_download import download
+from ..weights.errors import CheckpointError
+from ..weights.hub_download import download
+from ..weights.weights_file import COPY_AGAIN
 from .hybrid_vision_transformer import HybridVisionTransformer
 from .loading import CONFIG_FILE, load_weights
-from .weights_file import COPY_AGAIN
 
 
 def create_model(model_name: str, **kwargs: Any) -> nn.Module:

@@ -18,8 +18,10 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ..layers import SSMBlock
-from .checkpoint import whole_state
-from .errors import CheckpointError
+from ..layers.token_order import to_scan_order, to_timm_order
+from ..weights.checkpoint import whole_state
+from ..weights.errors import CheckpointError
+from ..weights.position_grid import grid_of, resample_position
 from .initialization import INIT_SCHEMES, initialize, reset_parameters
 from .options import (
     CHANNEL_LABELS,
@@ -34,9 +36,7 @@ from .options import (
     make_ssm_block,
     num_ssm_blocks,
 )
-from .position_grid import grid_of, resample_position
 from .slabs import num_slabs
-from .token_order import to_scan_order, to_timm_order
 
 
 class HybridVisionTransformer(VisionTransformer):

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .checkpoint import check_cover, check_types, fit_backbone
-from .errors import CheckpointError
-from .fingerprint import Fingerprint
+from ..weights.checkpoint import check_cover, check_types, fit_backbone
+from ..weights.errors import CheckpointError
+from ..weights.fingerprint import Fingerprint
+from ..weights.key_conversion import take_backbone
+from ..weights.weights_file import FINGERPRINT, WeightsFile, check_finite, read_weights
 from .hybrid_vision_transformer import HybridVisionTransformer
-from .key_conversion import take_backbone
-from .weights_file import FINGERPRINT, WeightsFile, check_finite, read_weights
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -9,9 +9,9 @@ from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 
-from .errors import CheckpointError
+from ..weights.errors import CheckpointError
+from ..weights.organization import follow, organization, update_registry
 from .hybrid_vision_transformer import HybridVisionTransformer
-from .organization import follow, organization, update_registry
 from .pretrained import PretrainedModel, read_pretrained
 
 HE_MEAN = (0.70322989, 0.53606487, 0.66096631)

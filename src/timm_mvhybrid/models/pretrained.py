@@ -9,11 +9,11 @@ from typing import Any
 
 from timm.models._hub import download_cached_file
 
-from .errors import CheckpointError
-from .hub_download import HubError, MissingFileError, download
+from ..weights.errors import CheckpointError
+from ..weights.hub_download import HubError, MissingFileError, download
+from ..weights.weights_file import COPY_AGAIN, WeightsFile, read_weights
 from .hybrid_vision_transformer import HybridVisionTransformer
 from .loading import CONFIG_FILE, WEIGHTS_FILE, fill, stated_sha256
-from .weights_file import COPY_AGAIN, WeightsFile, read_weights
 
 # timm's order of preference
 _FILE_NAMES = (WEIGHTS_FILE, "pytorch_model.bin", "pytorch_model.pth", "model.pth")

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 
 from ..data.samples import Samples
-from .checkpoint import TrainState
+from ..ssl.crops import CropOptions
+from ..ssl.losses import DINOv2Loss
+from ..ssl.student_teacher import build_pair
+from ..training.checkpoint import TrainState
+from ..training.config_file import config_to_dict
+from ..training.loss_scale import LossScale
+from ..training.optimizer import make_adamw, parameter_groups
+from ..training.parallelize import parallelize
+from ..training.world import World
 from .config import PretrainConfig
-from .config_file import config_to_dict
-from .crops import CropOptions
-from .loss_scale import LossScale
-from .losses import DINOv2Loss
-from .optimizer import make_adamw, parameter_groups
-from .parallelize import parallelize
-from .student_teacher import build_pair
-from .world import World
 
 
 def build_state(

@@ -14,10 +14,10 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import arg
 
+from ..training.config_file import config_to_dict, read_config_file, update_config
+from ..training.stop_signal import EXIT_CODE
 from .config import DataConfig, PretrainConfig
-from .config_file import config_to_dict, read_config_file, update_config
 from .presets import PRESETS
-from .stop_signal import EXIT_CODE
 
 _DESCRIPTION = """Pretrain a backbone by DINOv2's self-supervision, on one CPU or, under torchrun, on many GPUs.
 

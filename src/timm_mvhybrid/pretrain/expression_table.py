@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cohorts.counts import Counts, read_counts
 from ..data import DataError
-from ..data.counts import Counts, read_counts
-from .errors import PretrainError
+from ..runtime.errors import PretrainError
 
 _CONSTANT = 1e-9
 """Variance of log counts up to which a gene does not vary."""

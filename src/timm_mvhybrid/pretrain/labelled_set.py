@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..cohorts.counts import Counts
 from ..data import DataError, FolderSource, PatchSource, SlideChoiceError, open_source
-from ..data.counts import Counts
 from ..data.folder import read_image
-from .errors import PretrainError
+from ..runtime.errors import PretrainError
 from .expression_table import most_variable_genes, read_expression
 
 

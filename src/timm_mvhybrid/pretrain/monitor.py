@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from .errors import PretrainError
+from ..runtime.errors import PretrainError
 
 
 @torch.no_grad()

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..data import DataError
 from ..data.fitting import fit_image
-from .crops import as_pixels
-from .errors import PretrainError
+from ..runtime.errors import PretrainError
+from ..ssl.crops import as_pixels
 from .labelled_set import ClassSet, open_labelled_set
 from .probe_scores import accuracies, expression_correlation, knn_predictions
 

@@ -11,9 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..data.manifest import open_samples
+from ..ssl.student_teacher import Network, build_pair
+from ..training.parallelize import DTYPES
 from .config import PretrainConfig
-from .parallelize import DTYPES
-from .student_teacher import Network, build_pair
 
 _GIB = 2.0**30
 _FLOAT32_BYTES = 4

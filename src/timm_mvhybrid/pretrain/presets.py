@@ -5,18 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from .config import (
-    CheckpointConfig,
-    CropConfig,
-    DataConfig,
-    HeadConfig,
-    LossConfig,
-    ModelConfig,
-    MonitorConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    PretrainConfig,
-)
+from ..training.config import CheckpointConfig, MonitorConfig, OptimizerConfig, ParallelConfig
+from .config import CropConfig, DataConfig, HeadConfig, LossConfig, ModelConfig, PretrainConfig
 
 
 def paper(*, output: Path, data: DataConfig) -> PretrainConfig:

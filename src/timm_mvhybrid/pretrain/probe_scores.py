@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import PretrainError
+from ..runtime.errors import PretrainError
 
 _QUERIES_PER_CHUNK = 1024
 _VOTE_TEMPERATURE = 0.07

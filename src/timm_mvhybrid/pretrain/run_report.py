@@ -6,16 +6,16 @@ from collections.abc import Iterator
 
 import torch
 
-from .collectives_time import CollectivesTime
+from ..runtime.errors import PretrainError
+from ..ssl.crops import CropBatch
+from ..training.collectives_time import CollectivesTime
+from ..training.metrics_log import MetricsLog
+from ..training.progress import TrainingProgress
+from ..training.throughput import Throughput
+from ..training.world import World
 from .config import PretrainConfig
-from .crops import CropBatch
-from .errors import PretrainError
-from .metrics_log import MetricsLog
 from .monitor import CollapseAlarm, FeatureWindow
-from .progress import TrainingProgress
 from .step import StepResult
-from .throughput import Throughput
-from .world import World
 
 
 class RunReport:

@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .augmentation import DeviceAugmentation
-from .checkpoint import TrainState
+from ..runtime.errors import PretrainError
+from ..ssl.augmentation import DeviceAugmentation
+from ..ssl.crops import CropBatch
+from ..ssl.masking import masks_of_step
+from ..ssl.objective import Losses, compute_losses
+from ..ssl.student_teacher import update_teacher
+from ..training.checkpoint import TrainState
+from ..training.optimizer import apply_schedules, clip_gradients
+from ..training.parallelize import DTYPES
+from ..training.schedules import cosine_schedule, linear_warmup
+from ..training.throughput import Throughput
+from ..training.world import World
 from .config import PretrainConfig
-from .crops import CropBatch
-from .errors import PretrainError
-from .masking import masks_of_step
 from .monitor import as_numbers, prototype_usage, teacher_entropy
-from .objective import Losses, compute_losses
-from .optimizer import apply_schedules, clip_gradients
-from .parallelize import DTYPES
-from .schedules import cosine_schedule, linear_warmup
-from .student_teacher import update_teacher
-from .throughput import Throughput
-from .world import World
 
 # random numbers of a step are drawn anew from the seed, the step and the process, so that resuming needs no state
 _STEP_SEED_FACTOR = 1_000_003

@@ -17,27 +17,26 @@ from safetensors.torch import save
 from ..data.manifest import open_samples
 from ..runtime.atomic_file import write_file
 from ..runtime.claim import claimed
-from ..runtime.errors import TimmMVHybridError, writing
-from .augmentation import DeviceAugmentation
+from ..runtime.errors import PretrainError, TimmMVHybridError, writing
+from ..ssl.augmentation import DeviceAugmentation
+from ..ssl.loader import make_loader
+from ..ssl.masking import MaskedPatches
+from ..ssl.photometric import PhotometricOptions
+from ..training.checkpoint import Checkpointer, best_checkpoint
+from ..training.collectives_time import CollectivesTime, watch_collectives
+from ..training.metrics_log import MetricsLog
+from ..training.progress import TrainingProgress
+from ..training.recipe import check_recipe
+from ..training.run_directory import RunDirectory
+from ..training.stop_signal import StopSignal
+from ..training.teacher_file import write_teacher
+from ..training.throughput import Throughput
+from ..training.world import World, join_world
 from .build import build_state, crop_options, describe_run
-from .checkpoint import Checkpointer, best_checkpoint
-from .collectives_time import CollectivesTime, watch_collectives
 from .config import PretrainConfig
-from .errors import PretrainError
-from .loader import make_loader
-from .masking import MaskedPatches
-from .metrics_log import MetricsLog
 from .online_probe import OnlineProbe
-from .photometric import PhotometricOptions
-from .progress import TrainingProgress
-from .recipe import check_recipe
-from .run_directory import RunDirectory
 from .run_report import RunReport
 from .step import NonFiniteError, TrainStep
-from .stop_signal import StopSignal
-from .teacher_file import write_teacher
-from .throughput import Throughput
-from .world import World, join_world
 
 Resume = Literal["auto", "never", "must"]
 

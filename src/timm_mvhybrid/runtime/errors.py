@@ -1,4 +1,4 @@
-"""What ends a command in one sentence: one base of errors, and the error of every writer."""
+"""What ends a command in one sentence: one base of errors, its kinds, and the error of every writer."""
 
 from __future__ import annotations
 
@@ -29,6 +29,49 @@ _OF_DISKS_ALONE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.E
 
 class TimmMVHybridError(Exception):
     """What cannot be done; the message is one line for the user, with the file or argument, its value and the remedy."""
+
+
+class DataError(TimmMVHybridError, ValueError):
+    """The input as a whole cannot be used."""
+
+
+class PatchError(DataError):
+    """One patch of an otherwise usable input cannot be read."""
+
+
+class NotASlideError(DataError):
+    """No slide library can open the file."""
+
+
+class SlideChoiceError(DataError):
+    """The slide of a coordinate file is not found, or not the right one.
+
+    Args:
+        cause: What is wrong; the remedy of the command `embed` is added.
+
+    Attributes:
+        cause: The same, for those who take the slide in another way.
+    """
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"{cause}; give the slide with --slide FILE")
+        self.cause = cause
+
+    def __reduce__(self) -> tuple[type[SlideChoiceError], tuple[str]]:
+        """Keeps the cause in pickles, which workers' errors travel as."""
+        return type(self), (self.cause,)
+
+
+class EvaluationError(TimmMVHybridError, RuntimeError):
+    """A model, an output or a device cannot do what was asked."""
+
+
+class PretrainError(TimmMVHybridError, ValueError):
+    """A training run cannot start or go on."""
+
+
+class MissingPackageError(TimmMVHybridError, ImportError):
+    """An optional package is not installed."""
 
 
 class OutputError(TimmMVHybridError):

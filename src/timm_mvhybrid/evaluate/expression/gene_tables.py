@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .metrics import ExpressionMetrics, NanPolicy
+from ...probes.expression_metrics import ExpressionMetrics, NanPolicy
 
 
 def gene_tables(

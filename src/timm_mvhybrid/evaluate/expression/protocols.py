@@ -8,10 +8,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from ..errors import EvaluationError
-from ..splits import Fold, patient_folds, random_folds, study_folds
-from .cohort import ExpressionCohort
-from .gene_panels import PanelMethod, select_genes
+from ...cohorts.cohort import ExpressionCohort
+from ...cohorts.gene_panels import PanelMethod, select_genes
+from ...probes.splits import Fold, patient_folds, random_folds, study_folds
+from ...runtime.errors import EvaluationError
 
 Protocol = Literal["csv", "random", "loso", "patient"]
 

@@ -10,22 +10,22 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ...cohorts.cohort import ExpressionCohort, check_panel
+from ...cohorts.csv_tables import read_genes, read_studies
+from ...cohorts.gene_panels import PanelMethod
+from ...cohorts.hest_layout import HestSample, HestTask, open_task, read_sample
 from ...data import DataError, PatchH5Source
-from ...models.weights_file import file_sha256
-from ..backbone import Backbone
-from ..embedding_cache import EmbeddingOptions, embed_sources
-from ..embeddings import BatchReport
-from ..errors import EvaluationError
-from ..hest_layout import HestSample, HestTask, open_task, read_sample
-from ..model_input import choose_device
-from ..model_labels import unique_labels
-from ..provenance import collect_provenance, hash_files
-from ..results import ExpressionResult, ModelRecord
-from ..shards import Ranks
-from ..stage import OnStage
-from ..tables import read_genes, read_studies
-from .cohort import ExpressionCohort, check_panel
-from .gene_panels import PanelMethod
+from ...embed.backbone import Backbone
+from ...embed.embedding_cache import EmbeddingOptions, embed_sources
+from ...embed.embeddings import BatchReport
+from ...embed.model_input import choose_device
+from ...embed.model_labels import unique_labels
+from ...report.results import ExpressionResult
+from ...runtime.digest import file_sha256
+from ...runtime.errors import EvaluationError
+from ...runtime.provenance import ModelRecord, collect_provenance, hash_files
+from ...runtime.ranks import Ranks
+from ...runtime.stage import OnStage
 from .protocols import PanelChoice, Protocol, choose_protocols
 from .score import ProbeOptions, ProtocolOutcome, compute_drops, score_protocol
 

@@ -9,23 +9,22 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EvaluationError
-from ..probes.ridge import RidgePreset
-from ..probes.ridge_folds import RidgeSolver, ridge_folds
-from ..resampling import NUM_RESAMPLES, compare_paired, summarise
-from ..results import (
-    ExpressionDrop,
-    ExpressionFold,
-    ExpressionMap,
-    ExpressionScores,
-    GeneScore,
-    PairedComparison,
+from ...cohorts.cohort import ExpressionCohort
+from ...probes.expression_metrics import (
+    METRICS,
+    ExpressionMetrics,
+    NanPolicy,
+    drop_percent,
+    expression_metrics,
 )
-from ..splits import Fold
-from ..stage import OnStage, stage_reporter
-from .cohort import ExpressionCohort
+from ...probes.resampling import NUM_RESAMPLES, PairedComparison, compare_paired, summarise
+from ...probes.ridge import RidgePreset
+from ...probes.ridge_folds import RidgeSolver, ridge_folds
+from ...probes.splits import Fold
+from ...report.results import ExpressionDrop, ExpressionFold, ExpressionMap, ExpressionScores, GeneScore
+from ...runtime.errors import EvaluationError
+from ...runtime.stage import OnStage, stage_reporter
 from .gene_tables import gene_tables, resampled_values
-from .metrics import METRICS, ExpressionMetrics, NanPolicy, drop_percent, expression_metrics
 from .protocols import PanelChoice, Protocol, choose_panels, make_folds
 from .spot_maps import genes_to_map, samples_to_map, spot_maps
 

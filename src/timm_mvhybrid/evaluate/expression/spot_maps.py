@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..results import ExpressionMap
-from .cohort import ExpressionCohort
+from ...cohorts.cohort import ExpressionCohort
+from ...report.results import ExpressionMap
 
 
 def genes_to_map(pcc: NDArray[np.float64], num: int) -> NDArray[np.int64]:

@@ -10,32 +10,29 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backbone import Backbone
-from ..embedding_cache import EmbeddingOptions, embed_sources
-from ..embeddings import BatchReport
-from ..errors import EvaluationError
-from ..model_input import choose_device
-from ..model_labels import unique_labels
-from ..probes.logistic import ProbeResult, linear_probe
-from ..probes.neighbours import knn_probe
-from ..provenance import collect_provenance, hash_files
-from ..resampling import bootstrap_interval, compare_paired, summarise
-from ..results import (
+from ...cohorts.labelled_images import LabelledImages, Layout, open_images
+from ...embed.backbone import Backbone
+from ...embed.embedding_cache import EmbeddingOptions, embed_sources
+from ...embed.embeddings import BatchReport
+from ...embed.model_input import choose_device
+from ...embed.model_labels import unique_labels
+from ...probes.logistic import ProbeResult, linear_probe
+from ...probes.neighbours import knn_probe
+from ...probes.prototypes import prototype_retrieval
+from ...probes.resampling import PairedComparison, bootstrap_interval, compare_paired, summarise
+from ...probes.splits import Fold
+from ...report.results import (
     ClassificationFold,
     ClassificationResult,
     ClassificationScores,
     ClassRetrieval,
-    ModelRecord,
-    PairedComparison,
-    Provenance,
     RetrievalResult,
     RetrievalScores,
 )
-from ..shards import Ranks
-from ..splits import Fold
-from ..stage import OnStage, stage_reporter
-from .labelled_images import LabelledImages, Layout, open_images
-from .prototypes import prototype_retrieval
+from ...runtime.errors import EvaluationError
+from ...runtime.provenance import ModelRecord, Provenance, collect_provenance, hash_files
+from ...runtime.ranks import Ranks
+from ...runtime.stage import OnStage, stage_reporter
 
 _METRICS = ("accuracy", "balanced_accuracy", "quadratic_kappa", "weighted_f1", "auroc")
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ...cohorts.bags import SlideTable, read_slides
 from ...data import DataError
-from ..errors import EvaluationError
-from ..extras import require
-from ..resampling import summarise
-from ..results import SlideFold, SlideScore, SlideScores, SlidesResult
-from ..splits import Fold, patient_folds
-from ..stage import OnStage, stage_reporter
-from .attention_mil import attention_mil
-from .bags import SlideTable, read_slides
+from ...probes.attention_mil import attention_mil
+from ...probes.resampling import summarise
+from ...probes.splits import Fold, patient_folds
+from ...report.results import SlideFold, SlideScore, SlideScores, SlidesResult
+from ...runtime.errors import EvaluationError
+from ...runtime.extras import require
+from ...runtime.stage import OnStage, stage_reporter
 from .options import Bags, SlideTaskOptions, compare_folds, score_each, slides_provenance
 
 

@@ -10,13 +10,12 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ...models.weights_file import file_sha256
-from ..errors import EvaluationError
-from ..provenance import collect_provenance
-from ..resampling import compare_paired
-from ..results import ModelRecord, PairedComparison, Provenance
-from .attention_mil import AttentionOptions
-from .bags import SlideTable, bag_folder, read_bags
+from ...cohorts.bags import SlideTable, bag_folder, read_bags
+from ...probes.attention_mil import AttentionOptions
+from ...probes.resampling import PairedComparison, compare_paired
+from ...runtime.digest import file_sha256
+from ...runtime.errors import EvaluationError
+from ...runtime.provenance import ModelRecord, Provenance, collect_provenance
 
 Scores = TypeVar("Scores")
 Bags = list[NDArray[np.float32]]

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ...cohorts.bags import SlideTable, read_slides
 from ...data import DataError
-from ..errors import EvaluationError
-from ..resampling import summarise
-from ..results import PatientRisk, SurvivalFold, SurvivalResult, SurvivalScores
-from ..splits import Fold, patient_folds
-from ..stage import OnStage, stage_reporter
-from .bags import SlideTable, read_slides
-from .concordance import concordance_index
-from .cox import cox_risks, log_rank_p_value
-from .mixture import mixture_prototypes, slide_mixture_embedding
+from ...probes.concordance import concordance_index
+from ...probes.cox import cox_risks, log_rank_p_value
+from ...probes.mixture import mixture_prototypes, slide_mixture_embedding
+from ...probes.resampling import summarise
+from ...probes.splits import Fold, patient_folds
+from ...report.results import PatientRisk, SurvivalFold, SurvivalResult, SurvivalScores
+from ...runtime.errors import EvaluationError
+from ...runtime.stage import OnStage, stage_reporter
 from .options import Bags, SlideTaskOptions, compare_folds, score_each, slides_provenance
 
 _EVENTS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}

@@ -1,0 +1,157 @@
+"""Folder of h5 files, one a slide + table → bags of patch embeddings with patients and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data import DataError
+from ..runtime.names import unique_positions
+from ..runtime.provenance import ModelRecord
+from .csv_tables import read_csv
+
+_DATASETS = ("features", "embeddings")
+_PATIENT = ("patient", "case_id")
+_CLAM_FOLDER = "h5_files"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SlideTable:
+    """Slides and what is known of them.
+
+    Args:
+        path: The table.
+        slides: Slide names, in the table's order.
+        patients: Patient of each; the slide itself where the table has no patients.
+        columns: The other columns wanted, each with one value for each slide.
+    """
+
+    path: Path
+    slides: tuple[str, ...]
+    patients: tuple[str, ...]
+    columns: dict[str, tuple[str, ...]]
+
+
+def read_slides(file: str | Path, columns: Sequence[str]) -> SlideTable:
+    """Reads a table of slides.
+
+    Args:
+        file: CSV with slide_id, patient (or CLAM's case_id) and the columns wanted.
+        columns: Columns there must be.
+
+    Returns:
+        The table.
+
+    Raises:
+        DataError: If a column is missing, a value is empty or a slide occurs twice.
+    """
+    file = Path(file)
+    rows = read_csv(file, ("slide_id", *columns))
+    if not rows:
+        raise DataError(f"{file}: names no slide")
+    slides = [row["slide_id"] for row in rows]
+    unique_positions(file, "slide", slides, "give each slide one line")
+    patient = next((name for name in _PATIENT if name in rows[0]), None)
+    for row in rows:
+        if patient is not None and not row[patient]:
+            raise DataError(f"{file}: slide '{row['slide_id']}' has no {patient}")
+    return SlideTable(
+        path=file,
+        slides=tuple(slides),
+        patients=tuple(row["slide_id"] if patient is None else row[patient] for row in rows),
+        columns={name: tuple(row[name] for row in rows) for name in columns},
+    )
+
+
+def bag_folder(folder: str | Path) -> Path:
+    """Finds the folder in which the h5 files lie.
+
+    Args:
+        folder: The same, or CLAM's `feat_dir`, which holds them in `h5_files` beside its `pt_files`.
+
+    Returns:
+        The folder of the files.
+
+    Raises:
+        DataError: If there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of embeddings")
+    inner = folder / _CLAM_FOLDER
+    return inner if inner.is_dir() and not any(folder.glob("*.h5")) else folder
+
+
+def read_bags(folder: str | Path, slides: Sequence[str]) -> tuple[list[NDArray[np.float32]], ModelRecord]:
+    """Reads the embeddings of slides.
+
+    Args:
+        folder: Holds `<slide_id>.h5` with `features` (CLAM, TRIDENT) or `embeddings` (this package's `embed`), (N, D)
+            or (1, N, D); or CLAM's `feat_dir`, see `bag_folder`.
+        slides: Slide names.
+
+    Returns:
+        Bags, (N, D) float32 each, and what the files say of the model.
+
+    Raises:
+        DataError: If a file is missing or holds no embeddings, values are not finite, or widths or models differ.
+    """
+    folder = bag_folder(folder).resolve()
+    bags: list[NDArray[np.float32]] = []
+    models: dict[tuple[str, str, str], Path] = {}
+    for slide in slides:
+        file = folder / f"{slide}.h5"
+        if not file.is_file():
+            raise DataError(f"{file}: missing; embed the slide, or take it off the table")
+        bag, model = _read_bag(file)
+        if bags and bag.shape[1] != bags[0].shape[1]:
+            raise DataError(
+                f"{file}: embeddings of width {bag.shape[1]}, the first slide's have {bags[0].shape[1]}"
+            )
+        models.setdefault(model, file)
+        if len(models) > 1:
+            raise DataError(
+                f"{file}: was embedded with other weights than {next(iter(models.values())).name}"
+            )
+        bags.append(bag)
+    name, weights, digest = next(iter(models))
+    record = ModelRecord(
+        # all of CLAM's are called alike, so the folder around it tells models apart
+        label=(folder.parent if folder.name == _CLAM_FOLDER else folder).name,
+        name=name,
+        weights=weights,
+        weights_sha256=digest,
+        embedding_dim=bags[0].shape[1],
+        num_patches=sum(map(len, bags)),
+        num_cached=sum(map(len, bags)),
+    )
+    return bags, record
+
+
+def _read_bag(file: Path) -> tuple[NDArray[np.float32], tuple[str, str, str]]:
+    try:
+        with h5py.File(file, "r") as content:
+            name = next((name for name in _DATASETS if name in content), None)
+            if name is None:
+                raise DataError(f"{file}: has neither 'features' nor 'embeddings'")
+            bag = np.asarray(content[name][()])
+            about = tuple(
+                str(content.attrs.get(key, "unknown")) for key in ("model", "weights", "weights_sha256")
+            )
+    except OSError as error:
+        raise DataError(f"{file}: cannot be opened as an h5 file ({error})") from error
+    if bag.ndim == 3 and bag.shape[0] == 1:
+        bag = bag[0]
+    if bag.ndim != 2 or bag.size == 0 or bag.dtype.kind != "f":
+        raise DataError(f"{file}: '{name}' must be (patches, dim) floats, not {bag.shape} {bag.dtype}")
+    finite = np.isfinite(bag).all(axis=1)
+    if not finite.all():
+        raise DataError(
+            f"{file}: patch {int((~finite).argmax())} holds NaN or infinite values; embed the slide again"
+        )
+    return bag.astype(np.float32), (about[0], about[1], about[2])

@@ -1,0 +1,158 @@
+"""Arrays → a task in the HEST layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.atomic_file import write_files
+from ..runtime.errors import EvaluationError, writing
+from ..runtime.extras import require
+from ..runtime.h5_output import H5Output
+from .counts import quiet_anndata
+from .csv_tables import SPLIT_COLUMNS
+
+
+def write_sample(
+    task: str | Path,
+    sample_id: str,
+    *,
+    patches: NDArray[np.uint8],
+    coords: NDArray[np.int64],
+    barcodes: Sequence[str],
+    counts: NDArray[Any],
+    genes: Sequence[str],
+    spatial: NDArray[np.float64],
+    attributes: Mapping[str, Any] | None = None,
+    uns: Mapping[str, Any] | None = None,
+) -> tuple[Path, Path]:
+    """Writes one sample, each file complete or not at all, and none if the disk does not take both.
+
+    Args:
+        task: The task's folder; made if there is none.
+        sample_id: The sample.
+        patches: (spots, H, W, 3).
+        coords: Top-left corners at level 0, (spots, 2).
+        barcodes: One for each spot.
+        counts: Raw counts, (spots, genes).
+        genes: Gene symbols.
+        spatial: Centres in px of the slide, (spots, 2).
+        attributes: Of the image dataset, such as `pixel_size` and `downsample`.
+        uns: Unstructured annotation of the h5ad, such as the mark of generated data.
+
+    Returns:
+        The patch h5 and the h5ad.
+
+    Raises:
+        EvaluationError: If lengths do not fit.
+        OutputError: If the disk does not take it.
+    """
+    anndata, pandas, sparse = require("anndata"), require("pandas"), require("scipy.sparse")
+    lengths = {len(patches), len(coords), len(barcodes), len(counts), len(spatial)}
+    if len(lengths) != 1 or counts.shape[1] != len(genes):
+        raise EvaluationError(
+            f"sample '{sample_id}': patches, coords, barcodes, counts and genes do not fit together"
+        )
+    paths = Path(task, "patches", f"{sample_id}.h5"), Path(task, "adata", f"{sample_id}.h5ad")
+    for path in paths:
+        with writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    with H5Output(paths[0]) as patch_output, H5Output(paths[1]) as count_output:
+        file = patch_output.file
+        images = file.create_dataset("img", data=patches, chunks=(1, *patches.shape[1:]))
+        images.attrs.update(attributes or {})
+        file.create_dataset("coords", data=np.asarray(coords, dtype=np.int64))
+        names = np.array(list(barcodes), dtype=object)[:, None]
+        file.create_dataset("barcode", data=names, dtype=h5py.string_dtype("utf-8"))
+        patch_output.check()
+        with quiet_anndata():
+            data = anndata.AnnData(
+                sparse.csr_matrix(np.asarray(counts, dtype=np.float32)),
+                obs=pandas.DataFrame(index=list(barcodes)),
+                var=pandas.DataFrame(index=list(genes)),
+                obsm={"spatial": np.asarray(spatial, dtype=np.float64)},
+                uns=dict(uns or {}),
+            )
+            write_anndata(count_output.file, data)
+        count_output.check()
+        patch_output.finish()
+        count_output.finish()
+    return paths
+
+
+def write_split(task: str | Path, number: int, train: Sequence[str], test: Sequence[str]) -> None:
+    """Writes one split.
+
+    Args:
+        task: The task's folder.
+        number: Of the split.
+        train: Sample names.
+        test: Sample names.
+
+    Raises:
+        OutputError: If the disk does not take it.
+    """
+    folder = Path(task, "splits")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    tables: dict[Path, bytes | str] = {}
+    for part, samples in (("train", train), ("test", test)):
+        lines = [",".join(SPLIT_COLUMNS)]
+        lines += [f"{sample},patches/{sample}.h5,adata/{sample}.h5ad" for sample in samples]
+        tables[folder / f"{part}_{number}.csv"] = "\n".join(lines) + "\n"
+    write_files(tables)
+
+
+def write_anndata(file: h5py.File, data: Any) -> None:
+    """Writes an AnnData into an open HDF5 file, in a form that every anndata since 0.8 reads.
+
+    pandas 3 gives strings a type of their own, which anndata from 0.11 on stores as `nullable-string-array`, a form
+    that older releases refuse; the same strings as objects become `string-array`.
+
+    Args:
+        file: The file, empty.
+        data: The AnnData; in its frames (obs, var, obsm, varm, uns) strings become objects, and texts of obs and var
+            categories.
+    """
+    try:
+        from anndata.io import write_elem
+    except ImportError:  # before 0.11
+        from anndata.experimental import write_elem
+    with quiet_anndata():
+        # as writing does by itself, but before the categories, too, become objects
+        data.strings_to_categoricals()
+        for frame in _frames([data.obs, data.var, data.obsm, data.varm, data.uns]):
+            _turn_strings_into_objects(frame)
+        write_elem(file, "/", data)
+    if data.raw is None and "raw" in file:
+        # written as nothing, which older releases do not know
+        del file["raw"]
+
+
+def _frames(values: Iterable[Any]) -> Iterator[Any]:
+    """Yields the data frames among values and in the mappings among them."""
+    for value in values:
+        if isinstance(value, Mapping):
+            yield from _frames(value.values())
+        elif isinstance(value, require("pandas").DataFrame):
+            yield value
+
+
+def _turn_strings_into_objects(frame: Any) -> None:
+    pandas = require("pandas")
+
+    def is_string(values: Any) -> bool:
+        return isinstance(values.dtype, pandas.StringDtype)
+
+    if is_string(frame.index):
+        frame.index = frame.index.astype(object)
+    for name, column in frame.items():
+        if is_string(column):
+            frame[name] = column.astype(object)
+        elif isinstance(column.dtype, pandas.CategoricalDtype) and is_string(column.cat.categories):
+            frame[name] = column.cat.rename_categories(column.cat.categories.astype(object))

@@ -1,0 +1,222 @@
+"""Images with classes, in the layouts people have them in: folder → paths, labels, splits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data import DataError, FolderSource
+from ..probes.splits import Fold, patient_folds
+from ..runtime.digest import file_sha256
+from ..runtime.names import unique_positions
+from .csv_tables import read_csv
+
+Layout = Literal["folders", "csv", "mhist", "unitopatho"]
+_PARTS = ("train", "test")
+_MHIST = "annotations.csv"
+_MHIST_COLUMNS = ("Image Name", "Majority Vote Label", "Partition")
+
+
+class ListedImages(FolderSource):
+    """Images of a list instead of all below a folder.
+
+    Args:
+        path: The folder.
+        paths: Relative to it, with forward slashes.
+
+    Raises:
+        DataError: If one does not exist.
+    """
+
+    def __init__(self, path: Path, paths: Sequence[str]) -> None:
+        self.path = path
+        self.paths = list(paths)
+        for name in self.paths:
+            if not (path / name).is_file():
+                raise DataError(f"{path / name}: no such image; correct the table or add it")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LabelledImages:
+    """Images, what they show, and how they are split.
+
+    Args:
+        layout: How they lie.
+        source: The images.
+        labels: Class of each image, (N,).
+        parts: `train` or `test` for each image; empty strings where the layout does not split.
+        patients: Patient of each image; empty strings where unknown.
+        tables: The files that name labels and splits.
+    """
+
+    layout: Layout
+    source: ListedImages
+    labels: NDArray[np.str_]
+    parts: NDArray[np.str_]
+    patients: NDArray[np.str_]
+    tables: tuple[Path, ...]
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, sorted."""
+        return sorted(set(self.labels.tolist()))
+
+    def digest(self) -> str:
+        """Hashes the names and contents of the images.
+
+        Returns:
+            SHA-256 in hex.
+        """
+        hashed = hashlib.sha256()
+        for name in self.source.paths:
+            hashed.update(f"{name}\n{file_sha256(self.source.path / name)}\n".encode())
+        return hashed.hexdigest()
+
+    def folds(self, num_folds: int, seed: int) -> list[Fold]:
+        """Takes the layout's split, or makes folds in which classes are spread evenly and patients stay together.
+
+        Args:
+            num_folds: Folds to make where there is no split.
+            seed: Seed of these.
+
+        Returns:
+            One fold named `test`, or as many as asked for.
+        """
+        if self.parts[0]:
+            return [Fold(np.flatnonzero(self.parts == "train"), np.flatnonzero(self.parts == "test"), "test")]
+        owners = self.patients if self.patients[0] else np.arange(len(self.labels))
+        return patient_folds(owners, num_folds, seed, labels=self.labels)
+
+
+def open_images(root: str | Path, layout: Layout | Literal["auto"] = "auto") -> LabelledImages:
+    """Reads labels and splits.
+
+    - `folders`: `<class>/*.png`, or `train/<class>/...` and `test/<class>/...`; Pillow's usual formats.
+    - `csv`: a table (the root is the file) with the columns path, label and, if known, split (train or test) and
+      patient; paths are relative to the table's folder.
+    - `mhist`: `annotations.csv` and `images/`, as MHIST is distributed.
+    - `unitopatho`: `train.csv`, `test.csv` with image_id and top_label_name, images at `<top_label_name>/<image_id>`:
+      the folder `800` or `7000` of UniToPatho as distributed.
+
+    Args:
+        root: The folder, or the table.
+        layout: `auto` tells it from the files.
+
+    Returns:
+        The images.
+
+    Raises:
+        DataError: If files or columns are missing, a split lacks a part, or there are fewer than two classes.
+    """
+    root = Path(root)
+    kind = _detect(root) if layout == "auto" else layout
+    readers = {"folders": _folders, "csv": _table, "mhist": _mhist, "unitopatho": _unitopatho}
+    if kind not in readers:
+        raise DataError(f"unknown layout '{kind}'; choose from auto, {', '.join(get_args(Layout))}")
+    folder = root.parent if kind == "csv" else root
+    rows, tables = readers[kind](root)
+    if not rows:
+        raise DataError(f"{root}: names no image")
+    paths = [row["path"] for row in rows]
+    # './a.png' and 'a.png' are one image, which must not be in both train and test
+    unique_positions(
+        root, "image", [os.path.relpath(folder / path, folder) for path in paths], "give each image one line"
+    )
+    images = LabelledImages(
+        layout=kind,
+        source=ListedImages(folder, paths),
+        labels=np.array([row["label"] for row in rows]),
+        parts=np.array([row.get("split", "") for row in rows]),
+        patients=np.array([row.get("patient", "") for row in rows]),
+        tables=tuple(tables),
+    )
+    if len(images.classes) < 2:
+        raise DataError(f"{root}: all images are of the class '{images.classes[0]}'; at least two are needed")
+    _check_parts(root, images)
+    return images
+
+
+def _check_parts(root: Path, images: LabelledImages) -> None:
+    found = set(images.parts.tolist())
+    if found != {""} and found != set(_PARTS):
+        wrong = ", ".join(repr(part) for part in sorted(found))
+        raise DataError(
+            f"{root}: the splits are {wrong}; there must be train and test for every image, or none"
+        )
+    patients = images.patients
+    if (patients == "").any() and (patients != "").any():
+        index = int((patients == "").argmax())
+        raise DataError(f"{root}: image '{images.source.paths[index]}' has no patient, others have")
+    both = set(patients[images.parts == "train"]) & set(patients[images.parts == "test"]) - {""}
+    if both:
+        raise DataError(f"{root}: patient '{min(both)}' has images in both train and test")
+
+
+def _detect(root: Path) -> Layout:
+    if root.is_file():
+        return "csv"
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder or table")
+    if (root / _MHIST).is_file() and (root / "images").is_dir():
+        return "mhist"
+    if all((root / f"{part}.csv").is_file() for part in _PARTS):
+        return "unitopatho"
+    return "folders"
+
+
+_Rows = tuple[list[dict[str, str]], list[Path]]
+
+
+def _folders(root: Path) -> _Rows:
+    rows = []
+    split = all((root / part).is_dir() for part in _PARTS)
+    for path in FolderSource(root).paths:
+        pieces = path.split("/")
+        if len(pieces) < (3 if split else 2) or (split and pieces[0] not in _PARTS):
+            where = "train/<class>/ or test/<class>/" if split else "a folder named after its class"
+            raise DataError(f"{root / path}: must lie in {where}")
+        rows.append(
+            {"path": path, "label": pieces[1], "split": pieces[0]}
+            if split
+            else {"path": path, "label": pieces[0]}
+        )
+    return rows, []
+
+
+def _table(root: Path) -> _Rows:
+    return [dict(row) for row in read_csv(root, ("path", "label"))], [root]
+
+
+def _mhist(root: Path) -> _Rows:
+    file = root / _MHIST
+    rows = [
+        {
+            "path": f"images/{row['Image Name']}",
+            "label": row["Majority Vote Label"],
+            "split": row["Partition"].lower(),
+        }
+        for row in read_csv(file, _MHIST_COLUMNS)
+    ]
+    return rows, [file]
+
+
+def _unitopatho(root: Path) -> _Rows:
+    rows: list[dict[str, Any]] = []
+    tables = [root / f"{part}.csv" for part in _PARTS]
+    for part, file in zip(_PARTS, tables, strict=True):
+        rows += [
+            {
+                "path": f"{row['top_label_name']}/{row['image_id']}",
+                "label": row["top_label_name"],
+                "split": part,
+            }
+            for row in read_csv(file, ("image_id", "top_label_name"))
+        ]
+    return rows, tables

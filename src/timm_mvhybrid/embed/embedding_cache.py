@@ -1,0 +1,223 @@
+"""Patches + model → embeddings, computed once for each content of the patches, weights and transform."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timm.data.config import resolve_data_config
+
+from ..data import PatchSource
+from ..runtime.errors import EvaluationError, writing
+from ..runtime.provenance import ModelRecord
+from ..runtime.ranks import Ranks
+from ..version import __version__
+from .backbone import Backbone
+from .embeddings import BatchReport, DTypeName, EmbeddingSummary, embed
+from .model_input import choose_input_size
+from .pooling import Pooling, check_pooling
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingOptions:
+    """How patches are embedded.
+
+    Args:
+        cache: Folder of the cache; None takes `timm_mvhybrid/embeddings` in the user's cache folder.
+        batch_size: Patches per batch.
+        device: As in `embed`; `auto` spreads ranks over the CUDA devices.
+        dtype: Autocast type.
+        num_workers: Processes that read patches.
+        pool: How features become one vector.
+        input_size: Side in px at which patches enter the model.
+    """
+
+    cache: Path | None = None
+    batch_size: int = 64
+    device: str = "auto"
+    dtype: DTypeName = "float32"
+    num_workers: int = 0
+    pool: Pooling = "model"
+    input_size: int | Literal["auto"] = "auto"
+
+    @property
+    def folder(self) -> Path:
+        """The cache's folder."""
+        if self.cache is not None:
+            return self.cache
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Path(home, "timm_mvhybrid", "embeddings")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EmbeddedSources:
+    """Embeddings of several sources by one model.
+
+    Args:
+        record: The model, its weights, and how it embedded.
+        embeddings: Source's name → (N, D) float32, in the source's order.
+        computed: Names of the sources that were not in the cache.
+    """
+
+    record: ModelRecord
+    embeddings: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    computed: tuple[str, ...] = ()
+
+
+def weights_digest(backbone: Backbone) -> str:
+    """Identifies weights by their file, or by their values where there is no file.
+
+    Args:
+        backbone: The model.
+
+    Returns:
+        SHA-256 in hex.
+    """
+    if _SHA256.fullmatch(backbone.weights_sha256):
+        return backbone.weights_sha256
+    digest = hashlib.sha256()
+    for name, tensor in sorted(backbone.model.state_dict().items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def embed_sources(
+    sources: Mapping[str, PatchSource],
+    digests: Mapping[str, str],
+    backbone: Backbone,
+    options: EmbeddingOptions,
+    *,
+    label: str,
+    ranks: Ranks,
+    on_batch: Callable[[str, BatchReport], None] | None = None,
+) -> EmbeddedSources:
+    """Takes embeddings from the cache and computes those that are missing, shared out over the ranks.
+
+    The cache's files lie at `<model>-<key>/<source>-<content>.h5`: the key is a hash of model, weights, transform and
+    this package's version, the content that of the source's pixels. Each is complete or absent, so an interrupted run
+    goes on where it stopped. A file that does not fit its source is computed again.
+
+    Args:
+        sources: Name → patches; the same on every rank.
+        digests: Name → SHA-256 of the patches.
+        backbone: The model.
+        options: How to embed.
+        label: Names the model in the result.
+        ranks: The processes that share the work.
+        on_batch: Called with the source's name after every batch of this rank.
+
+    Returns:
+        All embeddings on the first rank, none on the others.
+
+    Raises:
+        EvaluationError: If a rank does not see what another one wrote.
+        OutputError: If the cache cannot be written.
+    """
+    check_pooling(backbone.model, options.pool)
+    weights = weights_digest(backbone)
+    transforms = {name: _transform(backbone, source, options) for name, source in sources.items()}
+    files = {
+        name: _cache_file(options.folder, backbone.name, weights, transforms[name], name, digests[name])
+        for name in sources
+    }
+    # every rank looks before any writes, so that all agree on what is missing
+    missing = [name for name, source in sources.items() if _read(files[name], source) is None]
+    ranks.gather(None)
+    mine = ranks.share([len(sources[name]) for name in missing])
+    summaries = []
+    for name in (missing[index] for index in mine):
+        with writing(files[name].parent):
+            files[name].parent.mkdir(parents=True, exist_ok=True)
+        summaries.append(
+            embed(
+                sources[name],
+                backbone,
+                files[name],
+                batch_size=options.batch_size,
+                device=ranks.device(options.device),
+                dtype=options.dtype,
+                num_workers=options.num_workers,
+                pool=options.pool,
+                input_size=options.input_size,
+                overwrite=True,
+                # another evaluation of the same patches computes the same file
+                exclusive=False,
+                on_batch=None if on_batch is None else partial(on_batch, name),
+            )
+        )
+    everywhere: list[EmbeddingSummary] = [summary for part in ranks.gather(summaries) for summary in part]
+    embeddings: dict[str, NDArray[np.float32]] = {}
+    if ranks.is_first:
+        for name, source in sources.items():
+            found = _read(files[name], source)
+            if found is None:
+                raise EvaluationError(f"{files[name]}: written and not readable; do all ranks share --cache?")
+            embeddings[name] = found
+    seconds = sum(summary.seconds for summary in everywhere)
+    waited = sum(summary.seconds * summary.data_wait_share for summary in everywhere)
+    num_patches = sum(len(source) for source in sources.values())
+    return EmbeddedSources(
+        record=ModelRecord(
+            label=label,
+            name=backbone.name,
+            weights=backbone.weights,
+            weights_sha256=weights,
+            embedding_dim=next((matrix.shape[1] for matrix in embeddings.values()), 0),
+            transform=next(iter(transforms.values()), {}),
+            num_patches=num_patches,
+            num_cached=num_patches - sum(summary.num_patches for summary in everywhere),
+            seconds=seconds,
+            data_wait_share=waited / seconds if seconds else float("nan"),
+        ),
+        embeddings=embeddings,
+        computed=tuple(missing),
+    )
+
+
+def _transform(backbone: Backbone, source: PatchSource, options: EmbeddingOptions) -> dict[str, Any]:
+    config = resolve_data_config({}, model=backbone.model)
+    return {
+        "input_size_px": list(choose_input_size(backbone.model, source.patch_size_px, options.input_size)),
+        "mean": [float(value) for value in config["mean"]],
+        "std": [float(value) for value in config["std"]],
+        "global_pool": options.pool,
+        "dtype": options.dtype,
+    }
+
+
+def _cache_file(
+    folder: Path, model: str, weights: str, transform: dict[str, Any], source: str, digest: str
+) -> Path:
+    key = {"model": model, "weights": weights, "transform": transform, "version": __version__}
+    hashed = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    safe_model, safe_source = (re.sub(r"[^\w.-]+", "_", name) for name in (model, source))
+    return folder / f"{safe_model}-{hashed[:16]}" / f"{safe_source}-{digest[:16]}.h5"
+
+
+def _read(file: Path, source: PatchSource) -> NDArray[np.float32] | None:
+    """Reads a file of the cache, if it is there, whole and of this source."""
+    if not file.is_file():
+        return None
+    try:
+        with h5py.File(file, "r") as content:
+            embeddings: NDArray[np.float32] = content["embeddings"][()]
+            barcodes = content["barcodes"].asstr()[()].ravel().tolist() if "barcodes" in content else None
+    except (OSError, KeyError):
+        return None
+    fits = embeddings.ndim == 2 and len(embeddings) == len(source) and bool(np.isfinite(embeddings).all())
+    return embeddings if fits and barcodes == source.barcodes else None

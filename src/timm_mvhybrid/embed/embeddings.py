@@ -1,0 +1,263 @@
+"""Patches + model → embedding h5: the loop, its checks, and what the file records."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import timm
+import torch
+from timm.data.config import resolve_data_config
+from torch import nn
+
+from ..data import DataError, PatchSource
+from ..runtime.claim import claimed
+from ..runtime.errors import EvaluationError
+from ..version import __version__
+from .backbone import Backbone
+from .embedding_store import EmbeddingWriter, check_output
+from .model_input import choose_device, choose_input_size
+from .patch_loader import patch_loader
+from .pooling import Pooling, check_pooling, own_pooling, pooled_features
+
+DTypeName = Literal["float32", "bfloat16", "float16"]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchReport:
+    """Where an embedding run stands after a batch.
+
+    Args:
+        num_done: Patches read so far, unreadable ones included.
+        num_total: Patches of the source.
+        seconds: Time since the first batch was asked for.
+        data_wait_seconds: The part of it spent waiting for patches.
+        errors: One line for each patch of this batch that was left out.
+    """
+
+    num_done: int
+    num_total: int
+    seconds: float
+    data_wait_seconds: float
+    errors: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingSummary:
+    """What an embedding run did.
+
+    Args:
+        output: The file written.
+        num_patches: Rows in it.
+        embedding_dim: Columns in it.
+        input_size_px: Height and width of the model's input in pixels.
+        seconds: Time of the run, loading of the model excluded.
+        patches_per_second: Rows per second.
+        data_wait_share: Share of the time (0 to 1) spent waiting for patches.
+        num_corrupt: Patches left out because they could not be read.
+        num_over_edge: Patches that hang over the slide's edge; None where the source does not know.
+        edge: What became of them: `black` or `white` beyond it, or `skip`, left out; None where there are none to know of.
+    """
+
+    output: str
+    num_patches: int
+    embedding_dim: int
+    input_size_px: tuple[int, int]
+    seconds: float
+    patches_per_second: float
+    data_wait_share: float
+    num_corrupt: int
+    num_over_edge: int | None = None
+    edge: str | None = None
+
+
+class _TimedIterator(Iterator[_T]):
+    """Passes items on and adds up the time it waited for them."""
+
+    def __init__(self, items: Iterator[_T]) -> None:
+        self.items = items
+        self.seconds = 0.0
+
+    def __next__(self) -> _T:
+        start = time.perf_counter()
+        try:
+            return next(self.items)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    message = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        sign in message for sign in ("can't allocate memory", "not enough memory", "out of memory")
+    )
+
+
+def _embed_images(
+    model: nn.Module,
+    images: torch.Tensor,
+    normalisation: tuple[torch.Tensor, torch.Tensor],
+    autocast: AbstractContextManager[Any],
+    pooling: str,
+) -> np.ndarray:
+    mean, std = normalisation
+    # uint8 travels and becomes float on the device: a quarter of the bytes, and float32 arithmetic everywhere
+    normalised = images.to(mean.device, non_blocking=True).float().div_(255).sub_(mean).div_(std)
+    try:
+        with autocast:
+            vectors = pooled_features(model, normalised, pooling)
+        return vectors.float().cpu().numpy()
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise EvaluationError(
+            f"out of memory on {mean.device} with a batch of {len(images)}; try --batch-size {max(len(images) // 2, 1)}"
+        ) from error
+
+
+def embed(
+    source: PatchSource,
+    backbone: Backbone,
+    output: str | Path,
+    *,
+    batch_size: int = 64,
+    device: str = "auto",
+    dtype: DTypeName = "float32",
+    num_workers: int = 0,
+    pool: Pooling = "model",
+    input_size: int | Literal["auto"] = "auto",
+    skip_corrupt: bool = False,
+    overwrite: bool = False,
+    exclusive: bool = True,
+    on_batch: Callable[[BatchReport], None] | None = None,
+) -> EmbeddingSummary:
+    """Embeds every patch of a source and writes one h5 file, complete or not at all.
+
+    The file holds `embeddings` (N, D) float32 and, where known, `coords` (N, 2) int64, `barcodes` (N, 1) and
+    `paths` (N,), all in the source's order; its attributes say from which weights and how they were made.
+
+    Args:
+        source: The patches.
+        backbone: Any timm model and what its weights are.
+        output: The file to write.
+        batch_size: Patches per batch.
+        device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
+        dtype: Autocast type on the device; float32 computes without autocast. Embeddings are stored as float32.
+        num_workers: Processes that read patches; 0 reads in this one.
+        pool: How features become one vector, see `pooled_features`.
+        input_size: Side in pixels at which patches enter the model, see `choose_input_size`.
+        skip_corrupt: Leave unreadable patches out instead of stopping.
+        overwrite: Replace an existing output.
+        exclusive: Refuse to start while another process writes this output. Otherwise both write, and the file is that
+            of the last one: for outputs that are the same whoever writes them.
+        on_batch: Called after every batch.
+
+    Returns:
+        What was done.
+
+    Raises:
+        DataError: If a patch cannot be read (with `skip_corrupt`: if none can).
+        EvaluationError: If the output may not be written, the model cannot do what is asked, memory runs out, or an
+            embedding is NaN or infinite.
+        OutputError: If the disk does not take the output, or another process writes it.
+    """
+    if batch_size < 1 or num_workers < 0:
+        raise EvaluationError(
+            f"--batch-size must be at least 1 and --num-workers at least 0, not {batch_size} and {num_workers}"
+        )
+    check_output(output, overwrite=overwrite, source=source.path)
+    target = choose_device(device)
+    model = backbone.model.to(target).eval()
+    check_pooling(model, pool)
+    size = choose_input_size(model, source.patch_size_px, input_size)
+    data_config = resolve_data_config({}, model=model)
+    normalisation = tuple(
+        torch.tensor(data_config[key], dtype=torch.float32, device=target).view(1, 3, 1, 1)
+        for key in ("mean", "std")
+    )
+    autocast: AbstractContextManager[Any] = nullcontext()
+    if dtype != "float32":
+        autocast = torch.autocast(target.type, getattr(torch, dtype))
+    loader = patch_loader(
+        source, size, batch_size=batch_size, num_workers=num_workers, pin_memory=target.type == "cuda"
+    )
+    # known of coordinate files alone; other sources hold whole patches
+    num_over_edge, edge = getattr(source, "num_over_edge", None), getattr(source, "edge", None)
+    num_done = num_corrupt = 0
+    start = time.perf_counter()
+    with (
+        claimed(output) if exclusive else nullcontext(),
+        EmbeddingWriter(output, replace=overwrite, num_rows=len(source)) as writer,
+        torch.inference_mode(),
+    ):
+        batches = _TimedIterator(iter(loader))
+        for batch in batches:
+            if batch.errors and not skip_corrupt:
+                raise DataError(f"{batch.errors[0][1]}; leave unreadable patches out with --skip-corrupt")
+            if batch.indices:
+                vectors = _embed_images(
+                    model, batch.images, (normalisation[0], normalisation[1]), autocast, pool
+                )
+                finite = np.isfinite(vectors).all(axis=1)
+                if not finite.all():
+                    first = source.name(batch.indices[int(finite.argmin())])
+                    remedy = "check the weights" if dtype == "float32" else "try --dtype float32"
+                    raise EvaluationError(f"{first}: the embedding holds NaN or infinite values; {remedy}")
+                writer.append(vectors, batch.indices)
+            num_done += len(batch.indices) + len(batch.errors)
+            num_corrupt += len(batch.errors)
+            if on_batch is not None:
+                on_batch(
+                    BatchReport(
+                        num_done=num_done,
+                        num_total=len(source),
+                        seconds=time.perf_counter() - start,
+                        data_wait_seconds=batches.seconds,
+                        errors=tuple(message for _, message in batch.errors),
+                    )
+                )
+        num_patches = num_done - num_corrupt
+        if num_patches == 0:
+            raise DataError(f"{source.path}: none of its {num_corrupt} patches can be read")
+        embedding_dim = writer.embedding_dim
+        writer.finish(
+            source,
+            {
+                "model": backbone.name,
+                "weights": backbone.weights,
+                "weights_sha256": backbone.weights_sha256,
+                "resolution_um_per_px": source.resolution_um_per_px,
+                "patch_size_px": source.patch_size_px,
+                "input_size_px": size[0] if size[0] == size[1] else size,
+                "global_pool": f"model ({own_pooling(model)})" if pool == "model" else pool,
+                "dtype": dtype,
+                "mean": data_config["mean"],
+                "std": data_config["std"],
+                "timm_mvhybrid_version": __version__,
+                "timm_version": timm.__version__,
+                "torch_version": str(torch.__version__),
+                "source": source.path.resolve().name,
+                "num_corrupt": num_corrupt,
+                "num_over_edge": num_over_edge,
+                "edge": edge,
+            },
+        )
+    seconds = time.perf_counter() - start
+    return EmbeddingSummary(
+        output=str(output),
+        num_patches=num_patches,
+        embedding_dim=embedding_dim,
+        input_size_px=size,
+        seconds=seconds,
+        patches_per_second=num_patches / seconds,
+        data_wait_share=min(batches.seconds / seconds, 1.0),
+        num_corrupt=num_corrupt,
+        num_over_edge=num_over_edge,
+        edge=edge,
+    )

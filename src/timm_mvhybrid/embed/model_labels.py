@@ -1,0 +1,35 @@
+"""Backbones → labels that name each of them within a result."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from ..runtime.errors import EvaluationError
+from .backbone import Backbone
+
+
+def unique_labels(backbones: Sequence[Backbone], taken: Collection[str] = ()) -> dict[str, Backbone]:
+    """Labels models by name, and by their weights' file where a name occurs more than once.
+
+    Args:
+        backbones: The models.
+        taken: Labels in use.
+
+    Returns:
+        Label → model, in the order given.
+
+    Raises:
+        EvaluationError: If two models cannot be told apart.
+    """
+    names = [backbone.name for backbone in backbones]
+    labels: dict[str, Backbone] = {}
+    for backbone in backbones:
+        label = backbone.name
+        if names.count(label) > 1:
+            label = f"{label} ({backbone.weights})"
+        if label in labels or label in taken:
+            raise EvaluationError(
+                f"model '{label}' is given twice; give different --checkpoint files or names"
+            )
+        labels[label] = backbone
+    return labels

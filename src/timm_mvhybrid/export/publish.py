@@ -1,0 +1,265 @@
+"""An exported folder → a repository of the Hub, downloaded again and verified."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import (
+    CommitOperationAdd,
+    HfApi,
+    constants,
+    get_hf_file_metadata,
+    get_token,
+    hf_hub_url,
+)
+from huggingface_hub.utils import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+from ..models import CheckpointError, NotPublishedError
+from ..models.loading import CONFIG_FILE
+from ..runtime.errors import writing
+from ..version import __version__
+from ..weights.hub_download import HubError, download, explain
+from .errors import ExportError
+from .export import CARD_FILE, FILES
+from .model_card import REPOSITORY_PLACEHOLDER
+from .verify import Verified, verify
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishSummary:
+    """What was done, or would be.
+
+    Args:
+        repo: "organisation/name".
+        url: Its address.
+        actions: What was done, or would be, in order; empty where the repository is already as wanted.
+        commit: The commit that holds the files; None in a dry run that would make it.
+        revision: The tag, or None.
+        sha256: sha256 of the weights file, in hex.
+        verified: Whether the files were downloaded again and verified.
+        dry_run: Whether nothing was done.
+    """
+
+    repo: str
+    url: str
+    actions: tuple[str, ...]
+    commit: str | None
+    revision: str | None
+    sha256: str
+    verified: bool
+    dry_run: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Remote:
+    """The repository as it is: whether it exists, the main branch's commit, and the commit that the tag names."""
+
+    exists: bool
+    etags: dict[str, str | None]
+    commit: str | None
+    tagged: str | None
+
+
+def publish(
+    folder: str | Path,
+    repo: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    dry_run: bool = False,
+) -> PublishSummary:
+    """Publishes an exported folder, and verifies what the Hub then gives back.
+
+    Only configuration, weights (safetensors) and model card are uploaded, in one commit. Files that the repository
+    already holds are not; run again, nothing happens but the verification. A tag is never moved. The token is the one
+    that huggingface_hub finds in its own places.
+
+    Args:
+        folder: What `export` wrote.
+        repo: "organisation/name".
+        private: Whether the repository must be private; one that exists and is public is refused.
+        revision: Tag to set on the published commit; None for no tag.
+        dry_run: Whether to look only.
+
+    Returns:
+        What was done, or would be.
+
+    Raises:
+        CheckpointError: The folder is not what was exported, the Hub refuses something, or gives back other files.
+    """
+    folder = Path(folder)
+    if revision is not None and (revision == "main" or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", revision)):
+        raise ExportError(f"'{revision}' cannot be a tag; choose a name such as v1.0")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise ExportError(f"'{repo}' is no repository's name; write ORGANISATION/NAME")
+    local = verify(folder)
+    contents = _contents(folder, repo)
+    if get_token() is None and not dry_run:
+        raise HubError(
+            f"{repo}: publishing needs a token and none is set; log in with 'hf auth login', or set HF_TOKEN to one that "
+            "may write"
+        )
+    remote = _look(repo, revision)
+    changed = [name for name in FILES if not _same(contents[name], remote.etags.get(name))]
+    if remote.exists and private:
+        _check_private(repo)
+    if remote.tagged is not None and (changed or remote.tagged != remote.commit):
+        raise HubError(
+            f"{repo}@{revision}: the tag exists and names other files, and tags are never moved; choose a new --revision"
+        )
+    actions = _plan(repo, private, revision, remote, contents, changed)
+    commit = None if changed else remote.commit
+    if not dry_run:
+        commit = _carry_out(repo, private, revision, remote, contents, changed)
+        _verify_remote(repo, revision or commit, local)
+    return PublishSummary(
+        repo=repo,
+        url=f"{constants.ENDPOINT}/{repo}",
+        actions=actions,
+        commit=commit,
+        revision=revision,
+        sha256=local.sha256,
+        verified=not dry_run,
+        dry_run=dry_run,
+    )
+
+
+def _contents(folder: Path, repo: str) -> dict[str, bytes]:
+    """Reads the files to publish; the card learns the repository's name."""
+    try:
+        contents = {name: (folder / name).read_bytes() for name in FILES}
+    except OSError as error:
+        raise ExportError(f"{error.filename}: cannot be read ({error.strerror}); export again") from error
+    contents[CARD_FILE] = contents[CARD_FILE].replace(REPOSITORY_PLACEHOLDER.encode(), repo.encode())
+    return contents
+
+
+def _look(repo: str, revision: str | None) -> _Remote:
+    """Asks what the repository holds, by the requests that a download makes."""
+    etags: dict[str, str | None] = {}
+    commit = tagged = None
+    for name in FILES:
+        try:
+            metadata = get_hf_file_metadata(hf_hub_url(repo, name))
+        except (EntryNotFoundError, RevisionNotFoundError):
+            etags[name] = None
+        except Exception as error:
+            explained = explain(error, repo, repo, action="publish")
+            # the Hub answers 401 for what a stranger may not see, and 404 to one who may
+            if isinstance(explained, NotPublishedError):
+                return _Remote(exists=False, etags={}, commit=None, tagged=None)
+            raise explained from error
+        else:
+            etags[name], commit = metadata.etag, metadata.commit_hash
+    if revision is not None:
+        try:
+            tagged = get_hf_file_metadata(hf_hub_url(repo, CONFIG_FILE, revision=revision)).commit_hash
+        except (EntryNotFoundError, RevisionNotFoundError):
+            tagged = None
+        except Exception as error:
+            raise explain(error, repo, f"{repo}@{revision}", action="publish") from error
+    return _Remote(exists=True, etags=etags, commit=commit, tagged=tagged)
+
+
+def _same(content: bytes, etag: str | None) -> bool:
+    """Compares with what the Hub states: sha256 of large files, git's sha1 of small ones."""
+    git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    return etag in (hashlib.sha256(content).hexdigest(), git)
+
+
+def _check_private(repo: str) -> None:
+    """Raises HubError if a stranger sees the repository."""
+    try:
+        get_hf_file_metadata(hf_hub_url(repo, CONFIG_FILE), token=False)
+    except (EntryNotFoundError, RevisionNotFoundError):
+        pass
+    except RepositoryNotFoundError:
+        return
+    except Exception as error:
+        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+            return
+        raise explain(error, repo, repo, action="publish") from error
+    raise HubError(
+        f"{repo}: --private was asked for, but the repository is public, so nothing was uploaded; make it private in its "
+        "settings, or choose another --repo"
+    )
+
+
+def _plan(
+    repo: str,
+    private: bool,
+    revision: str | None,
+    remote: _Remote,
+    contents: dict[str, bytes],
+    changed: list[str],
+) -> tuple[str, ...]:
+    actions = []
+    if not remote.exists:
+        actions.append(f"create {'private' if private else 'public'} repository {repo}")
+    for name in changed:
+        verb = "replace" if remote.etags.get(name) else "upload"
+        sha256 = hashlib.sha256(contents[name]).hexdigest()
+        actions.append(f"{verb} {name}, {len(contents[name]):,} bytes, sha256 {sha256}")
+    if revision is not None and remote.tagged is None:
+        actions.append(f"tag the commit {revision}")
+    return tuple(actions)
+
+
+def _carry_out(
+    repo: str,
+    private: bool,
+    revision: str | None,
+    remote: _Remote,
+    contents: dict[str, bytes],
+    changed: list[str],
+) -> str:
+    """Creates, uploads and tags; returns the commit that holds the files."""
+    api = HfApi(library_name="timm_mvhybrid", library_version=__version__)
+    commit = remote.commit
+    if not remote.exists:
+        _ask(repo, "creating it", lambda: api.create_repo(repo, private=private, exist_ok=True))
+        if private:
+            _check_private(repo)
+    if changed or commit is None:
+        operations = [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=contents[name]) for name in changed
+        ]
+        message = f"Weights exported by timm_mvhybrid {__version__}"
+        info = _ask(repo, "uploading", lambda: api.create_commit(repo, operations, commit_message=message))
+        commit = info.oid
+    if revision is not None and remote.tagged is None:
+        _ask(repo, f"setting the tag {revision}", lambda: api.create_tag(repo, tag=revision, revision=commit))
+    return commit
+
+
+def _ask(repo: str, act: str, request: Callable[[], _T]) -> _T:
+    """Makes a request of the Hub, with errors that name the act."""
+    try:
+        return request()
+    except Exception as error:
+        raise explain(error, repo, f"{repo}: {act} failed", action="publish") from error
+
+
+def _verify_remote(repo: str, revision: str, local: Verified) -> None:
+    """Downloads into an empty cache what was published, and verifies it."""
+    with writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as cache:
+        try:
+            paths = [download(repo, name, revision=revision, cache_dir=cache) for name in FILES]
+            found = verify(paths[0].parent, remedy="publish again")
+        except CheckpointError as error:
+            raise HubError(
+                f"{repo}@{revision}: was uploaded, but what the Hub gives back does not verify: {error}"
+            ) from error
+    if found.sha256 != local.sha256:
+        raise HubError(
+            f"{repo}@{revision}: the Hub gives back weights of sha256 {found.sha256}, but {local.sha256} were uploaded; "
+            "publish again"
+        )

@@ -1,0 +1,165 @@
+"""Any checkpoint of a training, or weights → the state dict of one backbone, and the run it came from."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..models.loading import CONFIG_FILE, stated_input_size
+from ..models.pretrained import find_weights
+from ..runtime.digest import file_sha256
+from ..weights.checkpoint import checkpoint_filter_fn
+from ..weights.key_conversion import (
+    BackboneNames,
+    Branch,
+    KeyConversionError,
+    find_backbone,
+    take_backbone,
+    whole_tensor,
+)
+from ..weights.position_grid import PATCH_GRID, Grid
+from ..weights.weights_file import check_finite, read_weights
+from .errors import ExportError
+from .sharded_checkpoint import INDEX_FILE, is_sharded, read_sharded, tensor_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingCheckpoint:
+    """The weights of one backbone, by the names of their source without what wrappers put in front.
+
+    Args:
+        path: The file, or the folder of a sharded checkpoint.
+        tensors: The weights, on the CPU.
+        branch: Whose weights they are; None where the source has no branches.
+        run: The run's folder, where its records lie; None if the checkpoint lies in none.
+        step: The step of training, as the checkpoint's name states it.
+        sha256: sha256 of the file, or of a sharded checkpoint's index.
+        prefix: What stands in front of all their names.
+        grid: Rows and columns of patches that it states for its position embedding; None where it states none.
+        input_size: Channels, height and width in px that the configuration beside it states; None where there is none.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    branch: Branch | None
+    run: Path | None
+    step: int | None
+    sha256: str
+    prefix: str = ""
+    grid: Grid | None = None
+    input_size: tuple[int, ...] | None = None
+
+
+def read_training_checkpoint(path: str | Path, branch: Branch = "teacher") -> TrainingCheckpoint:
+    """Reads a checkpoint.
+
+    Args:
+        path: A run's folder (its newest ``checkpoints/step_<n>`` is taken), a sharded checkpoint's folder, an exported
+            folder, or a file (safetensors, or PyTorch tensors only).
+        branch: Whose weights to take where there are a teacher's and a student's.
+
+    Returns:
+        The weights.
+
+    Raises:
+        ExportError: There is no checkpoint, or it has not the branch.
+        CheckpointError: It is damaged, unsafe or not finite.
+    """
+    path = _find(Path(path))
+    try:
+        if path.is_dir():
+            found, tensors, grid = _read_folder(path, branch)
+            sha256, input_size = file_sha256(path / INDEX_FILE), None
+        else:
+            weights = read_weights(path)
+            grid, sha256 = weights.grid, weights.sha256
+            input_size = stated_input_size(path.parent / CONFIG_FILE, path.name)
+            found, tensors = take_backbone(weights.checkpoint, branch=branch)
+    except KeyConversionError as error:
+        raise ExportError(f"{path}: {error}") from error
+    if found.branch not in (branch, None):
+        raise ExportError(
+            f"{path}: has no {branch}, only a {found.branch}; take it with --weights {found.branch}"
+        )
+    check_finite({found.names[name]: tensor for name, tensor in tensors.items()}, path)
+    step = re.search(r"step_?(\d+)", path.name)
+    return TrainingCheckpoint(
+        path=path,
+        tensors=tensors,
+        branch=found.branch,
+        run=_run_folder(path),
+        step=int(step[1]) if step else None,
+        sha256=sha256,
+        prefix=found.prefix,
+        grid=grid,
+        input_size=input_size,
+    )
+
+
+def convert(checkpoint: TrainingCheckpoint, model: Any) -> dict[str, Tensor]:
+    """Converts a checkpoint into a model's names and shapes; it must cover the model exactly.
+
+    Args:
+        checkpoint: The checkpoint.
+        model: The backbone.
+
+    Returns:
+        A state dict.
+
+    Raises:
+        ExportError: Weights are missing, of another shape, or the model has no place for them.
+    """
+    try:
+        return checkpoint_filter_fn(
+            checkpoint.tensors, model, grid=checkpoint.grid, input_size=checkpoint.input_size
+        )
+    except RuntimeError as error:
+        under = f"under '{checkpoint.prefix}', " if checkpoint.prefix else ""
+        raise ExportError(f"{checkpoint.path}: {under}{error}") from error
+
+
+def _read_folder(path: Path, branch: Branch) -> tuple[BackboneNames, dict[str, Tensor], Grid | None]:
+    """Reads one backbone of a sharded checkpoint, and the grid that it states."""
+    names = tensor_names(path)
+    found = find_backbone(names, branch=branch)
+    wanted = {PATCH_GRID, *found.names.values()}
+    read = read_sharded(path, wanted.__contains__)
+    rows_columns = read.pop(PATCH_GRID, None)
+    grid = None if rows_columns is None else (int(rows_columns[0]), int(rows_columns[1]))
+    return found, {name: whole_tensor(source, read[source]) for name, source in found.names.items()}, grid
+
+
+def _find(path: Path) -> Path:
+    """Turns what the user named into a file or a sharded checkpoint's folder."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise ExportError(f"{path}: no such checkpoint, neither a file nor a folder; check the path")
+    if is_sharded(path):
+        return path
+    steps = {
+        int(match[1]): child
+        for child in (path / "checkpoints").glob("step_*")
+        if (match := re.fullmatch(r"step_(\d+)(?:\.(?:pt|pth|safetensors))?", child.name))
+    }
+    finished = [step for step in sorted(steps) if steps[step].is_file() or is_sharded(steps[step])]
+    if finished:
+        return steps[finished[-1]]
+    try:
+        return find_weights(path)
+    except RuntimeError as error:
+        raise ExportError(
+            f"{path}: neither a run (checkpoints/step_<n>), nor a sharded checkpoint ({INDEX_FILE}), nor a folder with "
+            "weights; name the checkpoint itself"
+        ) from error
+
+
+def _run_folder(path: Path) -> Path | None:
+    """Finds the run that a checkpoint belongs to: RUN/checkpoints/<checkpoint>, or the records beside a file."""
+    if path.parent.name == "checkpoints":
+        return path.parent.parent
+    return path.parent if (path.parent / "metrics.jsonl").is_file() else None

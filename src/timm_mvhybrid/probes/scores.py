@@ -1,0 +1,77 @@
+"""True and predicted classes → accuracy, kappa, F1, area under the ROC curve."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.extras import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScores:
+    """How well classes were predicted; NaN where a score does not exist or labels are unknown.
+
+    Args:
+        accuracy: Share of correct predictions.
+        balanced_accuracy: Mean recall over the classes present.
+        quadratic_kappa: Cohen's kappa with quadratic weights, by the classes' sorted order.
+        weighted_f1: F1 score, weighted by the classes' frequencies.
+        auroc: Area under the ROC curve; one against one, macro-averaged, for more than two classes.
+    """
+
+    accuracy: float = math.nan
+    balanced_accuracy: float = math.nan
+    quadratic_kappa: float = math.nan
+    weighted_f1: float = math.nan
+    auroc: float = math.nan
+
+
+def class_scores(
+    truth: NDArray[Any], prediction: NDArray[Any], probability: NDArray[np.float64], classes: NDArray[Any]
+) -> ClassScores:
+    """Scores predictions as UNI's code does.
+
+    Args:
+        truth: True labels, (M,).
+        prediction: Predicted labels, (M,).
+        probability: (M, classes).
+        classes: The labels of the columns, sorted.
+
+    Returns:
+        The scores; `auroc` is NaN where the test part lacks one of the classes.
+    """
+    metrics = require("sklearn.metrics")
+    auroc = math.nan
+    if set(np.unique(truth)) == set(classes):
+        if len(classes) == 2:
+            auroc = float(metrics.roc_auc_score(truth == classes[1], probability[:, 1]))
+        else:
+            auroc = float(
+                metrics.roc_auc_score(truth, probability, multi_class="ovo", average="macro", labels=classes)
+            )
+    with warnings.catch_warnings():
+        # a predicted class that the test part lacks has no recall, and counts for nothing
+        warnings.filterwarnings("ignore", message="y_pred contains classes not in y_true")
+        warnings.filterwarnings("ignore", message="A single label was found")
+        balanced = float(metrics.balanced_accuracy_score(truth, prediction))
+    joint = np.unique(np.concatenate([classes, truth]))
+    # kappa compares agreement with chance, which is 1 where a single class is all there is
+    varied = len(np.unique(np.concatenate([truth, prediction]))) > 1
+    kappa = (
+        float(metrics.cohen_kappa_score(truth, prediction, weights="quadratic", labels=joint))
+        if varied
+        else math.nan
+    )
+    return ClassScores(
+        accuracy=float(np.mean(truth == prediction)),
+        balanced_accuracy=balanced,
+        quadratic_kappa=kappa,
+        weighted_f1=float(metrics.f1_score(truth, prediction, average="weighted", zero_division=0)),
+        auroc=auroc,
+    )

@@ -1,0 +1,169 @@
+"""Expression prediction: result → slope chart and per-gene bars."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..runtime.extras import require
+from .bars import Bar, BarSeries, grouped_bars
+from .drawing import Drawing, chart_style
+from .expression_tables import gene_means
+from .metrics import EXPRESSION_METRICS, metric, protocol_label
+from .results import ExpressionDrop, ExpressionResult
+from .series_looks import colour, marker
+from .table import signed
+
+_LABEL_PX = 15
+"""Least distance of two labels."""
+_PANEL_WIDTH, _PANEL_PITCH = 250, 470
+_RANDOM_PX, _LOSO_PX = 40, 225
+
+
+@chart_style()
+def slope_chart(result: ExpressionResult) -> str | None:
+    """Draws what each model loses from random folds to left-out studies, one panel for each metric.
+
+    Args:
+        result: The result.
+
+    Returns:
+        The SVG, or None without both kinds of folds.
+    """
+    if not result.drops:
+        return None
+    models = {model.label: index for index, model in enumerate(result.models)}
+    shown = ", ".join(metric(name).label for name in EXPRESSION_METRICS)
+    drawing = Drawing(f"Random folds against left-out studies for {shown}")
+    height = max(200, _LABEL_PX * (len(models) + 1))
+    for index, name in enumerate(EXPRESSION_METRICS):
+        left, top = (index % 2) * _PANEL_PITCH, (index // 2) * (height + 76)
+        axes = drawing.panel(left, top, _PANEL_WIDTH, height)
+        _slopes(drawing, axes, {drop.model: drop for drop in result.drops if drop.metric == name}, models)
+        heading = axes.annotate(
+            metric(name).label, (0, 1), (-36, 16), "axes fraction", "offset pixels", fontweight="bold"
+        )
+        drawing.text(heading, "heading")
+        arrow = "higher is better" if metric(name).higher else "lower is better"
+        drawing.text(axes.annotate(arrow, (1, 0), (8, 0), heading, "offset pixels", va="bottom"), "tick")
+    drawing.legend(models, -36, -46)
+    return drawing.svg()
+
+
+def _slopes(
+    drawing: Drawing, axes: Any, drops: Mapping[str, ExpressionDrop], models: Mapping[str, int]
+) -> None:
+    values = [
+        value for drop in drops.values() for value in (drop.random, drop.loso) if math.isfinite(value)
+    ] or [0.0, 1.0]
+    room = 0.06 * (max(values) - min(values)) or 0.5 * abs(values[0]) or 0.5
+    axes.set(xlim=(0, _PANEL_WIDTH), ylim=(min(values) - room, max(values) + room))
+    drawing.numbers(axes.yaxis, 4)
+    drawing.ticks(axes.xaxis, [_RANDOM_PX, _LOSO_PX], ["random", "LOSO"])
+    shown = [model for model in models if model in drops and math.isfinite(drops[model].loso)]
+    to_px = axes.transData
+    heights = apart([to_px.transform((0, drops[model].loso))[1] for model in shown], _LABEL_PX)
+    for model, height in zip(shown, heights, strict=True):
+        drop, series = drops[model], models[model]
+        percent = "drop undefined" if drop.percent is None else f"drop {drop.percent:.1f} %"
+        note = signed(f"{model}: {drop.random:.3f} random, {drop.loso:.3f} LOSO, {percent}")
+        ends = [(_RANDOM_PX, drop.random), (_LOSO_PX, drop.loso)]
+        if math.isfinite(drop.random):
+            drawing.mark(axes.plot(*zip(*ends, strict=True))[0], f"{colour(series)} series", note)
+        else:
+            del ends[0]
+        points = axes.plot(*zip(*ends, strict=True), **marker(series), zorder=3)[0]
+        drawing.mark(points, f"{colour(series)} marker", note)
+        beside = to_px.inverted().transform((0, height))[1]
+        x = [_LOSO_PX + 8, _PANEL_WIDTH]
+        drawing.mark(axes.plot(x, [drop.loso, beside], linewidth=1)[0], f"{colour(series)} series leader")
+        text = f"{drop.loso:.3f}" if drop.percent is None else f"{drop.loso:.3f} ({drop.percent:.0f} %)"
+        drawing.text(axes.text(_PANEL_WIDTH + 4, beside, signed(text), va="center_baseline"))
+
+
+def apart(positions: Sequence[float], distance: float) -> list[float]:
+    """Moves labels so that they do not overlap, each as little as possible.
+
+    With the labels in order, moved_i − i · distance must not fall, and the sum of squared moves is to be least: an
+    isotonic regression of positions_i − i · distance.
+
+    Args:
+        positions: Where they should be.
+        distance: Least distance of neighbours.
+
+    Returns:
+        Where they fit, in the same order, their mean kept.
+    """
+    if not positions:
+        return []
+    wanted = np.asarray(positions, dtype=float)
+    order = np.argsort(wanted, kind="stable")
+    room = distance * np.arange(len(wanted))
+    moved = np.empty_like(wanted)
+    moved[order] = require("sklearn.isotonic").isotonic_regression(wanted[order] - room) + room
+    return moved.tolist()
+
+
+@chart_style()
+def gene_bars(result: ExpressionResult, protocol: str) -> str | None:
+    """Draws each gene's correlation, models side by side, sorted by the first model.
+
+    Args:
+        result: The result.
+        protocol: The folds.
+
+    Returns:
+        The SVG, or None without genes under this protocol.
+    """
+    group = [scores for scores in result.scores if scores.protocol == protocol]
+    means = [gene_means(scores) for scores in group]
+    genes = list(dict.fromkeys(gene for found in means for gene in found))
+    if not genes:
+        return None
+
+    def rank(gene: str) -> float:
+        value = means[0][gene][0] if gene in means[0] else math.nan
+        return -value if math.isfinite(value) else math.inf
+
+    # a model keeps its colour where others were not evaluated under this protocol
+    names = dict.fromkeys([*(model.label for model in result.models), *(scores.model for scores in group)])
+    colours = {name: index for index, name in enumerate(names)}
+    series = [
+        BarSeries(
+            name=scores.model,
+            colour=colours[scores.model],
+            bars={
+                gene: Bar(
+                    value=value,
+                    spread=spread,  # a gene of one fold has no deviation to show
+                    note=f"{gene}, {scores.model}: {value:.3f} ± {spread:.3f} over {count} folds",
+                )
+                for gene, (value, spread, count) in found.items()
+            },
+        )
+        for scores, found in zip(group, means, strict=True)
+    ]
+    return grouped_bars(
+        f"PCC of every gene, {protocol_label(protocol)} folds",
+        sorted(genes, key=rank),
+        series,
+        limits=_limits([bar for one in series for bar in one.bars.values()]),
+        bar_px=6 if len(group) > 1 else 9,
+        gap_px=5,
+        classes="gene",
+        rotation=90,
+        ha="right",
+        va="center",
+    )
+
+
+def _limits(bars: Sequence[Bar]) -> tuple[float, float]:
+    """Finds an axis that holds 0, all bars and whiskers, and a little room where there are any."""
+    ends = [bar.value + side * bar.spread for bar in bars if math.isfinite(bar.value) for side in (-1, 1)]
+    low, high = min(ends, default=0.0), max(ends, default=1.0)
+    low, high = min(low, 0.0), max(high, 0.0)
+    room = 0.06 * (high - low) or 0.5
+    return low - room if low < 0 else 0.0, high + room if high > 0 or low == 0 else 0.0

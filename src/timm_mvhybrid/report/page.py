@@ -1,0 +1,257 @@
+"""One file that holds everything: tables + charts + provenance → HTML without outside resources."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+
+from ..runtime.provenance import Provenance
+from .expression_charts import gene_bars, slope_chart
+from .maps import maps_section
+from .metrics import protocol_label
+from .patch_charts import confusion_matrix, retrieval_bars
+from .results import (
+    ClassificationResult,
+    ExpressionResult,
+    Result,
+    RetrievalResult,
+    SlidesResult,
+    SurvivalResult,
+)
+from .slide_charts import roc_curves, survival_curves
+from .table import Table, to_html
+
+_TITLES = {
+    "expression": "Expression prediction",
+    "classification": "Patch classification",
+    "retrieval": "Patch retrieval",
+    "slides": "Slide classification",
+    "survival": "Survival",
+}
+
+
+def result_page(result: Result, tables: Sequence[Table]) -> str:
+    """Writes the page of one result.
+
+    Args:
+        result: The result.
+        tables: Its tables, the headline first.
+
+    Returns:
+        HTML.
+    """
+    first, *rest = tables
+    models = ", ".join(model.label for model in result.models)
+    sections = [section("Scores", to_html(first)), *_charts(result)]
+    sections += [section(table.name.replace("-", " ").capitalize(), to_html(table)) for table in rest]
+    return page(
+        title=f"{_TITLES[result.task]}: {result.dataset}",
+        lead=models,
+        warnings=result_warnings([result]),
+        notes=result.notes,
+        sections=sections,
+        provenance={result.dataset: result.provenance},
+    )
+
+
+def result_warnings(results: Sequence[Result]) -> list[str]:
+    """Finds what a reader must know before any number.
+
+    Args:
+        results: What is shown.
+
+    Returns:
+        One sentence each.
+    """
+    warnings = []
+    generated = [result.dataset for result in results if result.provenance.generated]
+    if generated:
+        warnings.append(
+            f"Generated data, drawn by a program and not measured: {', '.join(dict.fromkeys(generated))}. "
+            "The numbers say nothing about tissue."
+        )
+    random = [model.label for result in results for model in result.models if model.weights == "random"]
+    if random:
+        warnings.append(
+            f"Random weights, never trained: {', '.join(dict.fromkeys(random))}. "
+            "The numbers say nothing about what a trained model would reach."
+        )
+    return warnings
+
+
+def section(title: str, content: str, hint: str = "") -> str:
+    """Writes a titled part of the page.
+
+    Args:
+        title: Its heading.
+        content: HTML.
+        hint: A sentence under the heading.
+
+    Returns:
+        The element.
+    """
+    below = f'<p class="hint">{escape(hint)}</p>' if hint else ""
+    return f"<section><h2>{escape(title)}</h2>{below}{content}</section>"
+
+
+def figure(name: str, svg: str, caption: str = "", *, scroll: bool = False) -> str:
+    """Writes a chart with its caption.
+
+    Args:
+        name: Names the chart for tests and links.
+        svg: The chart.
+        caption: What it shows.
+        scroll: Whether it is wider than the page.
+
+    Returns:
+        The element.
+    """
+    inner = (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(name)}">{svg}</div>'
+        if scroll
+        else svg
+    )
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f'<figure data-plot="{escape(name)}">{inner}{below}</figure>'
+
+
+def page(
+    *,
+    title: str,
+    lead: str,
+    warnings: Sequence[str],
+    notes: Sequence[str],
+    sections: Sequence[str],
+    provenance: dict[str, Provenance],
+    footer: str = "The same numbers stand in results.json.",
+) -> str:
+    """Writes a whole page.
+
+    Args:
+        title: Its heading.
+        lead: The line under it.
+        warnings: What a reader must know first.
+        notes: What a reader should know.
+        sections: The parts.
+        provenance: Where each result's numbers come from, by the result's name.
+        footer: Last line.
+
+    Returns:
+        HTML.
+    """
+    here = files(__package__)
+    style = (here / "page.css").read_text(encoding="utf-8")
+    script = (here / "page.js").read_text(encoding="utf-8")
+    warned = "".join(f'<p class="warning">{escape(warning)}</p>' for warning in warnings)
+    noted = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    body = "".join(sections)
+    if noted:
+        body += section("Notes", f"<ul>{noted}</ul>")
+    body += section("Provenance", "".join(_provenance(name, one) for name, one in provenance.items()))
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>{escape(title)}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<header><div><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p></div>
+<button type="button" id="theme">Dark</button></header>
+<main>{warned}{body}</main>
+<footer>Written by timm_mvhybrid. {escape(footer)}</footer>
+<script>
+{script}</script>
+</body>
+</html>
+"""
+
+
+def _provenance(name: str, provenance: Provenance) -> str:
+    versions = ", ".join(f"{package} {version}" for package, version in sorted(provenance.versions.items()))
+    options = json.dumps(provenance.options, indent=1, ensure_ascii=False, default=str)
+    data = "\n".join(f"{digest}  {path}" for path, digest in sorted(provenance.data.items()))
+    return (
+        f"<h3>{escape(name)}</h3><p>{escape(provenance.created)}, seed {provenance.seed}, "
+        f"{escape(provenance.platform)}. {escape(versions)}.</p>"
+        f"<details><summary>Options</summary><pre>{escape(options)}</pre></details>"
+        f"<details><summary>SHA-256 of {len(provenance.data)} input files</summary><pre>{escape(data)}</pre></details>"
+    )
+
+
+def _charts(result: Result) -> list[str]:
+    if isinstance(result, ExpressionResult):
+        return _expression_charts(result)
+    if isinstance(result, ClassificationResult):
+        figures = "".join(
+            figure(
+                f"confusion-{scores.model}-{scores.probe}",
+                confusion_matrix(result, scores),
+                f"{scores.model}, {protocol_label(scores.probe)} probe",
+            )
+            for scores in result.scores
+        )
+        return [
+            section(
+                "Confusion matrices",
+                f'<div class="pair">{figures}</div>',
+                "Folds added up; shares are of each true class.",
+            )
+        ]
+    if isinstance(result, RetrievalResult):
+        bars = retrieval_bars(result)
+        return (
+            [
+                section(
+                    "Precision", figure("retrieval", bars, scroll=True), "At the smallest k, for each class."
+                )
+            ]
+            if bars
+            else []
+        )
+    if isinstance(result, SlidesResult):
+        curves = roc_curves(result)
+        hint = "Slides of all test folds together; the table's AUROC is the mean over folds."
+        return [section("ROC curves", figure("roc", curves), hint)] if curves else []
+    if isinstance(result, SurvivalResult):
+        parts = []
+        for scores in result.scores:
+            curves = survival_curves(scores, result.time_unit)
+            if curves:
+                parts.append(figure(f"survival-{scores.model}", curves, scores.model))
+        hint = (
+            "Kaplan–Meier estimate of patients above and below the median risk of their fold's training patients; "
+            "below, the number at risk."
+        )
+        return [section("Risk groups", f'<div class="pair">{"".join(parts)}</div>', hint)] if parts else []
+    return []
+
+
+def _expression_charts(result: ExpressionResult) -> list[str]:
+    parts = []
+    slopes = slope_chart(result)
+    if slopes:
+        hint = "What predicting a study that was never seen costs. In brackets, the drop in percent."
+        parts.append(section("Random folds against left-out studies", figure("slope", slopes), hint))
+    for protocol in dict.fromkeys(scores.protocol for scores in result.scores):
+        bars = gene_bars(result, protocol)
+        if bars:
+            hint = "Mean PCC over the folds that have one; whiskers are one standard deviation. Sorted by the first model."
+            title = f"Genes, {protocol_label(protocol)}"
+            parts.append(section(title, figure(f"genes-{protocol}", bars, scroll=True), hint))
+    if result.maps:
+        hint = (
+            "Each spot was predicted while its fold was the test part. Measured and predicted share one colour scale "
+            "unless stretched."
+        )
+        # without an intercept, predictions miss the level of the counts, and one scale would show nothing but that
+        no_level = result.preset == "hest"
+        if no_level:
+            hint += " The preset hest fits no intercept: compare patterns, not levels."
+        parts.append(section("Maps", maps_section(result.maps, stretched=no_level), hint))
+    return parts

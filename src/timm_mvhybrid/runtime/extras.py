@@ -1,0 +1,30 @@
+"""Optional packages: name → module, or one line that says how to install it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from .errors import MissingPackageError
+
+
+def require(module: str) -> Any:
+    """Imports a module of the `evaluate` extra where it is needed.
+
+    Args:
+        module: Its dotted name, such as `scipy.sparse`.
+
+    Returns:
+        The module.
+
+    Raises:
+        MissingPackageError: The package is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as missing:
+        # a package that is there but lacks one of its own dependencies is another problem, with another name
+        name = missing.name or module
+        raise MissingPackageError(
+            f"{name} is not installed; pip install 'timm-mvhybrid[evaluate]'"
+        ) from missing

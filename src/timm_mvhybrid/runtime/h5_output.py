@@ -1,0 +1,70 @@
+"""An HDF5 file that appears whole or not at all, also where the disk runs full beneath HDF5."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+import h5py
+
+from .atomic_file import OutputFile
+
+
+class H5Output:
+    """An HDF5 file under a temporary name, which `finish` replaces by the real one; leaving it before removes it.
+
+    HDF5 writes through an `OutputFile`: one that meets a full disk itself fails again whenever it is closed, and ends
+    the process with a segmentation fault.
+
+    Args:
+        path: The file to write; its folder exists.
+        replace: Whether a file of that name may be replaced.
+
+    Raises:
+        OutputError: The folder takes no files.
+    """
+
+    def __init__(self, path: str | Path, *, replace: bool = True) -> None:
+        self._output = OutputFile(path, replace=replace)
+        self.file = h5py.File(self._output, "w")
+        """The open file, for h5py's calls."""
+
+    def __enter__(self) -> H5Output:
+        """Returns the output."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Removes what was not finished."""
+        try:
+            # HDF5 does not find what it wrote where the disk did not take it
+            with suppress(Exception):
+                self.file.close()
+            # what it then says is not what happened
+            if isinstance(error, Exception):
+                self.check()
+        finally:
+            self._output.__exit__(kind, error, traceback)
+
+    def check(self) -> None:
+        """Raises what earlier calls met; long work calls it now and then.
+
+        Raises:
+            OutputError: The disk did not take what they wrote.
+        """
+        self._output.check()
+
+    def finish(self) -> None:
+        """Closes the file and gives it its name.
+
+        Raises:
+            OutputError: The disk did not take it, or another process wrote a file of that name that may not be
+                replaced.
+        """
+        self.file.close()
+        self._output.finish()

@@ -1,0 +1,303 @@
+"""Crops in the workers: one patch → uint8 crops at random places, scales and orientations.
+
+Only what must know the patch happens here, on uint8; colour and blur follow on the device, batched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..runtime.errors import PretrainError
+from .counter_random import UInt64Array, combine, uniforms
+
+Interpolation = Literal["bicubic", "bilinear"]
+
+NUM_GLOBAL = 2
+_BOX, _ORIENTATION = 0, 1
+_ATTEMPTS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropOptions:
+    """What student and teacher see of a patch.
+
+    Args:
+        global_size_px: Side of the two global crops in px.
+        local_size_px: Side of the local crops in px.
+        num_local: Local crops of a patch.
+        global_scale: Share of the patch's area that a global crop takes, from and to.
+        local_scale: Share of the patch's area that a local crop takes, from and to.
+        ratio: Width / height of what is cropped, from and to, drawn evenly on a logarithmic scale.
+        horizontal_flip: Probability of a horizontal flip.
+        vertical_flip: Probability of a vertical flip.
+        rotation: Whether crops are turned by a random multiple of 90°.
+        interpolation: Of the resize, with antialiasing.
+
+    Raises:
+        PretrainError: If a value is outside its range.
+    """
+
+    global_size_px: int = 256
+    local_size_px: int = 112
+    num_local: int = 8
+    global_scale: tuple[float, float] = (0.32, 1.0)
+    local_scale: tuple[float, float] = (0.05, 0.32)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    horizontal_flip: float = 0.5
+    vertical_flip: float = 0.0
+    rotation: bool = False
+    interpolation: Interpolation = "bicubic"
+
+    def __post_init__(self) -> None:
+        if self.global_size_px < 1 or self.local_size_px < 1 or self.num_local < 0:
+            raise PretrainError(
+                "crops must have at least 1 px and their number cannot be negative, not "
+                f"{self.global_size_px} px, {self.local_size_px} px and {self.num_local} local crops"
+            )
+        for name, highest in (("global_scale", 1.0), ("local_scale", 1.0), ("ratio", math.inf)):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= highest:
+                raise PretrainError(
+                    f"{name} must be two rising numbers above 0, at most {highest}, not {low}, {high}"
+                )
+        for name in ("horizontal_flip", "vertical_flip"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise PretrainError(
+                    f"{name} must be a probability between 0 and 1, not {getattr(self, name)}"
+                )
+        if self.interpolation not in ("bicubic", "bilinear"):
+            raise PretrainError(f"interpolation must be 'bicubic' or 'bilinear', not {self.interpolation!r}")
+
+    @property
+    def num_crops(self) -> int:
+        """Crops of a patch: two global ones, then the local ones."""
+        return NUM_GLOBAL + self.num_local
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorruptSample:
+    """A sample that could not be read and was replaced.
+
+    Args:
+        index: Of the sample, over all sources.
+        name: Its file and its place there.
+        message: Why it could not be read.
+    """
+
+    index: int
+    name: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropBatch:
+    """The crops of one rank at one step; row `c * B + i` is crop c of image i.
+
+    Args:
+        step: The step.
+        global_crops: (2·B, 3, G, G) uint8.
+        local_crops: (L·B, 3, l, l) uint8.
+        sample_keys: Keys of everything random about the images, (B,) int64; they stay on the CPU.
+        indices: Samples the images are, over all sources, (B,) int64.
+        corrupt: What could not be read.
+    """
+
+    step: int
+    global_crops: Tensor
+    local_crops: Tensor
+    sample_keys: Tensor
+    indices: Tensor
+    corrupt: list[CorruptSample] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
+        return len(self.indices)
+
+    def pin_memory(self) -> CropBatch:
+        """Copies the crops to page-locked memory, from where CUDA fetches them while it computes."""
+        return replace(
+            self, global_crops=self.global_crops.pin_memory(), local_crops=self.local_crops.pin_memory()
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> CropBatch:
+        """Copies the crops to a device.
+
+        Args:
+            device: The device.
+            non_blocking: Whether the copy may go on in the background, where the memory is page-locked.
+
+        Returns:
+            The batch there; keys and indices stay on the CPU.
+        """
+        return replace(
+            self,
+            global_crops=self.global_crops.to(device, non_blocking=non_blocking),
+            local_crops=self.local_crops.to(device, non_blocking=non_blocking),
+        )
+
+
+@dataclass(frozen=True)
+class CropGeometry:
+    """Where a crop lies in its patch, and how it is turned afterwards.
+
+    Args:
+        top: First row.
+        left: First column.
+        height: Rows.
+        width: Columns.
+        horizontal_flip: Whether it is mirrored, first.
+        vertical_flip: Whether it is turned upside down, second.
+        quarter_turns: By how many times 90° it is turned counter-clockwise, last.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    horizontal_flip: bool = False
+    vertical_flip: bool = False
+    quarter_turns: int = 0
+
+
+def crop_keys(sample_keys: NDArray[np.int64] | UInt64Array, num_crops: int) -> UInt64Array:
+    """Derives a key for each crop.
+
+    Args:
+        sample_keys: (B,).
+        num_crops: Crops of a patch, global ones first.
+
+    Returns:
+        (num_crops, B).
+    """
+    return combine(sample_keys.view(np.uint64)[None], np.arange(num_crops)[:, None])
+
+
+def draw_geometry(
+    keys: UInt64Array, size: tuple[int, int], scale: tuple[float, float], options: CropOptions
+) -> list[CropGeometry]:
+    """Draws where crops lie in a patch.
+
+    The share of the area is drawn evenly, the ratio of the sides evenly on a logarithmic scale. What does not fit is
+    drawn again, ten times; then the largest centred box of an allowed ratio is taken, as torchvision does.
+
+    Args:
+        keys: One a crop, (n,).
+        size: Height and width of the patch in pixels.
+        scale: Share of the patch's area, from and to.
+        options: Ratio, flips and rotation.
+
+    Returns:
+        n geometries.
+    """
+    boxes = uniforms(keys, _BOX, 4 * _ATTEMPTS).reshape(-1, _ATTEMPTS, 4).tolist()
+    turns = uniforms(keys, _ORIENTATION, 3).tolist()
+    return [
+        CropGeometry(
+            *_draw_box(attempts, size, scale, options.ratio),
+            mirrored < options.horizontal_flip,
+            upended < options.vertical_flip,
+            int(4 * turned) if options.rotation else 0,
+        )
+        for attempts, (mirrored, upended, turned) in zip(boxes, turns, strict=True)
+    ]
+
+
+def _draw_box(
+    attempts: Sequence[Sequence[float]],
+    size: tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[int, int, int, int]:
+    patch_height, patch_width = size
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for share, shape, down, right in attempts:
+        area = patch_height * patch_width * (scale[0] + (scale[1] - scale[0]) * share)
+        wanted = math.exp(low + (high - low) * shape)
+        width, height = round(math.sqrt(area * wanted)), round(math.sqrt(area / wanted))
+        if 0 < width <= patch_width and 0 < height <= patch_height:
+            top, left = int(down * (patch_height - height + 1)), int(right * (patch_width - width + 1))
+            return top, left, height, width
+    width = min(patch_width, max(round(patch_height * ratio[1]), 1))
+    height = min(patch_height, max(round(patch_width / ratio[0]), 1))
+    return (patch_height - height) // 2, (patch_width - width) // 2, height, width
+
+
+def cut(image: Tensor, geometry: CropGeometry, size_px: int, interpolation: Interpolation) -> Tensor:
+    """Cuts one crop from a patch.
+
+    Args:
+        image: The patch, (3, H, W) uint8; fastest if the channels are last in memory.
+        geometry: Where it lies and how it is turned.
+        size_px: Side of the crop in px.
+        interpolation: Of the resize, with antialiasing.
+
+    Returns:
+        (3, size_px, size_px) uint8.
+    """
+    bottom, right = geometry.top + geometry.height, geometry.left + geometry.width
+    region = image[None, :, geometry.top : bottom, geometry.left : right]
+    # torch's kernel for uint8 with the channels last, which torchvision's v2 resize calls as well
+    crop = F.interpolate(region, (size_px, size_px), mode=interpolation, align_corners=False, antialias=True)[
+        0
+    ]
+    flipped = [
+        dimension for dimension, flip in ((2, geometry.horizontal_flip), (1, geometry.vertical_flip)) if flip
+    ]
+    if flipped:
+        crop = crop.flip(flipped)
+    return crop.rot90(geometry.quarter_turns, (1, 2)) if geometry.quarter_turns else crop
+
+
+def as_pixels(image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Gives a sample's pixels as a writable array, which torch wants.
+
+    Args:
+        image: RGB image, or (H, W, 3) uint8.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    return np.require(np.asarray(image), np.uint8, ["C", "W"])
+
+
+def make_crops(
+    images: Iterable[Image.Image | NDArray[np.uint8]], sample_keys: NDArray[np.int64], options: CropOptions
+) -> tuple[Tensor, Tensor]:
+    """Cuts all crops of a batch.
+
+    Args:
+        images: B patches, taken one after the other.
+        sample_keys: Their keys, (B,) int64.
+        options: Sizes, scales and orientations.
+
+    Returns:
+        Global crops, (2·B, 3, G, G) uint8, and local crops, (L·B, 3, l, l) uint8; row `c * B + i` is crop c of
+        image i.
+    """
+    num_images = len(sample_keys)
+    keys = crop_keys(sample_keys, options.num_crops)
+    views = (
+        (keys[:NUM_GLOBAL], options.global_size_px, options.global_scale),
+        (keys[NUM_GLOBAL:], options.local_size_px, options.local_scale),
+    )
+    outputs = [
+        torch.empty((len(view_keys) * num_images, 3, size_px, size_px), dtype=torch.uint8)
+        for view_keys, size_px, _ in views
+    ]
+    for i, image in enumerate(images):
+        pixels = torch.from_numpy(as_pixels(image)).permute(2, 0, 1)
+        for output, (view_keys, size_px, scale) in zip(outputs, views, strict=True):
+            geometries = draw_geometry(view_keys[:, i], (pixels.shape[1], pixels.shape[2]), scale, options)
+            for c, geometry in enumerate(geometries):
+                output[c * num_images + i] = cut(pixels, geometry, size_px, options.interpolation)
+    return outputs[0], outputs[1]

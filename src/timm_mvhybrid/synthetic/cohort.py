@@ -1,0 +1,288 @@
+"""A cohort on disk: options → a folder in the HEST layout, complete or absent, every file marked as generated."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from PIL.PngImagePlugin import PngInfo
+
+from ..cohorts.hest_writer import write_anndata
+from ..runtime.atomic_file import write_file
+from ..runtime.atomic_folder import OutputFolder
+from ..runtime.claim import check_unclaimed, claimed
+from ..runtime.errors import EvaluationError
+from ..runtime.extras import require
+from ..runtime.h5_output import H5Output
+from ..version import __version__
+from .genes import GenePanel
+from .montage import draw_montage
+from .morphology import FACTORS
+from .options import PATCH_RESOLUTION_UM_PER_PX, PATCH_SIZE_PX, PhantomOptions
+from .sample import PhantomSample, cohort_genes, draw_sample
+from .scanner import MARK
+
+TASK = "PHANTOM"
+_NUM_LISTED_GENES = 50
+_MAX_FOLDS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhantomSummary:
+    """What was written.
+
+    Args:
+        output: The cohort's folder.
+        task: The task's folder within it, in the HEST layout.
+        num_studies: Studies.
+        num_samples: Samples of all studies.
+        num_spots: Spots of all samples.
+        num_genes: Genes.
+        num_bytes: Size of the folder.
+    """
+
+    output: str
+    task: str
+    num_studies: int
+    num_samples: int
+    num_spots: int
+    num_genes: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drawn:
+    """What remains of a sample in memory once its files are written."""
+
+    sample_id: str
+    study: str
+    patient: str
+    num_spots: int
+    log_sum: NDArray[np.float64]
+    log_square_sum: NDArray[np.float64]
+
+
+def write_phantom(
+    output: str | Path,
+    options: PhantomOptions | None = None,
+    *,
+    num_workers: int = 0,
+    overwrite: bool = False,
+    on_sample: Callable[[int, int], None] | None = None,
+) -> PhantomSummary:
+    """Writes a generated cohort of spatial transcriptomics: slides, patches, counts, studies, and the truth.
+
+    The same options give the same files whatever the number of processes, with the same versions of NumPy, SciPy
+    and Pillow.
+
+    Args:
+        output: Folder to write: `PHANTOM/` in the HEST layout, `studies.csv`, `montage.png`, `README.md`.
+        options: What to draw; None takes the defaults.
+        num_workers: Processes that draw; 0 draws in this one.
+        overwrite: Whether an earlier phantom may be replaced. Any other folder never is.
+        on_sample: Called after each sample with the number done and the number in all.
+
+    Returns:
+        What was written.
+
+    Raises:
+        EvaluationError: If the output exists and may not be replaced, or packages are missing.
+        OutputError: If the disk does not take it, or another process writes it.
+    """
+    options = options or PhantomOptions()
+    output = Path(output)
+    _check_output(output, overwrite=overwrite)
+    require("scipy.ndimage")
+    require("anndata")
+    with claimed(output), OutputFolder(output, replace=overwrite) as folder:
+        task = folder.add_folder(TASK)
+        for name in ("patches", "adata", "splits", "wsis"):
+            folder.add_folder(f"{TASK}/{name}")
+        drawn = []
+        num_samples = options.num_studies * options.num_samples
+        for one in _draw_all(options, task, num_workers):
+            drawn.append(one)
+            if on_sample is not None:
+                on_sample(len(drawn), num_samples)
+        _write_tables(folder.folder, options, drawn)
+        marked = PngInfo()
+        marked.add_text("Comment", MARK)
+        montage = io.BytesIO()
+        draw_montage(task).save(montage, "PNG", pnginfo=marked)
+        folder.add("montage.png", montage.getvalue())
+        folder.finish()
+    return PhantomSummary(
+        output=str(output),
+        task=str(output / TASK),
+        num_studies=options.num_studies,
+        num_samples=num_samples,
+        num_spots=num_samples * options.num_spots,
+        num_genes=options.num_genes,
+        num_bytes=sum(file.stat().st_size for file in output.rglob("*") if file.is_file()),
+    )
+
+
+def _check_output(output: Path, *, overwrite: bool) -> None:
+    if not output.parent.is_dir():
+        raise EvaluationError(f"{output}: the folder {output.parent} does not exist; create it first")
+    check_unclaimed(output)
+    if not output.exists():
+        return
+    if output.is_dir() and not any(output.iterdir()):
+        return
+    if not overwrite:
+        raise EvaluationError(f"{output}: exists already; replace it with --overwrite")
+    readme = output / "README.md"
+    if not readme.is_file() or MARK not in readme.read_text(encoding="utf-8", errors="replace"):
+        raise EvaluationError(f"{output}: is no phantom, so it is not replaced; choose another folder")
+
+
+def _draw_all(options: PhantomOptions, task: Path, num_workers: int) -> Iterator[_Drawn]:
+    places = [
+        (study, sample) for study in range(options.num_studies) for sample in range(options.num_samples)
+    ]
+    draw = partial(_draw_and_write, options, task)
+    if num_workers == 0:
+        yield from map(draw, places)
+        return
+    # spawned, for torch's threads do not survive a fork
+    with ProcessPoolExecutor(min(num_workers, len(places)), mp_context=get_context("spawn")) as pool:
+        try:
+            yield from pool.map(draw, places)
+        except BaseException:
+            # after a full disk the samples that still wait are drawn for nothing
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _draw_and_write(options: PhantomOptions, task: Path, place: tuple[int, int]) -> _Drawn:
+    sample = draw_sample(options, *place)
+    write_file(task / "wsis" / f"{sample.sample_id}.tif", sample.slide_file)
+    _write_patches(task / "patches" / f"{sample.sample_id}.h5", sample)
+    _write_counts(task / "adata" / f"{sample.sample_id}.h5ad", sample, cohort_genes(options))
+    logs = np.log1p(sample.counts)
+    return _Drawn(
+        sample_id=sample.sample_id,
+        study=sample.study,
+        patient=sample.patient,
+        num_spots=len(logs),
+        log_sum=logs.sum(0),
+        log_square_sum=(logs**2).sum(0),
+    )
+
+
+def _write_patches(path: Path, sample: PhantomSample) -> None:
+    with H5Output(path) as output:
+        file = output.file
+        file.attrs["generated"] = MARK
+        images = file.create_dataset("img", data=sample.patches, chunks=(1, *sample.patches.shape[1:]))
+        images.attrs.update(
+            {
+                "patch_size_src": sample.patch_size_slide_px,
+                "patch_size_target": PATCH_SIZE_PX,
+                "downsample": PATCH_RESOLUTION_UM_PER_PX / sample.scanner.um_per_px,
+                "pixel_size": sample.scanner.um_per_px,
+            }
+        )
+        file.create_dataset("coords", data=sample.coords)
+        barcodes = np.array(sample.barcodes, dtype=object)[:, None]
+        file.create_dataset("barcode", data=barcodes, dtype=h5py.string_dtype("utf-8"))
+        output.finish()
+
+
+def _write_counts(path: Path, sample: PhantomSample, panel: GenePanel) -> None:
+    pandas, sparse, anndata = require("pandas"), require("scipy.sparse"), require("anndata")
+    # sorted by barcode as Space Ranger does, so that rows of counts and of patches are not in the same order
+    order = np.argsort(np.array(sample.barcodes))
+    spots = pandas.DataFrame(
+        {
+            "in_tissue": 1,
+            "array_row": sample.rows[order],
+            "array_col": sample.columns[order],
+        },
+        index=[sample.barcodes[index] for index in order],
+    )
+    genes = pandas.DataFrame(
+        {"band": panel.bands, "driver": panel.drivers, "effect": panel.effects}, index=list(panel.names)
+    )
+    counts = sparse.csr_matrix(sample.counts[order].astype(np.float32))
+    data = anndata.AnnData(X=counts, obs=spots, var=genes)
+    data.obsm["spatial"] = sample.centres[order]
+    data.obsm["morphology"] = pandas.DataFrame(
+        sample.morphology[order], index=spots.index, columns=list(FACTORS)
+    )
+    data.uns["generated"] = MARK
+    data.uns["sample"] = {"sample_id": sample.sample_id, "study": sample.study, "patient": sample.patient}
+    data.uns["scanner"] = {
+        key: np.array(value) if isinstance(value, tuple) else value
+        for key, value in dataclasses.asdict(sample.scanner).items()
+    }
+    with H5Output(path) as output:
+        write_anndata(output.file, data)
+        output.finish()
+
+
+def _write_tables(root: Path, options: PhantomOptions, drawn: list[_Drawn]) -> None:
+    task = root / TASK
+    panel = cohort_genes(options)
+    rows: list[tuple[object, ...]] = [(one.sample_id, one.study, one.patient) for one in drawn]
+    _write_csv(root / "studies.csv", ("sample_id", "study", "patient"), rows)
+    truth = zip(panel.names, panel.bands, panel.drivers, panel.effects.round(4).tolist(), strict=True)
+    _write_csv(task / "genes.csv", ("gene", "band", "driver", "effect"), list(truth))
+
+    num_spots = sum(one.num_spots for one in drawn)
+    mean = np.sum([one.log_sum for one in drawn], axis=0) / num_spots
+    variance = np.sum([one.log_square_sum for one in drawn], axis=0) / num_spots - mean**2
+    chosen = np.sort(np.argsort(-variance, kind="stable")[:_NUM_LISTED_GENES])
+    listed = {"genes": [panel.names[index] for index in chosen], "generated": MARK}
+    write_file(task / "var_50genes.json", json.dumps(listed, indent=1) + "\n")
+
+    patients = list(dict.fromkeys(one.patient for one in drawn))
+    num_folds = min(_MAX_FOLDS, len(patients))
+    columns = ("sample_id", "patches_path", "expr_path")
+    for fold in range(num_folds if num_folds > 1 else 0):
+        held_out = set(patients[fold::num_folds])
+        for part, wanted in (("train", False), ("test", True)):
+            rows = [
+                (one.sample_id, f"patches/{one.sample_id}.h5", f"adata/{one.sample_id}.h5ad")
+                for one in drawn
+                if (one.patient in held_out) is wanted
+            ]
+            _write_csv(task / "splits" / f"{part}_{fold}.csv", columns, rows)
+    resolved = {"generated": MARK, "version": __version__, **dataclasses.asdict(options)}
+    write_file(root / "options.json", json.dumps(resolved, indent=1) + "\n")
+    write_file(root / "README.md", _readme(options))
+
+
+def _write_csv(path: Path, columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_file(path, text.getvalue())
+
+
+def _readme(options: PhantomOptions) -> str:
+    given = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(options).items())
+    return f"""# Phantom cohort
+{MARK}. Drawn by timm-mvhybrid {__version__}; nothing in it was measured, and nothing follows from it for patients.
+
+- `{TASK}/` has the HEST layout: `patches/` (224 px at 0.5 µm/px), `adata/` (raw counts), `splits/` (by patient),
+  `var_50genes.json` (largest variance of log1p counts), and the slides in `wsis/`.
+- `studies.csv` names each sample's study and patient.
+- The truth: `{TASK}/genes.csv` says what drives each gene, `obsm["morphology"]` how much of it each spot has, in
+  standard units. Band `low` is tissue architecture, which survives blurring; band `high` is detail within nuclei,
+  which does not; band `none` follows no morphology.
+- Options: {given}.
+"""

@@ -1,0 +1,1 @@
+"""What any training loop needs: processes, sharding, optimiser, schedules, checkpoints, run folder, metrics, curves."""
