@@ -165,7 +165,7 @@ def test_oldest_timm_is_old_enough(monkeypatch):
 
 
 def test_oldest_timm_is_the_one_that_is_required():
-    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert re.findall(r'"timm>=([\d.]+)"', project) == [findings.OLDEST_TIMM]
 
 

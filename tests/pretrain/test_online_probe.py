@@ -20,7 +20,7 @@ from timm_mvhybrid.pretrain.expression_table import most_variable_genes, read_ex
 from timm_mvhybrid.pretrain.labelled_set import open_labelled_set
 from timm_mvhybrid.pretrain.online_probe import OnlineProbe, undisturbed
 from timm_mvhybrid.pretrain.probe_scores import accuracies, expression_correlation, knn_predictions
-from timm_mvhybrid.runtime.errors import PretrainError
+from timm_mvhybrid.runtime.errors import MissingPackageError, PretrainError
 from timm_mvhybrid.runtime.process_group import close_process_group
 
 COLOURS = {"stroma": (220, 120, 180), "tumour": (110, 60, 160), "white": (250, 250, 250)}
@@ -471,7 +471,7 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
     write_counts(tmp_path / "a.csv", ["x"], ["gene"], np.array([[1]]))
     monkeypatch.setitem(sys.modules, "scipy.sparse", None)
     with pytest.raises(
-        PretrainError, match=r"scipy.sparse is not installed; pip install 'timm-mvhybrid\[evaluate\]'"
+        MissingPackageError, match=r"scipy.sparse is not installed; pip install 'timm-mvhybrid\[evaluate\]'"
     ):
         read_expression(tmp_path / "a.csv")
     monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)

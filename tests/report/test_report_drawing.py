@@ -12,13 +12,13 @@ import matplotlib
 import pytest
 from support import results
 
-from timm_mvhybrid.evaluate import EvaluationError
 from timm_mvhybrid.report import check_report_folder
 from timm_mvhybrid.report.drawing import Drawing, chart_style
 from timm_mvhybrid.report.expression_charts import gene_bars, slope_chart
 from timm_mvhybrid.report.patch_charts import confusion_matrix, retrieval_bars
 from timm_mvhybrid.report.series_looks import bar, curve, marker
 from timm_mvhybrid.report.slide_charts import roc_curves, survival_curves
+from timm_mvhybrid.runtime.errors import MissingPackageError
 
 CHARTS = {
     "slope": lambda: slope_chart(results.expression()),
@@ -128,7 +128,7 @@ def test_what_has_no_mark_is_noticed():
 
 def test_matplotlib_is_missed_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(EvaluationError, match=r"pip install 'timm-mvhybrid\[evaluate\]'"):
+    with pytest.raises(MissingPackageError, match=r"pip install 'timm-mvhybrid\[evaluate\]'"):
         check_report_folder(tmp_path / "report", overwrite=False)
     assert not (tmp_path / "report").exists()
 
