@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..runtime.errors import DataError
 from .slide import Slide
-from .tissue import TilingOptions, tile_grid, tissue_mask, tissue_share
+from .tissue import TilingOptions, tile_grid, tissue_fraction, tissue_mask
 
 _MASK_UM_PER_PX = 8.0
 
@@ -21,7 +21,7 @@ class SlideSource:
 
     Args:
         path: The slide.
-        options: Resolution, patch size, overlap and smallest share of tissue.
+        options: Resolution, patch size, overlap and smallest fraction of tissue.
 
     Raises:
         DataError: If the slide cannot be opened, states no resolution, is smaller than a patch or has no tissue.
@@ -71,8 +71,8 @@ class SlideSource:
         downsample = max(min(_MASK_UM_PER_PX / native, self.patch_size_level0 / 4), 1.0)
         thumbnail = self.slide.thumbnail(downsample)
         mask, threshold = tissue_mask(thumbnail)
-        share = tissue_share(mask, grid, self.patch_size_level0, dimensions)
-        self.coords: NDArray[np.int64] = grid[share >= options.min_tissue]
+        fraction = tissue_fraction(mask, grid, self.patch_size_level0, dimensions)
+        self.coords: NDArray[np.int64] = grid[fraction >= options.min_tissue]
         # what this process opened must not be inherited by the workers' processes
         self.slide.close()
         if len(self.coords) == 0:
@@ -83,7 +83,7 @@ class SlideSource:
                 )
             raise DataError(
                 f"{self.path}: no tissue found: no patch of {wanted} holds {options.min_tissue:.0%} tissue (the fullest "
-                f"holds {share.max():.1%}, chroma threshold {threshold} of 255); lower --min-tissue"
+                f"holds {fraction.max():.1%}, chroma threshold {threshold} of 255); lower --min-tissue"
             )
 
     def __len__(self) -> int:
