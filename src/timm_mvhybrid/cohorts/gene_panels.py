@@ -17,6 +17,7 @@ PanelMethod = Literal["hvg", "mean", "hmhvg"]
 # HEST's own name of the same panel
 _SYNONYMS = {"var": "hvg"}
 _NOT_GENES = ("BLANK", "Control")
+_MIN_CELLS = 0.1
 _HOUSEKEEPING = ("MT", "mt", "RPS", "RPL")
 
 
@@ -26,7 +27,7 @@ def select_genes(
     method: PanelMethod = "hvg",
     k: int = 50,
     *,
-    min_cells: float = 0.1,
+    min_cells: float = _MIN_CELLS,
     n_top_per_slide: int = 2000,
 ) -> list[str]:
     """Chooses the genes to predict.
@@ -66,8 +67,7 @@ def select_genes(
     slides = _check(counts_per_slide, names_per_slide)
     if method == "hmhvg":
         return _high_mean_high_variance(slides, k, n_top_per_slide)
-    names = _common_genes(slides, min_cells)
-    names = [name for name in names if not any(mark in name for mark in _NOT_GENES)]
+    names = _measured_genes(slides, min_cells)
     if len(names) < k:
         raise EvaluationError(
             f"{k} genes wanted, {len(names)} are present in {min_cells:.0%} of the spots of each of {len(slides)} "
@@ -80,6 +80,42 @@ def select_genes(
     stacked = np.concatenate([_dense(_columns(counts, own, names), np.float32) for counts, own in slides])
     chosen = _highly_variable(stacked, names, k, normalise=False)
     return [name for name in names if name in chosen][:k]
+
+
+def select_at_most(
+    counts_per_slide: Sequence[Any], names_per_slide: Sequence[Sequence[str]], k: int = 50
+) -> list[str]:
+    """Chooses by `hvg`, among the genes that vary; all of these where there are not more than `k`.
+
+    Args:
+        counts_per_slide: As in `select_genes`.
+        names_per_slide: As in `select_genes`.
+        k: Number of genes, at most.
+
+    Returns:
+        Gene names.
+
+    Raises:
+        EvaluationError: If no gene that is in enough spots of every slide varies.
+    """
+    slides = _check(counts_per_slide, names_per_slide)
+    names = _measured_genes(slides, _MIN_CELLS)
+    varying: list[str] = []
+    if names:
+        parts = [_columns(counts, own, names) for counts, own in slides]
+        lowest = np.min([_dense(part.min(axis=0), np.float64).ravel() for part in parts], axis=0)
+        highest = np.max([_dense(part.max(axis=0), np.float64).ravel() for part in parts], axis=0)
+        varying = [name for name, low, high in zip(names, lowest, highest, strict=True) if low < high]
+    if not varying:
+        raise EvaluationError(
+            f"no gene is present in {_MIN_CELLS:.0%} of the spots of each of {len(slides)} slides and varies between "
+            "spots; check that these are the counts of these spots, under the same gene names everywhere"
+        )
+    if len(varying) <= k:
+        return varying
+    return select_genes(
+        [_columns(counts, own, varying) for counts, own in slides], [varying] * len(slides), k=k
+    )
 
 
 def _check(
@@ -122,7 +158,8 @@ def _column_sums(counts: Any) -> NDArray[np.float64]:
     return np.asarray(counts.astype(np.float64).sum(axis=0)).ravel()
 
 
-def _common_genes(slides: list[tuple[Any, list[str]]], min_cells: float) -> list[str]:
+def _measured_genes(slides: list[tuple[Any, list[str]]], min_cells: float) -> list[str]:
+    """Finds the genes that enough spots of every slide have."""
     common: list[str] | None = None
     for counts, names in slides:
         num_present = np.asarray((counts > 0).sum(axis=0)).ravel()
@@ -133,7 +170,7 @@ def _common_genes(slides: list[tuple[Any, list[str]]], min_cells: float) -> list
         ]
         # one slide keeps its own order; the intersection of several is sorted, as NumPy's is
         common = kept if common is None else sorted(set(common) & set(kept))
-    return common or []
+    return [name for name in common or [] if not any(mark in name for mark in _NOT_GENES)]
 
 
 def _highly_variable(counts: NDArray[np.float32], names: list[str], k: int, *, normalise: bool) -> set[str]:

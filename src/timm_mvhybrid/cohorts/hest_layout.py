@@ -28,6 +28,7 @@ class HestSample:
         patches: The patch h5.
         expression: The h5ad.
         barcodes: One for each spot, in the order of the patch h5.
+        rows: The patch of each spot, by its number in the patch h5.
         genes: Gene symbols.
         counts: Raw counts, (spots, genes), SciPy CSR, float64.
         spatial: Centres in px of the slide, (spots, 2) as x, y; from the patch h5 where the h5ad has none.
@@ -38,6 +39,7 @@ class HestSample:
     patches: Path
     expression: Path
     barcodes: list[str]
+    rows: NDArray[np.int64]
     genes: list[str]
     counts: Any
     spatial: NDArray[np.float64]
@@ -215,29 +217,64 @@ def read_sample(task: HestTask, sample_id: str, counts_layer: str | None = None)
             counts where they are looked for, or they are negative, not whole or not finite, a file cannot be read, or
             anndata is not installed.
     """
-    patches, expression = task.files[sample_id]
+    return read_spots(sample_id, *task.files[sample_id], counts_layer, option="--counts-layer")
+
+
+def read_spots(
+    sample_id: str,
+    patches: Path,
+    expression: Path,
+    counts_layer: str | None = None,
+    *,
+    option: str = "counts_layer",
+    leave_out_unmeasured: bool = False,
+) -> HestSample:
+    """Reads the counts of a patch h5's spots, in the order of its patches.
+
+    Args:
+        sample_id: The sample's name.
+        patches: Patch h5 with barcodes.
+        expression: h5ad, or a CSV, see `read_counts`.
+        counts_layer: The layer of the h5ad that holds the counts, or `raw`; None takes X.
+        option: What the caller's user sets `counts_layer` by, for messages.
+        leave_out_unmeasured: Whether patches without counts are left out instead of being refused.
+
+    Returns:
+        The sample; spots without a patch are left out.
+
+    Raises:
+        DataError: As `read_sample`, or if no patch has counts.
+    """
     source = PatchH5Source(patches)
     if source.barcodes is None:
         raise DataError(
             f"{patches}: no dataset 'barcode', so its patches cannot be matched with {expression.name}"
         )
-    measured = read_counts(expression, counts_layer, option="--counts-layer")
-    rows = {barcode: row for row, barcode in enumerate(measured.barcodes)}
-    for barcode in source.barcodes:
-        if barcode not in rows:
-            raise DataError(
-                f"{expression}: barcode '{barcode}' of {patches.name} is missing; remove its patch, or add its counts"
-            )
-    counts = measured.rows([rows[barcode] for barcode in source.barcodes])
+    measured = read_counts(expression, counts_layer, option=option)
+    row_of = {barcode: row for row, barcode in enumerate(measured.barcodes)}
+    kept = [index for index, barcode in enumerate(source.barcodes) if barcode in row_of]
+    if not kept:
+        raise DataError(
+            f"{patches} and {expression} share no barcode ('{source.barcodes[0]}' …, '{measured.barcodes[0]}' …); give "
+            "the counts of these spots"
+        )
+    if not leave_out_unmeasured and len(kept) < len(source.barcodes):
+        missing = next(barcode for barcode in source.barcodes if barcode not in row_of)
+        raise DataError(
+            f"{expression}: barcode '{missing}' of {patches.name} is missing; remove its patch, or add its counts"
+        )
+    barcodes = [source.barcodes[index] for index in kept]
+    counts = measured.rows([row_of[barcode] for barcode in barcodes])
     spatial = counts.spatial
     if spatial is None:
         corners = source.coords
-        spatial = np.zeros((len(source.barcodes), 2)) if corners is None else corners.astype(np.float64)
+        spatial = np.zeros((len(kept), 2)) if corners is None else corners[kept].astype(np.float64)
     return HestSample(
         sample_id=sample_id,
         patches=patches,
         expression=expression,
-        barcodes=source.barcodes,
+        barcodes=barcodes,
+        rows=np.array(kept),
         genes=list(counts.genes),
         counts=counts.values,
         spatial=spatial,

@@ -16,7 +16,7 @@ from ..data import DataError, FolderSource
 from ..probes.splits import Fold, patient_folds
 from ..runtime.digest import file_sha256
 from ..runtime.names import unique_positions
-from .csv_tables import read_csv
+from .csv_tables import PATIENT_COLUMNS, patients, read_csv
 
 Layout = Literal["folders", "csv", "mhist", "unitopatho"]
 _PARTS = ("train", "test")
@@ -100,7 +100,7 @@ def open_images(root: str | Path, layout: Layout | Literal["auto"] = "auto") -> 
 
     - `folders`: `<class>/*.png`, or `train/<class>/...` and `test/<class>/...`; Pillow's usual formats.
     - `csv`: a table (the root is the file) with the columns path, label and, if known, split (train or test) and
-      patient; paths are relative to the table's folder.
+      patient (or group: what must not be split); paths are relative to the table's folder.
     - `mhist`: `annotations.csv` and `images/`, as MHIST is distributed.
     - `unitopatho`: `train.csv`, `test.csv` with image_id and top_label_name, images at `<top_label_name>/<image_id>`:
       the folder `800` or `7000` of UniToPatho as distributed.
@@ -150,11 +150,8 @@ def _check_parts(root: Path, images: LabelledImages) -> None:
         raise DataError(
             f"{root}: the splits are {wrong}; there must be train and test for every image, or none"
         )
-    patients = images.patients
-    if (patients == "").any() and (patients != "").any():
-        index = int((patients == "").argmax())
-        raise DataError(f"{root}: image '{images.source.paths[index]}' has no patient, others have")
-    both = set(patients[images.parts == "train"]) & set(patients[images.parts == "test"]) - {""}
+    owners = [set(images.patients[images.parts == part]) for part in _PARTS]
+    both = owners[0] & owners[1] - {""}
     if both:
         raise DataError(f"{root}: patient '{min(both)}' has images in both train and test")
 
@@ -191,7 +188,9 @@ def _folders(root: Path) -> _Rows:
 
 
 def _table(root: Path) -> _Rows:
-    return [dict(row) for row in read_csv(root, ("path", "label"))], [root]
+    rows = read_csv(root, ("path", "label"))
+    owners = patients(root, rows, "image", "path", PATIENT_COLUMNS)
+    return [{**row, "patient": owner} for row, owner in zip(rows, owners, strict=True)], [root]
 
 
 def _mhist(root: Path) -> _Rows:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +31,21 @@ class ClassScores:
     auroc: float = math.nan
 
 
+def accuracies(truth: NDArray[Any], prediction: NDArray[Any]) -> dict[str, float]:
+    """Compares predicted with true classes.
+
+    Args:
+        truth: True labels, (M,).
+        prediction: Predicted labels, (M,).
+
+    Returns:
+        `accuracy`, and `balanced_accuracy`, the mean recall over the classes present.
+    """
+    right = prediction == truth
+    recalls = [right[truth == name].mean() for name in np.unique(truth)]
+    return {"accuracy": float(right.mean()), "balanced_accuracy": float(np.mean(recalls))}
+
+
 def class_scores(
     truth: NDArray[Any], prediction: NDArray[Any], probability: NDArray[np.float64], classes: NDArray[Any]
 ) -> ClassScores:
@@ -55,11 +69,6 @@ def class_scores(
             auroc = float(
                 metrics.roc_auc_score(truth, probability, multi_class="ovo", average="macro", labels=classes)
             )
-    with warnings.catch_warnings():
-        # a predicted class that the test part lacks has no recall, and counts for nothing
-        warnings.filterwarnings("ignore", message="y_pred contains classes not in y_true")
-        warnings.filterwarnings("ignore", message="A single label was found")
-        balanced = float(metrics.balanced_accuracy_score(truth, prediction))
     joint = np.unique(np.concatenate([classes, truth]))
     # kappa compares agreement with chance, which is 1 where a single class is all there is
     varied = len(np.unique(np.concatenate([truth, prediction]))) > 1
@@ -69,8 +78,7 @@ def class_scores(
         else math.nan
     )
     return ClassScores(
-        accuracy=float(np.mean(truth == prediction)),
-        balanced_accuracy=balanced,
+        **accuracies(truth, prediction),
         quadratic_kappa=kappa,
         weighted_f1=float(metrics.f1_score(truth, prediction, average="weighted", zero_division=0)),
         auroc=auroc,
