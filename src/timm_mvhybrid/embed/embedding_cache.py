@@ -12,18 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from timm.data.config import resolve_data_config
 
-from ..data import PatchSource
+from ..data import DataError, PatchSource
 from ..runtime.errors import EvaluationError, writing
 from ..runtime.provenance import ModelRecord
 from ..runtime.ranks import Ranks
 from ..version import __version__
 from .backbone import Backbone
+from .embedding_store import read_embeddings
 from .embeddings import BatchReport, DTypeName, EmbeddingSummary, embed
 from .model_input import choose_input_size
 from .pooling import Pooling, check_pooling
@@ -214,10 +214,8 @@ def _read(file: Path, source: PatchSource) -> NDArray[np.float32] | None:
     if not file.is_file():
         return None
     try:
-        with h5py.File(file, "r") as content:
-            embeddings: NDArray[np.float32] = content["embeddings"][()]
-            barcodes = content["barcodes"].asstr()[()].ravel().tolist() if "barcodes" in content else None
-    except (OSError, KeyError):
+        found = read_embeddings(file)
+    except DataError:
         return None
-    fits = embeddings.ndim == 2 and len(embeddings) == len(source) and bool(np.isfinite(embeddings).all())
-    return embeddings if fits and barcodes == source.barcodes else None
+    fits = len(found.embeddings) == len(source) and found.barcodes == source.barcodes
+    return found.embeddings if fits else None
