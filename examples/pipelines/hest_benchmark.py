@@ -21,9 +21,7 @@ options = parser.parse_args()
 
 if __name__ == "__main__":
     # a model, its transform and the precision of autocast; without encoders=[], HEST runs its ResNet-50 too
-    model, transform, precision = encoder(
-        options.model, checkpoint_path=options.weights, precision=torch.float32
-    )
+    model, transform, precision = encoder(options.model, checkpoint=options.weights, precision=torch.float32)
     tasks, _ = benchmark(
         model,
         transform,

@@ -20,7 +20,7 @@ options = parser.parse_args()
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    own = {"checkpoint_path": options.weights} if options.weights else {}
+    own = {"checkpoint": options.weights} if options.weights else {}
     model = backbone(options.model, pretrained=options.pretrained, **own)
     extractor = DeepFeatureExtractor(model=model, batch_size=8, device=options.device)
     results = extractor.run(
