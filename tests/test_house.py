@@ -65,13 +65,12 @@ def repeated_lines(rooms):
 def test_contract_contributing_and_folders_name_the_same_rooms():
     contract = floors()
     on_disk = {file.parent.name for file in SOURCE.glob("*/__init__.py")}
-    tree = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("src/timm_mvhybrid/\n")[1]
-    listed = re.findall(r"^  (\w+)/ ", tree.split("examples/")[0], re.MULTILINE)
-    assert len(listed) == len(set(listed))
-    assert set(listed) == set().union(*contract) == on_disk
-    floor_of = {room: floor for floor, rooms in enumerate(contract) for room in rooms}
-    heights = [floor_of[room] for room in listed]
-    assert heights == sorted(heights), "CONTRIBUTING.md lists rooms floor by floor, lowest first"
+    tree = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("src/timm_mvhybrid/ ")[1]
+    listed = re.findall(r"^  (\w+)/ .* (\d+)$", tree.split("examples/")[0], re.MULTILINE)
+    assert len(listed) == len(on_disk)
+    assert dict(listed) == {room: str(floor) for floor, rooms in enumerate(contract, 1) for room in rooms}
+    assert set().union(*contract) == on_disk
+    assert [floor for _, floor in listed] == sorted(floor for _, floor in listed), "lowest floor first"
 
 
 def test_no_room_is_a_fifth_of_the_house():
