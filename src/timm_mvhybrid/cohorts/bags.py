@@ -21,9 +21,9 @@ _CLAM_FOLDER = "h5_files"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SlideTable:
-    """Slides and what is known of them.
+    """Slides, their patients and labels.
 
-    Args:
+    Attributes:
         path: The table.
         slides: Slide names, in the table's order.
         patients: Patient of each; the slide itself where the table has no patients.
@@ -71,7 +71,7 @@ def bag_folder(folder: str | Path) -> Path:
     """Finds the folder in which the h5 files lie.
 
     Args:
-        folder: The same, or CLAM's `feat_dir`, which holds them in `h5_files` beside its `pt_files`.
+        folder: The same, or CLAM's ``feat_dir``, which holds them in ``h5_files`` beside its ``pt_files``.
 
     Returns:
         The folder of the files.
@@ -90,12 +90,11 @@ def read_bags(folder: str | Path, slides: Sequence[str]) -> tuple[list[NDArray[n
     """Reads the embeddings of slides.
 
     Args:
-        folder: Holds `<slide_id>.h5` with `features` (CLAM, TRIDENT) or `embeddings` (this package's `embed`), (N, D)
-            or (1, N, D); or CLAM's `feat_dir`, see `bag_folder`.
+        folder: Holds ``<slide_id>.h5``, see ``read_embeddings``; or CLAM's ``feat_dir``, see ``bag_folder``.
         slides: Slide names.
 
     Returns:
-        Bags, (N, D) float32 each, and what the files say of the model.
+        Bags, (N, D) float32 each, and the model that the files name.
 
     Raises:
         DataError: If a file is missing or holds no embeddings, values are not finite, or widths or models differ.
@@ -106,7 +105,7 @@ def read_bags(folder: str | Path, slides: Sequence[str]) -> tuple[list[NDArray[n
     for slide in slides:
         file = folder / f"{slide}.h5"
         if not file.is_file():
-            raise DataError(f"{file}: missing; embed the slide, or take it off the table")
+            raise DataError(f"{file}: missing; embed the slide, or remove it from the table")
         stored = read_embeddings(file)
         bag = stored.embeddings
         if bags and bag.shape[1] != bags[0].shape[1]:

@@ -1,4 +1,4 @@
-"""Tables and gene lists beside the data: CSV or JSON → checked rows."""
+"""Tables and gene lists: CSV or JSON → checked rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from ..data import DataError
 from ..runtime.names import unique_positions
 
-# what pandas writes for a missing value that became a text
+# what pandas writes for missing values that became strings
 _MISSING = ("", "nan", "<na>")
 PATIENT_COLUMNS = ("patient", "group")
 """Names of the column of what must not be split, where images or samples are listed."""
@@ -87,7 +87,7 @@ def read_genes(file: str | Path) -> list[str]:
     """Reads a gene panel as HEST writes it.
 
     Args:
-        file: JSON with a list under `genes`.
+        file: JSON with a list under ``genes``.
 
     Returns:
         The genes in the file's order.
@@ -103,7 +103,7 @@ def read_genes(file: str | Path) -> list[str]:
     genes = content.get("genes") if isinstance(content, dict) else None
     if not isinstance(genes, list) or not genes or not all(isinstance(gene, str) for gene in genes):
         raise DataError(f'{file}: must hold {{"genes": ["...", ...]}}')
-    unique_positions(file, "gene", genes, "name each gene once")
+    unique_positions(file, "gene", genes, "list each gene once")
     return genes
 
 

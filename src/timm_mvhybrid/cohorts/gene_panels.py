@@ -32,29 +32,32 @@ def select_genes(
 ) -> list[str]:
     """Chooses the genes to predict.
 
-    - `hvg` and `mean`: genes present in at least the share `min_cells` of the spots of every slide, without names
-      that contain BLANK or Control; over all spots stacked, the `k` most variable ones by scanpy's
-      `highly_variable_genes` on float32 log1p counts, in the order of the stack, or the `k` of the highest mean
+    - ``hvg`` and ``mean``: genes present in at least the fraction ``min_cells`` of the spots of every slide, without names
+      that contain BLANK or Control; over all spots stacked, the ``k`` most variable ones by scanpy's
+      ``highly_variable_genes`` on float32 log1p counts, in the order of the stack, or the ``k`` of the highest mean
       count, highest first.
-    - `hmhvg`, highly variable and highly expressed: the union over slides of the `n_top_per_slide` most variable
+    - ``hmhvg``, highly variable and highly expressed: the union over slides of the ``n_top_per_slide`` most variable
       genes after normalisation, without names that start with MT, mt, RPS or RPL; of these, on raw counts, the
-      intersection of the N highest means and the N highest standard deviations, for the smallest N that gives `k`.
+      intersection of the N highest means and the N highest standard deviations, for the smallest N that gives ``k``.
 
-    Source: HEST-Library `get_k_genes` (hvg as its 'var', mean) and Stem's gene selection (hmhvg).
+    In float32 a constant gene has a tiny variance, and where no other gene has its mean ``hvg`` may choose it, as the
+    recipe does; ``select_at_most`` leaves such genes out first.
+
+    Source: HEST-Library ``get_k_genes`` (hvg as its 'var', mean) and Stem's gene selection (hmhvg).
 
     Args:
         counts_per_slide: Raw counts, (spots, genes) for each slide; NumPy or SciPy sparse.
         names_per_slide: Gene names of each slide's columns.
         method: The recipe.
         k: Number of genes.
-        min_cells: Share of spots, 0 to 1, rounded up to spots; 0 keeps every gene.
-        n_top_per_slide: For `hmhvg`.
+        min_cells: Fraction of spots, 0 to 1, rounded up to spots; 0 keeps every gene.
+        n_top_per_slide: For ``hmhvg``.
 
     Returns:
-        Gene names; `hmhvg` returns k + 1 where the last N adds two genes at once, as the original does.
+        Gene names; ``hmhvg`` returns k + 1 where the last N adds two genes at once, as the original does.
 
     Raises:
-        EvaluationError: If fewer than `k` genes are left, shapes do not fit, a name occurs twice in a slide, or
+        EvaluationError: If fewer than ``k`` genes are left, shapes do not fit, a name occurs twice in a slide, or
             scanpy is not installed.
     """
     method = _SYNONYMS.get(method, method)  # type: ignore[assignment]
@@ -85,11 +88,11 @@ def select_genes(
 def select_at_most(
     counts_per_slide: Sequence[Any], names_per_slide: Sequence[Sequence[str]], k: int = 50
 ) -> list[str]:
-    """Chooses by `hvg`, among the genes that vary; all of these where there are not more than `k`.
+    """Chooses by ``hvg``, among the genes that vary; all of these where there are not more than ``k``.
 
     Args:
-        counts_per_slide: As in `select_genes`.
-        names_per_slide: As in `select_genes`.
+        counts_per_slide: As in ``select_genes``.
+        names_per_slide: As in ``select_genes``.
         k: Number of genes, at most.
 
     Returns:
@@ -136,7 +139,7 @@ def _check(
         if twice:
             raise EvaluationError(
                 f"slide {index}: gene '{twice[0]}' occurs more than once; make the names unique "
-                "(AnnData.var_names_make_unique), or add its columns up"
+                "(AnnData.var_names_make_unique), or add its columns together"
             )
         slides.append((counts, names))
     return slides
@@ -154,7 +157,7 @@ def _dense(counts: Any, dtype: type[np.floating[Any]]) -> NDArray[Any]:
 
 
 def _column_sums(counts: Any) -> NDArray[np.float64]:
-    """Adds spots up in float64: a sparse matrix is summed in its own type, whatever `dtype` says."""
+    """Sums over spots in float64: SciPy sums a sparse matrix in its own type, whatever ``dtype`` says."""
     return np.asarray(counts.astype(np.float64).sum(axis=0)).ravel()
 
 
@@ -174,12 +177,12 @@ def _measured_genes(slides: list[tuple[Any, list[str]]], min_cells: float) -> li
 
 
 def _highly_variable(counts: NDArray[np.float32], names: list[str], k: int, *, normalise: bool) -> set[str]:
-    """Runs scanpy's selection, in float32 as the recipes do; changes `counts`."""
+    """Runs scanpy's selection, in float32 as the recipes do; changes ``counts``."""
     anndata, scanpy = require("anndata"), require("scanpy")
     data = anndata.AnnData(counts)
     data.var_names = names
     with warnings.catch_warnings():
-        # scanpy still meets deprecations of pandas and anndata in its own code; none concerns the numbers
+        # scanpy's own code uses deprecated parts of pandas and anndata; no number depends on them
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         if normalise:

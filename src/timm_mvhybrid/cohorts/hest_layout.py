@@ -1,6 +1,6 @@
 """HEST's benchmark layout ↔ samples with counts in the order of their patches.
 
-`<task>/{patches/<id>.h5, adata/<id>.h5ad, splits/{train,test}_<i>.csv, var_50genes.json}`
+``<task>/{patches/<id>.h5, adata/<id>.h5ad, splits/{train,test}_<i>.csv, var_50genes.json}``
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .csv_tables import SPLIT_COLUMNS, read_csv
 class HestSample:
     """One slide: patches and counts of the same spots.
 
-    Args:
+    Attributes:
         sample_id: Its name.
         patches: The patch h5.
         expression: The h5ad.
@@ -50,7 +50,7 @@ class HestSample:
 class HestSplit:
     """One of the task's own splits.
 
-    Args:
+    Attributes:
         name: Its number.
         train: Sample names.
         test: Sample names.
@@ -65,7 +65,7 @@ class HestSplit:
 class HestTask:
     """A task's files, checked for completeness and not yet read.
 
-    Args:
+    Attributes:
         path: The task's folder.
         files: Sample → patch h5 and h5ad.
         splits: The task's own splits, by number; empty if it has none.
@@ -104,7 +104,7 @@ def open_task(root: str | Path, task: str | None = None) -> HestTask:
         for kind, suffix in (("patches", ".h5"), ("adata", ".h5ad")):
             if sample not in found[kind]:
                 raise DataError(
-                    f"{path / kind / (sample + suffix)}: missing, and the sample's other file is there; add it, or "
+                    f"{path / kind / (sample + suffix)}: missing, and the sample's other file exists; add it, or "
                     "remove the other"
                 )
         files[sample] = (found["patches"][sample], found["adata"][sample])
@@ -170,7 +170,7 @@ def _read_split(path: Path, table: Path, files: dict[str, tuple[Path, Path]]) ->
 
 
 def _named_file(path: Path, table: Path, sample: str, name: str) -> Path:
-    """Finds the file that a split names: relative to the task, absolute, or with Windows' separators."""
+    """Finds the file that a split names: relative to the task, absolute, or with Windows separators."""
     spellings = [name] if "\\" not in name else [name, name.replace("\\", "/")]
     trouble = "does not exist"
     for spelling in spellings:
@@ -181,7 +181,7 @@ def _named_file(path: Path, table: Path, sample: str, name: str) -> Path:
             trouble = "is not a file"
         except (FileNotFoundError, NotADirectoryError):
             pass
-        except (OSError, ValueError) as error:  # another machine's path may lie where this user must not look
+        except (OSError, ValueError) as error:  # another machine's path may be where this user has no access
             trouble = f"cannot be reached ({getattr(error, 'strerror', None) or error})"
     raise DataError(
         f"{table}: names {name}, which {trouble}, for sample '{sample}'; give paths relative to {path}, such as "
@@ -207,7 +207,7 @@ def read_sample(task: HestTask, sample_id: str, counts_layer: str | None = None)
     Args:
         task: The task.
         sample_id: The sample.
-        counts_layer: The layer of the h5ad that holds the counts, or `raw`; None takes X.
+        counts_layer: The layer of the h5ad that holds the counts, or ``raw``; None takes X.
 
     Returns:
         The sample; spots without a patch are left out.
@@ -234,16 +234,16 @@ def read_spots(
     Args:
         sample_id: The sample's name.
         patches: Patch h5 with barcodes.
-        expression: h5ad, or a CSV, see `read_counts`.
-        counts_layer: The layer of the h5ad that holds the counts, or `raw`; None takes X.
-        option: What the caller's user sets `counts_layer` by, for messages.
+        expression: h5ad, or a CSV, see ``read_counts``.
+        counts_layer: The layer of the h5ad that holds the counts, or ``raw``; None takes X.
+        option: What the caller's user sets ``counts_layer`` by, for messages.
         leave_out_unmeasured: Whether patches without counts are left out instead of being refused.
 
     Returns:
         The sample; spots without a patch are left out.
 
     Raises:
-        DataError: As `read_sample`, or if no patch has counts.
+        DataError: As ``read_sample``, or if no patch has counts.
     """
     source = PatchH5Source(patches)
     if source.barcodes is None:

@@ -1,4 +1,4 @@
-"""Images with classes, in the layouts people have them in: folder → paths, labels, splits."""
+"""Images with classes, in the usual layouts: folder → paths, labels, splits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MHIST_COLUMNS = ("Image Name", "Majority Vote Label", "Partition")
 
 
 class ListedImages(FolderSource):
-    """Images of a list instead of all below a folder.
+    """Images of a list, instead of all below a folder.
 
     Args:
         path: The folder.
@@ -45,13 +45,13 @@ class ListedImages(FolderSource):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LabelledImages:
-    """Images, what they show, and how they are split.
+    """Images with their classes and splits.
 
-    Args:
-        layout: How they lie.
+    Attributes:
+        layout: How the files are laid out.
         source: The images.
         labels: Class of each image, (N,).
-        parts: `train` or `test` for each image; empty strings where the layout does not split.
+        parts: ``train`` or ``test`` for each image; empty strings where the layout does not split.
         patients: Patient of each image; empty strings where unknown.
         tables: The files that name labels and splits.
     """
@@ -87,7 +87,7 @@ class LabelledImages:
             seed: Seed of these.
 
         Returns:
-            One fold named `test`, or as many as asked for.
+            One fold named ``test``, or as many as asked for.
         """
         if self.parts[0]:
             return [Fold(np.flatnonzero(self.parts == "train"), np.flatnonzero(self.parts == "test"), "test")]
@@ -98,16 +98,16 @@ class LabelledImages:
 def open_images(root: str | Path, layout: Layout | Literal["auto"] = "auto") -> LabelledImages:
     """Reads labels and splits.
 
-    - `folders`: `<class>/*.png`, or `train/<class>/...` and `test/<class>/...`; Pillow's usual formats.
-    - `csv`: a table (the root is the file) with the columns path, label and, if known, split (train or test) and
+    - ``folders``: ``<class>/*.png``, or ``train/<class>/...`` and ``test/<class>/...``; Pillow's usual formats.
+    - ``csv``: a table (the root is the file) with the columns path, label and, if known, split (train or test) and
       patient (or group: what must not be split); paths are relative to the table's folder.
-    - `mhist`: `annotations.csv` and `images/`, as MHIST is distributed.
-    - `unitopatho`: `train.csv`, `test.csv` with image_id and top_label_name, images at `<top_label_name>/<image_id>`:
-      the folder `800` or `7000` of UniToPatho as distributed.
+    - ``mhist``: ``annotations.csv`` and ``images/``, as MHIST is distributed.
+    - ``unitopatho``: ``train.csv``, ``test.csv`` with image_id and top_label_name, images at ``<top_label_name>/<image_id>``:
+      the folder ``800`` or ``7000`` of UniToPatho as distributed.
 
     Args:
         root: The folder, or the table.
-        layout: `auto` tells it from the files.
+        layout: ``auto`` recognises it by the files.
 
     Returns:
         The images.

@@ -41,7 +41,7 @@ class SlidePatches:
             index: From 0 to the number of patches.
 
         Returns:
-            The patch in mode RGB, `patch_size_px` on each side.
+            The patch in mode RGB, ``patch_size_px`` on each side.
         """
         x, y = self.coords[index].tolist()
         side = self.patch_size_level0

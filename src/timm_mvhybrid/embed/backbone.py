@@ -1,4 +1,4 @@
-"""Model name + weights → a backbone that knows which weights it carries, and the transform of its images."""
+"""Model name + weights → a backbone that knows its weights, and the transform of its images."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A model without classifier, and what its weights are.
+    """A model without classifier, and its weights' identity.
 
-    Args:
+    Attributes:
         model: Any timm model.
         name: Its timm name.
-        weights: `random`, `pretrained` or the checkpoint's file name.
-        weights_sha256: SHA-256 of the weights' file in hex; `random` or `unknown` where there is no such file.
+        weights: ``random``, ``pretrained`` or the checkpoint's file name.
+        weights_sha256: SHA-256 of the weights' file in hex; ``random`` or ``unknown`` where there is no such file.
     """
 
     model: nn.Module
@@ -82,7 +82,7 @@ def load_backbone(
             raise EvaluationError(
                 f"no pretrained weights are published for {name}; give your own with --checkpoint FILE"
             ) from error
-        # timm names a tag that does not exist in the same class as every other failure
+        # timm raises the same class for a tag that does not exist as for every other failure
         if "Invalid pretrained tag" in str(error):
             raise EvaluationError(" ".join(str(error).split())) from error
         raise
@@ -110,7 +110,7 @@ def load_encoder(
     """Builds a backbone that gives one vector an image, and its transform, for pipelines that are handed the two.
 
     Args:
-        model_name: Any name that `load_backbone` takes.
+        model_name: Any name that ``load_backbone`` takes.
         pretrained: Take published weights; None means yes, unless a checkpoint is given.
         checkpoint: Take the weights of this file; under timm's name, ``checkpoint_path``, it is taken too.
         image_size: Side in px at which images enter; other images are resized. None takes the model's own, 256 px for
@@ -121,7 +121,7 @@ def load_encoder(
         The model, which maps (batch, 3, height, width) to (batch, features), and its transform.
 
     Raises:
-        EvaluationError: As in `load_backbone`.
+        EvaluationError: As in ``load_backbone``.
         ValueError: The size does not suit the model's patches, or the model leaves its tokens unpooled.
     """
     if model_args.get("global_pool") == "":

@@ -35,10 +35,10 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class EmbeddingOptions:
     """How patches are embedded.
 
-    Args:
-        cache: Folder of the cache; None takes `timm_mvhybrid/embeddings` in the user's cache folder.
+    Attributes:
+        cache: Folder of the cache; None takes ``timm_mvhybrid/embeddings`` in the user's cache folder.
         batch_size: Patches per batch.
-        device: As in `embed`; `auto` spreads ranks over the CUDA devices.
+        device: As in ``embed``; ``auto`` spreads ranks over the CUDA devices.
         dtype: Autocast type.
         num_workers: Processes that read patches.
         pool: How features become one vector.
@@ -66,7 +66,7 @@ class EmbeddingOptions:
 class EmbeddedSources:
     """Embeddings of several sources by one model.
 
-    Args:
+    Attributes:
         record: The model, its weights, and how it embedded.
         embeddings: Source's name → (N, D) float32, in the source's order.
         computed: Names of the sources that were not in the cache.
@@ -106,11 +106,11 @@ def embed_sources(
     ranks: Ranks,
     on_batch: Callable[[str, BatchReport], None] | None = None,
 ) -> EmbeddedSources:
-    """Takes embeddings from the cache and computes those that are missing, shared out over the ranks.
+    """Takes embeddings from the cache and computes those that are missing, divided among the ranks.
 
-    The cache's files lie at `<model>-<key>/<source>-<content>.h5`: the key is a hash of model, weights, transform and
+    The cache's files lie at ``<model>-<key>/<source>-<content>.h5``: the key is a hash of model, weights, transform and
     this package's version, the content that of the source's pixels. Each is complete or absent, so an interrupted run
-    goes on where it stopped. A file that does not fit its source is computed again.
+    continues where it stopped. A file that does not fit its source is computed again.
 
     Args:
         sources: Name → patches; the same on every rank.
@@ -125,7 +125,7 @@ def embed_sources(
         All embeddings on the first rank, none on the others.
 
     Raises:
-        EvaluationError: If a rank does not see what another one wrote.
+        EvaluationError: If a rank cannot read what another one wrote.
         OutputError: If the cache cannot be written.
     """
     check_pooling(backbone.model, options.pool)
@@ -155,7 +155,7 @@ def embed_sources(
                 pool=options.pool,
                 input_size=options.input_size,
                 overwrite=True,
-                # another evaluation of the same patches computes the same file
+                # another evaluation of the same patches would write the same file
                 exclusive=False,
                 on_batch=None if on_batch is None else partial(on_batch, name),
             )
@@ -166,7 +166,9 @@ def embed_sources(
         for name, source in sources.items():
             found = _read(files[name], source)
             if found is None:
-                raise EvaluationError(f"{files[name]}: written and not readable; do all ranks share --cache?")
+                raise EvaluationError(
+                    f"{files[name]}: written and not readable; give all ranks the same --cache"
+                )
             embeddings[name] = found
     seconds = sum(summary.seconds for summary in everywhere)
     waited = sum(summary.seconds * summary.data_wait_share for summary in everywhere)

@@ -26,15 +26,15 @@ _DATASETS = ("features", _EMBEDDINGS)
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StoredEmbeddings:
-    """What a file holds.
+    """The content of an embedding h5.
 
-    Args:
+    Attributes:
         path: The file.
         embeddings: (N, D) float32, finite.
         barcodes: One for each row; None where there are none.
-        model: The model's timm name, or `unknown`.
-        weights: As in `Backbone`, or `unknown`.
-        weights_sha256: As in `Backbone`, or `unknown`.
+        model: The model's timm name, or ``unknown``.
+        weights: As in ``Backbone``, or ``unknown``.
+        weights_sha256: As in ``Backbone``, or ``unknown``.
     """
 
     path: Path
@@ -49,10 +49,10 @@ def read_embeddings(file: str | Path) -> StoredEmbeddings:
     """Reads an embedding h5.
 
     Args:
-        file: Holds `embeddings` (this package) or `features` (CLAM, TRIDENT), (N, D) or (1, N, D).
+        file: Holds ``embeddings`` (this package) or ``features`` (CLAM, TRIDENT), (N, D) or (1, N, D).
 
     Returns:
-        The embeddings, and what the file says of them.
+        The embeddings, and the model that the file names.
 
     Raises:
         DataError: If the file cannot be read or holds no embeddings, or values are not finite.
@@ -85,7 +85,7 @@ def read_embeddings(file: str | Path) -> StoredEmbeddings:
 
 
 def check_output(output: str | Path, *, overwrite: bool, source: str | Path | None = None) -> None:
-    """Finds out whether an output file can be written, before time is spent on its content.
+    """Checks that an output file can be written, before time is spent on its content.
 
     Args:
         output: The file to write.
@@ -115,12 +115,12 @@ def check_output(output: str | Path, *, overwrite: bool, source: str | Path | No
 class EmbeddingWriter:
     """Collects embeddings in a temporary file beside the output and renames it when all is written.
 
-    Used as a context manager; leaving it without `finish`, by whatever exception, removes the temporary file.
+    Used as a context manager; leaving it without ``finish``, by whatever exception, removes the temporary file.
 
     Args:
         output: The file to write.
         replace: Whether a file of that name may be replaced.
-        num_rows: Embeddings to expect, so that a disk too small for them shows at the first batch; 0 if unknown.
+        num_rows: Embeddings to expect, so that a disk too small for them is noticed at the first batch; 0 if unknown.
 
     Raises:
         OutputError: If the folder does not take files.
@@ -178,7 +178,7 @@ class EmbeddingWriter:
         self._kept.extend(indices)
 
     def finish(self, source: PatchSource, attributes: Mapping[str, Any]) -> None:
-        """Adds what is known of the patches that were kept, and puts the file in its place.
+        """Adds coordinates, barcodes and paths of the patches that were kept, and gives the file its name.
 
         Args:
             source: Where the patches came from.

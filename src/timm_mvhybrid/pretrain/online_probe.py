@@ -26,7 +26,7 @@ class OnlineProbe:
     On several ranks each embeds a part, with equal numbers of forward passes, and all get the same result.
 
     Args:
-        path: The labelled set, see `open_targets`.
+        path: The labelled set, see ``open_targets``.
         image_size_px: Side of the model's input in pixels; images are scaled until they cover it, and cropped.
         mean: Mean of the normalisation, RGB on 0 to 1.
         std: Standard deviation of the normalisation.
@@ -34,7 +34,7 @@ class OnlineProbe:
         device: Where the model is.
         k: Nearest neighbours that vote.
         num_genes: Genes to predict.
-        counts_layer: The layer of each h5ad that holds the counts, or `raw`; None takes X.
+        counts_layer: The layer of each h5ad that holds the counts, or ``raw``; None takes X.
 
     Raises:
         DataError: The set is incomplete; the message names file, line and remedy.
@@ -78,7 +78,7 @@ class OnlineProbe:
             features: Normalised images (B, 3, H, W) → (B, D), by the model; None calls the model itself.
 
         Returns:
-            `knn_accuracy` and `knn_balanced_accuracy`, or `expression_pearson`.
+            ``knn_accuracy`` and ``knn_balanced_accuracy``, or ``expression_pearson``.
 
         Raises:
             PretrainError: An image cannot be read, or features are not finite.

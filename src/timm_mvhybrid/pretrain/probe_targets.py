@@ -51,7 +51,7 @@ class ClassTargets:
     """Images of known classes, told by their nearest neighbours.
 
     Args:
-        path: Folder or table, see `open_images`.
+        path: Folder or table, see ``open_images``.
         k: Neighbours that vote, by their similarity; fewer where there are fewer.
 
     Raises:
@@ -92,7 +92,7 @@ class ClassTargets:
             features: (N, D).
 
         Returns:
-            `knn_accuracy` and `knn_balanced_accuracy`.
+            ``knn_accuracy`` and ``knn_balanced_accuracy``.
         """
         labels = truth = self.images.labels
         if self._fold is None:
@@ -106,14 +106,14 @@ class ClassTargets:
 
 
 class ExpressionTargets:
-    """Patches of spots with measured gene expression, told by HEST's ridge probe as in `evaluate expression`.
+    """Patches of spots with measured gene expression, told by HEST's ridge probe as in ``evaluate expression``.
 
     Whole patients are held out, in at most ten folds; a single one is cut into stripes.
 
     Args:
-        path: Table of samples, see `read_samples`.
+        path: Table of samples, see ``read_samples``.
         num_genes: Genes to predict, the most variable ones; fewer where fewer vary.
-        counts_layer: The layer of each h5ad that holds the counts, or `raw`; None takes X.
+        counts_layer: The layer of each h5ad that holds the counts, or ``raw``; None takes X.
 
     Raises:
         DataError: The set is incomplete.
@@ -173,7 +173,7 @@ class ExpressionTargets:
             features: (N, D).
 
         Returns:
-            `expression_pearson`, the mean over the folds of the mean over the genes; a gene that is constant, measured
+            ``expression_pearson``, the mean over the folds of the mean over the genes; a gene that is constant, measured
             or predicted, counts as 0.
         """
         num_components = min(_MAX_COMPONENTS, features.shape[1], *(len(fold.train) for fold in self._folds))
@@ -194,11 +194,11 @@ def open_targets(
     """Opens a labelled set; its kind is told from its content.
 
     Args:
-        path: Images with classes, see `open_images`; or a CSV with the columns patches and expression, see
-            `read_samples`.
+        path: Images with classes, see ``open_images``; or a CSV with the columns patches and expression, see
+            ``read_samples``.
         k: Nearest neighbours that vote.
         num_genes: Genes to predict.
-        counts_layer: The layer of each h5ad that holds the counts, or `raw`; None takes X.
+        counts_layer: The layer of each h5ad that holds the counts, or ``raw``; None takes X.
 
     Returns:
         What features are compared with.

@@ -19,7 +19,7 @@ from .column_moments import ColumnMoments
 class AttentionOptions:
     """Training of the attention model.
 
-    Args:
+    Attributes:
         hidden_dim: Width of the projection and of the attention.
         num_epochs: Passes over the training slides, one slide a step.
         learning_rate: Of AdamW, falling to zero along a cosine.
@@ -141,11 +141,11 @@ def attention_mil(
 
 
 def _logit(model: GatedAttention, bag: NDArray[np.float32], moments: ColumnMoments) -> float:
-    """Scores a slide by what it is made of: its distinct patches, and how often each occurs for one of the rarest.
+    """Scores a slide by its distinct patches, and how often each occurs relative to the rarest.
 
     Slides of the same patches in the same proportions, in any order and number, get the same logit to the last bit and
-    are ties of the AUROC, for the model is given the same numbers. Over the bags as they are, sums of another length
-    would round differently and put such slides in an order.
+    are ties of the AUROC, because the model is given the same numbers. Over the whole bags, sums of another length would
+    round differently and put such slides in an order.
     """
     first, _, counts = distinct_rows(bag)
     log_counts = np.log(counts / np.gcd.reduce(counts)).astype(np.float32)[:, None]

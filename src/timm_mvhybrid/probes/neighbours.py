@@ -39,7 +39,7 @@ def knn_probe(
         X_test: Embeddings to classify, (M, D).
         y_test: Their labels; None leaves the scores NaN.
         k: Neighbours.
-        weights: `uniform`, one vote each; or `similarity`, exp(s / 0.07) votes at the cosine similarity s.
+        weights: ``uniform``, one vote each; or ``similarity``, exp(s / 0.07) votes at the cosine similarity s.
 
     Returns:
         Labels, fractions of the votes as probabilities, and scores.
@@ -71,7 +71,7 @@ def knn_leave_out(
     k: int = 20,
     weights: KnnWeights = "uniform",
 ) -> ProbeResult:
-    """Classifies each embedding by its nearest among the others, as `knn_probe` does.
+    """Classifies each embedding by its nearest among the others, as ``knn_probe`` does.
 
     An embedding that is zero has no direction: all others are equally near to it.
 
@@ -80,7 +80,7 @@ def knn_leave_out(
         y: Their labels, (N,).
         groups: Such as patients, (N,): those of one's own group have no vote. None: only oneself has none.
         k: Neighbours; fewer where there are fewer.
-        weights: As in `knn_probe`.
+        weights: As in ``knn_probe``.
 
     Returns:
         Labels, and fractions of the votes as probabilities; the scores are left NaN.

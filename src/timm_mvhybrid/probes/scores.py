@@ -16,7 +16,7 @@ from ..runtime.extras import require
 class ClassScores:
     """How well classes were predicted; NaN where a score does not exist or labels are unknown.
 
-    Args:
+    Attributes:
         accuracy: Share of correct predictions.
         balanced_accuracy: Mean recall over the classes present.
         quadratic_kappa: Cohen's kappa with quadratic weights, by the classes' sorted order.
@@ -39,7 +39,7 @@ def accuracies(truth: NDArray[Any], prediction: NDArray[Any]) -> dict[str, float
         prediction: Predicted labels, (M,).
 
     Returns:
-        `accuracy`, and `balanced_accuracy`, the mean recall over the classes present.
+        ``accuracy``, and ``balanced_accuracy``, the mean recall over the classes present.
     """
     right = prediction == truth
     recalls = [right[truth == name].mean() for name in np.unique(truth)]
@@ -58,7 +58,7 @@ def class_scores(
         classes: The labels of the columns, sorted.
 
     Returns:
-        The scores; `auroc` is NaN where the test part lacks one of the classes.
+        The scores; ``auroc`` is NaN where the test part lacks one of the classes.
     """
     metrics = require("sklearn.metrics")
     auroc = math.nan
@@ -70,7 +70,7 @@ def class_scores(
                 metrics.roc_auc_score(truth, probability, multi_class="ovo", average="macro", labels=classes)
             )
     joint = np.unique(np.concatenate([classes, truth]))
-    # kappa compares agreement with chance, which is 1 where a single class is all there is
+    # kappa compares agreement with chance, which is 1 where there is a single class
     varied = len(np.unique(np.concatenate([truth, prediction]))) > 1
     kappa = (
         float(metrics.cohen_kappa_score(truth, prediction, weights="quadratic", labels=joint))

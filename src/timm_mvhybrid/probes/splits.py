@@ -14,11 +14,11 @@ from .arrays import finite_matrix, labels_vector
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """Row numbers of a train and a test part; unpacks as `train, test = fold`.
+    """Row numbers of a train and a test part; unpacks as ``train, test = fold``.
 
-    Args:
+    Attributes:
         train: Rows to fit on, ascending.
-        test: Rows to predict, ascending; none of them in `train`.
+        test: Rows to predict, ascending; none of them in ``train``.
         name: The fold's number, or the study or patient left out.
     """
 
@@ -35,12 +35,12 @@ class Fold:
 def random_folds(num_rows: int | ArrayLike, num_folds: int = 10, seed: int = 0) -> list[Fold]:
     """Deals rows at random into folds whose sizes differ by one at most.
 
-    Neighbouring spots fall into train and test parts alike, so the scores say nothing of another slide.
+    Neighbouring spots fall into train and test parts alike, so the scores say nothing about other slides.
 
     Args:
         num_rows: Number of rows, or anything with a length: one item for each row.
         num_folds: Number of folds.
-        seed: Seed of `numpy.random.default_rng`.
+        seed: Seed of ``numpy.random.default_rng``.
 
     Returns:
         The folds; each row is tested once.
@@ -102,7 +102,7 @@ def patient_folds(
     order = np.random.default_rng(seed).permutation(len(unique))
     if labels is not None:
         classes = labels_vector("labels", labels, len(names))[first]
-        # dealt out class by class, each class where the one before stopped, so that sizes stay even
+        # dealt out class by class, each class from where the one before stopped, so that sizes stay even
         order = order[np.argsort(classes[order], kind="stable")]
     fold_of_patient = np.empty(len(unique), dtype=np.int64)
     fold_of_patient[order] = np.arange(len(unique)) % num_folds
