@@ -35,27 +35,13 @@ class SlidePatches:
         return len(self.coords)
 
     def __getitem__(self, index: int) -> Image.Image:
-        """Reads one patch.
-
-        Args:
-            index: From 0 to the number of patches.
-
-        Returns:
-            The patch in mode RGB, ``patch_size_px`` on each side.
-        """
+        """Reads one patch in mode RGB, ``patch_size_px`` on each side."""
         x, y = self.coords[index].tolist()
         side = self.patch_size_level0
         return self.slide.read((x, y), (side, side), (self.patch_size_px, self.patch_size_px))
 
     def name(self, index: int) -> str:
-        """Names one patch for messages.
-
-        Args:
-            index: From 0 to the number of patches.
-
-        Returns:
-            The file, the patch's number and its level-0 corner.
-        """
+        """Names one patch for messages, by file, number and level-0 corner."""
         x, y = self.coords[index].tolist()
         return f"{self.path} patch {index} at x={x}, y={y}"
 
