@@ -93,7 +93,7 @@ def run(settings: Settings, device: torch.device, num_steps: int) -> Report:
         goals=[Goal(figure=OVERHEAD.format(model), relation="≤", bound=1.1) for model in models],
         tables=[
             Table(
-                title="Speed, memory of the device, and shares of the wall-clock time",
+                title="Speed, memory of the device, and fractions of the wall-clock time",
                 columns=[
                     "model",
                     "images/s",

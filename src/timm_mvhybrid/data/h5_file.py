@@ -73,7 +73,7 @@ def find_dataset(file: H5File, *names: str) -> h5py.Dataset | None:
 
 
 def attributes(file: H5File, *datasets: h5py.Dataset | None) -> Mapping[str, Any]:
-    """Merges the attributes of a file and of its datasets, for writers differ in where they put them.
+    """Merges the attributes of a file and of its datasets, because writers differ in where they put them.
 
     Args:
         file: The file; its own attributes come last.

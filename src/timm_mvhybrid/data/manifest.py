@@ -72,7 +72,7 @@ def read_manifest(path: str | Path) -> list[SourceEntry]:
         Its entries, with paths that no longer depend on the manifest's place.
 
     Raises:
-        DataError: If the file is no manifest, or an entry has an unknown or missing key.
+        DataError: If the file is not a manifest, or an entry has an unknown or missing key.
     """
     path = Path(path)
     try:

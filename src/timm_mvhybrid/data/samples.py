@@ -22,7 +22,7 @@ _MAX_OPEN_SLIDES = 32
 
 
 class Samples:
-    """Sources one behind the other, each with a weight.
+    """Sources one after the other, each with a weight.
 
     Of the sources that were read, the least recently used are closed, so that thousands of files can be drawn from
     at random.

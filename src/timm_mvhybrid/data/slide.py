@@ -101,7 +101,7 @@ class Slide:
         ]
         level = max(fine_enough, key=lambda index: self.level_downsamples[index], default=0)
         downsample = self.level_downsamples[level]
-        # from inside the slide, for left of and above it OpenSlide cuts off fractions of a pixel
+        # from inside the slide, because left of and above it OpenSlide cuts off fractions of a pixel
         outside = [max(math.ceil(-start / downsample), 0) for start in corner]
         starts = [start + skip * downsample for start, skip in zip(corner, outside, strict=True)]
         location = (math.floor(starts[0] + 1e-6), math.floor(starts[1] + 1e-6))

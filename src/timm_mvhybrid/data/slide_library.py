@@ -1,4 +1,4 @@
-"""The slide libraries behind one face: OpenSlide, and tiffslide where OpenSlide is absent or does not know the file."""
+"""One interface to the slide libraries: OpenSlide, and tiffslide where OpenSlide is missing or cannot open the file."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def read_rgba(handle: Any, corner: tuple[int, int], level: int, size_px: tuple[i
     pixels = _whole_pixels(handle, (x, y), level, (width, height))
     if not x_fraction and not y_fraction:
         return Image.fromarray(pixels)
-    # colours count by their opacity, for what is transparent has none
+    # colours count by their opacity, because what is transparent has none
     opacity = pixels[..., 3:].astype(np.float32)
     colours = _interpolate(pixels[..., :3] * opacity, x_fraction, y_fraction)
     opacity = _interpolate(opacity, x_fraction, y_fraction)

@@ -10,7 +10,7 @@ import numpy as np
 from ..runtime.errors import DataError
 from .slide import Slide
 from .slide_patches import SlidePatches
-from .tissue import TilingOptions, tile_grid, tissue_mask, tissue_share
+from .tissue import TilingOptions, tile_grid, tissue_fraction, tissue_mask
 
 _MASK_UM_PER_PX = 8.0
 
@@ -20,7 +20,7 @@ class SlideSource(SlidePatches):
 
     Args:
         path: The slide.
-        options: Resolution, patch size, overlap and smallest share of tissue.
+        options: Resolution, patch size, overlap and smallest fraction of tissue.
 
     Raises:
         DataError: If the slide cannot be opened, states no resolution, is smaller than a patch or has no tissue.
@@ -67,8 +67,8 @@ class SlideSource(SlidePatches):
         downsample = max(min(_MASK_UM_PER_PX / native, self.patch_size_level0 / 4), 1.0)
         thumbnail = self.slide.thumbnail(downsample)
         mask, threshold = tissue_mask(thumbnail)
-        share = tissue_share(mask, grid, self.patch_size_level0, dimensions)
-        self.coords = grid[share >= options.min_tissue]
+        fraction = tissue_fraction(mask, grid, self.patch_size_level0, dimensions)
+        self.coords = grid[fraction >= options.min_tissue]
         # what this process opened must not be inherited by the workers' processes
         self.slide.close()
         if len(self.coords) == 0:
@@ -79,5 +79,5 @@ class SlideSource(SlidePatches):
                 )
             raise DataError(
                 f"{self.path}: no tissue found: no patch of {wanted} holds {options.min_tissue:.0%} tissue (the fullest "
-                f"holds {share.max():.1%}, chroma threshold {threshold} of 255); lower --min-tissue"
+                f"holds {fraction.max():.1%}, chroma threshold {threshold} of 255); lower --min-tissue"
             )

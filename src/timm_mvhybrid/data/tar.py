@@ -117,7 +117,7 @@ def _image_members(path: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def _check_end(path: Path, end: int) -> None:
-    """Makes sure that what ended the walk was the mark of the end, for tarfile stops silently at damage."""
+    """Makes sure that the walk ended at the end mark, because tarfile stops silently at damage."""
     with path.open("rb") as stream:
         stream.seek(end)
         mark = stream.read(_BLOCK)
@@ -146,7 +146,7 @@ class TarSource:
     """Every image of one or more tars, in their order.
 
     The headers are read once, when the source is opened (about 20 µs a member on a local disk); afterwards an image is
-    one read at a known place. Nothing is unpacked to disk, and members that are no images are left alone.
+    one read at a known place. Nothing is unpacked to disk, and members that are not images are left alone.
 
     Args:
         path: A tar, a pattern such as `shard-{000000..000009}.tar`, or a folder of tars.
@@ -183,7 +183,7 @@ class TarSource:
 
     @property
     def paths(self) -> list[str]:
-        """The images' names; behind the shard's name if there are several."""
+        """The images' names, after the shard's name if there are several shards."""
         if len(self.shards) == 1:
             return list(self._names)
         numbers = self._places[:, 0].tolist()
@@ -232,7 +232,7 @@ class TarSource:
 
 
 def _check_one_image(shard: Path, names: Sequence[str]) -> None:
-    """Refuses samples of several images, for a mask is no image to train on."""
+    """Refuses samples of several images, because a mask is not an image to train on."""
     counts = Counter(map(_key, names))
     key, count = counts.most_common(1)[0] if counts else ("", 0)
     if count > 1:

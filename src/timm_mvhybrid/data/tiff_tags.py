@@ -77,7 +77,7 @@ def read_tiff_tags(path: Path) -> TiffTags:
         import tifffile
     except ImportError:
         warnings.warn(
-            f"{path}: the colours' depth and kind are not checked, for tifffile is not installed; "
+            f"{path}: the colours' depth and kind are not checked, because tifffile is not installed; "
             "pip install 'timm-mvhybrid[slides]' brings it",
             stacklevel=2,
         )

@@ -41,7 +41,7 @@ def tile_file_matches(path: Path, slide: Path, options: TilingOptions) -> int:
         Its number of patches.
 
     Raises:
-        DataError: If the file is no such file, or the slide or an option differs.
+        DataError: If it is not such a file, or the slide or an option differs.
     """
     remedy = "choose another --output, or cut anew with --overwrite"
     file = H5File(path)

@@ -92,7 +92,7 @@ def tile_slides(
     Args:
         slides: The slides; their names without suffix must differ.
         output: Folder of the store; made if absent.
-        options: Resolution, patch size, overlap and smallest share of tissue.
+        options: Resolution, patch size, overlap and smallest fraction of tissue.
         compression: Of the pixels: "none", "lzf" or "gzip".
         thumbnail_size_px: Longer side of the thumbnails in pixels.
         num_workers: Processes, each with a slide of its own; 0 cuts in this one.
@@ -166,7 +166,7 @@ def _run(tasks: Sequence[_Task], num_workers: int) -> Iterator[TiledSlide]:
     if num_workers < 1:
         yield from map(_tile, tasks)
         return
-    # started afresh, for a fork would inherit torch's threads and locks
+    # spawned, because a fork would inherit torch's threads and locks
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(num_workers, len(tasks)), mp_context=context) as pool:
         futures: dict[Future[TiledSlide], _Task] = {pool.submit(_tile, task): task for task in tasks}

@@ -55,7 +55,7 @@ def encoder(
         Model, transform and precision.
 
     Raises:
-        ValueError: The precision is no dtype that features can be computed in, or the size does not suit the model.
+        ValueError: The precision is not a dtype that features can be computed in, or the size does not suit the model.
     """
     check_precision(precision)
     model, transform = load_encoder(

@@ -66,11 +66,11 @@ def environment(model_name: str, checkpoint_path: str | Path | None = None) -> d
         ``NORMALIZE_STD``.
 
     Raises:
-        ValueError: It is no backbone of this package.
+        ValueError: It is not a backbone of this package.
     """
     if model_name not in _OURS:
         raise ValueError(
-            f"'{model_name}' is no backbone of this package; these are: {', '.join(MODEL_NAMES)}"
+            f"'{model_name}' is not a backbone of this package; these are: {', '.join(MODEL_NAMES)}"
         )
     model = timm.create_model(model_name, device="meta")
     config = resolve_data_config({}, model=model)

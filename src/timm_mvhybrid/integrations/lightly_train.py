@@ -14,7 +14,7 @@
 By itself LightlyTrain normalises by ImageNet's mean and deviation and takes crops of 224 px, and its command line does
 not know our names. Methods ``dino`` and ``simclr`` were tried; ``dinov2`` wants LightlyTrain's own models.
 LightlyTrain trains, and its ``embed`` returns, the mean of the patch tokens: load its weights with
-``global_pool="avg"``, for no method there trains the class token. LightlyTrain is under the AGPL.
+``global_pool="avg"``, because no method there trains the class token. LightlyTrain is under the AGPL.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def arguments(model_name: str, *, image_size: int | None = None, **model_args: A
     model = timm.create_model(model_name, pretrained=False)
     if not isinstance(model, HybridVisionTransformer):
         raise ValueError(
-            f"{model_name!r} is no model of this package, so LightlyTrain's own arguments suit it; "
+            f"{model_name!r} is not a model of this package, so LightlyTrain's own arguments suit it; "
             "'timm-mvhybrid models' lists ours"
         )
     config = resolve_data_config({}, model=model)

@@ -12,7 +12,7 @@ one's own become a further preset, in every process that is to know it:
     register_checkpoint("my_mvhybrid", "weights.safetensors", "mvhybrid_small_patch16_256")
 
 Tiles, dense grids and pre-norm grids work for all six; attention maps for blocks that have attention. By
-``output_variant="cls_patch_mean"`` the mean of the patch tokens stands behind the class token.
+``output_variant="cls_patch_mean"`` the mean of the patch tokens follows the class token.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@
                   input_resolutions=[{"units": "mpp", "resolution": 0.5}], output_type="zarr")
 
 Done by hand, two things go wrong. ``TimmBackbone(name)`` runs a timm model that is not in the dictionary without the last
-of its children, as a plain sequence of the others: that is an error or, for timm's own vision transformers, without a
-word all tokens in one long vector, without class token or position embedding. And a model without ``preproc_func`` is
+of its children, as a plain sequence of the others: that is an error or, for timm's own vision transformers, silently all tokens
+in one long vector, without class token or position embedding. And a model without ``preproc_func`` is
 given raw values of 0 to 255. `register` closes the first way, for it puts every backbone into the dictionary under its
 own timm name, so that the name means the whole model from then on; `backbone` does both.
 """
@@ -93,7 +93,7 @@ def backbone(
 
 
 class _Normalisation:
-    """(pixels / 255 − mean) / std, float32; a class, for workers that read patches pickle it."""
+    """(pixels / 255 − mean) / std, float32; a class, because workers that read patches pickle it."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self.mean, self.std = np.asarray(mean, np.float32), np.asarray(std, np.float32)

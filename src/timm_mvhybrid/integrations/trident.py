@@ -72,7 +72,7 @@ def encoder(
 
     Raises:
         ImportError: TRIDENT is not installed.
-        ValueError: The precision is no dtype that features can be computed in, or the size does not suit the model.
+        ValueError: The precision is not a dtype that features can be computed in, or the size does not suit the model.
     """
     patch_encoder_models = _patch_encoder_models()
     check_precision(precision)

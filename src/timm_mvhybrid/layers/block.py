@@ -17,7 +17,7 @@ class SSMBlock(nn.Module):
         channel_mixer: Channel mixer, or None for a block without its second half.
         norm_layer: Makes a normalisation from ``dim``.
         init_values: Initial γ; None for no γ at all.
-        drop: Dropout behind the mixer (the channel mixer brings its own, if it has any).
+        drop: Dropout after the mixer; the channel mixer has its own, if any.
         drop_path: Probability of skipping a branch.
         device: Where the parameters are made.
         dtype: Their dtype.

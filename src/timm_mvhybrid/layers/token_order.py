@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def to_scan_order(x: Tensor, num_prefix_tokens: int) -> Tensor:
-    """Moves the prefix tokens from the front to behind the first half of the patches.
+    """Moves the prefix tokens from the front to just after the first half of the patches.
 
     Args:
         x: Tokens in timm's order, (batch, num_prefix_tokens + n, dim).

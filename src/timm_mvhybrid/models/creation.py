@@ -115,5 +115,5 @@ def _check_config(path: Path, remedy: str) -> None:
     sections = [config.get(key, {}) for key in ("pretrained_cfg", "model_args")] if valid else []
     if not valid or not all(isinstance(section, dict) for section in sections):
         raise CheckpointError(
-            f"{path}: names no architecture, or is no timm configuration at all: damaged, or another library's; {remedy}"
+            f"{path}: names no architecture, or is not a timm configuration at all: damaged, or another library's; {remedy}"
         )

@@ -18,7 +18,7 @@ from .hybrid_vision_transformer import HybridVisionTransformer
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-# this package's part of config.json, which timm passes over
+# this package's section of config.json, which timm ignores
 CONFIG_SECTION = "timm_mvhybrid"
 
 

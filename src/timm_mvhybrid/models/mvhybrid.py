@@ -152,7 +152,7 @@ def hydra_hybrid_small_patch16_256(pretrained: bool = False, **kwargs: Any) -> H
 def vim_einfft_small_patch16_256(pretrained: bool = False, **kwargs: Any) -> HybridVisionTransformer:
     """ViM_EinFFT: 24 × (Vim mixer, EinFFT) with RMSNorm and a learned position embedding.
 
-    The authors published no code of it: this is Vision Mamba small with EinFFT behind its own norm in every block,
+    The authors published no code of it: this is Vision Mamba small with EinFFT after its own norm in every block,
     which gives the number of parameters that they report.
     """
     return _create("vim_einfft_small_patch16_256", pretrained, {**_SMALL, **_VIM_EINFFT}, kwargs)

@@ -102,7 +102,7 @@ def export_onnx(
 
     Raises:
         OnnxExportError: A package is missing or too old, an argument does not fit, or the file's output differs from
-            the model's. No file is left behind.
+            the model's. No file is left.
         OutputError: The disk does not take the file, or another process writes it.
 
     Examples:
@@ -294,7 +294,7 @@ def _compare(exported: _Exported, path: Path, channels: int, size: tuple[int, in
                 f"onnxruntime returns {actual.shape} for a batch of {batch}, the model {tuple(expected.shape)}"
             )
         error = ((torch.from_numpy(actual) - expected).abs().max() / expected.abs().max()).item()
-        # not "greater than", for NaN must fail
+        # not "greater than", because NaN must fail
         if not error <= TOLERANCE:
             raise OnnxExportError(
                 f"onnxruntime differs from the model by {error:.1e} of the largest output at a batch of {batch}; at "

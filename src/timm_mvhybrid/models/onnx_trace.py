@@ -143,7 +143,7 @@ class _WithParameters(nn.Module):
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        # in a tuple, so that the block's own parameters are none of this module's
+        # in a tuple, so that the block's parameters do not become this module's
         self._block = (block,)
         self._names = list(_tensors(block))
 
@@ -200,7 +200,7 @@ def _trace(module: nn.Module, inputs: tuple[Tensor, ...], opset: int) -> torch.o
 
 
 def _name_batch(graph: onnx_ir.Graph) -> None:
-    """Names the batch in every shape, for each trace had a symbol of its own for it.
+    """Names the batch in every shape, because each trace had a symbol of its own for it.
 
     The shapes are worth keeping: onnxruntime takes minutes to infer those of a deep graph.
     """

@@ -123,7 +123,7 @@ def register(
                 f"{NAMESPACE}::{name} was called with {save}=False on tensors that need a gradient; pass {save}=True"
             )
         ctx.save_for_backward(*output[num_results:], *(arguments[key] for key in tensors))
-        # what forward ran, whatever is requested by then, for what it saved is that implementation's own
+        # what forward ran, whatever is requested by then, because what it saved is in that implementation's own layout
         arguments = resolved(arguments)
         ctx.options = {key: arguments[key] for key in options}
         ctx.set_materialize_grads(False)

@@ -14,7 +14,7 @@ def depthwise_conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, left: in
 
     Runs as a two-dimensional convolution of height one: its channels-last kernels read token-major memory as it lies,
     where the one-dimensional kernels of the CPU copy it and take ten times as long. A kernel that is not centred gets
-    zero taps until it is, for those cost less than a padded copy of the tokens.
+    zero taps until it is, because those cost less than a padded copy of the tokens.
 
     Args:
         x: Tokens, (batch, length, channels).

@@ -1,8 +1,8 @@
 """Which implementation of a scan runs: the one that was asked for, or the best for device, dtype and installation.
 
 ``auto`` takes, on a CUDA device, mamba-ssm's kernels where they are installed, then our Triton kernels, and plain
-torch (``cpu``) anywhere else. A request that cannot be met raises ``ImplementationError``; nothing is replaced
-in silence. The request is one a process, not one a thread, for autograd runs the backward pass in threads of its own.
+torch (``cpu``) anywhere else. A request that cannot be met raises ``ImplementationError``; nothing is replaced silently. The
+request is one a process, not one a thread, because autograd runs the backward pass in threads of its own.
 """
 
 import functools
@@ -257,7 +257,7 @@ def load(operation: str, name: str) -> ModuleType:
     """Imports the module of an implementation, which has ``forward``, ``backward`` and ``num_chunks``.
 
     Raises:
-        ImplementationError: The reference was asked for within a scripted graph: it is no operator.
+        ImplementationError: The reference was asked for within a scripted graph; it is not an operator.
     """
     if name == "reference":
         raise ImplementationError(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
+from tyro.conf import Suppress, arg
 
 from ..runtime.errors import EvaluationError
 from .arrays import binary_vector, distinct_rows, finite_matrix
@@ -35,7 +37,8 @@ class AttentionOptions:
     weight_decay: float = 1e-3
     dropout: float = 0.25
     max_patches: int = 4096
-    seed: int = 0
+    # a command has one seed for all that it draws, and this is not its flag
+    seed: Annotated[int, Suppress, arg(name="attention-seed")] = 0
 
 
 class GatedAttention(nn.Module):

@@ -17,15 +17,15 @@ from .errors import OutputError, writing
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-# what file systems without hard links answer (FAT, SMB, some of FUSE)
+# the errors of file systems without hard links (FAT, SMB, some of FUSE)
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
 
 def temporary_name(path: Path) -> Path:
-    """Makes up a hidden name beside a path.
+    """Makes a hidden name next to a path.
 
     Args:
-        path: The name to come.
+        path: The final name.
     """
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
@@ -55,7 +55,7 @@ class OutputFile(io.RawIOBase):
         self._wanted = 0
         self._failure: OSError | None = None
         with writing(self.path):
-            # readable as the umask allows; "x", so that no other file is touched
+            # readable as the umask allows; "x", so that no other file is opened
             self._file = self.temporary.open("xb+", buffering=0)
 
     def __enter__(self) -> OutputFile:
@@ -69,23 +69,23 @@ class OutputFile(io.RawIOBase):
         traceback: TracebackType | None,
     ) -> None:
         """Removes what was not finished."""
-        # an NFS server may refuse at the end what it took before
+        # an NFS server may refuse on closing what it accepted before
         with suppress(OSError):
             self._file.close()
-        # on a disk that became read-only it cannot be removed, and the first failure is the one to report
+        # it cannot be removed from a disk that became read-only, and the first failure is the one to report
         with suppress(OSError):
             self.temporary.unlink()
 
     def readable(self) -> bool:
-        """Says yes; HDF5 reads what it wrote."""
+        """Returns True; HDF5 reads what it wrote."""
         return True
 
     def writable(self) -> bool:
-        """Says yes."""
+        """Returns True."""
         return True
 
     def seekable(self) -> bool:
-        """Says yes."""
+        """Returns True."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -140,7 +140,7 @@ class OutputFile(io.RawIOBase):
             OutputError: The disk did not take it.
         """
         if self._failure is not None:
-            # given back first, so that the free space is what there is for the next try
+            # freed first, so that the message states the space that the next try has
             with suppress(OSError):
                 self._file.truncate(0)
             raise OutputError.of(self.path, self._failure, self._wanted) from self._failure
@@ -192,7 +192,7 @@ class OutputFile(io.RawIOBase):
 
 def _taken(path: Path) -> OutputError:
     return OutputError(
-        f"{path}: exists already, for another process wrote it meanwhile; replace it with --overwrite"
+        f"{path}: exists already, because another process wrote it meanwhile; replace it with --overwrite"
     )
 
 

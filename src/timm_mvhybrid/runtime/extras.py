@@ -23,7 +23,7 @@ def require(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as missing:
-        # a package that is there but lacks one of its own dependencies is another problem, with another name
+        # an installed package that lacks one of its own dependencies is another problem, with another name
         name = missing.name or module
         raise MissingPackageError(
             f"{name} is not installed; pip install 'timm-mvhybrid[evaluate]'"

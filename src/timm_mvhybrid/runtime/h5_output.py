@@ -1,4 +1,4 @@
-"""An HDF5 file that appears whole or not at all, also where the disk runs full beneath HDF5."""
+"""An HDF5 file that appears whole or not at all, even where the disk fills up while HDF5 writes."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class H5Output:
     ) -> None:
         """Removes what was not finished."""
         try:
-            # HDF5 does not find what it wrote where the disk did not take it
+            # where the disk refused the data, HDF5 does not find what it wrote
             with suppress(Exception):
                 self.file.close()
-            # what it then says is not what happened
+            # HDF5's own message is then not what happened
             if isinstance(error, Exception):
                 self.check()
         finally:

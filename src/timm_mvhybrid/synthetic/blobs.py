@@ -93,7 +93,7 @@ class Cover:
         pixel: Index into the flattened image, (P,) int64.
         owner: The shape on top there, (P,) int64.
         level: 0 at the shape's centre, 1 at its outline, (P,) float32.
-        alpha: Share of the pixel within the outline, 0 to 1, (P,) float32.
+        alpha: Fraction of the pixel within the outline, 0 to 1, (P,) float32.
     """
 
     pixel: NDArray[np.int64]

@@ -145,7 +145,7 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
         raise EvaluationError(f"{output}: exists already; replace it with --overwrite")
     readme = output / "README.md"
     if not readme.is_file() or MARK not in readme.read_text(encoding="utf-8", errors="replace"):
-        raise EvaluationError(f"{output}: is no phantom, so it is not replaced; choose another folder")
+        raise EvaluationError(f"{output}: is not a phantom, so it is not replaced; choose another folder")
 
 
 def _draw_all(options: PhantomOptions, task: Path, num_workers: int) -> Iterator[_Drawn]:
@@ -156,7 +156,7 @@ def _draw_all(options: PhantomOptions, task: Path, num_workers: int) -> Iterator
     if num_workers == 0:
         yield from map(draw, places)
         return
-    # spawned, for torch's threads do not survive a fork
+    # spawned, because torch's threads do not survive a fork
     with ProcessPoolExecutor(min(num_workers, len(places)), mp_context=get_context("spawn")) as pool:
         try:
             yield from pool.map(draw, places)

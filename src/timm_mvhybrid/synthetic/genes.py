@@ -48,7 +48,7 @@ def draw_panel(options: PhantomOptions, generator: np.random.Generator) -> GeneP
     """Draws the genes of a cohort.
 
     Args:
-        options: Number of genes, shares and effects.
+        options: Number of genes, fractions and effects.
         generator: Source of randomness.
 
     Returns:

@@ -2,7 +2,7 @@
 
 Low spatial frequencies are what a picture keeps when it is blurred to 8 µm: how much gland, how many lymphocytes, how
 much collagen, how malignant. High ones are detail within nuclei, a few µm wide and at most faintly visible in
-averages: the chromatin's grain, nucleoli, the share of dividing cells.
+averages: the chromatin's grain, nucleoli, the fraction of dividing cells.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Gland:
         y: Centre in px.
         radius: Mean outer radius in px.
         waves: Complex amplitudes of the outline's harmonics, from the second on, relative to the radius.
-        lumen: Inner radius as a share of the outer one.
+        lumen: Inner radius as a fraction of the outer one.
         tumour: How malignant, 0 to 1.
     """
 
@@ -185,7 +185,7 @@ def jittered_grid(
     Args:
         shape: Height and width in px.
         pitch_px: Distance of neighbours in px.
-        jitter: Largest shift along each axis as a share of the pitch.
+        jitter: Largest shift along each axis as a fraction of the pitch.
         generator: Source of randomness.
 
     Returns:

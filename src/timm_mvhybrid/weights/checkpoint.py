@@ -35,7 +35,7 @@ def checkpoint_filter_fn(
     """Converts a checkpoint's state dict into the model's names and shapes.
 
     Renames, resizes position embedding and patch projection, and then demands that every parameter of the backbone is
-    there. A classifier head that is missing or has another shape is left out, for timm to make anew. A checkpoint
+    there. A classifier head that is missing or has another shape is left out, and timm makes a new one. A checkpoint
     without LayerScale fills the model's with ones, which is the same function.
 
     Args:

@@ -93,7 +93,7 @@ class Fingerprint:
             The fingerprint.
 
         Raises:
-            ValueError: It is no fingerprint.
+            ValueError: It is not a fingerprint.
         """
         try:
             values = json.loads(text)
@@ -159,7 +159,7 @@ class Fingerprint:
             model: A model that `applies_to` admits.
 
         Returns:
-            Norm of the difference of the features in units of the fingerprint's norm; infinite where it is no number.
+            Norm of the difference of the features in units of the fingerprint's norm; infinite where that is not a number.
         """
         expected = torch.tensor(self.features, dtype=torch.float64)
         found = _features(model, self.size_px)

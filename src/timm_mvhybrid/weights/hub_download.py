@@ -139,7 +139,7 @@ def explain(error: Exception, repo_id: str, what: str, *, action: str = "downloa
     endpoint = constants.ENDPOINT
     if isinstance(error, HFValidationError):
         return HubError(
-            f"'{repo_id}' is no repository's name; write ORGANISATION/NAME ({_first_line(error)})"
+            f"'{repo_id}' is not the name of a repository; write ORGANISATION/NAME ({_first_line(error)})"
         )
     if isinstance(error, OfflineModeIsEnabled):
         return HubError(

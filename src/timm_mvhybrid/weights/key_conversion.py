@@ -78,7 +78,7 @@ def take_backbone(
         Where they lay, and whole floating-point or integer tensors in memory by their own names.
 
     Raises:
-        KeyConversionError: There is no backbone, several that nothing tells apart, or not its whole weights.
+        KeyConversionError: There is no backbone, there are several with nothing to choose by, or its weights are not whole.
     """
     tensors = flatten(checkpoint)
     found = find_backbone(
@@ -133,7 +133,7 @@ def find_backbone(
         The backbone; it may lack weights, and its branch may be the other one.
 
     Raises:
-        KeyConversionError: There is none, or several that nothing tells apart.
+        KeyConversionError: There is none, or several with nothing to choose by.
     """
     prefixes = _prefixes(names) if model_names is None else _prefixes_of_model(names, model_names)
     if not prefixes:

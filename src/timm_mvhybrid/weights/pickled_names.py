@@ -29,7 +29,7 @@ def unsafe_names(path: Path) -> list[str]:
         path: A file of torch.save in either format, or a plain pickle.
 
     Returns:
-        Names with their modules, sorted; empty where the file asks for none, or is no pickle.
+        Names with their modules, sorted; empty where the file asks for none, or is not a pickle.
     """
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
@@ -56,7 +56,7 @@ def _names(path: Path) -> set[str]:
         with path.open("rb") as file:
             for _ in range(_MAX_PICKLES + 1):
                 names.update(_pickle_names(file))
-    # damaged bytes, or the storages behind the pickles
+    # damaged bytes, or the storages that follow the pickles
     except Exception:
         pass
     return names

@@ -106,7 +106,7 @@ def trained_grid(
         if grid is not None and math.prod(grid) == num_patches:
             return grid
     raise CheckpointError(
-        f"the checkpoint's pos_embed covers {num_patches} patches, which is no square grid and fits neither the "
+        f"the checkpoint's pos_embed covers {num_patches} patches, which is not a square grid and fits neither the "
         f"model's grid {own} nor the configured input size {input_size or configured or registered}; pass "
         "pretrained_cfg_overlay=dict(input_size=(3, height, width)) with the size it was trained at"
     )

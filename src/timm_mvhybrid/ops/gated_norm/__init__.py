@@ -1,4 +1,4 @@
-"""Root-mean-square norm with a gate behind it, the tail of Hydra's mixer: y, z, weight → tokens."""
+"""Root-mean-square norm followed by a gate, the end of Hydra's mixer: y, z, weight → tokens."""
 
 import torch
 from timm.layers import register_notrace_function

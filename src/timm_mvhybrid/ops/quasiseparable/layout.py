@@ -39,7 +39,7 @@ def cut_batch(x: Tensor) -> tuple[list[slice], int]:
 
 
 def head_major(tokens: Tensor, out: Tensor) -> Tensor:
-    """Copies (rows, length, heads, headdim) into (rows, chunks, heads, steps, headdim), zeros behind the end."""
+    """Copies (rows, length, heads, headdim) into (rows, chunks, heads, steps, headdim), zeros after the end."""
     length, steps = tokens.shape[1], out.shape[3]
     whole = length // steps
     out[:, :whole] = tokens[:, : whole * steps].unflatten(1, (whole, steps)).transpose(2, 3)

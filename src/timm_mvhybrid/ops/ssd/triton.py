@@ -34,7 +34,7 @@ CHUNK = 64
 """Steps a chunk."""
 
 ENOUGH_PROGRAMS = 512
-"""With fewer, about four a multiprocessor, some would idle; backward then shares a group's heads out."""
+"""With fewer, about four a multiprocessor, some would idle; backward then deals a group's heads out."""
 
 MULTIPLIES_FLOAT64 = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 5)
 _TRITON_DTYPES = {
