@@ -3,8 +3,10 @@ import os
 import h5py
 import numpy as np
 import pytest
+from support.evaluation_goldens import FOLDER
 from support.generated_patches import random_patches, write_hest
 
+from timm_mvhybrid.cohorts.bags import read_bags
 from timm_mvhybrid.data import DataError, open_source
 from timm_mvhybrid.embed.embedding_store import EmbeddingWriter, read_embeddings
 from timm_mvhybrid.evaluate import EvaluationError, check_output
@@ -54,6 +56,18 @@ def test_what_is_written_is_read_back(tmp_path):
     assert found.embeddings.dtype == np.float32
     assert found.barcodes == ["a", "b", "d", "e"]
     assert (found.model, found.weights, found.weights_sha256) == ("m", "w", "unknown")
+
+
+def test_files_of_earlier_versions_are_read():
+    file = FOLDER / "embeddings.h5"
+    found = read_embeddings(file)
+    with h5py.File(file) as content:
+        np.testing.assert_array_equal(found.embeddings, content["embeddings"][()])
+    assert (found.embeddings.shape, found.barcodes) == ((4, 64), list("abcd"))
+    assert (found.model, found.weights, found.weights_sha256) == ("test_mvhybrid", "random", "random")
+    bags, record = read_bags(FOLDER, ["embeddings"])
+    np.testing.assert_array_equal(bags[0], found.embeddings)
+    assert (record.name, record.embedding_dim, record.num_patches) == ("test_mvhybrid", 64, 4)
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (1, 4, 3)])
