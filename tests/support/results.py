@@ -56,8 +56,10 @@ def _sheet(metrics: dict[str, Metric]) -> ScoreSheet:
 
 
 def _made(sheet: ScoreSheet, task: str, dataset: str, labels: tuple[str, ...], **values: Any) -> Result:
-    values = {"models": [model(label) for label in labels], "provenance": provenance()} | values
-    return sheet.result(task=task, dataset=dataset, **values)
+    changed = {name: values.pop(name) for name in ("provenance", "notes") if name in values}
+    models = [model(label) for label in labels]
+    result = sheet.result(task=task, dataset=dataset, models=models, options={}, data={}, **values)
+    return dataclasses.replace(result, **({"provenance": provenance()} | changed))
 
 
 def expression(
@@ -130,7 +132,7 @@ def expression(
         labels,
         settings=settings,
         arrays={"maps": maps, "studies": {"S1": "A"}},
-        notes=["GENE7 is constant in fold 2."],
+        notes=("GENE7 is constant in fold 2.",),
         compared=("pcc",),
         **changes,
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data import PatchSource
+from ..data import PatchSource, source_digest
 from ..runtime.errors import EvaluationError
 from ..runtime.provenance import ModelRecord
 from ..runtime.ranks import Ranks
@@ -22,30 +22,34 @@ Embeddings = dict[str, dict[str, NDArray[np.float32]]]
 
 def embed_models(
     sources: Mapping[str, PatchSource],
-    digests: Mapping[str, str],
     backbones: Sequence[Backbone],
     options: EmbeddingOptions,
     *,
+    digests: Mapping[str, str] | None = None,
     on_batch: Callable[[str, BatchReport], None] | None = None,
 ) -> tuple[list[ModelRecord], Embeddings]:
     """Embeds all sources by all models; under torchrun the ranks share the sources.
 
     Args:
         sources: Name → patches; the same on every rank.
-        digests: Name → SHA-256 of the patches, by which the cache knows them.
         backbones: The models.
         options: How to embed.
+        digests: Name → SHA-256 of the patches, by which the cache knows them; None takes `source_digest`.
         on_batch: Called with the source's name after every batch of this rank.
 
     Returns:
         What each model is and how it embedded, and its embeddings; none of the latter on ranks other than the first.
 
     Raises:
-        EvaluationError: Two models cannot be told apart, or the device cannot be used.
+        EvaluationError: There is no model, two cannot be told apart, or the device cannot be used.
         OutputError: The cache cannot be written.
     """
     options.check()
+    if not backbones:
+        raise EvaluationError("no model to evaluate; name one with --model")
     labels = unique_labels(backbones)
+    if digests is None:
+        digests = {name: source_digest(source) for name, source in sources.items()}
     records: list[ModelRecord] = []
     embeddings: Embeddings = {}
     with Ranks.from_environment() as ranks:

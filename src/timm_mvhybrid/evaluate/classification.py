@@ -22,7 +22,7 @@ from ..report.page import figure, section
 from ..runtime.errors import EvaluationError
 from ..runtime.stage import OnStage, stage_reporter
 from .arguments import BackboneOptions
-from .labelled_patches import LabelledPatchOptions, dataset_name, embed_images, images_provenance, split_notes
+from .labelled_patches import LabelledPatchOptions, dataset_name, embed_images, image_files, split_notes
 from .patch_charts import confusion_matrix
 from .task import OnBatch, Progress, Task, register_task
 
@@ -124,7 +124,8 @@ def evaluate_classification(
         models=records,
         settings={"classes": images.classes, "layout": images.layout},
         arrays={"confusion": confusion},
-        provenance=images_provenance(root, images, options),
+        options=options,
+        data=image_files(root, images),
         notes=split_notes(images),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from ..embed.backbone import Backbone
 from ..embed.embedding_cache import EmbeddingOptions
 from ..embed.models import embed_models
 from ..runtime.errors import EvaluationError
-from ..runtime.provenance import ModelRecord, Provenance, collect_provenance, hash_files
+from ..runtime.provenance import ModelRecord, hash_files
 from .task import OnBatch
 
 
@@ -65,18 +65,17 @@ def embed_images(
     images.folds(options.num_folds, options.seed)
     records, embeddings = embed_models(
         {"images": images.source},
-        {"images": images.digest()},
         backbones,
         options.embedding,
+        digests={"images": images.digest()},
         on_batch=on_batch,
     )
     return images, records, {label: by_source["images"] for label, by_source in embeddings.items()}
 
 
-def images_provenance(root: str | Path, images: LabelledImages, options: Any) -> Provenance:
-    """Collects where a result comes from."""
-    data = {f"{len(images.source)} images": images.digest(), **hash_files(Path(root), images.tables)}
-    return collect_provenance(seed=options.seed, options=options, data=data)
+def image_files(root: str | Path, images: LabelledImages) -> dict[str, str]:
+    """Hashes what was read: file → SHA-256, the images together as one."""
+    return {f"{len(images.source)} images": images.digest(), **hash_files(Path(root), images.tables)}
 
 
 def dataset_name(root: str | Path) -> str:

@@ -19,7 +19,7 @@ from ..report.page import figure, section
 from ..report.presentation import metric_of
 from ..report.table import Table, number_cell, text_cell
 from .arguments import BackboneOptions
-from .labelled_patches import LabelledPatchOptions, dataset_name, embed_images, images_provenance, split_notes
+from .labelled_patches import LabelledPatchOptions, dataset_name, embed_images, image_files, split_notes
 from .patch_charts import precision_bars
 from .task import OnBatch, Progress, Task, register_task
 
@@ -118,7 +118,8 @@ def evaluate_retrieval(
         models=records,
         settings={"layout": images.layout},
         arrays={"classes": classes},
-        provenance=images_provenance(root, images, options),
+        options=options,
+        data=image_files(root, images),
         notes=split_notes(images),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 from ..cohorts.bags import SlideTable, bag_folder, read_bags
 from ..runtime.digest import file_sha256
 from ..runtime.errors import EvaluationError
-from ..runtime.provenance import ModelRecord, Provenance, collect_provenance
+from ..runtime.provenance import ModelRecord
 
 Bags = list[NDArray[np.float32]]
 PROTOCOL = "patient"
@@ -84,14 +84,7 @@ class BagReader:
             self.records.append(record)
             yield record.label, bags
 
-    def provenance(self, options: Any) -> Provenance:
-        """Collects where a result comes from, once everything is read.
-
-        Args:
-            options: Options of the run.
-
-        Returns:
-            The provenance.
-        """
-        data = {self.table.path.name: file_sha256(self.table.path), **self._digests}
-        return collect_provenance(seed=options.seed, options=options, data=data)
+    @property
+    def files(self) -> dict[str, str]:
+        """File → SHA-256 of all that was read."""
+        return {self.table.path.name: file_sha256(self.table.path), **self._digests}

@@ -126,7 +126,8 @@ def evaluate_slides(
             "negative_label": next(name for name in found if name != positive_label),
         },
         arrays={"slides": slides},
-        provenance=reader.provenance(options),
+        options=options,
+        data=reader.files,
         notes=[f"Fold {name} tests slides of one label only and has no AUROC." for name in sorted(one_sided)],
         compared=("auroc",),
     )

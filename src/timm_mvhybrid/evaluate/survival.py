@@ -142,7 +142,8 @@ def evaluate_survival(
         models=reader.records,
         settings={"time_unit": options.time_unit},
         arrays={"patients": judged},
-        provenance=reader.provenance(options),
+        options=options,
+        data=reader.files,
         notes=[f"Fold {name} has no pair of patients to compare." for name in sorted(empty)],
     )
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..probes.resampling import NUM_RESAMPLES, Interval, PairedComparison, compare_paired, summarise
 from ..runtime.codec import encode
-from ..runtime.provenance import ModelRecord, Provenance
+from ..runtime.provenance import ModelRecord, collect_provenance
 from .result import FoldRecord, Metric, Result, Score, Summary
 
 
@@ -173,7 +173,9 @@ class ScoreSheet:
         task: str,
         dataset: str,
         models: Sequence[ModelRecord],
-        provenance: Provenance,
+        options: Any,
+        data: Mapping[str, str],
+        generated: bool = False,
         settings: Mapping[str, Any] | None = None,
         arrays: Mapping[str, Any] | None = None,
         notes: Sequence[str] = (),
@@ -185,7 +187,9 @@ class ScoreSheet:
             task: Name of the task.
             dataset: Name of the data.
             models: The backbones in the order given.
-            provenance: Where the numbers come from.
+            options: All options as resolved.
+            data: Input file → SHA-256.
+            generated: Whether the data say of themselves that they were generated.
             settings: What must be equal for two results to be compared.
             arrays: What charts need beside the scores.
             notes: What a reader has to know, one sentence each.
@@ -205,7 +209,7 @@ class ScoreSheet:
             summaries=self.summaries(),
             comparisons=self.comparisons(compared),
             arrays=encode(dict(arrays or {})),
-            provenance=provenance,
+            provenance=collect_provenance(seed=self.seed, options=options, data=data, generated=generated),
             notes=tuple(notes),
         )
 

@@ -19,7 +19,7 @@ from ...embed.pooling import embedding_dim
 from ...report import Metric, Result, ScoreSheet
 from ...runtime.digest import file_sha256
 from ...runtime.errors import EvaluationError
-from ...runtime.provenance import collect_provenance, hash_files
+from ...runtime.provenance import hash_files
 from ...runtime.ranks import Ranks
 from ...runtime.stage import OnStage
 from ..task import OnBatch, Progress, Task, register_task
@@ -82,7 +82,11 @@ def evaluate_expression(
     plan = make_plan(task, options, dims) if Ranks.from_environment().is_first else None
 
     digests = {name: file_sha256(task.files[name][0]) for name in task.samples}
-    embedded, more = embed_models(sources, digests, backbones, options.embedding, on_batch=on_batch)
+    embedded, more = (
+        embed_models(sources, backbones, options.embedding, digests=digests, on_batch=on_batch)
+        if backbones
+        else ([], {})
+    )
     if plan is None:
         return None
     features = {
@@ -116,15 +120,12 @@ def evaluate_expression(
             "maps": [one for outcome in outcomes for one in outcome.maps],
             "studies": {name: plan.cohort.studies.get(name, "") for name in task.samples},
         },
-        provenance=collect_provenance(
-            seed=probe.seed,
-            options=options,
-            data={
-                **{f"patches/{name}.h5": digest for name, digest in digests.items()},
-                **hash_files(task.path, plan.files),
-            },
-            generated=plan.generated,
-        ),
+        options=options,
+        data={
+            **{f"patches/{name}.h5": digest for name, digest in digests.items()},
+            **hash_files(task.path, plan.files),
+        },
+        generated=plan.generated,
         notes=_notes(plan, outcomes, sheet, options),
         compared=_COMPARED,
     )
