@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +11,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data import DataError, FolderSource
+from ..data import DataError, FolderSource, source_digest
 from ..probes.splits import Fold, patient_folds
-from ..runtime.digest import file_sha256
 from ..runtime.names import unique_positions
 from .csv_tables import PATIENT_COLUMNS, patients, read_csv
 
@@ -74,10 +72,7 @@ class LabelledImages:
         Returns:
             SHA-256 in hex.
         """
-        hashed = hashlib.sha256()
-        for name in self.source.paths:
-            hashed.update(f"{name}\n{file_sha256(self.source.path / name)}\n".encode())
-        return hashed.hexdigest()
+        return source_digest(self.source)
 
     def folds(self, num_folds: int, seed: int) -> list[Fold]:
         """Takes the layout's split, or makes folds in which classes are spread evenly and patients stay together.
