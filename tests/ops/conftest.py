@@ -32,5 +32,7 @@ def pytest_runtest_call(item):
             import triton
 
             if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7):
-                pytest.skip(f"the interpreter of Triton {triton.__version__} fails under NumPy {numpy.__version__}")
+                pytest.skip(
+                    f"the interpreter of Triton {triton.__version__} fails under NumPy {numpy.__version__}"
+                )
         raise

@@ -14,7 +14,8 @@ import tyro
 from rich.console import Console
 from tyro.conf import arg, subcommand
 
-from ..evaluate import Progress, Result, Task, registered_tasks
+from ..evaluate import BackboneOptions, Progress, Result, Task, registered_tasks
+from ..export.evaluations import check_weights, record_result
 from ..report import check_report_folder, write_report
 from ..runtime.claim import claimed
 from ..runtime.provenance import plain
@@ -31,12 +32,14 @@ class OutputOptions:
     Attributes:
         output: Folder for results.json, tables and the page; outputs/<task>-<data> by default.
         overwrite: Replace an earlier report in that folder.
+        run_folder: Run whose weights are evaluated: it keeps the results, and its model card shows them.
         log: Append start, progress and end as JSON lines.
         log_every: Batches between two progress lines of the log.
     """
 
     output: Annotated[Path | None, arg(metavar="DIR")] = None
     overwrite: bool = False
+    run_folder: Annotated[Path | None, arg(name="run", metavar="RUN")] = None
     log: Annotated[Path | None, arg(metavar="FILE.jsonl")] = None
     log_every: Annotated[int, arg(metavar="N")] = 10
 
@@ -82,6 +85,9 @@ def run_task(task: Task[Any], options: Any, output: OutputOptions) -> None:
     """
     folder = output.output or Path("outputs", f"{task.name}-{task.data(options).resolve().stem}")
     check_report_folder(folder, overwrite=output.overwrite)
+    models = getattr(options, "models", None)
+    if output.run_folder is not None and isinstance(models, BackboneOptions):
+        check_weights(output.run_folder, [Path(file) for file in models.checkpoint if file])
     is_first = Ranks.from_environment().is_first
     log = RunLog(output.log if is_first else None, output.log_every)
     with claimed(folder / "results.json") if is_first else nullcontext():
@@ -92,6 +98,8 @@ def run_task(task: Task[Any], options: Any, output: OutputOptions) -> None:
             if result is None:
                 return
             page = write_report(result, folder, overwrite=output.overwrite)
+            if output.run_folder is not None:
+                record_result(output.run_folder, result)
         except BaseException as error:
             log.fail(error)
             raise

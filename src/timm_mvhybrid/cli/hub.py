@@ -33,6 +33,8 @@ class Export:
     """Name of this set of weights; the model's registered one by default."""
     model_args: Annotated[str, arg(metavar="JSON")] = "{}"
     """Options that the model was trained with, such as '{"ssm_depth": 6}'."""
+    results: Annotated[tuple[Path, ...], arg(metavar="DIR")] = ()
+    """Reports of evaluations of these weights, for the model card; those that the run keeps are there anyway."""
     run_dir: Annotated[Path | None, arg(metavar="DIR")] = None
     """Folder with config.json and metrics.jsonl for the model card, unless the checkpoint lies in it."""
 
@@ -55,6 +57,7 @@ class Export:
             tag=self.tag,
             model_args=model_args,
             run=self.run_dir,
+            results=self.results,
             overwrite=self.overwrite,
         )
         report(dataclasses.asdict(summary))

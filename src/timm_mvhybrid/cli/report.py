@@ -16,7 +16,7 @@ class Compare:
     """Put several evaluations side by side, with the paper's published numbers as a labelled reference."""
 
     folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR")]
-    """Folders that 'timm-mvhybrid evaluate' wrote."""
+    """Folders that 'timm-mvhybrid evaluate' wrote, or runs that it was given by --run."""
     output: Annotated[Path, arg(metavar="DIR")]
     """Folder for tables.md, tables.tex and index.html."""
     overwrite: bool = False

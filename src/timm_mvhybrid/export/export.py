@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,15 +20,17 @@ from ..runtime.atomic_folder import OutputFolder
 from ..runtime.claim import claimed
 from ..runtime.digest import file_sha256
 from ..version import __version__
+from ..weights.errors import CheckpointError
 from ..weights.fingerprint import Fingerprint, relative_error
 from ..weights.key_conversion import Branch
 from ..weights.position_grid import PATCH_GRID, grid_of, grid_to_text
 from ..weights.weights_file import FINGERPRINT, TENSORS_SHA256, check_finite, tensors_sha256
 from .errors import ExportError
+from .evaluations import read_rows, weights_of_run
 from .model_card import CardFacts, write_card
 from .output_folder import check_folder
 from .run_records import read_run_records
-from .training_checkpoint import convert, read_training_checkpoint
+from .training_checkpoint import TrainingCheckpoint, convert, read_training_checkpoint
 from .verify import verify
 
 CARD_FILE = "README.md"
@@ -75,6 +77,7 @@ def export(
     tag: str | None = None,
     model_args: Mapping[str, Any] | None = None,
     run: str | Path | None = None,
+    results: Sequence[str | Path] = (),
     overwrite: bool = False,
 ) -> ExportSummary:
     """Exports a backbone into a folder in timm's local-dir format.
@@ -91,6 +94,8 @@ def export(
         tag: Name of this set of weights; None for the registered one.
         model_args: Options that the model was trained with, JSON values (``ssm_depth``, ``init_values``, ...).
         run: Folder with the run's records; None to look where the checkpoint lies.
+        results: Reports of evaluations, folders or their results.json, whose scores go into the model card beside those
+            that the run keeps; each must be of these weights.
         overwrite: Whether an earlier export may be replaced.
 
     Returns:
@@ -109,7 +114,12 @@ def export(
     state = convert(source, network)
     check_finite(state, source.path)
     network.load_state_dict(state)
-    records = read_run_records(Path(run) if run is not None else source.run, source.step)
+    folder_of_run = Path(run) if run is not None else source.run
+    weights = _same_weights(source, folder_of_run, network)
+    records = read_run_records(folder_of_run, source.step, weights)
+    records = replace(
+        records, evaluations=(*records.evaluations, *read_rows([Path(file) for file in results], weights))
+    )
     tag = tag or str(network.pretrained_cfg["tag"])
     stored = {key: value.contiguous() for key, value in network.state_dict().items()}
     rounding_error = 0.0
@@ -170,6 +180,20 @@ def export(
         rounding_error=rounding_error,
         num_parameters=sum(parameter.numel() for parameter in network.parameters()),
     )
+
+
+def _same_weights(source: TrainingCheckpoint, run: Path | None, network: HybridVisionTransformer) -> set[str]:
+    """Finds the files that hold what is exported: the source, and those of the run's whose tensors are equal."""
+    same = {source.sha256}
+    ours = network.state_dict()
+    for sha256, file in ({} if run is None else weights_of_run(run)).items():
+        try:
+            theirs = convert(read_training_checkpoint(file), network)
+        except CheckpointError:
+            continue
+        if all(torch.equal(value, ours[name]) for name, value in theirs.items()):
+            same.add(sha256)
+    return same
 
 
 def _build(model: str, options: Mapping[str, Any]) -> HybridVisionTransformer:

@@ -168,10 +168,17 @@ def _metrics(records: RunRecords) -> str:
     """Writes downstream results with their protocols, and the losses of training, which are none."""
     if records.evaluations:
         rows = [
-            (entry.metric, f"{entry.value:.4g}", entry.dataset, entry.protocol or _NOT_RECORDED)
+            (
+                entry.metric,
+                f"{entry.value:.4g}",
+                "–" if entry.interval is None else "{:.4g} to {:.4g} ({:.0%})".format(*entry.interval),
+                entry.dataset,
+                entry.data or _NOT_RECORDED,
+                entry.protocol or _NOT_RECORDED,
+            )
             for entry in records.evaluations
         ]
-        text = _table(("metric", "value", "data", "protocol"), rows)
+        text = _table(("metric", "value", "interval", "data", "digest of the data", "protocol"), rows)
     else:
         text = f"Downstream results: {_NOT_RECORDED}."
     if not records.last_metrics:

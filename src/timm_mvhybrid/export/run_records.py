@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from ..report.result import RESULTS_OF_RUN, read_result
 from .errors import ExportError
+from .evaluations import Evaluation, rows_of_card
 
 CONFIG, METRICS, EVALUATIONS, ENVIRONMENT = (
     "config.json",
@@ -19,30 +21,14 @@ CONFIG, METRICS, EVALUATIONS, ENVIRONMENT = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """A result of a downstream evaluation.
-
-    Args:
-        metric: What was measured.
-        value: The result.
-        dataset: On what.
-        protocol: How: split, probe, pooling, number of repetitions; None where it is not recorded.
-    """
-
-    metric: str
-    value: float
-    dataset: str
-    protocol: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunRecords:
     """A run's own records; what is absent is empty.
 
     Args:
         config: The resolved configuration, ``config.json``.
         last_metrics: The last line of ``metrics.jsonl`` up to the exported step.
-        evaluations: ``evaluations.json``, a list of objects with metric, value, dataset and protocol.
+        evaluations: ``evaluations.json``, a list of objects with metric, value, dataset and protocol, and the results in
+            ``evaluations/``.
         environment: ``environment.json``: versions, devices, commit.
     """
 
@@ -83,12 +69,13 @@ def _public(value: Any) -> Any:
     return value
 
 
-def read_run_records(run: Path | None, step: int | None = None) -> RunRecords:
+def read_run_records(run: Path | None, step: int | None = None, weights: Collection[str] = ()) -> RunRecords:
     """Reads a run's records.
 
     Args:
         run: The run's folder; None where there is none.
         step: The exported step; metrics of later steps are not this checkpoint's.
+        weights: SHA-256 of the weights' files; results that the run keeps of others are not this checkpoint's.
 
     Returns:
         The records.
@@ -102,7 +89,7 @@ def read_run_records(run: Path | None, step: int | None = None) -> RunRecords:
     return RunRecords(
         config=_object(run / CONFIG),
         last_metrics=_last_metrics(run / METRICS, step),
-        evaluations=_evaluations(run / EVALUATIONS),
+        evaluations=(*_evaluations(run / EVALUATIONS), *_results(run / RESULTS_OF_RUN, weights)),
         environment=_public(environment),
     )
 
@@ -194,3 +181,7 @@ def _evaluations(path: Path) -> tuple[Evaluation, ...]:
         raise ExportError(
             f"{path}: must list objects with metric, value, dataset and protocol ({type(error).__name__}: {error})"
         ) from error
+
+
+def _results(folder: Path, weights: Collection[str]) -> list[Evaluation]:
+    return [row for file in sorted(folder.glob("*.json")) for row in rows_of_card(read_result(file), weights)]

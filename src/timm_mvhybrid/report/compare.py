@@ -11,7 +11,7 @@ from typing import Any
 from ..runtime.errors import EvaluationError
 from .page import page, result_warnings, section
 from .presentation import Presentation, Value, Values, presentation_of
-from .result import Result, read_result
+from .result import Result, read_results
 from .table import Cell, Table, mark_best, number_cell, text_cell, to_html
 from .writer import check_report_folder, write_documents
 
@@ -20,7 +20,7 @@ def compare_reports(folders: Sequence[str | Path], output: str | Path, *, overwr
     """Puts the models of several evaluations side by side.
 
     Args:
-        folders: Folders that ``evaluate`` wrote, or their results.json.
+        folders: Folders that ``evaluate`` wrote, or their results.json, or runs that keep results of their weights.
         output: Folder to write: ``tables.md``, ``tables.tex``, ``index.html``.
         overwrite: Whether an earlier comparison may be replaced.
 
@@ -36,11 +36,7 @@ def compare_reports(folders: Sequence[str | Path], output: str | Path, *, overwr
         raise EvaluationError(f"{', '.join(twice) or 'no folder'}: name each evaluation once")
     if Path(output).resolve() in resolved:
         raise EvaluationError(f"{output}: is one of the evaluations; choose another --output")
-    found = [
-        ((path.parent.name if path.is_file() else path.name), read_result(folder))
-        for folder, path in zip(folders, resolved, strict=True)
-    ]
-    found = _relabelled(found)
+    found = _relabelled([named for folder in folders for named in read_results(folder).items()])
     output = check_report_folder(output, overwrite=overwrite)
 
     tasks: dict[str, list[tuple[str, Result]]] = defaultdict(list)

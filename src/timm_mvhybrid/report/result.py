@@ -21,6 +21,8 @@ from ..runtime.errors import EvaluationError
 from ..runtime.provenance import ModelRecord, Provenance
 from .earlier_results import from_schema_1
 
+RESULTS_OF_RUN = "evaluations"
+"""Folder of a run in which results of its weights are kept."""
 SCHEMA_VERSION = 2
 """Raised whenever a field changes its meaning."""
 
@@ -279,6 +281,26 @@ def read_result(path: str | Path) -> Result:
             f"{path}: cannot be read ({error}); name a folder that 'evaluate' wrote"
         ) from error
     return result_from_json(text, str(path))
+
+
+def read_results(path: str | Path) -> dict[str, Result]:
+    """Reads all results that a folder holds: one of a report, or those that a run keeps of its weights.
+
+    Args:
+        path: A results.json, the folder of a report, or that of a run.
+
+    Returns:
+        Name → result.
+
+    Raises:
+        EvaluationError: There is none, or one cannot be read.
+    """
+    path = Path(path)
+    resolved = path.resolve()
+    kept = sorted((path / RESULTS_OF_RUN).glob("*.json"))
+    if kept and not (path / "results.json").exists():
+        return {f"{resolved.name}/{file.stem}": read_result(file) for file in kept}
+    return {resolved.parent.name if path.is_file() else resolved.name: read_result(path)}
 
 
 def _to_columns(scores: Sequence[Score]) -> dict[str, Any]:

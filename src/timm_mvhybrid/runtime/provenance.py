@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
@@ -83,6 +84,12 @@ class Provenance:
     data: dict[str, str]
     generated: bool
     platform: str
+
+    @property
+    def data_digest(self) -> str:
+        """One short hash of all input files, 12 hexadecimal digits."""
+        lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(self.data.items()))
+        return hashlib.sha256(lines.encode()).hexdigest()[:12]
 
 
 def installed_version(package: str) -> str | None:
