@@ -22,13 +22,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..precision import accumulation_dtype
-from .triton_backward import (
-    group_gradient_kernel,
-    head_gradient_kernel,
-    state_gradient_kernel,
-    step_gradient_kernel,
-)
-from .triton_forward import INTERPRETED, forward_kernel, step_kernel
+from .triton_backward import group_gradient_kernel, head_gradient_kernel, state_gradient_kernel
+from .triton_forward import forward_kernel
+from .triton_steps import step_gradient_kernel, step_kernel
+from .triton_tile import INTERPRETED
 
 CHUNK = 64
 """Steps a chunk."""

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
 # of tokens: 12 images of 257 tokens, 384 wide
-_NUMBERS_PER_SLAB = 12 * 257 * 384
+_NUMBERS_PER_CHUNK = 12 * 257 * 384
 
 
-def num_slabs(x: Tensor, blocks: nn.Module) -> int:
+def num_chunks(x: Tensor, blocks: nn.Module) -> int:
     """Says in how many parts blocks should take their batch.
 
     Only where nobody can tell: on a CPU, in evaluation, without gradients, without hooks, and not while the computation
@@ -32,7 +32,7 @@ def num_slabs(x: Tensor, blocks: nn.Module) -> int:
         return 1
     if torch.jit.is_tracing() or torch.compiler.is_compiling():
         return 1
-    parts = min(x.shape[0], x.numel() // _NUMBERS_PER_SLAB)
+    parts = min(x.shape[0], x.numel() // _NUMBERS_PER_CHUNK)
     return 1 if parts < 2 or _has_hooks(blocks) else parts
 
 
