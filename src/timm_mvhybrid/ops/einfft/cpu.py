@@ -1,4 +1,4 @@
-"""EinFFT in place, slab by slab of the batch, so that its many light steps stay in the cache; with its gradient.
+"""EinFFT in place, part by part of the batch, so that its many light steps stay in the cache; with its gradient.
 
 Layouts: spectra are (rows, 2 · half, d_model), real above imaginary parts of the frequencies 0 … length // 2 (half of
 them); rows of the maps are (4, rows · half, d_model / 2), one matrix a block, real before imaginary channels.
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..spectral import forward_basis, inverse_basis
+from ..workspace import cut_batch
 
-SLAB_ELEMENTS = 1 << 20
-"""Elements of one work buffer; a larger batch is worked off in slabs of this size."""
+PART_ELEMENTS = 1 << 20
+"""Elements of one work buffer; a larger batch is worked off in parts of this size."""
 
 
 class _Transform(NamedTuple):
@@ -31,7 +32,7 @@ class _Transform(NamedTuple):
 
 
 class _Workspace:
-    """Buffers for a slab of up to ``rows`` images, cut to the rows at hand."""
+    """Buffers for a part of up to ``rows`` images, cut to the rows at hand."""
 
     def __init__(self, x: Tensor, rows: int) -> None:
         self.x, self.rows = x, rows
@@ -89,7 +90,7 @@ def forward(
         save: Whether to keep what backward needs.
 
     Returns:
-        The result, (batch, length, d_model); the rows of the first map and what lies behind the ReLU for positive and
+        The result, (batch, length, d_model); the rows of the first map and what comes after the ReLU for positive and
         for negative frequencies, (3, *saved_shape); and where the shrinkage lets something through, bool,
         (2, *saved_shape).
     """
@@ -100,9 +101,9 @@ def forward(
     passed = x.new_empty([2, *saved_shape(x, save)], dtype=torch.bool)
     maps_1, maps_2 = _real_maps(weight_1, True), _real_maps(weight_2, False)
     bias_1, bias_2 = _real_biases(bias_1), _real_biases(bias_2)
-    slabs = _slabs(x)
-    space = _Workspace(x, _most_rows(slabs))
-    for rows in slabs:
+    parts, most_rows = cut_batch(x, PART_ELEMENTS)
+    space = _Workspace(x, most_rows)
+    for rows in parts:
         count, cut = rows.stop - rows.start, space.cut(rows)
         spectrum = space.spectrum("spectrum", count)
         _to_spectrum(_butterfly(x[rows], space.tokens("tokens", count)), analysis, spectrum)
@@ -158,9 +159,9 @@ def backward(
     maps_1, maps_2 = _real_maps(weight_1, True), _real_maps(weight_2, False)
     grad_maps_1, grad_maps_2 = torch.zeros_like(maps_1), torch.zeros_like(maps_2)
     grad_bias_1, grad_bias_2 = (maps.new_zeros(maps.shape[:-1]) for maps in (maps_1, maps_2))
-    slabs = _slabs(x)
-    space = _Workspace(x, _most_rows(slabs))
-    for rows in slabs:
+    parts, most_rows = cut_batch(x, PART_ELEMENTS)
+    space = _Workspace(x, most_rows)
+    for rows in parts:
         count, cut = rows.stop - rows.start, space.cut(rows)
         spectrum = _to_spectrum(grad[rows], synthesis, space.spectrum("spectrum", count))
         grad_blocks = _unfold_blocks_backward(spectrum, space.blocks("blocks", count))
@@ -387,14 +388,3 @@ def _channels_of(spectrum: Tensor) -> tuple[Tensor, ...]:
 def _parts(blocks: Tensor, count: int) -> list[tuple[Tensor, ...]]:
     """Views (real, imaginary) of each of the four blocks, (rows, half, width) each."""
     return [block.chunk(2, dim=-1) for block in blocks.unflatten(1, (count, -1)).unbind(0)]
-
-
-def _slabs(x: Tensor) -> list[slice]:
-    """Cuts the batch."""
-    rows = max(1, SLAB_ELEMENTS // max(1, x.shape[1:].numel()))
-    return [slice(first, min(first + rows, len(x))) for first in range(0, len(x), rows)]
-
-
-def _most_rows(slabs: list[slice]) -> int:
-    """Rows of the largest slab."""
-    return max((rows.stop - rows.start for rows in slabs), default=0)

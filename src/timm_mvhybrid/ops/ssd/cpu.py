@@ -6,7 +6,7 @@ Within a chunk with cumulated log-decays s_i = Σ_{k≤i} δ_k A, start state h 
     h'  = exp(s_last) h + Σ_j exp(s_last − s_j) v_j ⊗ B_j
 
 Only the recurrence of h is a loop; all chunks share every other step. Backward keeps the chunks' start states and
-rebuilds the matrices. A reversed scan sums from the other end and takes j ≥ i. The batch is worked off in slabs that
+rebuilds the matrices. A reversed scan sums from the other end and takes j ≥ i. The batch is worked off in parts that
 fit the cache. Behind the end of the sequence the last chunk is filled with steps of δ = 0, which change nothing.
 
 Two layouts meet. What couples the steps of a chunk is one matrix a head, so its operands are head-major,
@@ -25,12 +25,14 @@ from torch import Tensor
 
 from ..precision import accumulation_dtype
 from ..step_sizes import biased_steps, softplus_slope, step_sizes
+from ..workspace import cut_batch
+from .inputs import Gradients, Inputs, Outputs
 
 CHUNK = 64
 """Longest chunk in steps: the products cost length × CHUNK, the states between chunks length / CHUNK."""
 
-SLAB_ELEMENTS = 1 << 19
-"""Elements of one work buffer; on a CPU a larger batch is worked off in slabs of this size."""
+PART_ELEMENTS = 1 << 19
+"""Elements of one work buffer; on a CPU a larger batch is worked off in parts of this size."""
 
 LOG2_E = math.log2(math.e)
 """Decays are powers of two: torch's exp2 takes a quarter of the time of its exp on a CPU."""
@@ -57,37 +59,17 @@ def num_chunks(length: int) -> int:
     return (length + CHUNK - 1) // CHUNK
 
 
-def forward(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_softplus: bool,
-    save_states: bool,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, save_states: bool) -> Outputs:
     """Runs the scan.
 
     Args:
-        x: Input, (batch, length, heads, headdim).
-        dt: Step sizes before bias and softplus, (batch, length, heads).
-        A: Decay rates, (heads,).
-        B: Input matrix, (batch, length, groups, d_state).
-        C: Output matrix, (batch, length, groups, d_state).
-        D: Skip weights, (heads,).
-        dt_bias: Added to ``dt``, (heads,).
-        dt_softplus: Whether δ is the softplus of the biased ``dt``.
+        inputs: Arguments of the scan.
         save_states: Whether to return the states that backward starts from.
-        reverse: Whether time runs from the last token to the first.
 
     Returns:
-        y in the dtype of ``x``, (batch, length, heads, headdim); the last state, (batch, heads, headdim, d_state), in
-        the accumulation dtype; and the states before each chunk, of the shape (chunks, batch, heads, headdim, d_state)
-        but in the layout of this module. Without ``save_states`` the latter has no elements.
+        The outputs; the states are those before each chunk.
     """
+    x, dt, A, B, C, D, dt_bias, dt_softplus, reverse = inputs
     dtype = accumulation_dtype(x.dtype)
     batch, length, heads, headdim = x.shape
     groups, d_state = B.shape[2:]
@@ -95,7 +77,7 @@ def forward(
     y = x.new_empty(x.shape, dtype=dtype)
     last_state = y.new_empty(batch, heads, headdim, d_state)
     states = y.new_empty(batch if save_states else 0, chunks, groups, d_state, heads // groups * headdim)
-    for rows in _slabs(x):
+    for rows in cut_batch(x, PART_ELEMENTS)[0]:
         xf = x[rows].to(dtype)
         step = step_sizes(dt[rows], dt_bias, dt_softplus, dtype)
         decays = _decays(_log_decay(step, A, chunks), reverse, dtype)
@@ -119,39 +101,19 @@ def forward(
     return y.to(x.dtype), last_state, states.view(saved)
 
 
-def backward(
-    grad_y: Tensor,
-    grad_last_state: Tensor | None,
-    states: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_softplus: bool,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inputs: Inputs) -> Gradients:
     """Differentiates :func:`forward`.
 
     Args:
         grad_y: Gradient of y, (batch, length, heads, headdim).
         grad_last_state: Gradient of the last state, (batch, heads, headdim, d_state), or None for zero.
         states: What forward returned with ``save_states``.
-        x: As for :func:`forward`, as are all that follow.
-        dt: As for forward.
-        A: As for forward.
-        B: As for forward.
-        C: As for forward.
-        D: As for forward.
-        dt_bias: As for forward.
-        dt_softplus: As for forward.
-        reverse: As for forward.
+        inputs: As for :func:`forward`.
 
     Returns:
-        The gradients of x, dt, A, B, C, D and dt_bias in their dtypes; those of absent inputs are empty.
+        The gradients.
     """
+    x, dt, A, B, C, D, dt_bias, dt_softplus, reverse = inputs
     dtype = accumulation_dtype(x.dtype)
     batch, length, heads, headdim = x.shape
     groups, d_state = B.shape[2:]
@@ -161,7 +123,7 @@ def backward(
     grad_dt = dt.new_empty(dt.shape, dtype=torch.float64)
     grad_A = A.new_zeros(A.shape, dtype=torch.float64)
     grad_D = None if D is None else D.new_zeros(D.shape, dtype=dtype)
-    for rows in _slabs(x):
+    for rows in cut_batch(x, PART_ELEMENTS)[0]:
         xf, grad_out = x[rows].to(dtype), grad_y[rows].to(dtype)
         biased = biased_steps(dt[rows], dt_bias, dtype)
         step = F.softplus(biased) if dt_softplus else biased
@@ -222,13 +184,6 @@ def backward(
         x.new_empty(0) if D is None or grad_D is None else grad_D.to(D.dtype),
         x.new_empty(0) if dt_bias is None else grad_dt.sum((0, 1)).to(dt_bias.dtype),
     )
-
-
-def _slabs(x: Tensor) -> list[slice]:
-    """Cuts the batch so that a slab's input fits one work buffer; other devices than CPUs take it whole."""
-    batch, tokens = x.shape[0], x.shape[1:].numel()
-    rows = max(1, SLAB_ELEMENTS // max(1, tokens)) if x.device.type == "cpu" else max(1, batch)
-    return [slice(first, min(first + rows, batch)) for first in range(0, batch, rows)]
 
 
 def _chunked(tokens: Tensor, chunks: int) -> Tensor:
