@@ -95,7 +95,7 @@ def run(settings: Settings) -> Report:
 
 
 def example_patches(num_images: int, size: int) -> Patches:
-    """Cuts tissue from the example slide, for noise is neither compressed nor decoded as tissue is.
+    """Cuts tissue from the example slide, because noise is neither compressed nor decoded as tissue is.
 
     Args:
         num_images: Patches, spread over the slide.

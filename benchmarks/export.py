@@ -56,7 +56,7 @@ def run(settings: Settings, models: Sequence[str] = (), compile_backend: str = "
     figures: dict[str, Spread] = {}
     columns: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as folder, _fresh_compiler_cache(Path(folder, "cache")):
-        # what a process does once, importing compiler and exporter, is no model's cost
+        # what a process does once, importing compiler and exporter, is not a cost of the model
         first = create("vit12", quick=True).eval()
         if compiles:
             with torch.no_grad():

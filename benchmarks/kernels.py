@@ -45,7 +45,7 @@ GOALS = [Goal(figure=SPILLS.format(operation="selective_scan"), relation="≤", 
 class Variant:
     """A kernel as a model launches it.
 
-    Args:
+    Attributes:
         operation: Name of the scan.
         problem: Whose mixer, and what is asked for.
         dtype: Of the input.
@@ -62,7 +62,7 @@ class Variant:
 class Usage:
     """What a compiled kernel takes.
 
-    Args:
+    Attributes:
         operation: Name of the scan.
         kernel: Name of the kernel.
         problem: Whose mixer, and what is asked for.

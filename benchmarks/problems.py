@@ -23,7 +23,7 @@ LIMITS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 class Problem:
     """A scan to compute.
 
-    Args:
+    Attributes:
         operation: Name of the scan.
         size: Its size, in words.
         leaves: Inputs by name, in the order of arguments; gradients of all of them are asked for.
@@ -72,7 +72,7 @@ class Problem:
 class Peer:
     """An implementation of a scan.
 
-    Args:
+    Attributes:
         name: What the report calls it.
         scan: The function of the leaves.
         token_major: Whether it takes (batch, length, channels) where the problem has (batch, channels, length).

@@ -55,10 +55,10 @@ def run(settings: Settings) -> Report:
         rows = []
         for peer in peers:
             ratio = times.ratio(peer.name, OURS)
-            share = peaks[OURS] / peaks[peer.name]
+            ratio = peaks[OURS] / peaks[peer.name]
             if peer.name != OURS:
                 figures[f"{work} time, {peer.name} / {OURS}"] = ratio
-                figures[f"{work} memory, {OURS} / {peer.name}"] = Spread(median=share, low=share, high=share)
+                figures[f"{work} memory, {OURS} / {peer.name}"] = Spread(median=ratio, low=ratio, high=ratio)
             rows.append(
                 [
                     peer.name,

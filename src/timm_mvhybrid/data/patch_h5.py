@@ -1,4 +1,4 @@
-"""Patch h5: HEST's `img`, `coords`, `barcode` or CLAM's older `imgs`, `coords` → patches in file order."""
+"""Patch h5: HEST's ``img``, ``coords``, ``barcode`` or CLAM's older ``imgs``, ``coords`` → patches in file order."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .h5_file import (
 class PatchH5Source:
     """Patches stored as pixels in an h5 file.
 
-    HEST writes `img` (N, H, W, 3) uint8, `coords` (N, 2) at level 0 and `barcode` (N, 1); CLAM's older versions
-    write `imgs`, and `coords` in pixels of the level the patches were cut from, which become level-0 pixels here by
-    their attributes `downsample`, `level_dim` and `downsampled_level_dim`.
+    HEST writes ``img`` (N, H, W, 3) uint8, ``coords`` (N, 2) at level 0 and ``barcode`` (N, 1); CLAM's older versions
+    write ``imgs``, and ``coords`` in pixels of the level the patches were cut from, which become level-0 pixels here by
+    their attributes ``downsample``, ``level_dim`` and ``downsampled_level_dim``.
 
     Args:
         path: The file.

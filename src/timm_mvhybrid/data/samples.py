@@ -1,4 +1,4 @@
-"""Several sources as one: index over all → patch, its name, and what identifies the whole."""
+"""Several sources as one: index over all → patch, its name, and a fingerprint of the whole."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _MAX_OPEN_SLIDES = 32
 
 
 class Samples:
-    """Sources one behind the other, each with a weight.
+    """Sources one after the other, each with a weight.
 
-    Of the sources that were read, the least recently used are closed, so that thousands of files can be drawn from
-    at random.
+    The least recently used of the open sources are closed, so that samples can be drawn at random from thousands of
+    files.
 
     Args:
         sources: The sources.
@@ -128,8 +128,8 @@ class Samples:
     def fingerprint(self) -> str:
         """Identifies the samples, their order and their weights, for a resumed run to compare.
 
-        Names, numbers, coordinates, barcodes and file sizes count; the folders that the sources lie in and pixels do
-        not, so that data may move, and nothing large is read.
+        Names, numbers, coordinates, barcodes and file sizes count; pixels and the folders of the sources do not, so that
+        data may be moved, and nothing large is read.
 
         Returns:
             32 hexadecimal digits.

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..runtime.errors import DataError
 from .slide import Slide
-from .tissue import TilingOptions, tile_grid, tissue_mask, tissue_share
+from .tissue import TilingOptions, tile_grid, tissue_fraction, tissue_mask
 
 _MASK_UM_PER_PX = 8.0
 
@@ -21,7 +21,7 @@ class SlideSource:
 
     Args:
         path: The slide.
-        options: Resolution, patch size, overlap and smallest share of tissue.
+        options: Resolution, patch size, overlap and smallest fraction of tissue.
 
     Raises:
         DataError: If the slide cannot be opened, states no resolution, is smaller than a patch or has no tissue.
@@ -42,7 +42,7 @@ class SlideSource:
         scale = options.resolution_um_per_px / native
         self.resolution_um_per_px: float = options.resolution_um_per_px
         if abs(scale - 1) <= 0.01:
-            # one percent is within the scanners' own tolerance, and resampling would blur for nothing
+            # one percent is within the scanners' own tolerance, and resampling would blur needlessly
             scale, self.resolution_um_per_px = 1.0, native
         if scale < 1:
             warnings.warn(
@@ -67,13 +67,13 @@ class SlideSource:
                 f"{self.path}: the slide ({dimensions[0]} × {dimensions[1]} px at {native:g} µm/px) is smaller than "
                 f"one patch of {wanted}; lower --patch-size or --resolution"
             )
-        # a mask coarser than a few pixels per patch could not tell half-full patches from full ones
+        # a mask coarser than a few pixels per patch could not distinguish half-full patches from full ones
         downsample = max(min(_MASK_UM_PER_PX / native, self.patch_size_level0 / 4), 1.0)
         thumbnail = self.slide.thumbnail(downsample)
         mask, threshold = tissue_mask(thumbnail)
-        share = tissue_share(mask, grid, self.patch_size_level0, dimensions)
-        self.coords: NDArray[np.int64] = grid[share >= options.min_tissue]
-        # what this process opened must not be inherited by the workers' processes
+        fraction = tissue_fraction(mask, grid, self.patch_size_level0, dimensions)
+        self.coords: NDArray[np.int64] = grid[fraction >= options.min_tissue]
+        # workers' processes must not inherit what this process opened
         self.slide.close()
         if len(self.coords) == 0:
             if (thumbnail == thumbnail[..., :1]).all() and np.ptp(thumbnail) > 0:
@@ -83,7 +83,7 @@ class SlideSource:
                 )
             raise DataError(
                 f"{self.path}: no tissue found: no patch of {wanted} holds {options.min_tissue:.0%} tissue (the fullest "
-                f"holds {share.max():.1%}, chroma threshold {threshold} of 255); lower --min-tissue"
+                f"holds {fraction.max():.1%}, chroma threshold {threshold} of 255); lower --min-tissue"
             )
 
     def __len__(self) -> int:
@@ -97,7 +97,7 @@ class SlideSource:
             index: From 0 to the number of patches.
 
         Returns:
-            The patch in mode RGB, `patch_size_px` on each side.
+            The patch in mode RGB, ``patch_size_px`` on each side.
         """
         x, y = self.coords[index].tolist()
         side = self.patch_size_level0

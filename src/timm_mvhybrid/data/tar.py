@@ -1,6 +1,6 @@
 """Tar shards, as WebDataset lays them out: tars → images by random access, without unpacking.
 
-A sample is a group of members with one key, `key.jpg`, `key.json`, …; only images are read, and only images are ever
+A sample is a group of members with one key, ``key.jpg``, ``key.json``, …; only images are read, and only images are ever
 decoded.
 """
 
@@ -27,19 +27,19 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def is_tar(start: bytes) -> bool:
-    """Tells whether a file is a POSIX or GNU tar.
+    """Says whether a file is a POSIX or GNU tar.
 
     Args:
         start: The first 512 bytes of the file.
 
     Returns:
-        Whether they carry the format's mark.
+        Whether they have the format's magic bytes.
     """
     return start[257:262] == b"ustar"
 
 
 def expand_shards(pattern: str) -> list[str]:
-    """Expands brace ranges as shells do: `{000..010}` counts up with leading zeros.
+    """Expands brace ranges as shells do: ``{000..010}`` counts up with leading zeros.
 
     Args:
         pattern: A path with any number of ranges, or none.
@@ -117,12 +117,12 @@ def _image_members(path: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def _check_end(path: Path, end: int) -> None:
-    """Makes sure that what ended the walk was the mark of the end, for tarfile stops silently at damage."""
+    """Makes sure that the walk ended at the end mark, because tarfile stops silently at damage."""
     with path.open("rb") as stream:
         stream.seek(end)
         mark = stream.read(_BLOCK)
         if len(mark) < _BLOCK:
-            raise DataError(f"{path}: truncated, there is no mark of its end; copy or write it again")
+            raise DataError(f"{path}: truncated, its end mark is missing; copy or write it again")
         while mark:
             if mark.count(0) != len(mark):
                 raise DataError(
@@ -132,7 +132,7 @@ def _check_end(path: Path, end: int) -> None:
 
 
 def _is_image(name: str) -> bool:
-    """Tells images by their suffix, hidden files left out as in folders."""
+    """Recognises images by their suffix; hidden files are left out as in folders."""
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.rpartition("/")[2].startswith(".")
 
 
@@ -146,12 +146,12 @@ class TarSource:
     """Every image of one or more tars, in their order.
 
     The headers are read once, when the source is opened (about 20 µs a member on a local disk); afterwards an image is
-    one read at a known place. Nothing is unpacked to disk, and members that are no images are left alone.
+    one read at a known place. Nothing is unpacked to disk, and members that are not images are left alone.
 
     Args:
-        path: A tar, a pattern such as `shard-{000000..000009}.tar`, or a folder of tars.
+        path: A tar, a pattern such as ``shard-{000000..000009}.tar``, or a folder of tars.
         suffix: End of the names to take, such as ".jpg", for samples that hold several images; None takes every image
-            and demands that no sample holds two.
+            and requires that no sample holds two.
 
     Raises:
         DataError: If a tar is missing, compressed or damaged, there is no image, or a sample holds several.
@@ -183,7 +183,7 @@ class TarSource:
 
     @property
     def paths(self) -> list[str]:
-        """The images' names; behind the shard's name if there are several."""
+        """The images' names, after the shard's name if there are several shards."""
         if len(self.shards) == 1:
             return list(self._names)
         numbers = self._places[:, 0].tolist()
@@ -232,7 +232,7 @@ class TarSource:
 
 
 def _check_one_image(shard: Path, names: Sequence[str]) -> None:
-    """Refuses samples of several images, for a mask is no image to train on."""
+    """Refuses samples of several images, because a mask is not an image to train on."""
     counts = Counter(map(_key, names))
     key, count = counts.most_common(1)[0] if counts else ("", 0)
     if count > 1:

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ..runtime.errors import DataError
 
-# Glass and JPEG noise stay below this chroma (0-255); without a floor, Otsu splits the noise of a blank slide.
+# Glass and JPEG noise stay below this chroma (0-255); without a floor, Otsu would split the noise of a blank slide.
 CHROMA_FLOOR = 12
-# Otsu on a slide that is all tissue splits pale from dark tissue; no pale stain may be lost to that.
+# On a slide that is all tissue, Otsu would separate pale from dark tissue and lose the pale stain.
 CHROMA_CEILING = 20
 
 
@@ -20,11 +20,11 @@ CHROMA_CEILING = 20
 class TilingOptions:
     """How a slide is cut into patches.
 
-    Args:
+    Attributes:
         resolution_um_per_px: Wanted resolution in µm per pixel.
         patch_size_px: Side of the square patches in pixels at that resolution.
         overlap_px: Pixels shared by neighbouring patches at that resolution.
-        min_tissue: Smallest share of tissue (0 to 1) a patch must hold.
+        min_tissue: Smallest fraction of tissue (0 to 1) that a patch must hold.
         slide_resolution_um_per_px: Resolution of the slide's largest level in µm per pixel, for slides that state
             none or a wrong one; None takes the slide's own.
 
@@ -51,7 +51,7 @@ class TilingOptions:
                 f"not {self.overlap_px}"
             )
         if not 0 <= self.min_tissue <= 1:
-            raise DataError(f"the share of tissue must lie between 0 and 1, not {self.min_tissue}")
+            raise DataError(f"the fraction of tissue must lie between 0 and 1, not {self.min_tissue}")
         given = self.slide_resolution_um_per_px
         if given is not None and not 0 < given < math.inf:
             raise DataError(f"the slide's resolution must be finite and above 0 µm/px, not {given}")
@@ -72,12 +72,12 @@ def otsu_threshold(values: NDArray[np.uint8]) -> int:
         >>> otsu_threshold(np.array([3, 4, 5, 90, 91], dtype=np.uint8))
         5
     """
-    share = np.bincount(values.ravel(), minlength=256) / max(values.size, 1)
-    below = np.cumsum(share)
-    mean_below = np.cumsum(share * np.arange(256))
+    frequency = np.bincount(values.ravel(), minlength=256) / max(values.size, 1)
+    below = np.cumsum(frequency)
+    mean_below = np.cumsum(frequency * np.arange(256))
     spread = below * (1 - below)
     between = np.zeros(256)
-    # rounding leaves 1e-17 where one class is empty; dividing by that would win the maximum
+    # rounding leaves 1e-17 where one class is empty; dividing by that would give the maximum
     valid = spread > 1e-9
     between[valid] = (mean_below[-1] * below[valid] - mean_below[valid]) ** 2 / spread[valid]
     return int(between.argmax())
@@ -86,7 +86,7 @@ def otsu_threshold(values: NDArray[np.uint8]) -> int:
 def tissue_mask(thumbnail: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], int]:
     """Marks what is stained: pixels whose chroma (largest minus smallest channel) exceeds Otsu's threshold.
 
-    The threshold is kept between `CHROMA_FLOOR` and `CHROMA_CEILING`, so that a blank slide has no tissue and a
+    The threshold is kept between ``CHROMA_FLOOR`` and ``CHROMA_CEILING``, so that a blank slide has no tissue and a
     slide full of tissue keeps its pale parts.
 
     Args:
@@ -124,7 +124,7 @@ def tile_grid(dimensions: tuple[int, int], patch_size_level0: float, step_level0
     return np.stack([x.ravel(), y.ravel()], axis=1)
 
 
-def tissue_share(
+def tissue_fraction(
     mask: NDArray[np.bool_],
     coords: NDArray[np.int64],
     patch_size_level0: float,
@@ -139,7 +139,7 @@ def tissue_share(
         dimensions: Width and height of the slide in level-0 pixels.
 
     Returns:
-        Shares between 0 and 1, (N,) float64.
+        Fractions between 0 and 1, (N,) float64.
     """
     height, width = mask.shape
     summed = np.zeros((height + 1, width + 1), dtype=np.int64)
@@ -152,5 +152,5 @@ def tissue_share(
     stop = np.maximum(stop, start + 1)
     (left, top), (right, bottom) = start.T, stop.T
     inside = summed[bottom, right] - summed[top, right] - summed[bottom, left] + summed[top, left]
-    share: NDArray[np.float64] = inside / ((right - left) * (bottom - top))
-    return share
+    fraction: NDArray[np.float64] = inside / ((right - left) * (bottom - top))
+    return fraction

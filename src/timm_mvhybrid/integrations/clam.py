@@ -8,15 +8,15 @@ In CLAM's folder, with the arguments that CLAM's own script takes::
 
 ``--checkpoint FILE`` before the script's name takes weights of your own. ``create_heatmaps.py`` runs in the same way,
 with ``encoder_arguments: {model_name: mvhybrid_small_patch16_256, target_img_size: 256}`` in its configuration. The
-features have 384 numbers, so training wants ``--embed_dim 384``; its default is 1024.
+features have 384 numbers, so training needs ``--embed_dim 384``; its default is 1024.
 
-Its ``create_patches_fp.py`` looks for large pieces of tissue; on a small region its default finds nothing, and
-``--preset bwh_biopsy.csv`` does. The features lie in ``h5_files`` within ``--feat_dir``; ``timm-mvhybrid evaluate
+Its ``create_patches_fp.py`` looks for large pieces of tissue; on a small region its default finds nothing, but
+``--preset bwh_biopsy.csv`` does. The features are in ``h5_files`` within ``--feat_dir``; ``timm-mvhybrid evaluate
 slides`` takes either folder. ``timm-mvhybrid embed`` on its coordinate files gives the same features, by the same pixels.
 
-CLAM has no packages: it is a clone of github.com/mahmoodlab/CLAM, run from its folder. It was run at 53e2409, whose
-environment has timm 0.9.8, with which no backbone of this package runs: install this package after it. It runs with timm
-1.0.31.
+CLAM is not a package: it is a clone of github.com/mahmoodlab/CLAM, run from its folder. It was run at commit 53e2409,
+whose environment has timm 0.9.8, with which no backbone of this package runs: install this package after it. It runs
+with timm 1.0.31.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ def encoder(
 
 
 def install(*, checkpoint_path: str | Path | None = None, **model_args: Any) -> tuple[str, ...]:
-    """Puts the six backbones beside those that CLAM's ``get_encoder`` knows, for this process.
+    """Adds the six backbones to those that CLAM's ``get_encoder`` knows, in this process.
 
     Args:
-        checkpoint_path: Take the weights of this file in place of the published ones.
+        checkpoint_path: Take the weights of this file instead of the published ones.
         **model_args: Further arguments of ``timm.create_model``.
 
     Returns:
@@ -116,7 +116,7 @@ def install(*, checkpoint_path: str | Path | None = None, **model_args: Any) -> 
 
 
 class _OurNamesToo:
-    """Within it, an option ``--model_name`` with a closed list of names takes ours beside them."""
+    """Within it, an option ``--model_name`` with a closed list of choices takes our names too."""
 
     def __enter__(self) -> None:
         self._theirs = argparse._ActionsContainer.add_argument
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m timm_mvhybrid.integrations.clam",
         description="Runs a script of CLAM that then takes the names of our backbones.",
     )
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights in place of the published")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights instead of the published")
     parser.add_argument(
         "script", type=Path, help="extract_features_fp.py or create_heatmaps.py, in CLAM's folder"
     )

@@ -49,7 +49,7 @@ class MambaVisionMixer(KeepsFloat32):
         super().__init__()
         if expand * d_model % 2:
             raise ValueError(
-                f"expand * d_model is {expand} * {d_model}; it must be even, for x and z take half each"
+                f"expand * d_model is {expand} * {d_model}; it must be even, because x and z take half each"
             )
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.d_model, self.d_state, self.d_conv = d_model, d_state, d_conv

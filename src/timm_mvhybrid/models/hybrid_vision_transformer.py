@@ -192,7 +192,7 @@ class HybridVisionTransformer(BaseVisionTransformer):
             needs_reset: Whether the submodules draw their own weights first; needed after ``to_empty``.
 
         Raises:
-            ValueError: ``mode`` is none of these.
+            ValueError: ``mode`` is neither of these.
         """
         check_choice("mode", mode, ("", *INIT_SCHEMES))
         if needs_reset:
@@ -362,7 +362,7 @@ class HybridVisionTransformer(BaseVisionTransformer):
             (final tokens, intermediates), the intermediates alone, or a dictionary.
 
         Raises:
-            ValueError: ``output_fmt`` is none of the two, or there is no attention to mask.
+            ValueError: ``output_fmt`` is neither of the two, or there is no attention to mask.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt is {output_fmt!r}; allowed are 'NCHW' and 'NLC'")

@@ -86,7 +86,7 @@ def _create(variant: str, pretrained: bool, model_args: dict[str, Any], kwargs: 
     model_class: Any = HybridVisionTransformer
     if pretrained:
         config = _resolve(variant, kwargs)
-        # timm would verify nothing of the file: it only wraps and describes the filled model
+        # timm would not verify the file: here it only wraps and describes the filled model
         model_class = PretrainedModel(
             config=config,
             weights=read_pretrained(config, kwargs.get("cache_dir")),
@@ -111,7 +111,7 @@ def _resolve(variant: str, kwargs: dict[str, Any]) -> dict[str, Any]:
             (given or {}).get("file") or (given or {}).get("hf_hub_id") if isinstance(given, dict) else None
         )
         raise CheckpointError(
-            f"{origin or variant}: its pretrained configuration holds what timm does not know ({error}): config.json is "
+            f"{origin or variant}: its pretrained configuration holds something that timm does not know ({error}): config.json is "
             "damaged or of a newer timm; copy, download or export it again, or update timm"
         ) from error
 
@@ -152,7 +152,7 @@ def hydra_hybrid_small_patch16_256(pretrained: bool = False, **kwargs: Any) -> H
 def vim_einfft_small_patch16_256(pretrained: bool = False, **kwargs: Any) -> HybridVisionTransformer:
     """ViM_EinFFT: 24 × (Vim mixer, EinFFT) with RMSNorm and a learned position embedding.
 
-    The authors published no code of it: this is Vision Mamba small with EinFFT behind its own norm in every block,
+    The authors published no code of it: this is Vision Mamba small with EinFFT after its own norm in every block,
     which gives the number of parameters that they report.
     """
     return _create("vim_einfft_small_patch16_256", pretrained, {**_SMALL, **_VIM_EINFFT}, kwargs)

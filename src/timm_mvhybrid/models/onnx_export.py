@@ -102,7 +102,7 @@ def export_onnx(
 
     Raises:
         OnnxExportError: A package is missing or too old, an argument does not fit, or the file's output differs from
-            the model's. No file is left behind.
+            the model's. No file is left.
         OutputError: The disk does not take the file, or another process writes it.
 
     Examples:
@@ -177,7 +177,7 @@ def export_onnx(
 
 
 def check_packages(verify: bool = True) -> None:
-    """Finds out whether the packages that the export needs are there.
+    """Checks that the packages that the export needs are installed.
 
     Args:
         verify: Whether onnxruntime is needed too.
@@ -198,7 +198,7 @@ def check_packages(verify: bool = True) -> None:
 
 
 def check_output(path: Path, overwrite: bool) -> None:
-    """Finds out whether a file can be written, before time is spent on its content.
+    """Checks that a file can be written, before time is spent on its content.
 
     Args:
         path: The file to write.
@@ -268,7 +268,7 @@ def _copy_for(model: nn.Module, size: tuple[int, int]) -> nn.Module:
 
 
 def _example_images(batch: int, channels: int, size: tuple[int, int], normalize: bool) -> Tensor:
-    """Draws images, in the range in which the graph expects them."""
+    """Draws images in the range that the graph expects."""
     shape = (batch, channels, *size)
     generator = torch.Generator().manual_seed(batch)
     return torch.rand(shape, generator=generator) if normalize else torch.randn(shape, generator=generator)
@@ -294,7 +294,7 @@ def _compare(exported: _Exported, path: Path, channels: int, size: tuple[int, in
                 f"onnxruntime returns {actual.shape} for a batch of {batch}, the model {tuple(expected.shape)}"
             )
         error = ((torch.from_numpy(actual) - expected).abs().max() / expected.abs().max()).item()
-        # not "greater than", for NaN must fail
+        # not "greater than", because NaN must fail
         if not error <= TOLERANCE:
             raise OnnxExportError(
                 f"onnxruntime differs from the model by {error:.1e} of the largest output at a batch of {batch}; at "

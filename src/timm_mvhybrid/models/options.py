@@ -81,7 +81,7 @@ def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 def check_size(
     img_size: int | tuple[int, int] | None, patch_size: int | tuple[int, int], dynamic_pad: bool
 ) -> None:
-    """Raises ValueError for an image that is no whole number of patches."""
+    """Raises ValueError for an image that is not a whole number of patches."""
     if img_size is None or dynamic_pad:
         return
     for image, patch in zip(to_2tuple(img_size), to_2tuple(patch_size), strict=True):

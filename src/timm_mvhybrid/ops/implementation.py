@@ -1,8 +1,8 @@
 """Which implementation of a scan runs: the one that was asked for, or the best for device, dtype and installation.
 
 ``auto`` takes, on a CUDA device, mamba-ssm's kernels where they are installed, then our Triton kernels, and plain
-torch (``cpu``) anywhere else. A request that cannot be met raises ``ImplementationError``; nothing is replaced
-in silence. The request is one a process, not one a thread, for autograd runs the backward pass in threads of its own.
+torch (``cpu``) anywhere else. A request that cannot be met raises ``ImplementationError``; nothing is replaced silently. The
+request is one a process, not one a thread, because autograd runs the backward pass in threads of its own.
 """
 
 import functools
@@ -67,7 +67,7 @@ class ImplementationStatus:
     scans: tuple[ScanStatus, ...]
 
     def __str__(self) -> str:
-        """Lists the choices, and under each why the others are not taken."""
+        """Lists the choices, and under each the reasons why the others are not taken."""
         lines = [f"requested: {self.requested}"]
         for scan in self.scans:
             dtype = str(scan.dtype).removeprefix("torch.")
@@ -79,10 +79,10 @@ class ImplementationStatus:
 
 
 class use_implementation:  # a function to its users, who may also open it with ``with``
-    """Chooses the implementation of both scans from here on, or within a ``with`` statement.
+    """Chooses the implementation of both scans from now on, or within a ``with`` statement.
 
-    Graphs that were recorded earlier keep theirs: compiled ones are compiled anew, exported ones hold plain torch
-    operations, and scripted ones follow the request at run time.
+    Graphs that were recorded earlier: compiled ones are compiled again, exported ones hold plain torch operations, and
+    scripted ones follow the request at run time.
 
     Args:
         name: ``auto``, ``reference`` (the loop that specifies the scan), ``cpu`` (plain torch, on any device),
@@ -90,7 +90,7 @@ class use_implementation:  # a function to its users, who may also open it with 
 
     Raises:
         ValueError: There is no such implementation.
-        ImplementationError: It can run on no device of this machine.
+        ImplementationError: It cannot run on any device of this machine.
 
     Examples:
         >>> from timm_mvhybrid import ops
@@ -172,7 +172,7 @@ def implementation_status() -> ImplementationStatus:
 def choose(operation: str, requested: str, device_type: str, dtype: torch.dtype) -> str:
     """Names the implementation that runs.
 
-    The answer depends on the arguments and on what is installed alone, so that the backward pass of a scan finds the
+    The answer depends only on the arguments and on what is installed, so that the backward pass of a scan finds the
     implementation of its forward pass again.
 
     Args:
@@ -248,7 +248,7 @@ def _import_failure(module: str) -> str | None:
     """Says why an installed package cannot be imported; mamba-ssm built for another torch is often found so."""
     try:
         importlib.import_module(module)
-    except Exception as error:  # an extension may fail with anything
+    except Exception as error:  # an extension may raise anything
         return f"{module.rpartition('.')[2]} is installed but cannot be imported: {type(error).__name__}: {error}"
     return None
 
@@ -257,7 +257,7 @@ def load(operation: str, name: str) -> ModuleType:
     """Imports the module of an implementation, which has ``forward``, ``backward`` and ``num_chunks``.
 
     Raises:
-        ImplementationError: The reference was asked for within a scripted graph: it is no operator.
+        ImplementationError: The reference was asked for within a scripted graph; it is not an operator.
     """
     if name == "reference":
         raise ImplementationError(
@@ -267,7 +267,7 @@ def load(operation: str, name: str) -> ModuleType:
     return importlib.import_module(f"{__package__}.{OPERATIONS[operation]}.{name}")
 
 
-# looked up once: mixers ask at every call, also while torch.compile reads them
+# looked up once: mixers ask at every call, even while torch.compile traces them
 _HAS_CAUSAL_CONV1D = importlib.util.find_spec("causal_conv1d") is not None
 
 _TRITON_DTYPES = {
@@ -276,5 +276,6 @@ _TRITON_DTYPES = {
 }
 
 
-# a misspelt one is an error where it matters, at a scan or a command's start: not at the import, which doctor needs too
+# a misspelt one is an error where it matters, at a scan or at the start of a command, not at the import, which doctor
+# needs too
 _requested: str = requested_by_environment()

@@ -17,25 +17,25 @@ from .errors import OutputError, writing
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-# what file systems without hard links answer (FAT, SMB, some of FUSE)
+# the errors of file systems without hard links (FAT, SMB, some of FUSE)
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
 
 def temporary_name(path: Path) -> Path:
-    """Makes up a hidden name beside a path.
+    """Makes a hidden name next to a path.
 
     Args:
-        path: The name to come.
+        path: The final name.
     """
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 class OutputFile(io.RawIOBase):
-    """A file under a temporary name, which `finish` replaces by the real one; leaving it before removes it.
+    """A file under a temporary name, which ``finish`` replaces by the real one; without that it is removed at the end of the block.
 
-    What the disk does not take is not raised by `write`: libraries that write from C, HDF5 above all, lose their way
-    when a write fails beneath them, and end the process. The failure is kept, what follows it is dropped, and `check`
-    and `finish` raise it.
+    ``write`` does not raise what the disk refuses: libraries that write from C, HDF5 above all, cannot handle a write that
+    fails beneath them, and end the process. The failure is kept, what follows it is dropped, and ``check`` and ``finish``
+    raise it.
 
     Args:
         path: The file to write; its folder exists.
@@ -55,7 +55,7 @@ class OutputFile(io.RawIOBase):
         self._wanted = 0
         self._failure: OSError | None = None
         with writing(self.path):
-            # readable as the umask allows; "x", so that no other file is touched
+            # readable as the umask allows; "x", so that no other file is opened
             self._file = self.temporary.open("xb+", buffering=0)
 
     def __enter__(self) -> OutputFile:
@@ -69,27 +69,27 @@ class OutputFile(io.RawIOBase):
         traceback: TracebackType | None,
     ) -> None:
         """Removes what was not finished."""
-        # an NFS server may refuse at the end what it took before
+        # an NFS server may refuse on closing what it accepted before
         with suppress(OSError):
             self._file.close()
-        # on a disk that became read-only it cannot be removed, and the first failure is the one to report
+        # it cannot be removed from a disk that became read-only, and the first failure is the one to report
         with suppress(OSError):
             self.temporary.unlink()
 
     def readable(self) -> bool:
-        """Says yes; HDF5 reads what it wrote."""
+        """Returns True; HDF5 reads what it wrote."""
         return True
 
     def writable(self) -> bool:
-        """Says yes."""
+        """Returns True."""
         return True
 
     def seekable(self) -> bool:
-        """Says yes."""
+        """Returns True."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Moves to a place, as `io.RawIOBase.seek`."""
+        """Moves to a place, as ``io.RawIOBase.seek``."""
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         self._position = start + offset
         return self._position
@@ -140,13 +140,13 @@ class OutputFile(io.RawIOBase):
             OutputError: The disk did not take it.
         """
         if self._failure is not None:
-            # given back first, so that the free space is what there is for the next try
+            # freed first, so that the message states the space that the next try has
             with suppress(OSError):
                 self._file.truncate(0)
             raise OutputError.of(self.path, self._failure, self._wanted) from self._failure
 
     def settle(self) -> None:
-        """Waits until the disk has everything; what can fail of `finish` fails here.
+        """Waits until the disk has everything, so that whatever can fail in ``finish`` fails here.
 
         Raises:
             OutputError: The disk did not take it.
@@ -192,7 +192,7 @@ class OutputFile(io.RawIOBase):
 
 def _taken(path: Path) -> OutputError:
     return OutputError(
-        f"{path}: exists already, for another process wrote it meanwhile; replace it with --overwrite"
+        f"{path}: exists already, because another process wrote it meanwhile; replace it with --overwrite"
     )
 
 

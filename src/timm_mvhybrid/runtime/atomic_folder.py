@@ -12,11 +12,11 @@ from .errors import OutputError, writing
 
 
 class OutputFolder:
-    """A folder under a temporary name, which `finish` replaces by the real one; leaving it before removes it.
+    """A folder under a temporary name, which ``finish`` replaces by the real one; without that it is removed at the end of the block.
 
     Args:
         path: The folder to write.
-        replace: Whether a folder of that name may be replaced; the old one leaves when the new one is complete.
+        replace: Whether a folder of that name may be replaced; the old one is removed when the new one is complete.
 
     Raises:
         OutputError: The disk does not take it.
@@ -25,7 +25,7 @@ class OutputFolder:
     def __init__(self, path: str | Path, *, replace: bool = True) -> None:
         self.path = Path(path)
         self.folder = temporary_name(self.path)
-        """Where files go for now."""
+        """Where files are written until ``finish``."""
         self._replace = replace
         with writing(self.path):
             self.folder.mkdir()
@@ -43,7 +43,7 @@ class OutputFolder:
         """Removes what was not finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
         if isinstance(error, OutputError):
-            # the temporary name is gone, and tells nobody which file it was
+            # the temporary name is gone, and would not tell the user which file it was
             error.args = (str(error).replace(str(self.folder), str(self.path)),)
 
     def add(self, name: str, content: bytes | str) -> Path:
@@ -54,7 +54,7 @@ class OutputFolder:
             content: Its bytes, or text.
 
         Returns:
-            Its path for now.
+            Its present path, under the temporary name.
 
         Raises:
             OutputError: The disk does not take it.
@@ -70,7 +70,7 @@ class OutputFolder:
             name: Its path within the folder.
 
         Returns:
-            Its path for now.
+            Its present path, under the temporary name.
 
         Raises:
             OutputError: The disk does not take it.
@@ -109,5 +109,5 @@ class OutputFolder:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             raise OutputError(
-                f"{self.path}: exists already, for another process wrote it meanwhile; replace it with --overwrite"
+                f"{self.path}: exists already, because another process wrote it meanwhile; replace it with --overwrite"
             ) from None

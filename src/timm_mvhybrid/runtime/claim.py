@@ -1,4 +1,4 @@
-"""Two processes, one output: the later one is refused before it spends time on it."""
+"""Two processes, one output: the second is refused before it spends time on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ try:
 except ImportError:  # Windows, where the file's name alone decides in the end
     fcntl = None  # type: ignore[assignment]
 
-# a file system without locks; there, too, the name decides in the end
+# a file system without locks; there too the file's name decides in the end
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 _MAX_TRIES = 100
 
@@ -26,12 +26,12 @@ def claimed(output: str | Path, *, wait: bool = False) -> Iterator[None]:
     """Keeps other processes from writing an output while the block runs.
 
     The claim is a lock of the operating system on a hidden file beside the output. The lock ends with the process,
-    however that ends, so that what a killed run leaves blocks nobody. Where a file system has no locks, or only locks
-    within a machine as some NFS mounts, nothing is refused here.
+    however that ends, so that the file of a killed run blocks nobody. Where a file system has no locks, or only locks
+    within one machine as on some NFS mounts, nothing is refused here.
 
     Args:
         output: File or folder to write; the folder that it lies in exists.
-        wait: Wait until the other process is done; for claims that last for a moment.
+        wait: Wait until the other process is done; for claims that last a moment.
 
     Yields:
         Nothing.
@@ -53,7 +53,7 @@ def claimed(output: str | Path, *, wait: bool = False) -> Iterator[None]:
         with suppress(OSError):
             lock.unlink()
         with suppress(OSError):
-            # processes that were forked meanwhile hold it, too, and keep it unless it is unlocked
+            # processes that were forked meanwhile hold it too, and would keep it unless it is unlocked
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
@@ -73,7 +73,7 @@ def check_unclaimed(output: str | Path) -> None:
 
 
 def _lock(output: Path, lock: Path, wait: bool) -> int:
-    """Opens and locks the file that has the lock's name when it is locked."""
+    """Opens the lock file and locks it, making sure that it still has its name afterwards."""
     for _ in range(_MAX_TRIES):
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -87,7 +87,7 @@ def _lock(output: Path, lock: Path, wait: bool) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
-    raise OutputError(f"{output}: other processes write it all the time; choose another place")
+    raise OutputError(f"{output}: other processes keep writing it; choose another place")
 
 
 def _take(descriptor: int, output: Path, wait: bool) -> None:

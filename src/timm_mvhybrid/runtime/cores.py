@@ -1,4 +1,4 @@
-"""Processes that read patches: as many as are wanted, and no more than cores."""
+"""Processes that read patches: as many as are asked for, and no more than there are cores."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def num_usable_cores() -> int:
 def num_loader_workers(wanted: int, num_batches: int) -> int:
     """Limits the processes of a loader.
 
-    Reading, decoding and cropping keep a core busy, so that further processes would wait for one; torch warns of them,
-    in every process that makes a loader. What a loader yields does not depend on their number.
+    Reading, decoding and cropping keep a core busy, so that more processes would wait for one, and torch warns of them in
+    every process that makes a loader. What a loader yields does not depend on their number.
 
     Args:
         wanted: Processes asked for; 0 reads in this one.
-        num_batches: Batches there will be, for a process without one would be started in vain.
+        num_batches: Batches there will be, because a process without a batch would be started for nothing.
 
     Returns:
         The processes to start.

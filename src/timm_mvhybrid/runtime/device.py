@@ -1,4 +1,4 @@
-"""A device's name → the device, once it has computed something."""
+"""A device's name → the device, after it has computed something."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def find_device(name: str) -> torch.device:
     """Turns a device's name into a device that works here.
 
     A name may mean nothing, a device that this torch was built without, one that is not there, or one that holds no
-    numbers (`meta`). What tells them all is one addition whose result is read back.
+    numbers (``meta``). One addition whose result is read back reveals all of these.
 
     Args:
-        name: `cpu`, `cuda`, `cuda:1`, `mps`, or whatever else this torch takes; `auto` is the first CUDA device,
+        name: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or whatever else this torch takes; ``auto`` is the first CUDA device,
             otherwise the CPU.
 
     Returns:
@@ -31,7 +31,7 @@ def find_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    # torch warns of names that it will drop; they fail below or work
+    # torch warns of names that it will drop; below they work or fail
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -62,5 +62,5 @@ def _reason(device: torch.device, error: Exception) -> str:
         return f"{torch.cuda.device_count()} CUDA devices found"
     if device.type == "meta":
         return "it holds shapes and no numbers"
-    # torch explains over many lines; the first sentence says what is missing
+    # torch's explanation has many lines; its first sentence says what is missing
     return " ".join(str(error).split()).split(". ")[0].rstrip(".")[:150]

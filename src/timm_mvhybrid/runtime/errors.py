@@ -1,4 +1,4 @@
-"""What ends a command in one sentence: one base of errors, its kinds, and the error of every writer."""
+"""The errors that end a command in one sentence: their base, their kinds, and what every writer raises."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TypeGuard
 
 from .printable import printable
 
-_ROOM = "make room there, and start it again"
-_PLACE = "choose another place, or ask for the right to write there"
+_ROOM = "make room there, and start again"
+_PLACE = "choose another place, or ask for permission to write there"
 _REMEDIES = {
     errno.ENOSPC: _ROOM,
     errno.EDQUOT: _ROOM,
@@ -47,10 +47,10 @@ class SlideChoiceError(DataError):
     """The slide of a coordinate file is not found, or not the right one.
 
     Args:
-        cause: What is wrong; the remedy of the command `embed` is added.
+        cause: What is wrong; the remedy of the command ``embed`` is added.
 
     Attributes:
-        cause: The same, for those who take the slide in another way.
+        cause: The same without the remedy, for callers that are given the slide in another way.
     """
 
     def __init__(self, cause: str) -> None:
@@ -58,7 +58,7 @@ class SlideChoiceError(DataError):
         self.cause = cause
 
     def __reduce__(self) -> tuple[type[SlideChoiceError], tuple[str]]:
-        """Keeps the cause in pickles, which workers' errors travel as."""
+        """Keeps the cause in pickles, by which workers' errors are sent."""
         return type(self), (self.cause,)
 
 
@@ -79,7 +79,7 @@ class OutputError(TimmMVHybridError):
 
     @classmethod
     def of(cls, path: Path, error: OSError, num_bytes: int | None = None) -> OutputError:
-        """Says what the operating system says, for which file, and what it lacks.
+        """Reports what the operating system says, of which file, and how much space is missing.
 
         Args:
             path: The file or folder, by the name that the user knows.
@@ -91,7 +91,7 @@ class OutputError(TimmMVHybridError):
         """
         reason = error.strerror or str(error)
         facts = [] if num_bytes is None else [f"{num_bytes:,} bytes wanted"]
-        # a quota leaves less than the disk has, and then its free space misleads
+        # under a quota the free space of the disk would mislead
         free = free_bytes(path) if error.errno == errno.ENOSPC else None
         if free is not None:
             facts.append(f"{free:,} free")
@@ -103,21 +103,21 @@ class OutputError(TimmMVHybridError):
 
 
 def is_of_the_disk(error: BaseException) -> TypeGuard[OSError]:
-    """Says whether the operating system could not, or may not, write; not that a network or a peer failed.
+    """Says whether the operating system could not write, or was not allowed to, rather than a network or a peer failing.
 
     Args:
         error: Any error.
     """
     if not isinstance(error, OSError):
         return False
-    # a firewall forbids, too, but no file
+    # a firewall forbids too, but then the error names no file
     return error.errno in _OF_DISKS_ALONE or (
         isinstance(error, PermissionError) and error.filename is not None
     )
 
 
 def free_bytes(path: Path) -> int | None:
-    """Looks how much room there is.
+    """Looks up how much space is free.
 
     Args:
         path: A file or folder; it need not exist.
@@ -155,10 +155,10 @@ def one_sentence(error: TimmMVHybridError | OSError) -> str:
     """Says what ended a command.
 
     Args:
-        error: An error of ours, or one of the operating system that nobody foresaw.
+        error: An error of ours, or an unforeseen one of the operating system.
 
     Returns:
-        One line that a terminal shows and does not obey.
+        One line that a terminal shows and does not interpret.
     """
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None:
@@ -168,7 +168,7 @@ def one_sentence(error: TimmMVHybridError | OSError) -> str:
 
 @contextmanager
 def writing(path: Path, num_bytes: int | None = None) -> Iterator[None]:
-    """Turns what the operating system refuses into an `OutputError`.
+    """Turns errors of the operating system into ``OutputError``.
 
     Args:
         path: What the block writes, and nothing else.

@@ -9,10 +9,10 @@ from .errors import MissingPackageError
 
 
 def require(module: str) -> Any:
-    """Imports a module of the `evaluate` extra where it is needed.
+    """Imports a module of the ``evaluate`` extra where it is needed.
 
     Args:
-        module: Its dotted name, such as `scipy.sparse`.
+        module: Its dotted name, such as ``scipy.sparse``.
 
     Returns:
         The module.
@@ -23,7 +23,7 @@ def require(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as missing:
-        # a package that is there but lacks one of its own dependencies is another problem, with another name
+        # an installed package that lacks one of its own dependencies is another problem, with another name
         name = missing.name or module
         raise MissingPackageError(
             f"{name} is not installed; pip install 'timm-mvhybrid[evaluate]'"

@@ -1,4 +1,4 @@
-"""An HDF5 file that appears whole or not at all, also where the disk runs full beneath HDF5."""
+"""An HDF5 file that appears whole or not at all, even where the disk fills up while HDF5 writes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .atomic_file import OutputFile
 
 
 class H5Output:
-    """An HDF5 file under a temporary name, which `finish` replaces by the real one; leaving it before removes it.
+    """An HDF5 file under a temporary name, which ``finish`` replaces by the real one; without that it is removed at the end of the block.
 
-    HDF5 writes through an `OutputFile`: one that meets a full disk itself fails again whenever it is closed, and ends
-    the process with a segmentation fault.
+    HDF5 writes through an ``OutputFile``: if HDF5 itself meets a full disk, it fails again whenever the file is closed, and
+    ends the process with a segmentation fault.
 
     Args:
         path: The file to write; its folder exists.
@@ -42,10 +42,10 @@ class H5Output:
     ) -> None:
         """Removes what was not finished."""
         try:
-            # HDF5 does not find what it wrote where the disk did not take it
+            # where the disk refused the data, HDF5 does not find what it wrote
             with suppress(Exception):
                 self.file.close()
-            # what it then says is not what happened
+            # HDF5's own message is then not what happened
             if isinstance(error, Exception):
                 self.check()
         finally:

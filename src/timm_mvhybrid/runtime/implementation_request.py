@@ -1,4 +1,4 @@
-"""Which implementation of the scans may be asked for, and by which environment variable; needs no torch."""
+"""Which implementations of the scans can be requested, and by which environment variable; needs no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ENVIRONMENT_VARIABLE = "TIMM_MVHYBRID_IMPLEMENTATION"
 
 
 class ImplementationError(TimmMVHybridError, RuntimeError):
-    """The implementation that was asked for cannot run here; the message says why and what to do."""
+    """The requested implementation cannot run here; the message says why and what to do."""
 
 
 def requested_by_environment() -> str:
@@ -23,11 +23,11 @@ def misnamed(name: str, what: str) -> str:
     """Says what is wrong with a name.
 
     Args:
-        name: Of an implementation, or not.
-        what: What holds it.
+        name: The name.
+        what: What the name was given as, for the message.
 
     Returns:
-        Half a sentence; "" where there is an implementation of this name.
+        Half a sentence; "" if there is an implementation of this name.
     """
     if name in IMPLEMENTATIONS:
         return ""
@@ -35,13 +35,13 @@ def misnamed(name: str, what: str) -> str:
 
 
 def check_request(name: str) -> None:
-    """Finds out whether a request of the environment is one, before work starts.
+    """Checks that the environment names an implementation, before work starts.
 
     Args:
-        name: What it asks for; whether that can be met depends on the scan's input.
+        name: The name; whether that implementation can run depends on the scan's input.
 
     Raises:
-        ImplementationError: It is the name of no implementation.
+        ImplementationError: There is no implementation of this name.
     """
     if problem := misnamed(name, f"environment variable {ENVIRONMENT_VARIABLE}"):
         raise ImplementationError(problem)

@@ -1,4 +1,4 @@
-"""Logs: lines that are in the file when `write` returns, each whole or absent."""
+"""Logs: lines that are in the file when ``write`` returns, each of them whole or absent."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class LineFile:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Closes the file; an error that is under way is the one to report."""
+        """Closes the file; an error that is already being raised is the one to report."""
         if error is None:
             self.close()
         else:
@@ -53,9 +53,9 @@ class LineFile:
             line: The line without its end.
 
         Raises:
-            OutputError: The disk does not take it; nothing of it stays.
+            OutputError: The disk does not take it; nothing of it remains.
         """
-        # what a killed process left half stays a line of its own
+        # half a line that a killed process left stays a line of its own
         separator = "" if self._starts_line else "\n"
         content = f"{separator}{line}\n".encode()
         with writing(self.path, len(content)):
@@ -76,7 +76,7 @@ class LineFile:
         """Closes the file.
 
         Raises:
-            OutputError: The disk did not take what it seemed to take.
+            OutputError: The disk did not keep what it had accepted.
         """
         with writing(self.path):
             self._file.close()

@@ -1,4 +1,4 @@
-"""Names that must be unique → where each of them stands."""
+"""Names that must be unique → the position of each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def unique_positions(where: Path | str, noun: str, names: Sequence[str], remedy:
     """Looks up names that must be unique.
 
     Args:
-        where: The file they stand in, for messages.
+        where: The file that they are in, for messages.
         noun: What they name, for messages.
         names: The names.
         remedy: What to do about one that occurs twice, for messages.

@@ -1,17 +1,17 @@
-"""Text of unknown origin → text that a terminal shows and does not obey."""
+"""Text of unknown origin → text that a terminal shows and does not interpret."""
 
 from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    r"""Escapes what is no visible character, so that names out of a file cannot steer a terminal.
+    r"""Escapes whatever is not a visible character, so that names in a file cannot control a terminal.
 
     Args:
         text: Any text.
 
     Returns:
-        The text in one line: line breaks and tabs as blanks; other control, format and unassigned characters, escape
-        codes and directions of writing among them, as Python writes them (``\x1b``).
+        The text in one line: line breaks and tabs as blanks; other control, format and unassigned characters, including
+        escape codes and changes of writing direction, as Python writes them (``\x1b``).
     """
     return "".join(
         character

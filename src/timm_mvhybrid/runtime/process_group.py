@@ -1,4 +1,4 @@
-"""The end of a process group: of all processes together, or of one before the others."""
+"""The end of a process group: closed by all processes together, or lost because one ended before the others."""
 
 import time
 
@@ -17,7 +17,7 @@ def close_process_group() -> None:
     """Closes every process group of this process.
 
     Before torch 2.8 that can deadlock: the interpreter's lock is held while gloo's threads are waited for, one of which
-    may need it to drop the tensors of the last collective. A pause in which the lock is free lets it do so before.
+    may need it to drop the tensors of the last collective. A pause in which the lock is free lets it do so first.
     """
     if not _CLOSES_WITHOUT_LOCK:
         time.sleep(_PAUSE_S)

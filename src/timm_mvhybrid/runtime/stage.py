@@ -1,4 +1,4 @@
-"""What a task tells of its way from embeddings to scores."""
+"""What a task reports on its way from embeddings to scores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class StageReport:
     """Where scoring stands.
 
-    Args:
+    Attributes:
         stage: What is scored: a protocol, probes, attention or survival.
         model: The model's label, and the probe where there are several.
         num_done: Units of the stage that are done: folds, or models where all folds are scored at once.
@@ -32,7 +32,7 @@ def stage_reporter(stage: str, num_total: int, on_stage: OnStage) -> Callable[[s
     Args:
         stage: Its name.
         num_total: Its units.
-        on_stage: Who is told; None for nobody.
+        on_stage: Called after each unit; None for nobody.
 
     Returns:
         A function to call with the model's label after each unit.

@@ -1,4 +1,4 @@
-"""The summary that a command prints, where its reader has gone or its disk is full."""
+"""Standard output whose reader has gone or whose disk is full."""
 
 import os
 import sys
@@ -11,10 +11,10 @@ from .errors import OutputError
 
 @contextmanager
 def standard_output() -> Iterator[None]:
-    """Hands over what the block prints; without it the interpreter would try at its end, and only grumble.
+    """Flushes what the block prints; otherwise the interpreter would try at its exit, and only print a warning.
 
     Raises:
-        OutputError: Nobody takes it.
+        OutputError: It cannot be written.
     """
     stream: Any = _Named(sys.stdout)
     with redirect_stdout(stream):
@@ -44,7 +44,7 @@ class _Named:
         try:
             yield
         except OSError as error:
-            # what is left in the buffer would be tried again at the interpreter's end
+            # what is left in the buffer would be written again at the interpreter's exit
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)

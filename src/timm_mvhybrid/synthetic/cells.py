@@ -18,7 +18,7 @@ EPITHELIAL, FIBROBLAST, LYMPHOCYTE, MITOSIS, DEBRIS = range(5)
 class Cells:
     """Nuclei, and the mucin drops of goblet cells.
 
-    Args:
+    Attributes:
         kind: Kind of each nucleus, (N,) int8.
         outline: Where and how large.
         haematoxylin: Mean optical density of the nuclear stain, (N,).
@@ -106,11 +106,11 @@ def _line_glands(
     for index, gland in enumerate(tissue.glands):
         radius_um = gland.radius / scale
         for layer in range(3):
-            share = (1.0, 0.15 + 0.75 * gland.tumour, 0.65 * gland.tumour - 0.2)[layer]
+            kept_fraction = (1.0, 0.15 + 0.75 * gland.tumour, 0.65 * gland.tumour - 0.2)[layer]
             inset_um = 5.6 + 6.0 * layer
             num = int(2 * math.pi * max(radius_um - inset_um, 4) / (5.4 + 1.2 * gland.tumour))
             turn_angle = (np.arange(num) + generator.uniform(-0.3, 0.3, num)) * (2 * math.pi / max(num, 1))
-            turn_angle = turn_angle[generator.uniform(size=num) < share]
+            turn_angle = turn_angle[generator.uniform(size=num) < kept_fraction]
             num = len(turn_angle)
             inset_px = (inset_um + (0.7 + 2.0 * gland.tumour) * generator.standard_normal(num)) * scale
             turn = np.exp(1j * turn_angle)

@@ -42,7 +42,7 @@ _MAX_FOLDS = 4
 class PhantomSummary:
     """What was written.
 
-    Args:
+    Attributes:
         output: The cohort's folder.
         task: The task's folder within it, in the HEST layout.
         num_studies: Studies.
@@ -63,7 +63,7 @@ class PhantomSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class _Drawn:
-    """What remains of a sample in memory once its files are written."""
+    """What stays in memory of a sample after its files are written."""
 
     sample_id: str
     study: str
@@ -87,11 +87,11 @@ def write_phantom(
     and Pillow.
 
     Args:
-        output: Folder to write: `PHANTOM/` in the HEST layout, `studies.csv`, `montage.png`, `README.md`.
+        output: Folder to write: ``PHANTOM/`` in the HEST layout, ``studies.csv``, ``montage.png``, ``README.md``.
         options: What to draw; None takes the defaults.
         num_workers: Processes that draw; 0 draws in this one.
-        overwrite: Whether an earlier phantom may be replaced. Any other folder never is.
-        on_sample: Called after each sample with the number done and the number in all.
+        overwrite: Whether an earlier phantom may be replaced; any other folder never is.
+        on_sample: Called after each sample with the number done and the total.
 
     Returns:
         What was written.
@@ -145,7 +145,7 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
         raise EvaluationError(f"{output}: exists already; replace it with --overwrite")
     readme = output / "README.md"
     if not readme.is_file() or MARK not in readme.read_text(encoding="utf-8", errors="replace"):
-        raise EvaluationError(f"{output}: is no phantom, so it is not replaced; choose another folder")
+        raise EvaluationError(f"{output}: is not a phantom, so it is not replaced; choose another folder")
 
 
 def _draw_all(options: PhantomOptions, task: Path, num_workers: int) -> Iterator[_Drawn]:
@@ -156,12 +156,12 @@ def _draw_all(options: PhantomOptions, task: Path, num_workers: int) -> Iterator
     if num_workers == 0:
         yield from map(draw, places)
         return
-    # spawned, for torch's threads do not survive a fork
+    # spawned, because torch's threads do not survive a fork
     with ProcessPoolExecutor(min(num_workers, len(places)), mp_context=get_context("spawn")) as pool:
         try:
             yield from pool.map(draw, places)
         except BaseException:
-            # after a full disk the samples that still wait are drawn for nothing
+            # after a full disk, drawing the remaining samples would be useless
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 

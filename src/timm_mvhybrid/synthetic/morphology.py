@@ -2,7 +2,7 @@
 
 Low spatial frequencies are what a picture keeps when it is blurred to 8 µm: how much gland, how many lymphocytes, how
 much collagen, how malignant. High ones are detail within nuclei, a few µm wide and at most faintly visible in
-averages: the chromatin's grain, nucleoli, the share of dividing cells.
+averages: the chromatin's grain, nucleoli, the fraction of dividing cells.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ def measure_morphology(
 ) -> NDArray[np.float64]:
     """Measures the morphology around spots.
 
-    `glands`: share of the area within glands. `lymphocytes`: square root of their number per
-    1000 µm². `fibrosis`: share of the area
-    under stroma, times its density. `tumour`: the smooth field of malignancy. `chromatin`: amplitude of the grain in
-    epithelial and fibroblast nuclei. `nucleoli`: their contrast in epithelial nuclei. `mitoses`: share of the
+    ``glands``: fraction of the area within glands. ``lymphocytes``: square root of their number per 1000 µm².
+    ``fibrosis``: fraction of the area under stroma, times its density. ``tumour``: the smooth field of malignancy. ``chromatin``: amplitude of the grain in
+    epithelial and fibroblast nuclei. ``nucleoli``: their contrast in epithelial nuclei. ``mitoses``: fraction of the
     epithelial cells that divide.
 
     Args:
@@ -44,7 +43,7 @@ def measure_morphology(
         radius_px: Radius of the disc around each spot.
 
     Returns:
-        Values in standard units within ±3, (N, 7), in the order of `FACTORS`.
+        Values in standard units within ±3, (N, 7), in the order of ``FACTORS``.
     """
     spacing = max(radius_px / 16, 1.0)
     offset = np.arange(-radius_px, radius_px + spacing / 2, spacing)

@@ -20,13 +20,13 @@ class PhantomOptions:
     Effects are standard deviations of the natural logarithm of a gene's expected count, per standard deviation of
     the morphology that drives it.
 
-    Args:
+    Attributes:
         num_studies: Studies, each with its own stain, scanner and laboratory effects.
         num_samples: Samples of each study; two successive ones are of one patient.
         num_spots: Spots of each sample, on a hexagonal grid of 100 µm.
         num_genes: Genes.
-        low_share: Share of genes (0 to 1) driven by tissue architecture, which survives blurring.
-        high_share: Share of genes driven by detail within nuclei, which does not. The remaining genes follow no
+        low_share: Fraction of genes (0 to 1) driven by tissue architecture, which survives blurring.
+        high_share: Fraction of genes driven by detail within nuclei, which does not. The remaining genes follow no
             morphology at all.
         low_effect: Effect of architecture on the genes it drives.
         high_effect: Effect of nuclear detail on the genes it drives.

@@ -9,7 +9,7 @@ i + 1. With log-decays l cumulated in a chunk, q_i = Σ_{k≤i} l_k and p_i = q_
 
 so that one product with x serves both directions. Between chunks each direction carries a state, as in ``ssd.cpu``,
 which also explains the chunks and the two parts of a decay. A direction's first chunk receives no state and its last
-one hands none on; neither is computed.
+one passes none on; neither is computed.
 
 Layouts: numbers of a step are (2, rows, chunks, heads, steps), forward direction first; tokens are head-major, (rows,
 chunks, heads, steps, headdim), where the steps of a chunk mix; states and what makes them share B and C among the heads
@@ -134,18 +134,18 @@ def write_diagonal(mixing: Tensor, values: Tensor) -> None:
     mixing.flatten(2, 3).diagonal(dim1=-2, dim2=-1).copy_(values)
 
 
-def carry(states: Tensor, total: Tensor, from_behind: bool) -> None:
-    """Adds to what each chunk hands on, in place, what the chunks before it left.
+def carry(states: Tensor, total: Tensor, from_last: bool) -> None:
+    """Adds to what each chunk passes on, in place, what the chunks before it left.
 
     Args:
         states: (rows, chunks − 1, groups, d_state, heads a group · headdim).
         total: What the chunks between two states leave of the first, (rows, chunks − 2, heads).
-        from_behind: Whether the last state is the first.
+        from_last: Whether the last state is the first.
     """
     rows, gaps, heads = total.shape
     groups = states.shape[2]
     factors = total.view(rows, gaps, groups, 1, heads // groups, 1).unbind(1)
     each = states.unflatten(-1, (heads // groups, -1)).unbind(1)
-    for gap in reversed(range(gaps)) if from_behind else range(gaps):
-        source, target = (gap + 1, gap) if from_behind else (gap, gap + 1)
+    for gap in reversed(range(gaps)) if from_last else range(gaps):
+        source, target = (gap + 1, gap) if from_last else (gap, gap + 1)
         each[target].addcmul_(each[source], factors[gap])

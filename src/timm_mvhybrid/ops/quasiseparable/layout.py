@@ -10,7 +10,7 @@ from ..workspace import scratch
 from .steps import Sizes
 
 PART_ELEMENTS = 1 << 19
-"""Elements of x that are worked off at once on a CPU; the rest of the batch waits for its turn."""
+"""Elements of one work buffer; on a CPU a larger batch is worked off in parts of this size."""
 
 
 class Rooms:
@@ -26,13 +26,13 @@ class Rooms:
         (self._memory,) = scratch(like, (end,))
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """A contiguous tensor of ``shape``, no larger than what was asked for, that starts where the room does."""
+        """Returns a contiguous tensor of ``shape``, no larger than the room, that starts where the room does."""
         start = self._starts[name]
         return self._memory[start : start + math.prod(shape)].view(shape)
 
 
 def head_major(tokens: Tensor, out: Tensor) -> Tensor:
-    """Copies (rows, length, heads, headdim) into (rows, chunks, heads, steps, headdim), zeros behind the end."""
+    """Copies (rows, length, heads, headdim) into (rows, chunks, heads, steps, headdim), zeros after the end."""
     length, steps = tokens.shape[1], out.shape[3]
     whole = length // steps
     out[:, :whole] = tokens[:, : whole * steps].unflatten(1, (whole, steps)).transpose(2, 3)

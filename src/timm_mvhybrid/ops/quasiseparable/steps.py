@@ -29,7 +29,7 @@ class Sizes(NamedTuple):
 
     @property
     def missing(self) -> int:
-        """Steps that the last chunk has behind the end; fewer than ``steps``."""
+        """Steps that the last chunk has after the end; fewer than ``steps``."""
         return self.chunks * self.steps - self.length
 
     @property
@@ -111,7 +111,7 @@ def step_numbers(dt: Tensor, A: Tensor, dt_bias: Tensor, size: Sizes, dtype: tor
 def by_step(values: Tensor, size: Sizes) -> Tensor:
     """Views (batch, length, ..., heads) as (batch, chunks, ..., heads, steps).
 
-    What fills the last chunk up does not matter: behind the end x, B and C are zero, and no state comes from there.
+    What fills up the last chunk does not matter: after the end x, B and C are zero, and no state comes from there.
     """
     if size.missing:
         values = F.pad(values, [0, 0] * (values.ndim - 2) + [0, size.missing])

@@ -1,6 +1,6 @@
 """The selective scan as registered operators: one node in compiled, exported, scripted and traced graphs.
 
-``torch.ops.timm_mvhybrid.selective_scan`` works in token-major layout, the layout that linear layers leave behind.
+``torch.ops.timm_mvhybrid.selective_scan`` works in token-major layout, the layout that linear layers produce.
 """
 
 from torch import Tensor

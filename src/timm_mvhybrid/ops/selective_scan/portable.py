@@ -130,7 +130,7 @@ def _carry(ends: Tensor, decays: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         ends: (batch, chunks, 1, groups, d_state, channels).
-        decays: What is left of a state behind a chunk, of the same shape.
+        decays: What is left of a state after a chunk, of the same shape.
 
     Returns:
         The starts, of the same shape, and the last state, (batch, groups, d_state, channels).

@@ -187,7 +187,7 @@ def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inp
 
 
 def _chunked(tokens: Tensor, chunks: int) -> Tensor:
-    """Cuts (rows, length, heads, width) into (rows, chunks, steps, heads, width), zeros behind the end.
+    """Cuts (rows, length, heads, width) into (rows, chunks, steps, heads, width), zeros after the end.
 
     The chunks are as short as their number allows, so that few zeros are needed.
     """

@@ -122,7 +122,7 @@ def _carry(ends: Tensor, decays: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         ends: (batch, chunks, groups, heads a group, headdim, d_state).
-        decays: What is left of a state behind a chunk, (batch, chunks, groups, heads a group, 1, 1).
+        decays: What is left of a state after a chunk, (batch, chunks, groups, heads a group, 1, 1).
 
     Returns:
         The starts, of the shape of ``ends``, and the last state, (batch, heads, headdim, d_state).

@@ -5,7 +5,7 @@ states saved, longer ones the scores. Forward takes one program for 32 channels 
 chunks: 1536 programs at the model's pretraining size (64 sequences, length 257, 12 heads of 64 channels, 64 states;
 each direction is a scan), so that the chunks need not be spread too. Twice the channels would share the scores but
 spill. In bfloat16 forward moves 50 MB for x and y and 50 MB for the states there; backward, which reads these twice,
-0.4 GB. Backward deals out chunks. The gradients of B and C are summed over heads in registers: a row for every head
+0.4 GB. Backward deals out chunks. The gradients of B and C are summed over heads in registers: one row for every head
 would be another 0.2 GB.
 
 bfloat16 fits the registers with 32 channels, 64 states and 4 warps; wider operands and more states take 16 channels and
@@ -32,7 +32,7 @@ CHUNK = 64
 """Steps a chunk."""
 
 ENOUGH_PROGRAMS = 512
-"""With fewer, about four a multiprocessor, some would idle; backward then shares a group's heads out."""
+"""With fewer, about four a multiprocessor, some would idle; backward then deals a group's heads out."""
 
 ONE_WARP = {"num_warps": 1, "num_stages": 1}
 

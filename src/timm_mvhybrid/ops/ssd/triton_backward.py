@@ -73,8 +73,8 @@ def state_gradient_kernel(
         carry = load_tile(
             grad_last_state, channels, columns, channels < headdim, d_state, last_channel, last_column, WIDE
         )
-    for behind in range(1, chunks):
-        chunk = chunks - behind
+    for steps_back in range(1, chunks):
+        chunk = chunks - steps_back
         times = chunk * CHUNK + order
         tokens, valid = tokens_at(times, length, REVERSE), times < length
         grad = load_tile(grad_y, tokens, channels, valid, headdim, grad_step, grad_channel, OPERAND)
