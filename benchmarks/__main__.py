@@ -173,7 +173,7 @@ class Kernels(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Readme:
-    """Write the table of ratios in README.md anew, from the newest committed results."""
+    """Rewrite the table of ratios in README.md from the newest committed results."""
 
 
 Benchmark = Scan | EinFFT | Model | Data | Resize | Export | Kernels | Gpu | Pretrain

@@ -47,7 +47,7 @@ class Variant:
 
     Attributes:
         operation: Name of the scan.
-        problem: Whose mixer, and what is asked for.
+        problem: Whose mixer, and what it computes.
         dtype: Of the input.
         launch: The kernel with its arguments, of either scan's ``Launch``.
     """
@@ -65,7 +65,7 @@ class Usage:
     Attributes:
         operation: Name of the scan.
         kernel: Name of the kernel.
-        problem: Whose mixer, and what is asked for.
+        problem: Whose mixer, and what it computes.
         dtype: Of the input.
         architecture: Compute capability, such as sm_90.
         programs: Programs in a launch.

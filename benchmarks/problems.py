@@ -26,7 +26,7 @@ class Problem:
     Attributes:
         operation: Name of the scan.
         size: Its size, in words.
-        leaves: Inputs by name, in the order of arguments; gradients of all of them are asked for.
+        leaves: Inputs by name, in the order of arguments; gradients of all of them are computed.
         cotangent: Of the output, in its shape.
         streamed: Names of the leaves that have a batch axis; these take part in the dtype of the problem.
         timed: Names of the leaves, and "y", that are transposed in token-major layout.

@@ -10,8 +10,8 @@ from timm_mvhybrid.data.tissue import (
     CHROMA_FLOOR,
     otsu_threshold,
     tile_grid,
-    tissue_mask,
     tissue_fraction,
+    tissue_mask,
 )
 
 

@@ -64,7 +64,7 @@ class CoordinateH5Source:
 
     Args:
         path: The h5 file with ``coords``, (N, 2) top-left corners in level-0 pixels.
-        slide: The slide, or the folder it lies in; None looks for it beside the file.
+        slide: The slide, or its folder; None looks for it beside the file.
         slide_resolution_um_per_px: Resolution of the slide's level 0 in µm per pixel; None takes the slide's own.
         edge: How patches that extend over the edge are filled.
 

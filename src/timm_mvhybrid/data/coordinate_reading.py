@@ -10,7 +10,7 @@ from typing import Any
 from ..runtime.errors import DataError
 from .h5_file import H5File, number
 
-# TRIDENT takes the first level whose downsample is so near the wanted one, before it looks for a finer one
+# TRIDENT takes the first level whose downsample is this close to the target, before it looks for a finer one
 _NEAR_DOWNSAMPLE = 0.1
 # rounding to whole pixels changes the side of a patch by far less, even that of a small one
 _LARGEST_DEVIATION = 0.02

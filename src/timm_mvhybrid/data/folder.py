@@ -115,28 +115,11 @@ class FolderSource:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Image.Image:
-        """Reads one image.
-
-        Args:
-            index: From 0 to the number of images.
-
-        Returns:
-            The image in mode RGB, in its own size.
-
-        Raises:
-            PatchError: If the file cannot be read as an image.
-        """
+        """Reads one image, in mode RGB and its own size, or raises ``PatchError``."""
         return read_image(self.path / self.paths[index])
 
     def name(self, index: int) -> str:
-        """Names one image for messages.
-
-        Args:
-            index: From 0 to the number of images.
-
-        Returns:
-            The path of the image.
-        """
+        """Names one image for messages, by its path."""
         return str(self.path / self.paths[index])
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """Manifest: a list of sources with weights → one indexable set of samples.
 
 A manifest is JSON: ``{"sources": [{"path": "slides/a.h5", "weight": 2.0}, "images", …]}``. An entry is a path or an
-object with ``path``, and if wanted ``weight``, ``name``, ``slide`` (a slide, or the folder of the slides, for coordinate h5) and
+object with ``path`` and, optionally, ``weight``, ``name``, ``slide`` (a slide, or the folder of the slides, for coordinate h5) and
 ``suffix`` (for tars). Paths are relative to the manifest.
 """
 

@@ -78,17 +78,7 @@ class PatchH5Source:
         return int(self._length)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        """Reads one patch.
-
-        Args:
-            index: From 0 to the number of patches.
-
-        Returns:
-            The patch, (H, W, 3) uint8 RGB.
-
-        Raises:
-            PatchError: If the file is damaged there.
-        """
+        """Reads one patch, (H, W, 3) uint8 RGB, or raises ``PatchError`` if the file is damaged there."""
         try:
             patch: NDArray[np.uint8] = self._file.handle[self._dataset][index]
         except (OSError, KeyError, RuntimeError) as error:
@@ -96,14 +86,7 @@ class PatchH5Source:
         return patch
 
     def name(self, index: int) -> str:
-        """Names one patch for messages.
-
-        Args:
-            index: From 0 to the number of patches.
-
-        Returns:
-            The file, the patch's index and, where known, its barcode.
-        """
+        """Names one patch for messages, by the file, its index and, where known, its barcode."""
         barcode = f" ({self.barcodes[index]})" if self.barcodes is not None else ""
         return f"{self.path} patch {index}{barcode}"
 

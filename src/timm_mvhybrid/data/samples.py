@@ -83,27 +83,13 @@ class Samples:
         return number, index - int(self._ends[number]) + self.sizes[number]
 
     def __getitem__(self, index: int) -> Image.Image | NDArray[np.uint8]:
-        """Reads one sample.
-
-        Args:
-            index: From 0 to the number of samples.
-
-        Returns:
-            An RGB image, or (H, W, 3) uint8.
-        """
+        """Reads one sample, as an RGB image or as (H, W, 3) uint8."""
         number, inner = self.locate(index)
         self._keep_open(number)
         return self.sources[number][inner]
 
     def name(self, index: int) -> str:
-        """Names one sample for messages.
-
-        Args:
-            index: From 0 to the number of samples.
-
-        Returns:
-            Its file and its place there.
-        """
+        """Names one sample for messages, by its file and its place there."""
         number, inner = self.locate(index)
         return self.sources[number].name(inner)
 

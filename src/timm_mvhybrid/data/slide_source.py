@@ -46,7 +46,7 @@ class SlideSource:
             scale, self.resolution_um_per_px = 1.0, native
         if scale < 1:
             warnings.warn(
-                f"{self.path}: the slide has {native:g} µm/px, coarser than the wanted "
+                f"{self.path}: the slide has {native:g} µm/px, coarser than the requested "
                 f"{options.resolution_um_per_px:g}; its patches are enlarged",
                 stacklevel=2,
             )
@@ -78,7 +78,7 @@ class SlideSource:
         if len(self.coords) == 0:
             if (thumbnail == thumbnail[..., :1]).all() and np.ptp(thumbnail) > 0:
                 raise DataError(
-                    f"{self.path}: the slide is grey, and tissue is told from glass by its colour; take every patch "
+                    f"{self.path}: the slide is grey, and tissue is recognised by its colour; take every patch "
                     "with --min-tissue 0"
                 )
             raise DataError(

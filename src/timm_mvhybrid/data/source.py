@@ -84,7 +84,7 @@ def open_source(
             such as ``shard-{000..009}.tar``.
         tiling: How slides are cut; patches that exist already keep their size and resolution. Its
             ``slide_resolution_um_per_px`` also serves coordinate h5 files.
-        slide: The slide of a coordinate h5, or the folder it lies in; None looks for it beside the file.
+        slide: The slide of a coordinate h5, or its folder; None looks for it beside the file.
         edge: How patches of a coordinate h5 that extend over the slide's edge are filled, see ``CoordinateH5Source``.
 
     Returns:

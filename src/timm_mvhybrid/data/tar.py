@@ -194,17 +194,7 @@ class TarSource:
         return len(self._names)
 
     def __getitem__(self, index: int) -> Image.Image:
-        """Reads one image.
-
-        Args:
-            index: From 0 to the number of images.
-
-        Returns:
-            The image in mode RGB, in its own size.
-
-        Raises:
-            PatchError: If the member cannot be read as an image.
-        """
+        """Reads one image, in mode RGB and its own size, or raises ``PatchError``."""
         number, offset, size = self._places[index].tolist()
         try:
             with self.shards[number].open("rb") as stream:
@@ -217,14 +207,7 @@ class TarSource:
         return read_image(io.BytesIO(content), self.name(index))
 
     def name(self, index: int) -> str:
-        """Names one image for messages.
-
-        Args:
-            index: From 0 to the number of images.
-
-        Returns:
-            The tar and the member.
-        """
+        """Names one image for messages, by the tar and the member."""
         return f"{self.shards[int(self._places[index, 0])]} member {self._names[index]}"
 
     def close(self) -> None:

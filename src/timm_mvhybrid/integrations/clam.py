@@ -105,8 +105,8 @@ def install(*, checkpoint_path: str | Path | None = None, **model_args: Any) -> 
 
     def get_encoder(model_name: str, target_img_size: int = 224) -> tuple[nn.Module, Transform]:
         if model_name not in MODEL_NAMES:
-            answer: tuple[nn.Module, Transform] = theirs(model_name, target_img_size=target_img_size)
-            return answer
+            found: tuple[nn.Module, Transform] = theirs(model_name, target_img_size=target_img_size)
+            return found
         return encoder(model_name, target_img_size, checkpoint_path=checkpoint_path, **model_args)
 
     replacement: Any = get_encoder

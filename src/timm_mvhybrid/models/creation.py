@@ -40,7 +40,7 @@ def create_model(model_name: str, **kwargs: Any) -> nn.Module:
             ``checkpoint_path``, ...
 
     Returns:
-        The model; one of this package gives features (batch, embed_dim) unless asked for otherwise.
+        The model; one of this package returns features (batch, embed_dim) unless told otherwise.
 
     Raises:
         RuntimeError: There is no model of this name.

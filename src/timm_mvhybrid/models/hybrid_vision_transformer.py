@@ -274,7 +274,7 @@ class HybridVisionTransformer(BaseVisionTransformer):
         """Runs them on images that are taken together.
 
         Tokens are in scan order from the first state-space block to the last, and in timm's order after it, so that
-        whoever looks inside the attention half, at attention maps for instance, finds timm's order.
+        attention maps and hooks inside the attention half are in timm's order.
         """
         tapped: list[Tensor] = []
         if self.has_ssm:
@@ -350,7 +350,7 @@ class HybridVisionTransformer(BaseVisionTransformer):
             indices: Blocks to return: the last n if a number, all if None.
             return_prefix_tokens: Whether to return each block's prefix tokens beside its patch tokens.
             norm: Whether the final norm is applied to the blocks' outputs too.
-            stop_early: Whether to stop after the last block asked for.
+            stop_early: Whether to stop after the last of these blocks.
             output_fmt: "NCHW" for maps (batch, embed_dim, rows, columns), "NLC" for tokens (batch, patches, embed_dim).
             intermediates_only: Whether to leave the final tokens out.
             output_dict: Whether to return a dictionary with ``image_intermediates``, ``image_intermediates_prefix``

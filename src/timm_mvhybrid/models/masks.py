@@ -42,14 +42,14 @@ def resolve_attention_mask(
     Args:
         x: Tokens, (batch, length, dim).
         attn_mask: Attention mask, or None.
-        is_causal: Whether a causal mask is wanted.
+        is_causal: Whether to make a causal mask.
         has_ssm: Whether the model has state-space blocks.
 
     Returns:
         The mask, or None.
 
     Raises:
-        ValueError: State-space blocks have no attention to mask, or both masks were asked for.
+        ValueError: State-space blocks have no attention to mask, or both masks were given.
     """
     if attn_mask is None and not is_causal:
         return None

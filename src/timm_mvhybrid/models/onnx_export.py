@@ -222,7 +222,7 @@ class _Exported(nn.Module):
 
     Args:
         model: The model.
-        tokens: Whether the tokens are wanted.
+        tokens: Whether it returns the tokens.
         normalization: Mean and deviation of every channel, or None.
     """
 

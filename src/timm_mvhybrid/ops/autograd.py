@@ -71,7 +71,7 @@ def register(
     options = [key for key in kept if key not in tensors]
 
     def resolved(arguments: dict[str, Any]) -> dict[str, Any]:
-        """Replaces the implementation that was asked for by the one that runs."""
+        """Replaces the requested implementation by the one that runs."""
         if operation is None:
             return arguments
         x = arguments[tensors[0]]

@@ -1,4 +1,4 @@
-"""Which implementation of a scan runs: the one that was asked for, or the best for device, dtype and installation.
+"""Which implementation of a scan runs: the requested one, or the best for device, dtype and installation.
 
 ``auto`` takes, on a CUDA device, mamba-ssm's kernels where they are installed, then our Triton kernels, and plain
 torch (``cpu``) anywhere else. A request that cannot be met raises ``ImplementationError``; nothing is replaced silently. The
@@ -30,7 +30,7 @@ Implementation = Literal["auto", "reference", "cpu", "triton", "mamba_ssm"]
 
 _NOT_TAKEN = {
     True: "could run; the automatic choice prefers the above",
-    False: "could run; another was asked for",
+    False: "could run; another was requested",
 }
 _REMEDY = 'take another with timm_mvhybrid.ops.use_implementation(...), for instance "auto"'
 
@@ -56,7 +56,7 @@ class ScanStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class ImplementationStatus:
-    """What was asked for, and what therefore runs; prints as a table.
+    """What was requested, and what therefore runs; prints as a table.
 
     Attributes:
         requested: The request in force.
@@ -199,7 +199,7 @@ def choose(operation: str, requested: str, device_type: str, dtype: torch.dtype)
     reason = why_not(operation, requested, device_type, dtype)
     if reason is not None:
         raise ImplementationError(
-            f"implementation {requested!r} was asked for, but {operation} cannot use it: {reason}; {_REMEDY}"
+            f"implementation {requested!r} was requested, but {operation} cannot use it: {reason}; {_REMEDY}"
         )
     return requested
 
@@ -233,7 +233,7 @@ def why_not(operation: str, name: str, device_type: str, dtype: torch.dtype) -> 
 def why_not_causal_conv1d(device_type: str, dtype: torch.dtype) -> str | None:
     """Says why the causal-conv1d package does not run Vim's convolutions, or None if it does."""
     if _requested not in ("auto", "mamba_ssm"):
-        return f"implementation {_requested!r} was asked for"
+        return f"implementation {_requested!r} was requested"
     if not _HAS_CAUSAL_CONV1D:
         return "causal-conv1d is not installed (pip install causal-conv1d)"
     if device_type != "cuda":
@@ -257,7 +257,7 @@ def load(operation: str, name: str) -> ModuleType:
     """Imports the module of an implementation, which has ``forward``, ``backward`` and ``num_chunks``.
 
     Raises:
-        ImplementationError: The reference was asked for within a scripted graph; it is not an operator.
+        ImplementationError: The reference was requested within a scripted graph; it is not an operator.
     """
     if name == "reference":
         raise ImplementationError(

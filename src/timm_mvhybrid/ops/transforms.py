@@ -22,5 +22,5 @@ def wants_portable_form() -> bool:
     exporting = getattr(torch.compiler, "_is_exporting_flag", None)
     if exporting is not None:
         return bool(exporting)
-    # torch 2.6: what compiles without dynamo is an export; a strict one cannot be told apart and keeps the operators
+    # torch 2.6: what compiles without dynamo is an export; a strict export cannot be recognised and keeps the operators
     return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()

@@ -43,7 +43,7 @@ def check_device(name: str, x: Tensor, interpreted: bool) -> None:
 
 
 def run(x: Tensor, *launches: Launch) -> None:
-    """Launches kernels one after the other where ``x`` lies."""
+    """Launches kernels one after the other on the device of ``x``."""
     with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
         for launch in launches:
             if launch.programs:

@@ -20,7 +20,7 @@ _REMEDIES = {
     errno.EROFS: _PLACE,
     errno.EACCES: _PLACE,
     errno.EPERM: _PLACE,
-    # a file stands where a folder is wanted
+    # there is a file where a folder is needed
     errno.EEXIST: "choose another place",
     errno.ENOTDIR: "choose another place",
 }
@@ -67,7 +67,7 @@ class EvaluationError(TimmMVHybridError, RuntimeError):
 
 
 class PretrainError(TimmMVHybridError, ValueError):
-    """A training run cannot start or go on."""
+    """A training run cannot start or continue."""
 
 
 class MissingPackageError(TimmMVHybridError, ImportError):
@@ -84,13 +84,13 @@ class OutputError(TimmMVHybridError):
         Args:
             path: The file or folder, by the name that the user knows.
             error: Of the operating system.
-            num_bytes: Size that is wanted; None if it is unknown.
+            num_bytes: Size that is needed; None if it is unknown.
 
         Returns:
             The error to raise.
         """
         reason = error.strerror or str(error)
-        facts = [] if num_bytes is None else [f"{num_bytes:,} bytes wanted"]
+        facts = [] if num_bytes is None else [f"{num_bytes:,} bytes needed"]
         # under a quota the free space of the disk would mislead
         free = free_bytes(path) if error.errno == errno.ENOSPC else None
         if free is not None:

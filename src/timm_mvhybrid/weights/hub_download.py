@@ -126,8 +126,8 @@ def explain(error: Exception, repo_id: str, what: str, *, action: str = "downloa
 
     Args:
         error: The error.
-        repo_id: The repository that was asked for.
-        what: The file that was asked for, or the act that failed.
+        repo_id: The repository.
+        what: The file, or the action that failed.
         action: What to repeat when the fault is over, a verb.
 
     Returns:

@@ -49,7 +49,7 @@ class KeyConversionError(CheckpointError):
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneNames:
-    """Where a backbone lies in a checkpoint.
+    """Where a backbone is found in a checkpoint.
 
     Attributes:
         prefix: What precedes all its names.
@@ -187,7 +187,7 @@ def whole_tensor(name: str, tensor: Tensor) -> Tensor:
     if tensor.numel() == 0:
         raise KeyConversionError(
             f"{name} is empty, as DeepSpeed's ZeRO-3 leaves it in each process's file; join them with the zero_to_fp32.py "
-            "that lies beside them, and give what it writes"
+            "beside them, and give the file that it writes"
         )
     if tensor.is_quantized:
         return tensor.dequantize()
@@ -286,7 +286,7 @@ def _flattened(names: Iterable[str]) -> str:
     if found is None:
         return ""
     return (
-        f"holds FSDP's flattened parameters ('{found}'), from which no names and shapes can be told; {GATHER}"
+        f"holds FSDP's flattened parameters ('{found}'), which have neither names nor shapes; {GATHER}"
     )
 
 

@@ -16,7 +16,7 @@ _chosen: str | None = None
 
 
 def organization() -> str:
-    """Returns the organisation or user whose repositories ``pretrained=True`` asks for.
+    """Returns the organisation or user whose repositories ``pretrained=True`` downloads from.
 
     The choice of ``set_organization`` comes first, then the environment variable TIMM_MVHYBRID_ORGANIZATION, then
     "timm-mvhybrid".
@@ -25,7 +25,7 @@ def organization() -> str:
 
 
 def set_organization(name: str | None) -> None:
-    """Chooses the organisation or user whose repositories ``pretrained=True`` asks for from now on.
+    """Chooses the organisation or user whose repositories ``pretrained=True`` downloads from, from now on.
 
     Args:
         name: Its name on the Hub; None for the environment variable's or the default.

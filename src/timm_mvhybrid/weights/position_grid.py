@@ -139,7 +139,7 @@ def resample_with_older_timm(
 
     Args:
         posemb: Position embedding, (1, prefix + patches, dim).
-        new_size: Rows and columns wanted.
+        new_size: Rows and columns of the result.
         old_size: Rows and columns that it has.
         num_prefix_tokens: Leading tokens, which are kept.
 

@@ -40,7 +40,7 @@ class _Workspace:
         self._room: dict[str, Tensor] = {}
 
     def cut(self, rows: slice) -> slice:
-        """Where the rows of the maps lie among those of the whole batch."""
+        """Returns where the rows of the maps are among those of the whole batch."""
         return slice(rows.start * self.half, rows.stop * self.half)
 
     def _take(self, name: str, rows: int, a_row: int) -> Tensor:

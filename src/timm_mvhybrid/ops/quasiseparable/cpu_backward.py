@@ -184,7 +184,7 @@ def _between_chunks(
 
 
 def _in_float64(terms: Tensor, rooms: Rooms) -> Tensor:
-    """Widens terms that are to be summed; ``sum`` would do so in fresh memory, and anew for every sum."""
+    """Widens terms that are to be summed; ``sum`` would do so in fresh memory, once for every sum."""
     if terms.dtype == torch.float64:
         return terms
     # two float32 numbers make room for one

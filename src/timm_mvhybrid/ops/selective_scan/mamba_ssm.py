@@ -1,6 +1,6 @@
 """The selective scan on mamba-ssm's CUDA kernels, ``selective_scan_cuda`` of the installed package.
 
-Its kernels want channel-major tensors, unit stride along time, one dtype for u, δ, B and C, and float32 for A, D and
+Its kernels take channel-major tensors, unit stride along time, one dtype for u, δ, B and C, and float32 for A, D and
 the bias; this adapter brings ours into that form. They keep nothing from the forward pass for sequences of up to 2,048
 steps, so none of our states is saved. Source of the interface: mamba_ssm 2.3, ``selective_scan_interface.py``.
 """

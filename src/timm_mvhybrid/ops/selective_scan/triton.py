@@ -69,18 +69,17 @@ def plan_forward(inputs: Inputs, save_states: bool) -> Launch:
 
 def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inputs: Inputs) -> Gradients:
     """Differentiates :func:`forward`; arguments, results and formulas are those of :func:`.cpu.backward`."""
+    u, _, A, B, C, D, z, delta_bias, _, _ = inputs
     launch = plan_backward(grad_y, grad_last_state, states, inputs)
-    _run(inputs.u, launch)
-    _, _, A, B, C, D, z, delta_bias, _, _ = inputs
+    _run(u, launch)
     sums: dict[str, Any] = launch.arguments
-    empty = inputs.u.new_empty(0)
     return (
         sums["grad_u"],
         sums["grad_delta"],
         *(sums[f"grad_{name}"].sum(0).to(x.dtype) for name, x in (("A", A), ("B", B), ("C", C))),
-        empty if D is None else sums["grad_D"].sum(0).to(D.dtype),
-        empty if z is None else sums["grad_z"],
-        empty if delta_bias is None else sums["grad_delta_bias"].sum(0).to(delta_bias.dtype),
+        u.new_empty(0) if D is None else sums["grad_D"].sum(0).to(D.dtype),
+        u.new_empty(0) if z is None else sums["grad_z"],
+        u.new_empty(0) if delta_bias is None else sums["grad_delta_bias"].sum(0).to(delta_bias.dtype),
     )
 
 

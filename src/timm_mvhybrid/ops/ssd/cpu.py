@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..chunked_time import cut_time
 from ..precision import accumulation_dtype
 from ..step_sizes import biased_steps, softplus_slope, step_sizes
 from ..workspace import cut_batch
@@ -80,9 +81,9 @@ def forward(inputs: Inputs, save_states: bool) -> Outputs:
     for rows in cut_batch(x, PART_ELEMENTS)[0]:
         xf = x[rows].to(dtype)
         step = step_sizes(dt[rows], dt_bias, dt_softplus, dtype)
-        decays = _decays(_log_decay(step, A, chunks), reverse, dtype)
-        b, c = (_group_major(m[rows].to(dtype), chunks) for m in (B, C))
-        v = _chunked(xf * step.unsqueeze(-1), chunks)
+        decays = _decays(_log_decay(step, A), reverse, dtype)
+        b, c = (_group_major(m[rows].to(dtype)) for m in (B, C))
+        v = cut_chunks(xf * step.unsqueeze(-1))
         mixing = _pairwise(decays.coarse, groups, reverse).mul_(_scores(b, c, decays))
         mixed = torch.bmm(mixing.flatten(0, 3), _head_major(v, decays.unrefine))
         ends = torch.bmm(b.mT, _group_tokens(v * _per_token(decays.to_end), groups))
@@ -127,9 +128,9 @@ def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inp
         xf, grad_out = x[rows].to(dtype), grad_y[rows].to(dtype)
         biased = biased_steps(dt[rows], dt_bias, dtype)
         step = F.softplus(biased) if dt_softplus else biased
-        decays = _decays(_log_decay(step, A, chunks), reverse, dtype)
-        b, c = (_group_major(m[rows].to(dtype), chunks) for m in (B, C))
-        v, g = _chunked(xf * step.unsqueeze(-1), chunks), _chunked(grad_out, chunks)
+        decays = _decays(_log_decay(step, A), reverse, dtype)
+        b, c = (_group_major(m[rows].to(dtype)) for m in (B, C))
+        v, g = cut_chunks(xf * step.unsqueeze(-1)), cut_chunks(grad_out)
         scores = _scores(b, c, decays)
         pairs = _pairwise(decays.coarse, groups, reverse)
         g_heads, v_heads = _head_major(g, decays.refine), _head_major(v, decays.unrefine)
@@ -186,22 +187,20 @@ def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inp
     )
 
 
-def _chunked(tokens: Tensor, chunks: int) -> Tensor:
+def cut_chunks(tokens: Tensor) -> Tensor:
     """Cuts (rows, length, heads, width) into (rows, chunks, steps, heads, width), zeros after the end.
 
     The chunks are as short as their number allows, so that few zeros are needed.
     """
     length = tokens.shape[1]
-    steps = -(-length // chunks)
-    missing = chunks * steps - length
-    padded = F.pad(tokens, [0, 0, 0, 0, 0, missing]) if missing else tokens
-    return padded.unflatten(1, (chunks, steps))
+    chunks = num_chunks(length)
+    return cut_time(tokens, chunks, -(-length // chunks))
 
 
-def _log_decay(step: Tensor, A: Tensor, chunks: int) -> Tensor:
+def _log_decay(step: Tensor, A: Tensor) -> Tensor:
     """Computes log2 of the decays in float64, (rows, chunks, heads, steps)."""
     log_decay = step.double() * (A.double() * LOG2_E)
-    return _chunked(log_decay.unsqueeze(-1), chunks).squeeze(-1).transpose(2, 3)
+    return cut_chunks(log_decay.unsqueeze(-1)).squeeze(-1).transpose(2, 3)
 
 
 def _cumulate(values: Tensor, reverse: bool) -> Tensor:
@@ -276,9 +275,9 @@ def _matrix_state(state: Tensor, groups: int) -> Tensor:
     return state.unflatten(1, (groups, -1)).permute(0, 1, 4, 2, 3).flatten(3)
 
 
-def _group_major(matrix: Tensor, chunks: int) -> Tensor:
+def _group_major(matrix: Tensor) -> Tensor:
     """Turns (rows, length, groups, d_state) into (rows · chunks · groups, steps, d_state)."""
-    return _chunked(matrix, chunks).transpose(2, 3).flatten(0, 2)
+    return cut_chunks(matrix).transpose(2, 3).flatten(0, 2)
 
 
 def _head_major(values: Tensor, factors: Tensor) -> Tensor:
