@@ -278,7 +278,7 @@ def test_lightly_train_arguments():
 
 @pytest.mark.parametrize(("name", "size"), [(NAME, 100), ("test_resnet", None)])
 def test_lightly_train_refuses(name, size):
-    with pytest.raises(ValueError, match=r"takes multiples of 16 px|no model of this package"):
+    with pytest.raises(ValueError, match=r"takes multiples of 16 px|not a model of this package"):
         lightly_train.arguments(name, image_size=size)
 
 

@@ -34,6 +34,7 @@ from .sample import PhantomSample, cohort_genes, draw_sample
 from .scanner import MARK
 
 TASK = "PHANTOM"
+"""Name of the task's folder within a cohort."""
 _NUM_LISTED_GENES = 50
 _MAX_FOLDS = 4
 

@@ -14,8 +14,11 @@ from .cells import EPITHELIAL, FIBROBLAST, LYMPHOCYTE, MITOSIS, Cells
 from .tissue import EPITHELIUM, LUMEN, STROMA, Tissue
 
 LOW_FREQUENCY = ("glands", "lymphocytes", "fibrosis", "tumour")
+"""Factors of tissue architecture, which survives blurring."""
 HIGH_FREQUENCY = ("chromatin", "nucleoli", "mitoses")
+"""Factors of detail within nuclei, which does not."""
 FACTORS = LOW_FREQUENCY + HIGH_FREQUENCY
+"""All factors, in the order of the columns of the morphology."""
 
 # mean and deviation over the spots of 40 slides of 40 studies at the default options: constants, so that a sample's
 # values do not depend on which others were drawn with it

@@ -285,9 +285,7 @@ def _flattened(names: Iterable[str]) -> str:
     found = next((name for name in names if _FLATTENED.fullmatch(name)), None)
     if found is None:
         return ""
-    return (
-        f"holds FSDP's flattened parameters ('{found}'), which have neither names nor shapes; {GATHER}"
-    )
+    return f"holds FSDP's flattened parameters ('{found}'), which have neither names nor shapes; {GATHER}"
 
 
 def _what_else(names: Collection[str]) -> str:
