@@ -12,7 +12,7 @@ from timm_mvhybrid.models.chunks import num_chunks
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Slabs of three images of 17 tokens, 64 wide."""
+    """Chunks of three images of 17 tokens, 64 wide."""
     monkeypatch.setattr(chunks, "_NUMBERS_PER_CHUNK", 3 * 17 * 64)
 
 
