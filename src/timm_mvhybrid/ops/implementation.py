@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import os
 from dataclasses import dataclass
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -119,9 +119,7 @@ class use_implementation:  # a function to its users, who may also open it with 
     def __enter__(self) -> None:
         """Keeps the choice that the constructor made."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Restores the choice from before the constructor."""
         global _requested
         _requested = self._previous

@@ -9,7 +9,6 @@ import secrets
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from .errors import OutputError, writing
@@ -58,16 +57,7 @@ class OutputFile(io.RawIOBase):
             # readable as the umask allows; "x", so that no other file is opened
             self._file = self.temporary.open("xb+", buffering=0)
 
-    def __enter__(self) -> OutputFile:
-        """Returns the file."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """Removes what was not finished."""
         # an NFS server may refuse on closing what it accepted before
         with suppress(OSError):
