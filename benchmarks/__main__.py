@@ -140,7 +140,7 @@ class Gpu(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretrain(Settings):
-    """The pretraining loop on one GPU: images/s, memory, fraction of time waiting for data, overhead; a few minutes a model."""
+    """The pretraining loop on one GPU: images/s, memory, time waiting for data, overhead; a few minutes a model."""
 
     device: Annotated[str, arg(metavar="NAME")] = "cuda"
     """cuda, cuda:1, or with --quick also cpu."""

@@ -54,13 +54,13 @@ def find_slide(path: Path, name: str | None, folder: Path | None = None) -> Path
 class CoordinateH5Source:
     """Patches of a slide at coordinates that another tool chose, in that tool's pixels.
 
-    TRIDENT states ``patch_size`` (pixels of the patch) and two magnifications, CLAM ``patch_size`` (pixels of the level) and
-    ``patch_level``; both read whole pixels of a level, as this does. A file that states ``patch_size_level0`` alone is read
-    as this package cuts slides. The attributes may be on ``coords`` or on the file.
+    TRIDENT states ``patch_size`` (pixels of the patch) and two magnifications, CLAM ``patch_size`` (pixels of the
+    level) and ``patch_level``; both read whole pixels of a level, as this does. A file that states
+    ``patch_size_level0`` alone is read as this package cuts slides. The attributes may be on ``coords`` or on the file.
 
-    Beyond the slide's edge TRIDENT and CLAM see black; glass is white. ``edge`` says what such patches get: ``black`` or
-    ``white`` there, or ``skip``, which leaves them out. ``auto`` is black for files that TRIDENT or CLAM wrote (which carry
-    ``savetodir`` or ``save_path``), so that features equal theirs, and white for others.
+    Beyond the slide's edge TRIDENT and CLAM see black; glass is white. ``edge`` says what such patches get: ``black``
+    or ``white`` there, or ``skip``, which leaves them out. ``auto`` is black for files that TRIDENT or CLAM wrote
+    (which carry ``savetodir`` or ``save_path``), so that features equal theirs, and white for others.
 
     Args:
         path: The h5 file with ``coords``, (N, 2) top-left corners in level-0 pixels.

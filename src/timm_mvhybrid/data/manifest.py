@@ -1,8 +1,8 @@
 """Manifest: a list of sources with weights → one indexable set of samples.
 
 A manifest is JSON: ``{"sources": [{"path": "slides/a.h5", "weight": 2.0}, "images", …]}``. An entry is a path or an
-object with ``path`` and, optionally, ``weight``, ``name``, ``slide`` (a slide, or the folder of the slides, for coordinate h5) and
-``suffix`` (for tars). Paths are relative to the manifest.
+object with ``path`` and, optionally, ``weight``, ``name``, ``slide`` (a slide, or the folder of the slides, for
+coordinate h5) and ``suffix`` (for tars). Paths are relative to the manifest.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class SourceEntry:
     Attributes:
         path: A source, or a folder of sources.
         weight: How often a sample of it is drawn, relative to samples of weight 1.
-        name: Its name in fingerprints, instead of its path's last part; for what a folder or manifest holds, the first part
-            of the names.
+        name: Its name in fingerprints, instead of its path's last part; for what a folder or manifest holds, the first
+            part of the names.
         slide: The slide of a coordinate h5, or the folder of the slides; None looks beside the h5.
         suffix: End of the names to take from tars; None takes the images.
 
@@ -117,15 +117,16 @@ def open_samples(
 ) -> Samples:
     """Opens everything that paths name as one set of samples.
 
-    A path is a manifest (``.json``), anything that ``open_source`` takes, or a folder: one with a ``manifest.json`` (a patch
-    store), of h5 files, of slides, of tars, or of images.
+    A path is a manifest (``.json``), anything that ``open_source`` takes, or a folder: one with a ``manifest.json`` (a
+    patch store), of h5 files, of slides, of tars, or of images.
 
     Args:
         paths: One path or several.
         tiling: How slides are cut.
-        slides: Folder of the slides of coordinate h5 files, or their slide; an entry's own ``slide`` comes before it, and
-            None looks beside each file.
-        edge: How patches of coordinate h5 files that extend over the slide's edge are filled, see ``CoordinateH5Source``.
+        slides: Folder of the slides of coordinate h5 files, or their slide; an entry's own ``slide`` comes before it,
+            and None looks beside each file.
+        edge: How patches of coordinate h5 files that extend over the slide's edge are filled, see
+            ``CoordinateH5Source``.
 
     Returns:
         The samples, in the order of the paths; within a folder in that of the names.

@@ -114,8 +114,8 @@ class Samples:
     def fingerprint(self) -> str:
         """Identifies the samples, their order and their weights, for a resumed run to compare.
 
-        Names, numbers, coordinates, barcodes and file sizes count; pixels and the folders of the sources do not, so that
-        data may be moved, and nothing large is read.
+        Names, numbers, coordinates, barcodes and file sizes count; pixels and the folders of the sources do not, so
+        that data may be moved, and nothing large is read.
 
         Returns:
             32 hexadecimal digits.

@@ -63,7 +63,8 @@ class Slide:
             self.close()
             self._handle = open_library(self.path, self._tags)
             self._process = os.getpid()
-            # otherwise tiffslide leaves its file open, and ``__del__`` would run after the modules that it needs are gone
+            # otherwise tiffslide leaves its file open, and ``__del__`` would run after the modules that it needs are
+            # gone
             self._close_handle = weakref.finalize(self, self._handle.close)
         return self._handle
 

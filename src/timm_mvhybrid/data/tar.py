@@ -1,7 +1,7 @@
 """Tar shards, as WebDataset lays them out: tars → images by random access, without unpacking.
 
-A sample is a group of members with one key, ``key.jpg``, ``key.json``, …; only images are read, and only images are ever
-decoded.
+A sample is a group of members with one key, ``key.jpg``, ``key.json``, …; only images are read, and only images are
+ever decoded.
 """
 
 from __future__ import annotations

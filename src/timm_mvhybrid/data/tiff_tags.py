@@ -1,4 +1,4 @@
-"""What the tags of a TIFF say about its pixels: whether they are colours, which library reads them right, and their size.
+"""What the tags of a TIFF say about its pixels: whether they are colours, who reads them right, and their size.
 
 OpenSlide and tiffslide look at few of these tags: 16 bits lose their lower half, the first of several grey planes is
 taken for the whole picture, and colours that are not RGB are taken for RGB. So the tags are checked first.
@@ -23,8 +23,8 @@ _SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # PhotometricInterpretation, TIFF 6.0 and its supplements
 _GREY, _RGB, _YCBCR = (0, 1), 2, 6
 _BLACK_IS_ZERO = 1
-# JPEG's decoder turns YCbCr into RGB, that of JPEG 2000 does not; Aperio's first kind of JPEG 2000 is YCbCr whatever the
-# photometric tag says
+# JPEG's decoder turns YCbCr into RGB, that of JPEG 2000 does not; Aperio's first kind of JPEG 2000 is YCbCr whatever
+# the photometric tag says
 _JPEG, _APERIO_JPEG2000_YCBCR = 7, 33003
 _ASSOCIATED_ALPHA, _UNASSOCIATED_ALPHA = 1, 2
 _UNSIGNED = 1
@@ -148,7 +148,7 @@ def _data_ends(page: Any) -> Iterator[int]:
 
 
 def _lost_tags(file: Any, page: Any) -> set[int]:
-    """Lists the standard tags of a page and of its smaller levels that tifffile left out because their values are missing."""
+    """Lists the standard tags of a page and its smaller levels that tifffile left out: their values are missing."""
     import tifffile
 
     tiff = file.tiff
@@ -249,7 +249,7 @@ def _ome_resolution(pixels: ElementTree.Element | None) -> tuple[float, float] |
 
 
 def _are_red_green_blue(pixels: ElementTree.Element | None) -> bool:
-    """Says whether three channels are the three colours, by their names or by the colours that they are displayed in."""
+    """Says whether three channels are the three colours, by their names or by the colours of their display."""
     if pixels is None:
         return False
     channels = pixels.findall("{*}Channel")

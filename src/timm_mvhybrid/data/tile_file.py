@@ -72,9 +72,9 @@ def write_tile_file(
 ) -> None:
     """Cuts a slide into a patch h5 in HEST's layout.
 
-    ``img`` (N, H, W, 3) uint8 holds one patch per chunk, so that any patch is read by itself, and ``coords`` (N, 2) int64
-    the top-left corners in level-0 pixels. The attributes of ``img`` are HEST's: ``patch_size_src`` in level-0 pixels,
-    ``patch_size_target``, ``downsample`` and ``pixel_size`` in µm per level-0 pixel.
+    ``img`` (N, H, W, 3) uint8 holds one patch per chunk, so that any patch is read by itself, and ``coords`` (N, 2)
+    int64 the top-left corners in level-0 pixels. The attributes of ``img`` are HEST's: ``patch_size_src`` in level-0
+    pixels, ``patch_size_target``, ``downsample`` and ``pixel_size`` in µm per level-0 pixel.
 
     Args:
         source: The slide and its tiles.

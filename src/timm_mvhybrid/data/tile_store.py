@@ -84,9 +84,9 @@ def tile_slides(
 ) -> TilingSummary:
     """Cuts slides into a patch store that pretraining reads fast.
 
-    The store holds ``SLIDE.h5`` for each slide, ``thumbnails/SLIDE.png`` with the tiles drawn, ``manifest.json`` (all slides
-    of the store, also of earlier runs) and ``tiling.jsonl`` (one line a slide and run). Slides that an earlier run
-    finished with the same options are kept, so an interrupted run continues where it stopped. A slide that fails is
+    The store holds ``SLIDE.h5`` for each slide, ``thumbnails/SLIDE.png`` with the tiles drawn, ``manifest.json`` (all
+    slides of the store, also of earlier runs) and ``tiling.jsonl`` (one line a slide and run). Slides that an earlier
+    run finished with the same options are kept, so an interrupted run continues where it stopped. A slide that fails is
     reported, and the others are still cut.
 
     Args:
@@ -229,7 +229,7 @@ def _cut(task: _Task) -> int:
 
 
 def _add_to_manifest(manifest: Path, patches: Path) -> None:
-    """Adds a patch file to the manifest, keeping existing entries and weights, and those that other runs add meanwhile."""
+    """Adds a patch file to the manifest; existing entries, and those that other runs add meanwhile, stay."""
     with claimed(manifest, wait=True):
         _enter(manifest, patches)
 

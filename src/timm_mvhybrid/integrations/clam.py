@@ -12,7 +12,8 @@ features have 384 numbers, so training needs ``--embed_dim 384``; its default is
 
 Its ``create_patches_fp.py`` looks for large pieces of tissue; on a small region its default finds nothing, but
 ``--preset bwh_biopsy.csv`` does. The features are in ``h5_files`` within ``--feat_dir``; ``timm-mvhybrid evaluate
-slides`` takes either folder. ``timm-mvhybrid embed`` on its coordinate files gives the same features, by the same pixels.
+slides`` takes either folder. ``timm-mvhybrid embed`` on its coordinate files gives the same features, by the same
+pixels.
 
 CLAM is not a package: it is a clone of github.com/mahmoodlab/CLAM, run from its folder. It was run at commit 53e2409,
 whose environment has timm 0.9.8, with which no backbone of this package runs: install this package after it. It runs

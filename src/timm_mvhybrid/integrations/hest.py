@@ -12,9 +12,9 @@ project. It was run at commit afd42c3, which requires hestcore 1.0.4 and any tim
 0.5 µm/px. They enter the model as they are: enlarged to the model's 256 px they would show tissue at another resolution
 than the one at which the backbones are trained. Without ``encoders=[]``, HEST runs its
 ResNet-50 too. ``timm-mvhybrid evaluate expression`` computes the same task without HEST: ``--panel task --protocols csv
---nan-policy propagate`` are its genes, folds and means. ``dimreduce=None`` in the call has no effect, because HEST leaves out
-arguments that are None; principal components are switched off by ``dimreduce: null`` in the file that ``config`` names,
-and then equal ``--num-components none``.
+--nan-policy propagate`` are its genes, folds and means. ``dimreduce=None`` in the call has no effect, because HEST
+leaves out arguments that are None; principal components are switched off by ``dimreduce: null`` in the file that
+``config`` names, and then equal ``--num-components none``.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ this package is imported before eva, which is what this module does when it is r
 It also sets, unless they are set, the other variables that eva's configurations read, to the values of ``environment``:
 without them eva builds the model with random weights and normalises by the colours of ImageNet.
 
-kaiko-eva 0.4 with jsonargparse below 4.52, since it cannot read a loss such as ``torch.nn.CrossEntropyLoss`` with later ones.
+kaiko-eva 0.4 with jsonargparse below 4.52, since it cannot read a loss such as ``torch.nn.CrossEntropyLoss`` with later
+ones.
 """
 
 from __future__ import annotations

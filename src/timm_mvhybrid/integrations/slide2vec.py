@@ -46,8 +46,8 @@ def register_checkpoint(
 ) -> None:
     """Adds a preset with weights from a file to slide2vec's encoders in this process.
 
-    The file's sha256 becomes the encoder's source, which slide2vec records: features of other weights are never mistaken
-    for these when a run is resumed. Processes that slide2vec starts for several GPUs do not have the preset.
+    The file's sha256 becomes the encoder's source, which slide2vec records: features of other weights are never
+    mistaken for these when a run is resumed. Processes that slide2vec starts for several GPUs do not have the preset.
 
     Args:
         preset: Its name, in lower case, as for ``Model.from_preset``.

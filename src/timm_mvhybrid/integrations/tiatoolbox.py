@@ -8,10 +8,10 @@
                   input_resolutions=[{"units": "mpp", "resolution": 0.5}], output_type="zarr")
 
 By hand, two things go wrong. ``TimmBackbone(name)`` runs a timm model that is not in the dictionary without the last
-of its children, as a plain sequence of the others: that is an error or, for timm's own vision transformers, silently all tokens
-in one long vector, without class token or position embedding. And a model without ``preproc_func``
-receives raw values of 0 to 255. ``register`` prevents the first: it puts every backbone into the dictionary under its
-own timm name, so that the name means the whole model from then on. ``backbone`` prevents both.
+of its children, as a plain sequence of the others: that is an error or, for timm's own vision transformers, silently
+all tokens in one long vector, without class token or position embedding. And a model without ``preproc_func`` receives
+raw values of 0 to 255. ``register`` prevents the first: it puts every backbone into the dictionary under its own timm
+name, so that the name means the whole model from then on. ``backbone`` prevents both.
 """
 
 from __future__ import annotations

@@ -21,13 +21,14 @@ or by the command line, from a script in TRIDENT's folder that is run instead of
 Use ``--mag 20 --patch_size 256``, the resolution of the backbones; TRIDENT's default, 512 px, is resized to 256 px and
 so shows tissue at 1 µm/px.
 
-TRIDENT is installed from a clone of its repository, github.com/mahmoodlab/TRIDENT: what PyPI calls ``trident`` is another
-project. It was run at commit a91fa84, which requires timm 0.9.16, with which no backbone of this package runs: install
-this package after it, which replaces its timm (pip then warns that TRIDENT requires another version). It runs with timm
-1.0.31.
+TRIDENT is installed from a clone of its repository, github.com/mahmoodlab/TRIDENT: what PyPI calls ``trident`` is
+another project. It was run at commit a91fa84, which requires timm 0.9.16, with which no backbone of this package runs:
+install this package after it, which replaces its timm (pip then warns that TRIDENT requires another version). It runs
+with timm 1.0.31.
 
-``timm-mvhybrid embed`` on the coordinate files that TRIDENT writes gives the same features, by the same pixels. There, patches
-of another size than the model's keep their size, as with ``--patch_encoder_img_size``; by default TRIDENT resizes them.
+``timm-mvhybrid embed`` on the coordinate files that TRIDENT writes gives the same features, by the same pixels. There,
+patches of another size than the model's keep their size, as with ``--patch_encoder_img_size``; by default TRIDENT
+resizes them.
 """
 
 from __future__ import annotations
@@ -103,8 +104,8 @@ def register() -> tuple[str, ...]:
     package = _patch_encoder_models()
     for name in MODEL_NAMES:
         package.encoder_registry.setdefault(name, partial(encoder, name))
-    # a frozen set that two modules hold under the same name, and that TRIDENT's scripts look up in either when they need
-    # it; versions before 0.3 have neither the set nor the option
+    # a frozen set that two modules hold under the same name, and that TRIDENT's scripts look up in either when they
+    # need it; versions before 0.3 have neither the set nor the option
     factory = getattr(package, "encoder_factory", None)
     modules = [package] if factory is None else [package, import_module(factory.__module__)]
     for module in modules:

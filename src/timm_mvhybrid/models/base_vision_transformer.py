@@ -1,4 +1,4 @@
-"""What holds for every backbone of this package, whatever its blocks: how weights come in, grids change, and parameters are named."""
+"""What every backbone of this package does, whatever its blocks: load weights, change its grid, name parameters."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from ..weights.position_grid import grid_of, resample_position
 
 
 class BaseVisionTransformer(VisionTransformer):
-    """timm's VisionTransformer, whose weights load whole or not at all, and whose position embedding follows its grid."""
+    """timm's VisionTransformer; weights load whole or not at all, and the position embedding follows the grid."""
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False

@@ -1,7 +1,7 @@
 """Large batches on a CPU: a few images at a time, so that wide tensors fit in memory that the process already has.
 
-A block widens its tokens two to five times. At 32 images such a tensor has tens of megabytes, which the allocator returns
-to the system and fetches again, page by page, in every block; that takes longer than some of the products.
+A block widens its tokens two to five times. At 32 images such a tensor has tens of megabytes, which the allocator
+returns to the system and fetches again, page by page, in every block; that takes longer than some of the products.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Name → model, with this package's checks of what timm reads before it calls a model's entry point.
 
-``timm.create_model`` reads ``config.json`` and ``checkpoint_path=`` by itself, and nothing in timm is replaced to change
-that. A model of this package that is created this way still converts weights and proves that they are whole and finite
-(its ``load_state_dict``), and ``pretrained=True`` verifies everything (its entry point). timm before 1.0.26 would run what
-a pickle in ``checkpoint_path=`` holds, so 1.0.26 is the oldest version that is supported.
+``timm.create_model`` reads ``config.json`` and ``checkpoint_path=`` by itself, and nothing in timm is replaced to
+change that. A model of this package that is created this way still converts weights and proves that they are whole and
+finite (its ``load_state_dict``), and ``pretrained=True`` verifies everything (its entry point). timm before 1.0.26
+would run what a pickle in ``checkpoint_path=`` holds, so 1.0.26 is the oldest version that is supported.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def create_model(model_name: str, **kwargs: Any) -> nn.Module:
     """Creates a model as ``timm.create_model`` does, with the models of this package among timm's.
 
     It verifies more: ``checkpoint_path`` is loaded into a model of this package by
-    :func:`~timm_mvhybrid.models.load_weights`, with sha256, digest and fingerprint; and ``config.json`` of an address is
-    checked first. A repository is read at one commit; without network the cached one is taken at once.
+    :func:`~timm_mvhybrid.models.load_weights`, with sha256, digest and fingerprint; and ``config.json`` of an address
+    is checked first. A repository is read at one commit; without network the cached one is taken at once.
 
     Some pipelines import a function by its dotted path and check its signature before they call it. For them the path
     ``timm_mvhybrid.create_model`` is both the function and the import that registers the models.

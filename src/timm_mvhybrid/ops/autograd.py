@@ -48,7 +48,8 @@ def register(
         save: The argument of ``forward`` that says whether backward will follow.
         num_results: Outputs that are differentiated.
         operation: For an operator with an argument ``implementation``: the operation of
-            :data:`~timm_mvhybrid.ops.implementation.OPERATIONS` whose implementation it chooses. The functions see the choice.
+            :data:`~timm_mvhybrid.ops.implementation.OPERATIONS` whose implementation it chooses. The functions see the
+            choice.
 
     Raises:
         TypeError: The signatures do not fit each other.

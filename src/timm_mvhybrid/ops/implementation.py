@@ -1,8 +1,8 @@
 """Which implementation of a scan runs: the requested one, or the best for device, dtype and installation.
 
 ``auto`` takes, on a CUDA device, mamba-ssm's kernels where they are installed, then our Triton kernels, and plain
-torch (``cpu``) anywhere else. A request that cannot be met raises ``ImplementationError``; nothing is replaced silently. The
-request is one a process, not one a thread, because autograd runs the backward pass in threads of its own.
+torch (``cpu``) anywhere else. A request that cannot be met raises ``ImplementationError``; nothing is replaced
+silently. The request is one a process, not one a thread, because autograd runs the backward pass in threads of its own.
 """
 
 import functools

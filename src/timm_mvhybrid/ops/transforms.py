@@ -18,7 +18,8 @@ def wants_portable_form() -> bool:
         return True
     if forward_ad._current_level >= 0:
         return True
-    # the flag that torch.compiler.is_exporting() reads; dynamo of torch 2.8 takes that function for True while it compiles
+    # the flag that torch.compiler.is_exporting() reads; dynamo of torch 2.8 takes that function for True while it
+    # compiles
     exporting = getattr(torch.compiler, "_is_exporting_flag", None)
     if exporting is not None:
         return bool(exporting)

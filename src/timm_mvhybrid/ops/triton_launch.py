@@ -1,4 +1,4 @@
-"""Kernels of Triton with all that they are launched with, so that a launch can be planned, and measured, without a GPU."""
+"""Kernels of Triton with all that they are launched with, so that launches can be planned without a GPU."""
 
 import contextlib
 from typing import Any, NamedTuple

@@ -1,8 +1,8 @@
 """Scratch memory of the CPU operators, kept from call to call, and the parts of a batch that share it.
 
 The C library hands large freed blocks back to the system, and each page of a fresh one costs a fault of microseconds
-when it is first written, which for a scan of 8 × 257 × 384 takes longer than the arithmetic. Every thread keeps what its largest
-call needed, up to a limit.
+when it is first written, which for a scan of 8 × 257 × 384 takes longer than the arithmetic. Every thread keeps what
+its largest call needed, up to a limit.
 """
 
 import math
@@ -29,8 +29,8 @@ _ALIGNMENT = 64
 def scratch(like: Tensor, *shapes: Sequence[int]) -> list[Tensor]:
     """Returns uninitialised tensors that are valid until the thread's next call of this function.
 
-    Only for use inside an operator: none of it may be returned, and no operator that takes scratch may run while that of
-    another is in use.
+    Only for use inside an operator: none of it may be returned, and no operator that takes scratch may run while that
+    of another is in use.
 
     Args:
         like: Whose dtype and device they have.

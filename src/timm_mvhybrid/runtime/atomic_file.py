@@ -30,11 +30,11 @@ def temporary_name(path: Path) -> Path:
 
 
 class OutputFile(io.RawIOBase):
-    """A file under a temporary name, which ``finish`` replaces by the real one; without that it is removed at the end of the block.
+    """A file under a temporary name until ``finish``; without that the end of the block removes it.
 
-    ``write`` does not raise what the disk refuses: libraries that write from C, HDF5 above all, cannot handle a write that
-    fails beneath them, and end the process. The failure is kept, what follows it is dropped, and ``check`` and ``finish``
-    raise it.
+    ``write`` does not raise what the disk refuses: libraries that write from C, HDF5 above all, cannot handle a write
+    that fails beneath them, and end the process. The failure is kept, what follows it is dropped, and ``check`` and
+    ``finish`` raise it.
 
     Args:
         path: The file to write; its folder exists.

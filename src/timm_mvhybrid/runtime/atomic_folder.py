@@ -12,7 +12,7 @@ from .errors import OutputError, writing
 
 
 class OutputFolder(AbstractContextManager["OutputFolder"]):
-    """A folder under a temporary name, which ``finish`` replaces by the real one; without that it is removed at the end of the block.
+    """A folder under a temporary name until ``finish``; without that the end of the block removes it.
 
     Args:
         path: The folder to write.

@@ -20,8 +20,8 @@ def find_device(name: str) -> torch.device:
     numbers (``meta``). One addition whose result is read back reveals all of these.
 
     Args:
-        name: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or whatever else this torch takes; ``auto`` is the first CUDA device,
-            otherwise the CPU.
+        name: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or whatever else this torch takes; ``auto`` is the first CUDA
+            device, otherwise the CPU.
 
     Returns:
         The device.

@@ -28,7 +28,7 @@ _OF_DISKS_ALONE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.E
 
 
 class TimmMVHybridError(Exception):
-    """What cannot be done; the message is one line for the user, with the file or argument, its value and the remedy."""
+    """What cannot be done; the message is one line for the user: file or argument, value and remedy."""
 
 
 class DataError(TimmMVHybridError, ValueError):
@@ -103,7 +103,7 @@ class OutputError(TimmMVHybridError):
 
 
 def is_of_the_disk(error: BaseException) -> TypeGuard[OSError]:
-    """Says whether the operating system could not write, or was not allowed to, rather than a network or a peer failing.
+    """Says whether the operating system could not, or was not allowed to, write; not that a network or peer failed.
 
     Args:
         error: Any error.

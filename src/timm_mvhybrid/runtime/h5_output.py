@@ -11,10 +11,10 @@ from .atomic_file import OutputFile
 
 
 class H5Output(AbstractContextManager["H5Output"]):
-    """An HDF5 file under a temporary name, which ``finish`` replaces by the real one; without that it is removed at the end of the block.
+    """An HDF5 file under a temporary name until ``finish``; without that the end of the block removes it.
 
-    HDF5 writes through an ``OutputFile``: if HDF5 itself meets a full disk, it fails again whenever the file is closed, and
-    ends the process with a segmentation fault.
+    HDF5 writes through an ``OutputFile``: if HDF5 itself meets a full disk, it fails again whenever the file is closed,
+    and ends the process with a segmentation fault.
 
     Args:
         path: The file to write; its folder exists.

@@ -52,7 +52,7 @@ def draw_montage(task: Path) -> Image.Image:
 
 
 def _varied_patches(path: Path) -> list[np.ndarray]:
-    """Chooses patches that differ: each further one is the farthest from those already chosen, by colour and contrast."""
+    """Chooses patches that differ: each is the farthest from those already chosen, by colour and contrast."""
     with h5py.File(path, "r") as file:
         images = file["img"][()]
     look = np.concatenate([images.mean((1, 2)), images.std((1, 2))], axis=1)

@@ -34,9 +34,9 @@ def measure_morphology(
     """Measures the morphology around spots.
 
     ``glands``: fraction of the area within glands. ``lymphocytes``: square root of their number per 1000 µm².
-    ``fibrosis``: fraction of the area under stroma, times its density. ``tumour``: the smooth field of malignancy. ``chromatin``: amplitude of the grain in
-    epithelial and fibroblast nuclei. ``nucleoli``: their contrast in epithelial nuclei. ``mitoses``: fraction of the
-    epithelial cells that divide.
+    ``fibrosis``: fraction of the area under stroma, times its density. ``tumour``: the smooth field of malignancy.
+    ``chromatin``: amplitude of the grain in epithelial and fibroblast nuclei. ``nucleoli``: their contrast in
+    epithelial nuclei. ``mitoses``: fraction of the epithelial cells that divide.
 
     Args:
         tissue: The tissue.

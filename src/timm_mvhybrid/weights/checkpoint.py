@@ -34,8 +34,9 @@ def checkpoint_filter_fn(
 ) -> dict[str, Tensor]:
     """Converts a checkpoint's state dict into the model's names and shapes.
 
-    Renames, resizes position embedding and patch projection, and then requires every parameter of the backbone. A classifier head that is missing or has another shape is left out, and timm makes a new one. A checkpoint
-    without LayerScale fills the model's with ones, which is the same function.
+    Renames, resizes position embedding and patch projection, and then requires every parameter of the backbone. A
+    classifier head that is missing or has another shape is left out, and timm makes a new one. A checkpoint without
+    LayerScale fills the model's with ones, which is the same function.
 
     Args:
         state_dict: A state dict, or a training checkpoint that holds one.

@@ -115,8 +115,8 @@ class Fingerprint:
     def applies_to(self, model: nn.Module) -> bool:
         """Says whether the model, as it was built, must reproduce the fingerprint.
 
-        It need not do so on the meta device, in half precision, with other than three input channels, or at another image
-        or patch size, where position embedding and patch projection are resampled.
+        It need not do so on the meta device, in half precision, with other than three input channels, or at another
+        image or patch size, where position embedding and patch projection are resampled.
 
         Args:
             model: The model, its weights loaded.
@@ -159,7 +159,8 @@ class Fingerprint:
             model: A model for which ``applies_to`` is True.
 
         Returns:
-            Norm of the difference of the features in units of the fingerprint's norm; infinite where that is not a number.
+            Norm of the difference of the features in units of the fingerprint's norm; infinite where that is not a
+            number.
         """
         expected = torch.tensor(self.features, dtype=torch.float64)
         found = _features(model, self.size_px)

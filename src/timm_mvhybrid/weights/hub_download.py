@@ -52,8 +52,8 @@ def download(
 ) -> Path:
     """Fetches a file of a repository into huggingface_hub's cache.
 
-    One request asks whether the cached file is current. Without network, or if the server fails, a cached file is taken at
-    once, and if there is none that is an error at once.
+    One request asks whether the cached file is current. Without network, or if the server fails, a cached file is taken
+    at once, and if there is none that is an error at once.
 
     Args:
         repo_id: "organisation/name".
@@ -205,7 +205,7 @@ def redact(text: str) -> str:
 
 
 def _not_found_or_refused(status: int | None, repo_id: str, what: str, endpoint: str) -> HubError:
-    """Distinguishes a repository that does not exist from a token that is missing or refused, as far as the server does."""
+    """Distinguishes a missing repository from a missing or refused token, as far as the server does."""
     has_token = get_hub_token() is not None
     if status == 401 and has_token:
         return HubError(

@@ -1,7 +1,8 @@
 """Any program's checkpoint → the names and tensors of one backbone in it; wrappers are removed here and nowhere else.
 
 A backbone is known by its patch projection, which every accepted format calls ``patch_embed.proj.weight``: whatever
-precedes that name is the backbone's prefix, whichever training framework, wrapper or average of the weights put it there. Names that do not begin with it belong to heads, losses and optimisers.
+precedes that name is the backbone's prefix, whichever training framework, wrapper or average of the weights put it
+there. Names that do not begin with it belong to heads, losses and optimisers.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _FLATTENED = re.compile(r"(?:.*\.)?_?flat_param(?:_\d+)?")
 
 
 class KeyConversionError(CheckpointError):
-    """A checkpoint in which no whole backbone was found; the message does not name the file; the caller that read it does."""
+    """A checkpoint in which no whole backbone was found; the caller that read the file adds its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,8 @@ def take_backbone(
         Where they were, and whole floating-point or integer tensors in memory by their own names.
 
     Raises:
-        KeyConversionError: There is no backbone, there are several with nothing to choose by, or its weights are not whole.
+        KeyConversionError: There is no backbone, there are several with nothing to choose by, or its weights are not
+            whole.
     """
     tensors = flatten(checkpoint)
     found = find_backbone(

@@ -134,8 +134,8 @@ def resample_with_older_timm(
 ) -> Tensor:
     """Resamples a position embedding as timm does, also onto a square grid of as many patches.
 
-    timm 1.0.26 takes equal numbers of tokens for equal grids, whatever the old grid was; passing single values instead of
-    tokens keeps it from counting them.
+    timm 1.0.26 takes equal numbers of tokens for equal grids, whatever the old grid was; passing single values instead
+    of tokens keeps it from counting them.
 
     Args:
         posemb: Position embedding, (1, prefix + patches, dim).

@@ -1,7 +1,7 @@
-"""The Fourier transform over EinFFT's four blocks of channels, in place: a butterfly before and after that of the tokens.
+"""The Fourier transform over EinFFT's four blocks of channels: butterflies before and after that of the tokens.
 
-Layouts are those of ``cpu.py``: tokens (rows, length, d_model), spectra (rows, 2 · half, d_model), and rows of the maps,
-(4, rows · half, d_model / 2).
+Layouts are those of ``cpu.py``: tokens (rows, length, d_model), spectra (rows, 2 · half, d_model), and rows of the
+maps, (4, rows · half, d_model / 2).
 """
 
 import torch

@@ -208,7 +208,7 @@ class _Buffer:
         return self._values[:steps, :rows]
 
     def each(self, step: Tensor, reverse: bool) -> tuple[Tensor, ...]:
-        """Views the steps of a chunk one by one; the views are made once, because they cost as much as the arithmetic."""
+        """Views the steps of a chunk one by one; the views, as costly as the arithmetic, are made once."""
         steps, rows = step.shape[:2]
         if rows not in self._each:
             self._each[rows] = self._values[:, :rows].unbind(0)

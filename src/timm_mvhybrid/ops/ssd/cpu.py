@@ -11,9 +11,9 @@ fit the cache. Behind the end of the sequence the last chunk is filled with step
 
 Two layouts meet. What couples the steps of a chunk is one matrix a head, so its operands are head-major,
 (rows · chunks · heads, steps, headdim); what couples chunks shares B and C among the heads of a group, so its operands
-stay token-major, (rows · chunks · groups, steps, heads a group · headdim), and states are (rows, chunks, groups, d_state,
-heads a group · headdim): one product a group. Source: Dao and Gu (arXiv 2405.21060), section 6; the gradients are
-derived by hand.
+stay token-major, (rows · chunks · groups, steps, heads a group · headdim), and states are (rows, chunks, groups,
+d_state, heads a group · headdim): one product a group. Source: Dao and Gu (arXiv 2405.21060), section 6; the gradients
+are derived by hand.
 """
 
 import math
