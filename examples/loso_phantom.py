@@ -23,22 +23,21 @@ from timm_mvhybrid.evaluate import (
     evaluate_expression,
     load_backbone,
 )
-from timm_mvhybrid.report import check_report_folder, write_report
-from timm_mvhybrid.report.results import ExpressionResult
+from timm_mvhybrid.evaluate.expression.tables import find_drops
+from timm_mvhybrid.report import Result, check_report_folder, write_report
 from timm_mvhybrid.synthetic import TASK, PhantomOptions, write_phantom
 
 MODELS = ["mvhybrid_small_patch16_256", "vit12_small_patch16_256"]
 
 
-def correlations_by_band(result: ExpressionResult, genes_csv: Path) -> dict[tuple[str, str, str], float]:
+def correlations_by_band(result: Result, genes_csv: Path) -> dict[tuple[str, str, str], float]:
     """Averages the genes' correlations over folds and genes for each (model, protocol, band of frequencies)."""
     with genes_csv.open(newline="") as file:
         band_of = {row["gene"]: row["band"] for row in csv.DictReader(file)}
     values = defaultdict(list)
-    for scores in result.scores:
-        for fold in scores.folds:
-            for gene in fold.genes:
-                values[scores.model, scores.protocol, band_of[gene.gene]].append(gene.pcc)
+    for score in result.scores:
+        if score.unit and score.metric == "pcc":
+            values[score.model, score.protocol, band_of[score.unit]].append(score.value)
     return {key: float(np.nanmean(found)) for key, found in values.items()}
 
 
@@ -52,7 +51,11 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=8, help="studies (default: 8)")
     parser.add_argument("--samples", type=int, default=1, help="samples of each study (default: 1)")
     parser.add_argument("--spots", type=int, default=48, help="spots of each sample (default: 48)")
-    parser.add_argument("--num-components", type=int, default=256, help="principal components (default: 256)")
+    parser.add_argument(
+        "--num-components",
+        type=int,
+        help="principal components (default: 256, or fewer where there are fewer spots)",
+    )
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     # the report's folder is checked first: a cohort takes longer to draw
@@ -78,7 +81,7 @@ def main() -> None:
             studies=Path(summary.output) / "studies.csv",
             protocols=("random", "loso"),
             num_genes=50,
-            probe=ProbeOptions(num_components=options.num_components),
+            probe=ProbeOptions(num_components=options.num_components or "auto"),
             embedding=EmbeddingOptions(cache=options.output / "embeddings", batch_size=16),
         ),
     )
@@ -90,14 +93,13 @@ def main() -> None:
     table = Table(
         "model", "folds", "architecture", "nuclear detail", "neither", title="mean PCC of genes that follow"
     )
-    for scores in result.scores:
-        key = (scores.model, scores.protocol)
+    for key in [(model, protocol) for protocol in result.protocols for model in result.models_of(protocol)]:
         shown = [
             f"{bands[(*key, band)]:.3f}" if (*key, band) in bands else "–" for band in ("low", "high", "none")
         ]
         table.add_row(*key, *shown)
     console.print(table)
-    for drop in result.drops:
+    for drop in find_drops(result):
         if drop.metric == "pcc" and drop.percent is not None:
             console.print(
                 f"{drop.model}: PCC {drop.random:.3f} → {drop.loso:.3f}, a drop of {drop.percent:.0f} %"

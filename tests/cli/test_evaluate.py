@@ -49,8 +49,12 @@ def test_expression(folder, capsys):
     assert [score["protocol"] for score in summary["scores"]] == ["csv", "random", "loso"]
     assert "the weights of test_vit12 are random" in printed.err
     result = read_result("out")
-    assert (result.preset, result.panel, result.scores[0].summary[0].ddof) == ("intercept", "hvg", 1)
-    assert len(result.maps) == 3
+    assert (result.settings["preset"], result.settings["panel"], result.summaries[0].ddof) == (
+        "intercept",
+        "hvg",
+        1,
+    )
+    assert len(result.arrays["maps"]) == 3
     assert result.provenance.options["probe"]["alpha"] == "nested"
     for name in ("index.html", "tables.md", "tables.tex"):
         assert (folder / "out" / name).stat().st_size > 100
@@ -105,7 +109,11 @@ def test_a_log_tells_of_embedding_and_scoring_and_the_output_has_a_place_by_defa
     assert page == str(Path("outputs", "expression-TASK", "index.html"))
     assert Path(page).is_file()
     start, *lines, done = read_log(folder / "log.jsonl")
-    assert (start["event"], start["options"]["protocols"], done["event"]) == ("start", "random", "done")
+    assert (start["event"], start["options"]["options"]["protocols"], done["event"]) == (
+        "start",
+        ["random"],
+        "done",
+    )
     assert done["page"] == page
     assert done["scores"][0]["model"] == "test_vit12"
     assert {line["source"] for line in lines if line["event"] == "progress"} == {"S0", "S1"}
@@ -145,7 +153,7 @@ def test_slides_and_survival(folder, capsys):
     assert evaluate("slides", "model", *options) == 0
     scored = [line["num_done"] for line in read_log(folder / "log.jsonl") if line["event"] == "scored"]
     assert scored == [1, 2]
-    assert read_result("out").positive_label in ("MSI", "MSS")
+    assert read_result("out").settings["positive_label"] in ("MSI", "MSS")
     assert (
         evaluate(
             "survival", "model", "--follow-up", "follow_up.csv", "--num-folds", "2", "--num-prototypes", "3",
@@ -154,7 +162,7 @@ def test_slides_and_survival(folder, capsys):
         == 0
     )  # fmt: skip
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["scores"][0]["concordance"] > 0
-    assert read_result("survival").time_unit == "months"
+    assert read_result("survival").settings["time_unit"] == "months"
 
 
 def test_problems_are_one_line_and_exit_code_1(folder, capsys):
@@ -164,7 +172,8 @@ def test_problems_are_one_line_and_exit_code_1(folder, capsys):
         (["TASK", *MODEL, "--protocols", "loso"], "give --studies FILE"),
         (["TASK", *MODEL, "--checkpoint", "a,b"], "--checkpoint names 2 files for 1 models"),
         (["TASK", *MODEL, "--panel", "genes.json"], "genes.json: cannot be read as JSON"),
-        (["TASK", *MODEL, "--num-genes", "5"], "take at most 24"),
+        (["TASK", *MODEL, "--num-genes", "5", "--num-components", "256"], "take at most 24"),
+        (["TASK", *MODEL, "--num-genes", "500"], "protocol csv: 500 genes wanted"),
     ):
         assert evaluate("expression", *arguments) == 1
         lines = capsys.readouterr().err.strip().splitlines()

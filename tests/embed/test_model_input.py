@@ -106,8 +106,8 @@ def test_other_devices_are_refused_before_models_are_built_or_files_are_read(tmp
     write_task(tmp_path, num_samples=2)
     options = EmbeddingOptions(device="meta")
     backbone = Backbone(model=torch.nn.Identity(), name="identity")
-    for module in ("expression.run.file_sha256", "patch_tasks.labelled_images.file_sha256"):
-        monkeypatch.setattr(f"timm_mvhybrid.evaluate.{module}", too_late)
+    for module in ("evaluate.expression.task.file_sha256", "cohorts.labelled_images.file_sha256"):
+        monkeypatch.setattr(f"timm_mvhybrid.{module}", too_late)
     with pytest.raises(EvaluationError, match="device 'meta' is not available"):
         evaluate_expression(tmp_path, [backbone], ExpressionOptions(embedding=options))
     for label in "ab":

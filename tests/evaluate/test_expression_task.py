@@ -9,12 +9,14 @@ import anndata
 import h5py
 import numpy as np
 import pytest
+import torch
 from support.evaluation_goldens import hest_task_embeddings, reference, unpack_hest_task
 from support.hest_tasks import write_studies, write_task
 
 from timm_mvhybrid.cohorts.hest_layout import open_task, read_sample
 from timm_mvhybrid.data import DataError
 from timm_mvhybrid.evaluate import (
+    Backbone,
     EmbeddingOptions,
     EvaluationError,
     ExpressionOptions,
@@ -26,7 +28,9 @@ from timm_mvhybrid.evaluate import (
     ridge_probe,
     select_genes,
 )
-from timm_mvhybrid.report.results import ExpressionResult, result_from_json
+from timm_mvhybrid.evaluate.expression.tables import find_drops
+from timm_mvhybrid.report import Result, result_from_json
+from timm_mvhybrid.runtime.errors import OutputError
 
 STUDIES = {"S0": "a", "S1": "a", "S2": "b", "S3": "c"}
 
@@ -78,33 +82,33 @@ def test_the_small_hest_task_has_hests_scores(tmp_path, solver):
         embeddings={"fixed": hest_task_embeddings(task)},
     )
     expected = reference()["e2e"]
-    (scores,) = found.scores
-    summary = scores.summary[0]
+    summary = found.summary("fixed", "csv", "pcc")
     # saturated features, standardised, amplify rounding: other machines differ by as much
     assert summary.mean == pytest.approx(expected["pearson_mean"], abs=1e-3)
     assert summary.std == pytest.approx(expected["pearson_std"], abs=1e-3)
-    for fold, mean in zip(scores.folds, expected["mean_per_split"], strict=True):
-        assert fold.pcc == pytest.approx(mean, abs=1e-3)
-        for gene in fold.genes:
-            assert gene.pcc == pytest.approx(expected["per_gene"][gene.gene][int(fold.name)], abs=1e-2)
-    assert found.panel_selected_on == "file"
+    folds = found.fold_values("fixed", "csv", "pcc")
+    assert list(folds.values()) == pytest.approx(expected["mean_per_split"], abs=1e-3)
+    for fold, genes in found.unit_values("fixed", "csv", "pcc").items():
+        for gene, pcc in genes.items():
+            assert pcc == pytest.approx(expected["per_gene"][gene][int(fold)], abs=1e-2)
+    assert found.settings["panel_selected_on"] == "file"
 
 
 def test_protocols_follow_the_data(task, studies, result):
-    assert [(score.protocol, score.model) for score in result.scores] == [
-        (protocol, model) for protocol in ("csv", "random", "loso") for model in ("colours", "noise")
-    ]
-    loso = result.scores[4]
-    assert [(fold.name, fold.test_samples) for fold in loso.folds] == [
-        ("a", ("S0", "S1")), ("b", ("S2",)), ("c", ("S3",))
+    assert result.protocols == ("csv", "random", "loso")
+    for protocol in result.protocols:
+        assert result.models_of(protocol) == ("colours", "noise")
+    loso = [fold for fold in result.folds if (fold.model, fold.protocol) == ("colours", "loso")]
+    assert [(fold.name, fold.facts["test_samples"]) for fold in loso] == [
+        ("a", ["S0", "S1"]), ("b", ["S2"]), ("c", ["S3"])
     ]  # fmt: skip
-    assert [fold.num_test for fold in loso.folds] == [48, 24, 24]
-    assert result.samples == STUDIES
+    assert [fold.num_test for fold in loso] == [48, 24, 24]
+    assert result.arrays["studies"] == STUDIES
     assert "Study 'b' has a single sample, 'S2'." in result.notes
 
 
 def test_embeddings_that_explain_the_genes_win(result):
-    means = {(score.model, score.protocol): score.summary[0].mean for score in result.scores}
+    means = {(one.model, one.protocol): one.mean for one in result.summaries if one.metric == "pcc"}
     assert means["colours", "loso"] > 0.5
     assert abs(means["noise", "loso"]) < 0.2
     pcc = next(one for one in result.comparisons if one.metric == "pcc" and one.protocol == "loso")
@@ -131,11 +135,12 @@ def test_a_fold_is_what_the_public_functions_give(task, result):
         num_components=4,
     )
     expected = expression_metrics(targets(test), prediction)
-    fold = result.scores[4].folds[1]
-    assert [one.gene for one in fold.genes] == genes
+    found = result.unit_values("colours", "loso", "pcc")["b"]
+    assert list(found) == genes
     for name in ("pcc", "pcc10", "mse", "mae", "r2"):
-        assert getattr(fold, name) == pytest.approx(getattr(expected, name), rel=1e-4)
-    np.testing.assert_allclose([one.pcc for one in fold.genes], expected.pcc_per_gene, rtol=1e-3)
+        score = result.fold_values("colours", "loso", name)["b"]
+        assert score == pytest.approx(getattr(expected, name), rel=1e-4)
+    np.testing.assert_allclose(list(found.values()), expected.pcc_per_gene, rtol=1e-3)
 
 
 def test_genes_are_selected_without_the_test_part_unless_asked_otherwise(tmp_path):
@@ -158,36 +163,35 @@ def test_genes_are_selected_without_the_test_part_unless_asked_otherwise(tmp_pat
         for leak in (True, False)
     )
     for found, chosen in ((leaky, True), (clean, False)):
-        assert ("G11" in [one.gene for one in found.scores[0].folds[2].genes]) == chosen
-    assert (leaky.panel_selected_on, clean.panel_selected_on) == ("all samples", "training folds")
+        assert ("G11" in found.unit_values("m", "csv", "pcc")["2"]) == chosen
+    assert [one.settings["panel_selected_on"] for one in (leaky, clean)] == ["all samples", "training folds"]
 
 
 def test_drops_compare_random_folds_with_left_out_studies(result):
-    drops = {(drop.model, drop.metric): drop for drop in result.drops}
-    means = {(s.model, s.protocol): {one.metric: one.mean for one in s.summary} for s in result.scores}
+    drops = {(drop.model, drop.metric): drop for drop in find_drops(result)}
     for metric, sign in (("pcc", -1), ("mse", 1)):
-        random, loso = means["colours", "random"][metric], means["colours", "loso"][metric]
+        random, loso = (result.summary("colours", name, metric).mean for name in ("random", "loso"))
         assert drops["colours", metric].percent == pytest.approx(100 * sign * (loso - random) / random)
     assert drops["noise", "pcc"].percent is None or drops["noise", "pcc"].random > 0
 
 
 def test_maps_hold_what_was_measured_and_predicted_in_the_test_part(task, result):
-    maps = [one for one in result.maps if one.model == "colours" and one.protocol == "loso"]
-    assert {one.sample_id for one in maps} == set(STUDIES)
-    one = next(one for one in maps if one.sample_id == "S3")
+    maps = [one for one in result.arrays["maps"] if (one["model"], one["protocol"]) == ("colours", "loso")]
+    assert {one["sample_id"] for one in maps} == set(STUDIES)
+    one = next(one for one in maps if one["sample_id"] == "S3")
     sample = read_sample(open_task(task), "S3")
     np.testing.assert_allclose(
-        one.measured, np.log1p(sample.counts.toarray()[:, sample.genes.index(one.gene)])
+        one["measured"], np.log1p(sample.counts.toarray()[:, sample.genes.index(one["gene"])])
     )
-    np.testing.assert_array_equal(np.stack([one.x, one.y], axis=1), sample.spatial)
-    score = next(gene for gene in result.scores[4].folds[2].genes if gene.gene == one.gene)
-    assert np.corrcoef(one.measured, one.predicted)[0, 1] == pytest.approx(score.pcc, rel=1e-9)
+    np.testing.assert_array_equal(np.stack([one["x"], one["y"]], axis=1), sample.spatial)
+    pcc = result.unit_values("colours", "loso", "pcc")["c"][one["gene"]]
+    assert np.corrcoef(one["measured"], one["predicted"])[0, 1] == pytest.approx(pcc, rel=1e-9)
 
 
 def test_results_survive_the_file(tmp_path, result):
     result.write(tmp_path / "results.json")
     found = read_result(tmp_path)
-    assert isinstance(found, ExpressionResult)
+    assert isinstance(found, Result)
     assert found.to_json() == result.to_json()
     assert found.scores[0] == result.scores[0]
     assert json.loads(result.to_json())["provenance"]["data"]["studies.csv"]
@@ -198,11 +202,12 @@ def test_a_file_that_is_no_result_is_named(tmp_path, result):
     with pytest.raises(EvaluationError, match=r"results.json: cannot be read"):
         read_result(tmp_path)
     for text, message in (
-        ("{", "no JSON"),
+        ("{", "not JSON"),
         ("{}", "not a result"),
-        (result.to_json().replace('"panel"', '"pane"'), "missing or unknown: pane, panel"),
-        (result.to_json().replace('"schema": 1', '"schema": 99'), "another version"),
-        (result.to_json().replace('"panel_size": 6', '"panel_size": "6"'), r"panel_size: '6' is not"),
+        (result.to_json().replace('"notes"', '"note"'), "missing or unknown: note, notes"),
+        (result.to_json().replace('"schema": 2', '"schema": 99'), "another version"),
+        (result.to_json().replace('"num_test": 48', '"num_test": "48"'), r"num_test: '48' is not"),
+        (result.to_json().replace('"codes": [0', '"codes": [99', 1), "its table of scores is damaged"),
     ):
         with pytest.raises(EvaluationError, match=message):
             result_from_json(text)
@@ -226,12 +231,15 @@ def test_a_constant_gene_has_no_correlation_and_is_reported(tmp_path):
         )
         for policy in ("omit", "propagate", "zero")
     }
-    folds = {policy: one.scores[0].folds[1] for policy, one in found.items()}
-    assert math.isnan(folds["omit"].genes[0].pcc)
-    assert folds["omit"].num_constant == 1
-    assert folds["omit"].pcc == pytest.approx(1.5 * folds["zero"].pcc)
-    assert math.isnan(folds["propagate"].pcc)
-    assert math.isnan(found["propagate"].scores[0].summary[0].mean)
+    pcc = {policy: one.fold_values("m", "csv", "pcc")["1"] for policy, one in found.items()}
+    assert math.isnan(found["omit"].unit_values("m", "csv", "pcc")["1"]["G00"])
+    assert [fold.facts["num_constant"] for fold in found["omit"].folds] == [0, 1, 0]
+    assert pcc["omit"] == pytest.approx(1.5 * pcc["zero"])
+    assert math.isnan(pcc["propagate"])
+    assert math.isnan(found["propagate"].summary("m", "csv", "pcc").mean)
+    # the mean that is reported is the middle of what is resampled
+    zero = found["zero"].summary("m", "csv", "pcc")
+    assert zero.interval.low <= zero.mean <= zero.interval.high
     assert "1 times a gene is constant in a fold" in found["omit"].notes[0]
 
 
@@ -244,15 +252,65 @@ def test_a_gene_missing_in_one_sample_is_an_error_of_a_list_and_left_out_of_a_se
     with pytest.raises(DataError, match=rf"{file}: lacks the gene 'G00' of genes.json \(1 missing\)"):
         evaluate_expression(task, [], options(panel=panel), embeddings={"m": colours(task)})
     found = evaluate_expression(task, [], options(num_genes=11), embeddings={"m": colours(task)})
-    assert "G00" not in {gene.gene for gene in found.scores[0].folds[0].genes}
+    assert "G00" not in {score.unit for score in found.scores}
     assert found.notes[0].startswith("1 genes are not measured in every sample")
 
 
-def test_fewer_spots_than_components_names_protocol_and_remedy(task):
-    with pytest.raises(
-        EvaluationError, match=r"protocol csv, model m: 256 principal components .* take at most 6 "
-    ):
-        evaluate_expression(task, [], options(probe={"num_components": 256}), embeddings={"m": colours(task)})
+def untouched():
+    """A model that must not be asked for an embedding."""
+
+    class Untouched(torch.nn.Module):
+        num_features = head_hidden_size = 8
+        num_prefix_tokens = 0
+
+        def forward_features(self, images):
+            raise AssertionError("a patch was embedded")
+
+    return Backbone(model=Untouched(), name="untouched")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"probe": {"num_components": 256}},
+            "protocol csv, fold 0, model untouched: 256 principal components .* take at most 8 ",
+        ),
+        ({"num_genes": 1000}, "protocol csv: .*1000"),
+        ({"probe": {"alpha": "nested"}, "protocols": ("loso",)}, "needs at least two studies to train on"),
+        ({"probe": {"num_folds": 1000}, "protocols": ("random",)}, "1000 folds of 96 rows"),
+        ({"protocols": ("patient",)}, "column patient"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_first_patch_is_embedded(task, tmp_path, changes, message):
+    two_studies = write_studies(tmp_path / "studies.csv", {"S0": "a", "S1": "a", "S2": "b", "S3": "b"})
+    with pytest.raises(EvaluationError, match=message):
+        evaluate_expression(task, [untouched()], options(tmp_path, studies=two_studies, **changes))
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_read(task, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(OutputError, match="cache: cannot be written"):
+        evaluate_expression(task, [untouched()], options(tmp_path))
+
+
+def test_components_that_were_not_asked_for_are_lowered_and_said(task, studies):
+    found = evaluate_expression(
+        task, [], options(studies=studies, probe={"num_components": "auto"}), embeddings={"m": colours(task)}
+    )
+    assert {fold.facts["num_components"] for fold in found.folds} == {6}
+    assert (
+        "loso: 6 principal components in place of HEST's 256, as many as the smallest train part, 48 spots, and the "
+        "embeddings allow." in found.notes
+    )
+    wide = {name: np.repeat(matrix, 60, axis=1) for name, matrix in colours(task).items()}
+    found = evaluate_expression(
+        task,
+        [],
+        options(studies=studies, probe={"num_components": "auto"}, protocols=("loso",)),
+        embeddings={"m": wide},
+    )
+    assert {fold.facts["num_components"] for fold in found.folds} == {48}
 
 
 def test_embeddings_with_nan_name_sample_and_barcode(task):
@@ -293,7 +351,7 @@ def test_patients_are_left_out_one_at_a_time(task, tmp_path):
     found = evaluate_expression(
         task, [], options(studies=file, protocols=("patient",)), embeddings={"m": colours(task)}
     )
-    assert [fold.test_samples for fold in found.scores[0].folds] == [("S0", "S1"), ("S2",), ("S3",)]
+    assert [fold.facts["test_samples"] for fold in found.folds] == [["S0", "S1"], ["S2"], ["S3"]]
 
 
 def test_embeddings_are_computed_once(tmp_path):
@@ -331,7 +389,7 @@ def test_data_are_checked_before_anything_is_embedded(tmp_path):
     anndata.read_h5ad(file)[1:].copy().write_h5ad(file)
     with pytest.raises(DataError, match=r"S1.h5ad: barcode 'S1-\d+' of S1.h5 is missing"):
         evaluate_expression(task, [load_backbone("test_vit12")], options(tmp_path))
-    assert not (tmp_path / "cache").exists()
+    assert not list((tmp_path / "cache").rglob("*.h5"))
 
 
 def test_damaged_files_of_the_cache_are_computed_again(tmp_path):

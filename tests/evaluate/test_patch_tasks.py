@@ -18,7 +18,7 @@ from timm_mvhybrid.evaluate import (
     open_images,
     prototype_retrieval,
 )
-from timm_mvhybrid.report.results import RetrievalResult, result_from_json
+from timm_mvhybrid.report import result_from_json
 
 COLOURS = {"HP": (230, 180, 200), "SSA": (90, 60, 150), "NORM": (180, 220, 90)}
 
@@ -220,10 +220,11 @@ def test_broken_tables_are_named(tmp_path):
 def test_classification_of_colours_by_both_probes(tmp_path, backbone):
     root = write_folders(tmp_path / "images", num=6)
     found = evaluate_classification(root, [backbone], options(tmp_path, num_folds=3))
-    assert [(score.probe, len(score.folds)) for score in found.scores] == [("linear", 3), ("knn", 3)]
-    for score in found.scores:
-        assert score.summary[0].mean == 1
-        assert np.sum([fold.confusion for fold in score.folds], axis=0).tolist() == [[6, 0], [0, 6]]
+    assert found.protocols == ("linear", "knn")
+    for probe in found.protocols:
+        assert found.summary("test_vit12", probe, "accuracy").mean == 1
+        assert found.summary("test_vit12", probe, "accuracy").num_folds == 3
+    assert [one["counts"] for one in found.arrays["confusion"]] == [[[6, 0], [0, 6]]] * 2
     assert "may be optimistic" in found.notes[0]
     assert result_from_json(found.to_json()) == found
 
@@ -240,14 +241,16 @@ def test_folds_of_a_probe_are_compared_between_models(tmp_path, backbone):
 def test_retrieval_of_colours(tmp_path, backbone):
     root = write_folders(tmp_path / "images", split=True)
     found = evaluate_retrieval(root, [backbone], options(tmp_path, depths=(1, 2, 4)))
-    (score,) = found.scores
-    assert score.accuracy == 1
-    assert score.mean_precision == {"1": 1.0, "2": 1.0, "4": 0.5}
-    assert [(one.name, one.num_support, one.num_queries) for one in score.classes] == [
-        ("HP", 4, 2),
-        ("SSA", 4, 2),
-    ]
-    assert isinstance(found, RetrievalResult)
+    assert {one.metric: one.mean for one in found.summaries} == {
+        "accuracy": 1,
+        "precision@1": 1,
+        "precision@2": 1,
+        "precision@4": 0.5,
+    }
+    assert found.summary("test_vit12", "prototypes", "accuracy").interval.over == "queries"
+    assert [tuple(one.values()) for one in found.arrays["classes"]] == [("HP", 4, 2), ("SSA", 4, 2)]
+    assert found.unit_values("test_vit12", "prototypes", "precision@1") == {"test": {"HP": 1, "SSA": 1}}
+    assert found.task == "retrieval"
     assert found.notes == ()
 
 

@@ -1,4 +1,3 @@
-import dataclasses
 import shutil
 
 import h5py
@@ -23,7 +22,8 @@ from timm_mvhybrid.evaluate import (
     slide_mixture_embedding,
 )
 from timm_mvhybrid.probes.cox import cox_risks, log_rank_p_value
-from timm_mvhybrid.report.results import result_from_json
+from timm_mvhybrid.report import result_from_json
+from timm_mvhybrid.report.tables import result_tables
 
 QUICK = AttentionOptions(hidden_dim=16, num_epochs=10, learning_rate=3e-3)
 # how well the outcome of 24 patients is predicted is a matter of the draw
@@ -135,18 +135,18 @@ def test_attention_finds_slides_with_a_few_telling_patches_and_is_repeatable():
 def test_slides_are_classified_on_folds_over_patients(bags):
     options = SlideTaskOptions(num_folds=3, attention=QUICK)
     found = evaluate_slides([bags / "model", bags / "noise"], bags / "labels.csv", options)
-    model, noise = found.scores
-    assert (found.positive_label, found.negative_label) == ("MSI", "MSS")
-    assert model.summary[0].mean > 0.8
-    assert abs(noise.summary[0].mean - 0.5) < 0.3
+    assert found.settings == {"positive_label": "MSI", "negative_label": "MSS"}
+    assert found.summary("model", "patient", "auroc").mean > 0.8
+    assert abs(found.summary("noise", "patient", "auroc").mean - 0.5) < 0.3
     folds_of_patient = {}
-    for slide in model.slides:
-        assert slide.positive == (int(slide.patient[1:]) % 2 == 0)
-        folds_of_patient.setdefault(slide.patient, set()).add(slide.fold)
-    assert len(model.slides) == 32
+    slides = [slide for slide in found.arrays["slides"] if slide["model"] == "model"]
+    for slide in slides:
+        assert slide["positive"] == (int(slide["patient"][1:]) % 2 == 0)
+        folds_of_patient.setdefault(slide["patient"], set()).add(slide["fold"])
+    assert len(slides) == 32
     assert all(len(folds) == 1 for folds in folds_of_patient.values())
     assert found.comparisons[0].model == "noise"
-    assert result_from_json(found.to_json()).scores[0] == model
+    assert result_from_json(found.to_json()).to_json() == found.to_json()
 
 
 def test_clams_folder_of_features_is_taken_by_its_own_name(bags, tmp_path):
@@ -158,28 +158,30 @@ def test_clams_folder_of_features_is_taken_by_its_own_name(bags, tmp_path):
     # CLAM's feat_dir, and the folder within it
     found = evaluate_slides([tmp_path / "one", tmp_path / "two" / "h5_files"], bags / "labels.csv", options)
     assert [model.label for model in found.models] == ["one", "two"]
-    first, *_ = expected.scores
-    for score in found.scores:
-        assert dataclasses.replace(score, model=first.model) == first
+    for label in ("one", "two"):
+        scores = [score._replace(model="model") for score in found.scores if score.model == label]
+        assert scores == list(expected.scores)
 
 
 def test_survival_is_predicted_on_folds_over_patients(bags):
     options = SlideTaskOptions(num_folds=3, num_prototypes=4, time_unit="months")
     found = evaluate_survival([bags / "model", bags / "noise"], bags / "follow_up.csv", options)
-    model, noise = found.scores
-    assert model.summary[0].mean > 0.6
-    assert model.summary[0].mean > noise.summary[0].mean
-    assert len(model.patients) == len({one.patient for one in model.patients}) == 24
-    for fold in model.folds:
+    model, noise = (found.summary(name, "patient", "concordance").mean for name in ("model", "noise"))
+    assert model > 0.6
+    assert model > noise
+    patients = [one for one in found.arrays["patients"] if one["model"] == "model"]
+    assert len(patients) == len({one["patient"] for one in patients}) == 24
+    for fold in ("0", "1", "2"):
         high, low = (
-            [one.risk for one in model.patients if one.fold == fold.name and one.high_risk == group]
+            [one["risk"] for one in patients if one["fold"] == fold and one["high_risk"] == group]
             for group in (True, False)
         )
         assert min(high) > max(low)
-    early = {group: [one.time for one in model.patients if one.high_risk == group] for group in (True, False)}
+    early = {group: [one["time"] for one in patients if one["high_risk"] == group] for group in (True, False)}
     assert np.median(early[True]) < np.median(early[False])
-    assert model.log_rank_p_value < 0.05
-    assert result_from_json(found.to_json()).scores[0] == model
+    table = next(table for table in result_tables(found) if table.name == "log-rank")
+    assert table.rows[0][3].value < 0.05
+    assert result_from_json(found.to_json()).to_json() == found.to_json()
 
 
 @pytest.mark.parametrize("words", [("True", "False"), ("TRUE", "false"), ("1.0", "0.0")])
@@ -206,11 +208,11 @@ def test_a_fold_with_one_class_has_no_auroc_and_says_so(tmp_path):
     found = evaluate_slides(
         [tmp_path / "model"], tmp_path / "labels.csv", SlideTaskOptions(num_folds=4, attention=quick)
     )
-    auroc = [fold.auroc for fold in found.scores[0].folds]
+    auroc = list(found.fold_values("model", "patient", "auroc").values())
     assert np.isnan(auroc).sum() == 2
     assert len(found.notes) == 2
     assert "has no AUROC" in found.notes[0]
-    assert np.isnan(found.scores[0].summary[0].mean)
+    assert np.isnan(found.summary("model", "patient", "auroc").mean)
     lines = [line.replace("P02,MSI", "P02,MSS") for line in lines]
     (tmp_path / "labels.csv").write_text("\n".join(lines))
     with pytest.raises(

@@ -144,11 +144,10 @@ def own_scores(bench, num_components, embeddings=None):
     result = evaluate_expression(
         bench / "TASK", backbones, options, embeddings={"theirs": embeddings} if embeddings else None
     )
-    (scores,) = result.scores
-    found = np.array(
-        [[{gene.gene: gene.pcc for gene in fold.genes}[name] for fold in scores.folds] for name in GENES]
-    )
-    return found, next(one.mean for one in scores.summary if one.metric == "pcc")
+    (label,) = result.models_of("csv")
+    folds = result.unit_values(label, "csv", "pcc").values()
+    found = np.array([[genes[name] for genes in folds] for name in GENES])
+    return found, result.summary(label, "csv", "pcc").mean
 
 
 @pytest.mark.parametrize("components", [16, None])

@@ -68,7 +68,7 @@ def test_slides_of_identical_patches_have_an_auroc_of_one_half(tmp_path, value):
     found = evaluate_slides(
         [tmp_path / "bags"], tmp_path / "labels.csv", SlideTaskOptions(num_folds=3, attention=QUICK)
     )
-    assert [fold.auroc for fold in found.scores[0].folds] == [0.5] * 3
+    assert list(found.fold_values("bags", "patient", "auroc").values()) == [0.5] * 3
 
 
 @pytest.mark.parametrize("probe", [linear_probe, knn_probe])

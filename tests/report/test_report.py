@@ -8,8 +8,8 @@ from support import results
 
 from timm_mvhybrid.cli import main
 from timm_mvhybrid.evaluate import EvaluationError, read_result
+from timm_mvhybrid.evaluate.expression.published import published
 from timm_mvhybrid.report import compare_reports, write_report
-from timm_mvhybrid.report.published import published
 
 FILES = ["index.html", "results.json", "tables.md", "tables.tex"]
 
@@ -58,8 +58,9 @@ def test_generated_data_and_random_weights_are_said_first_in_every_format(tmp_pa
 def test_names_from_files_cannot_become_markup(tmp_path):
     evil = "</script><img src=x onerror=alert(1)>"
     result = results.expression(labels=(evil,), dataset=evil)
-    genes = [dataclasses.replace(one, gene=evil, sample_id=evil) for one in result.maps]
-    page = write_report(dataclasses.replace(result, maps=tuple(genes), notes=(evil,)), tmp_path).read_text()
+    maps = [{**one, "gene": evil, "sample_id": evil} for one in result.arrays["maps"]]
+    changed = dataclasses.replace(result, arrays={**result.arrays, "maps": maps}, notes=(evil,))
+    page = write_report(changed, tmp_path).read_text()
     assert "<img" not in page.replace("<\\/script><img", "")
     assert page.count("</script>") == 2
     data = page.split('id="map-data">')[1].split("</script>")[0]
@@ -138,9 +139,8 @@ def test_a_comparison_of_other_tasks_lists_each_by_itself(tmp_path):
     text = (tmp_path / "out" / "tables.md").read_text()
     assert "| linear | Accuracy | 0.800 |" in text
     assert "| prototypes | precision@5 | 0.700 |" in text
-    assert "| patient folds | AUROC | 0.750 |" in text
-    assert "| patient folds | Concordance | 0.625 |" in text
-    assert text.count("publishes no numbers for this task") == 4
+    assert "| by patient | AUROC | 0.750 ± 0.050 |" in text
+    assert "| by patient | Concordance | 0.625 ± 0.025 |" in text
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Pictures for the page: its own colours and fonts, no ids, the same bytes each time, any name."""
 
-import dataclasses
 import itertools
 import os
 import re
@@ -12,21 +11,23 @@ import matplotlib
 import pytest
 from support import results
 
+from timm_mvhybrid.evaluate.expression.charts import gene_bars, slope_chart
+from timm_mvhybrid.evaluate.expression.tables import find_drops
+from timm_mvhybrid.evaluate.expression.task import METRICS as EXPRESSION_METRICS
+from timm_mvhybrid.evaluate.patch_charts import confusion_matrix, precision_bars
+from timm_mvhybrid.evaluate.slide_charts import RocCurve, roc_curves, survival_curves
 from timm_mvhybrid.report import check_report_folder
 from timm_mvhybrid.report.drawing import Drawing, chart_style
-from timm_mvhybrid.report.expression_charts import gene_bars, slope_chart
-from timm_mvhybrid.report.patch_charts import confusion_matrix, retrieval_bars
 from timm_mvhybrid.report.series_looks import bar, curve, marker
-from timm_mvhybrid.report.slide_charts import roc_curves, survival_curves
 from timm_mvhybrid.runtime.errors import MissingPackageError
 
 CHARTS = {
-    "slope": lambda: slope_chart(results.expression()),
-    "genes": lambda: gene_bars(results.expression(num_genes=6), "loso"),
-    "confusion": lambda: confusion_matrix(results.classification(), results.classification().scores[0]),
-    "retrieval": lambda: retrieval_bars(results.retrieval()),
-    "roc": lambda: roc_curves(results.slides()),
-    "survival": lambda: survival_curves(results.survival().scores[0], "months"),
+    "slope": lambda: slope_chart(find_drops(results.expression()), ["mvhybrid", "vit12"], EXPRESSION_METRICS),
+    "genes": lambda: gene_bars(results.expression(num_genes=6), "loso", "LOSO"),
+    "confusion": lambda: confusion_matrix("vit12", ["a", "b"], [[8, 2], [1, 9]]),
+    "retrieval": lambda: precision_bars("precision@1", {"vit12": {"ADI": 1.0, "LYM": 0.8}}),
+    "roc": lambda: roc_curves([RocCurve.of("vit12", results.slides().arrays["slides"])]),
+    "survival": lambda: survival_curves("vit12", results.survival().arrays["patients"], "months"),
 }
 ATTRIBUTES = {"class", "d", "fill-opacity", "font-size", "text-anchor", "transform", "x", "y"}
 
@@ -81,10 +82,9 @@ def test_numbers_are_short():
 )
 def test_any_name_is_shown_as_it_is(name, shown):
     # a warning, such as that matplotlib's font lacks a letter, would be an error here
-    bars = gene_bars(results.expression(labels=(name, "b"), num_genes=2), "loso")
+    bars = gene_bars(results.expression(labels=(name, "b"), num_genes=2), "loso", "LOSO")
     assert shown in [element.text for element in ElementTree.fromstring(bars)]
-    result = dataclasses.replace(results.classification(), classes=(name, "b", "c"))
-    matrix = ElementTree.fromstring(confusion_matrix(result, result.scores[0]))
+    matrix = ElementTree.fromstring(confusion_matrix("a", [name, "b"], [[8, 2], [1, 9]]))
     assert [element.text for element in matrix].count(shown) == 2
     assert f"{shown} taken for b: 2 of 10" in [element.findtext("title") for element in matrix]
 
@@ -133,19 +133,23 @@ def test_matplotlib_is_missed_before_the_work(tmp_path, monkeypatch):
     assert not (tmp_path / "report").exists()
 
 
-def test_drawing_is_silent_and_keeps_out_of_pyplot():
+def test_drawing_is_silent_and_keeps_out_of_pyplot(tmp_path):
     # where matplotlib finds no place for its list of fonts, it says so with every import
     script = (
         "import logging, sys\n"
         "from support import results\n"
-        "from timm_mvhybrid.report.slide_charts import roc_curves\n"
-        "assert roc_curves(results.slides())\n"
+        "from timm_mvhybrid.report import write_report\n"
+        "write_report(results.slides(), sys.argv[1])\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
         "assert logging.getLogger('matplotlib').level == logging.NOTSET\n"
     )
     environment = {**os.environ, "MPLCONFIGDIR": os.devnull + "/none"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

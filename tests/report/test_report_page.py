@@ -54,11 +54,16 @@ def test_texts_keep_apart_and_within_their_picture(tmp_path):
     names = ("mvhybrid_small_patch16_256", "hf-hub:organisation/some_model_of_a_long_name", "c", "WWWWWWWWWW")
     result = results.expression(names + tuple(f"model_{index}" for index in range(8)), num_genes=12)
     # all end at almost the same value, where their labels would stand on each other
-    drops = tuple(
-        dataclasses.replace(one, loso=0.2 + 0.001 * index) for index, one in enumerate(result.drops)
+    summaries = tuple(
+        dataclasses.replace(one, mean=0.2 + 0.001 * index) if one.protocol == "loso" else one
+        for index, one in enumerate(result.summaries)
     )
     found = []
-    for made in (dataclasses.replace(result, drops=drops), results.classification(), results.survival()):
+    for made in (
+        dataclasses.replace(result, summaries=summaries),
+        results.classification(),
+        results.survival(),
+    ):
         page = write_report(made, tmp_path / made.task)
         shown, console = chromium.probe(page, tmp_path / "profile", OVERLAPS)
         assert console == []

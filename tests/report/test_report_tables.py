@@ -6,6 +6,7 @@ import math
 import pytest
 from support import results
 
+from timm_mvhybrid.evaluate.expression.tables import find_drops
 from timm_mvhybrid.report.table import (
     Cell,
     Table,
@@ -31,12 +32,10 @@ def test_scores_have_the_shape_of_the_paper_s_table():
         ("mvhybrid", "drop, %"),
         ("vit12", "drop, %"),
     ]
-    summary = {one.metric: one for one in result.scores[1].summary}
-    expected = [
-        f"{summary[name].mean:.3f} ± {summary[name].std:.3f}" for name in ("pcc", "pcc10", "mse", "mae")
-    ]
+    summaries = [result.summary("mvhybrid", "loso", name) for name in ("pcc", "pcc10", "mse", "mae")]
+    expected = [f"{summary.mean:.3f} ± {summary.std:.3f}" for summary in summaries]
     assert [cell.text for cell in scores.rows[2][2:]] == expected
-    assert scores.rows[4][2].text == f"{result.drops[0].percent:.1f}"
+    assert scores.rows[4][2].text == f"{find_drops(result)[0].percent:.1f}"
     # the better model of each kind of folds, and the smaller drop
     for first, second in (scores.rows[start : start + 2] for start in (0, 2, 4)):
         drop = first[1].text.startswith("drop")
@@ -51,7 +50,8 @@ def test_folds_and_genes_are_all_there():
     tables = {table.name: table for table in result_tables(result)}
     assert len(tables["folds"].rows) == 2 * 2 * 3
     assert [row[0].text for row in tables["genes"].rows] == [f"GENE{index}" for index in range(7)]
-    mean = sum(fold.genes[2].pcc for fold in result.scores[0].folds) / 3
+    folds = result.unit_values("mvhybrid", "random", "pcc")
+    mean = sum(genes["GENE2"] for genes in folds.values()) / 3
     assert tables["genes"].rows[2][1].value == pytest.approx(mean)
     assert len(tables["intervals"].rows) == 2 * 2 * 5
     assert tables["comparisons"].rows[0][0].text == "vit12 − mvhybrid"
@@ -60,23 +60,25 @@ def test_folds_and_genes_are_all_there():
 
 def test_a_gene_without_correlation_in_a_fold_is_averaged_over_the_others():
     result = results.expression(labels=("a",), num_genes=2, num_folds=2)
-    first, *others = result.scores[0].folds
-    genes = (
-        dataclasses.replace(first.genes[0], pcc=math.nan),
-        dataclasses.replace(first.genes[1], pcc=math.nan),
-    )
-    second = dataclasses.replace(others[0], genes=(others[0].genes[0],))
-    folds = (dataclasses.replace(first, genes=genes), second)
-    result = dataclasses.replace(result, scores=(dataclasses.replace(result.scores[0], folds=folds),))
+
+    def change(score):
+        # no gene has a correlation in the first fold, and the second fold lacks a gene
+        if score.unit and score.fold == "0":
+            return score._replace(value=math.nan)
+        return None if score.unit == "GENE1" else score
+
+    result = results.with_scores(result, change)
     rows = next(table for table in result_tables(result) if table.name == "genes").rows
-    assert rows[0][1].value == second.genes[0].pcc
+    assert rows[0][1].value == result.unit_values("a", "random", "pcc")["1"]["GENE0"]
     assert rows[1][1] == Cell(text="–")
 
 
 def test_a_drop_that_does_not_exist_is_shown_as_missing():
     result = results.expression()
-    drops = tuple(dataclasses.replace(drop, percent=None) for drop in result.drops)
-    row = result_tables(dataclasses.replace(result, drops=drops))[0].rows[4]
+    summaries = tuple(
+        dataclasses.replace(one, mean=-0.1) if one.protocol == "random" else one for one in result.summaries
+    )
+    row = result_tables(dataclasses.replace(result, summaries=summaries))[0].rows[4]
     assert [cell.text for cell in row[2:]] == ["–"] * 4
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from timm_mvhybrid.probes.resampling import Interval, MetricSummary, PairedComparison
-from timm_mvhybrid.report import results as r
+from timm_mvhybrid.evaluate.classification import METRICS as CLASSIFICATION_METRICS
+from timm_mvhybrid.evaluate.expression.spot_maps import ExpressionMap
+from timm_mvhybrid.evaluate.expression.task import METRICS as EXPRESSION_METRICS
+from timm_mvhybrid.evaluate.slides import METRICS as SLIDES_METRICS
+from timm_mvhybrid.evaluate.survival import METRICS as SURVIVAL_METRICS
+from timm_mvhybrid.report import Metric, Result, Score, ScoreSheet
 from timm_mvhybrid.runtime.provenance import ModelRecord, Provenance
-
-METRICS = ("pcc", "pcc10", "mse", "mae", "r2")
 
 
 def provenance(**changes: Any) -> Provenance:
@@ -41,61 +45,60 @@ def model(label: str, weights: str = "model.safetensors") -> ModelRecord:
     )
 
 
-def summary(name: str, values: list[float], interval: bool = True) -> MetricSummary:
-    between = Interval(low=min(values), high=max(values), level=0.95, num_resamples=1000, over="folds")
-    return MetricSummary(
-        metric=name,
-        mean=float(np.mean(values)),
-        std=float(np.std(values)),
-        ddof=0,
-        interval=between if interval and len(values) > 1 else None,
-    )
+def with_scores(result: Result, change: Callable[[Score], Score | None]) -> Result:
+    """Changes the table of scores; a score for which there is None is taken out."""
+    scores = tuple(new for score in result.scores if (new := change(score)) is not None)
+    return dataclasses.replace(result, scores=scores)
 
 
-def _gene_fold(name: str, genes: list[str], level: float, generator: np.random.Generator) -> r.ExpressionFold:
-    pcc = np.clip(level + 0.2 * generator.standard_normal(len(genes)), -0.9, 0.95)
-    scores = tuple(
-        r.GeneScore(
-            gene=gene, pcc=float(value), mse=float(1.5 - value), mae=float(1 - value / 2), r2=float(value) / 2
-        )
-        for gene, value in zip(genes, pcc, strict=True)
-    )
-    return r.ExpressionFold(
-        name=name,
-        num_train=420,
-        num_test=60,
-        test_samples=("S1",),
-        num_components=256,
-        alpha=0.0123,
-        pcc=float(pcc.mean()),
-        pcc10=float(np.sort(pcc)[-10:].mean()),
-        mse=float(1.5 - pcc.mean()),
-        mae=float(1 - pcc.mean() / 2),
-        r2=float(pcc.mean() / 2),
-        num_constant=0,
-        genes=scores,
-    )
+def _sheet(metrics: dict[str, Metric]) -> ScoreSheet:
+    return ScoreSheet(metrics, num_resamples=100)
+
+
+def _made(sheet: ScoreSheet, task: str, dataset: str, labels: tuple[str, ...], **values: Any) -> Result:
+    changed = {name: values.pop(name) for name in ("provenance", "notes") if name in values}
+    models = [model(label) for label in labels]
+    result = sheet.result(task=task, dataset=dataset, models=models, options={}, data={}, **values)
+    return dataclasses.replace(result, **({"provenance": provenance()} | changed))
 
 
 def expression(
     labels: tuple[str, ...] = ("mvhybrid", "vit12"), num_genes: int = 20, num_folds: int = 4, **changes: Any
-) -> r.ExpressionResult:
+) -> Result:
     generator = np.random.default_rng(0)
     genes = [f"GENE{index}" for index in range(num_genes)]
-    scores, drops, maps = [], [], []
-    for place, label in enumerate(labels):
-        means: dict[tuple[str, str], float] = {}
-        for protocol, level in (("random", 0.45 - 0.02 * place), ("loso", 0.3 - 0.1 * place)):
-            folds = tuple(_gene_fold(str(fold), genes, level, generator) for fold in range(num_folds))
-            summaries = tuple(summary(name, [getattr(fold, name) for fold in folds]) for name in METRICS)
-            means |= {(protocol, one.metric): one.mean for one in summaries}
-            scores.append(r.ExpressionScores(model=label, protocol=protocol, folds=folds, summary=summaries))
-        for name in METRICS[:4]:
-            random, loso = means["random", name], means["loso", name]
-            change = (random - loso if name.startswith("pcc") else loso - random) / random
-            drops.append(
-                r.ExpressionDrop(model=label, metric=name, random=random, loso=loso, percent=100 * change)
-            )
+    sheet = _sheet(EXPRESSION_METRICS)
+    # model by model, so that the first is the same whatever models follow
+    noise = {
+        (label, protocol, fold): 0.2 * generator.standard_normal(num_genes)
+        for label in labels
+        for protocol in ("random", "loso")
+        for fold in range(num_folds)
+    }
+    for protocol, start, step in (("random", 0.45, 0.02), ("loso", 0.3, 0.1)):
+        for place, label in enumerate(labels):
+            for fold in range(num_folds):
+                pcc = np.clip(start - step * place + noise[label, protocol, fold], -0.9, 0.95)
+                per_gene = {"pcc": pcc, "mse": 1.5 - pcc, "mae": 1 - pcc / 2, "r2": pcc / 2}
+                means = {name: float(values.mean()) for name, values in per_gene.items()}
+                sheet.add(
+                    label,
+                    protocol,
+                    str(fold),
+                    {"pcc": means.pop("pcc"), "pcc10": float(np.sort(pcc)[-10:].mean()), **means},
+                    num_train=420,
+                    num_test=60,
+                    units={
+                        name: dict(zip(genes, values.tolist(), strict=True))
+                        for name, values in per_gene.items()
+                    },
+                    test_samples=["S1"],
+                    num_components=256,
+                    alpha=0.0123,
+                    num_constant=0,
+                )
+    maps = []
+    for label in labels:
         row, column = np.divmod(np.arange(60), 8)
         x, y = 200.0 * column + 100.0 * (row % 2), 173.2 * row
         for gene in genes[:3]:
@@ -103,7 +106,7 @@ def expression(
             predicted = 2 + 0.5 * (measured - 2) + 0.2 * generator.standard_normal(60)
             for protocol in ("random", "loso"):
                 maps.append(
-                    r.ExpressionMap(
+                    ExpressionMap(
                         model=label,
                         protocol=protocol,
                         sample_id="S1",
@@ -114,159 +117,113 @@ def expression(
                         predicted=tuple(predicted.tolist()),
                     )
                 )
-    comparisons = tuple(
-        PairedComparison(
-            metric="pcc",
-            protocol="loso",
-            model=label,
-            baseline=labels[0],
-            difference=-0.1,
-            interval=None,
-            p_value=0.125,
-            smallest_p_value=0.125,
-            num_folds=num_folds,
-            share_better=0.25,
-        )
-        for label in labels[1:]
-    )
-    values: dict[str, Any] = {
-        "dataset": "COHORT",
-        "models": tuple(model(label) for label in labels),
-        "comparisons": comparisons,
-        "provenance": provenance(),
-        "notes": ("GENE7 is constant in fold 2.",),
+    settings: dict[str, Any] = {
         "panel": "hvg",
         "panel_size": num_genes,
         "panel_selected_on": "training folds",
         "preset": "hest",
         "nan_policy": "omit",
-        "scores": tuple(scores),
-        "drops": tuple(drops),
-        "maps": tuple(maps),
-        "samples": {"S1": "A"},
     }
-    return r.ExpressionResult(**(values | changes))
-
-
-def classification(label: str = "vit12") -> r.ClassificationResult:
-    fold = r.ClassificationFold(
-        name="test",
-        num_train=100,
-        num_test=30,
-        accuracy=0.8,
-        balanced_accuracy=0.79,
-        quadratic_kappa=0.7,
-        weighted_f1=0.8,
-        auroc=math.nan,
-        confusion=((8, 2, 0), (1, 9, 0), (0, 3, 7)),
-    )
-    names = ("accuracy", "balanced_accuracy", "quadratic_kappa", "weighted_f1", "auroc")
-    scores = tuple(
-        r.ClassificationScores(
-            model=label,
-            probe=probe,
-            folds=(fold,),
-            summary=tuple(summary(name, [getattr(fold, name)]) for name in names),
-        )
-        for probe in ("linear", "knn")
-    )
-    return r.ClassificationResult(
-        dataset="MHIST",
-        models=(model(label),),
-        comparisons=(),
-        provenance=provenance(),
-        notes=(),
-        classes=("adenoma", "HP & SSA", "normal"),
-        layout="folders",
-        scores=scores,
+    settings |= {name: changes.pop(name) for name in list(changes) if name in settings}
+    return _made(
+        sheet,
+        "expression",
+        changes.pop("dataset", "COHORT"),
+        labels,
+        settings=settings,
+        arrays={"maps": maps, "studies": {"S1": "A"}},
+        notes=("GENE7 is constant in fold 2.",),
+        compared=("pcc",),
+        **changes,
     )
 
 
-def retrieval(label: str = "vit12") -> r.RetrievalResult:
-    classes = tuple(
-        r.ClassRetrieval(name=name, num_support=20, num_queries=40, precision={"1": top, "5": top - 0.1})
-        for name, top in (("ADI", 1.0), ("LYM", 0.8), ("TUM", 0.6))
-    )
-    scores = r.RetrievalScores(
-        model=label,
-        accuracy=0.75,
-        accuracy_interval=None,
-        mean_precision={"1": 0.8, "5": 0.7},
-        classes=classes,
-    )
-    return r.RetrievalResult(
-        dataset="NCT",
-        models=(model(label),),
-        comparisons=(),
-        provenance=provenance(),
-        notes=(),
-        layout="folders",
-        scores=(scores,),
+def classification(label: str = "vit12") -> Result:
+    sheet = _sheet(CLASSIFICATION_METRICS)
+    values = dict(zip(CLASSIFICATION_METRICS, (0.8, 0.79, 0.7, 0.8, math.nan), strict=True))
+    for probe in ("linear", "knn"):
+        sheet.add(label, probe, "test", values, num_train=100, num_test=30)
+    counts = [[8, 2, 0], [1, 9, 0], [0, 3, 7]]
+    return _made(
+        sheet,
+        "classification",
+        "MHIST",
+        (label,),
+        settings={"classes": ["adenoma", "HP & SSA", "normal"], "layout": "folders"},
+        arrays={
+            "confusion": [{"model": label, "probe": probe, "counts": counts} for probe in ("linear", "knn")]
+        },
     )
 
 
-def slides(label: str = "vit12") -> r.SlidesResult:
+def retrieval(label: str = "vit12") -> Result:
+    top = {"ADI": 1.0, "LYM": 0.8, "TUM": 0.6}
+    sheet = _sheet(
+        {"accuracy": Metric(label="Accuracy")}
+        | {f"precision@{k}": Metric(label=f"precision@{k}") for k in (1, 5)}
+    )
+    sheet.add(
+        label,
+        "prototypes",
+        "0",
+        {"accuracy": 0.75, "precision@1": 0.8, "precision@5": 0.7},
+        num_train=60,
+        num_test=120,
+        units={"precision@1": top, "precision@5": {name: value - 0.1 for name, value in top.items()}},
+    )
+    classes = [{"name": name, "num_support": 20, "num_queries": 40} for name in top]
+    return _made(
+        sheet, "retrieval", "NCT", (label,), settings={"layout": "folders"}, arrays={"classes": classes}
+    )
+
+
+def slides(label: str = "vit12") -> Result:
     generator = np.random.default_rng(1)
-    fold = r.SlideFold(name="0", num_train=30, num_test=10, auroc=0.8, balanced_accuracy=0.7)
-    scored = tuple(
-        r.SlideScore(
-            slide_id=f"s{index}",
-            patient=f"p{index}",
-            fold="0",
-            positive=index % 3 == 0,
-            score=float(np.clip(0.3 + 0.3 * (index % 3 == 0) + 0.2 * generator.standard_normal(), 0, 1)),
+    sheet = _sheet(SLIDES_METRICS)
+    for fold, auroc, balanced in (("0", 0.8, 0.7), ("1", 0.7, 0.6)):
+        sheet.add(
+            label, "patient", fold, {"auroc": auroc, "balanced_accuracy": balanced}, num_train=30, num_test=10
         )
+    scored = [
+        {
+            "model": label,
+            "fold": "0",
+            "slide_id": f"s{index}",
+            "patient": f"p{index}",
+            "positive": index % 3 == 0,
+            "score": float(np.clip(0.3 + 0.3 * (index % 3 == 0) + 0.2 * generator.standard_normal(), 0, 1)),
+        }
         for index in range(40)
-    )
-    scores = r.SlideScores(
-        model=label,
-        folds=(fold,),
-        summary=(summary("auroc", [0.8, 0.7]), summary("balanced_accuracy", [0.7, 0.6])),
-        slides=scored,
-    )
-    return r.SlidesResult(
-        dataset="TCGA",
-        models=(model(label),),
-        comparisons=(),
-        provenance=provenance(),
-        notes=(),
-        positive_label="MSI",
-        negative_label="MSS",
-        scores=(scores,),
+    ]
+    return _made(
+        sheet,
+        "slides",
+        "TCGA",
+        (label,),
+        settings={"positive_label": "MSI", "negative_label": "MSS"},
+        arrays={"slides": scored},
     )
 
 
-def survival(label: str = "vit12") -> r.SurvivalResult:
+def survival(label: str = "vit12") -> Result:
     generator = np.random.default_rng(2)
-    patients = tuple(
-        r.PatientRisk(
-            patient=f"p{index}",
-            fold="0",
-            time=float(generator.exponential(20 if index % 2 else 40)),
-            event=bool(generator.uniform() < 0.7),
-            risk=float(index % 2),
-            high_risk=bool(index % 2),
-        )
+    patients = [
+        {
+            "model": label,
+            "patient": f"p{index}",
+            "fold": "0",
+            "time": float(generator.exponential(20 if index % 2 else 40)),
+            "event": bool(generator.uniform() < 0.7),
+            "risk": float(index % 2),
+            "high_risk": bool(index % 2),
+        }
         for index in range(40)
-    )
-    fold = r.SurvivalFold(
-        name="0", num_train=30, num_test=10, concordance=0.65, concordant=20, discordant=10, tied_risk=0
-    )
-    scores = r.SurvivalScores(
-        model=label,
-        folds=(fold,),
-        summary=(summary("concordance", [0.65, 0.6]),),
-        patients=patients,
-        log_rank_p_value=0.013,
-    )
-    return r.SurvivalResult(
-        dataset="TCGA",
-        models=(model(label),),
-        comparisons=(),
-        provenance=provenance(),
-        notes=(),
-        time_unit="months",
-        scores=(scores,),
+    ]
+    sheet = _sheet(SURVIVAL_METRICS)
+    for fold, concordance in (("0", 0.65), ("1", 0.6)):
+        sheet.add(label, "patient", fold, {"concordance": concordance}, num_train=30, num_test=10)
+    return _made(
+        sheet, "survival", "TCGA", (label,), settings={"time_unit": "months"}, arrays={"patients": patients}
     )
 
 

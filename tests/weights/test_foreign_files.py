@@ -44,7 +44,7 @@ WRITERS = {
 }
 OBJECTS = {
     "a namespace": (argparse.Namespace(lr=0.1), ["argparse.Namespace"]),
-    "a path": (pathlib.PurePosixPath("a"), ["pathlib.PurePosixPath"]),
+    "a path": (pathlib.PurePosixPath("a"), [f"{pathlib.PurePosixPath.__module__}.PurePosixPath"]),
     "a number of NumPy": (numpy.float64(0.5), ["multiarray.scalar"]),
     "an array": (numpy.ones(3), ["multiarray._reconstruct"]),
     "a class of one's own": (Settings(), [f"{__name__}.Settings"]),

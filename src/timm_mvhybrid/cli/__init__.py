@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import tyro
 from tyro.conf import subcommand
 
+from ..evaluate import Task, register_task
 from ..runtime.errors import TimmMVHybridError, one_sentence
 from ..runtime.implementation_request import check_request, requested_by_environment
 from ..runtime.standard_output import standard_output
 from ..version import __version__
 from .doctor import Doctor
 from .embed import Embed
-from .evaluate import Evaluate
+from .evaluate import Evaluate, parse_task
 from .hub import Export, Publish
 from .messages import say, warnings_in_one_line
 from .models import ExportOnnx, Models
@@ -68,6 +69,25 @@ def main(args: Sequence[str] | None = None) -> int:
     if isinstance(command, Embed | ExportOnnx) and command.pretrained and command.checkpoint is not None:
         say("error: --pretrained and --checkpoint exclude each other")
         return WRONG_USAGE
+    return _run(command)
+
+
+def main_of_task(task: Task[Any], args: Sequence[str] | None = None) -> int:
+    """Runs a task of one's own as a command: registers it, parses its options, evaluates, writes the report.
+
+    Args:
+        task: The task.
+        args: Arguments after the program's name; None takes the process's.
+
+    Returns:
+        The exit code.
+    """
+    register_task(task)
+    return _run(parse_task(task, args))
+
+
+def _run(command: Command) -> int:
+    """Runs a command; what ends it is said in one sentence."""
     try:
         with warnings_in_one_line(), standard_output():
             return command.run() or DONE

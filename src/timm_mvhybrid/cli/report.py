@@ -43,8 +43,7 @@ class Render:
 
     def run(self) -> None:
         """Runs the command."""
-        from ..report import write_report
-        from ..report.results import read_result
+        from ..report import read_result, write_report
 
         page = write_report(read_result(self.folder), self.output, overwrite=self.overwrite)
         report({"page": str(page)})

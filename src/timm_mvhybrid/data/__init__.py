@@ -15,6 +15,7 @@ from .samples import Samples
 from .slide import Slide
 from .slide_source import SlideSource
 from .source import PatchSource, open_source
+from .source_digest import source_digest
 from .tar import TarSource
 from .tile_store import TiledSlide, TilingSummary, tile_slides
 from .tissue import TilingOptions
@@ -39,5 +40,6 @@ __all__ = [
     "open_samples",
     "open_source",
     "read_manifest",
+    "source_digest",
     "tile_slides",
 ]

@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from timm.data.config import resolve_data_config
+from tyro.conf import arg
 
 from ..data import PatchSource
 from ..runtime.errors import EvaluationError, writing
@@ -25,7 +26,8 @@ from ..runtime.ranks import Ranks
 from ..version import __version__
 from .backbone import Backbone
 from .embeddings import BatchReport, DTypeName, EmbeddingSummary, embed
-from .model_input import choose_input_size
+from .model_input import choose_device, choose_input_size
+from .patch_loader import num_available_workers
 from .pooling import Pooling, check_pooling
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -35,23 +37,34 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class EmbeddingOptions:
     """How patches are embedded.
 
-    Args:
-        cache: Folder of the cache; None takes `timm_mvhybrid/embeddings` in the user's cache folder.
+    Attributes:
+        cache: Where embeddings are kept; timm_mvhybrid/embeddings in the user's cache folder by default.
         batch_size: Patches per batch.
-        device: As in `embed`; `auto` spreads ranks over the CUDA devices.
-        dtype: Autocast type.
-        num_workers: Processes that read patches.
-        pool: How features become one vector.
+        device: auto (CUDA if there is any, otherwise CPU; ranks are spread over the devices), cpu, cuda, cuda:1, mps.
+        dtype: Autocast type; embeddings are stored as float32.
+        num_workers: Processes that read patches, at most one a core; 0 reads in the main process.
+        pool: How features become one vector; model is what the model does by itself.
         input_size: Side in px at which patches enter the model.
     """
 
-    cache: Path | None = None
-    batch_size: int = 64
-    device: str = "auto"
+    cache: Annotated[Path | None, arg(metavar="DIR")] = None
+    batch_size: Annotated[int, arg(metavar="N")] = 64
+    device: Annotated[str, arg(metavar="NAME")] = "auto"
     dtype: DTypeName = "float32"
-    num_workers: int = 0
-    pool: Pooling = "model"
-    input_size: int | Literal["auto"] = "auto"
+    num_workers: Annotated[Literal["auto"] | int, arg(metavar="auto|N")] = 0
+    pool: Annotated[Pooling, arg(name="global-pool")] = "model"
+    input_size: Annotated[Literal["auto"] | int, arg(metavar="auto|PX")] = "auto"
+
+    def check(self) -> None:
+        """Finds out whether device and cache can be used, before models are built and data are read.
+
+        Raises:
+            EvaluationError: The device cannot be used.
+            OutputError: The cache cannot be made.
+        """
+        choose_device(Ranks.from_environment().device(self.device))
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def folder(self) -> Path:
@@ -151,7 +164,7 @@ def embed_sources(
                 batch_size=options.batch_size,
                 device=ranks.device(options.device),
                 dtype=options.dtype,
-                num_workers=options.num_workers,
+                num_workers=num_available_workers() if options.num_workers == "auto" else options.num_workers,
                 pool=options.pool,
                 input_size=options.input_size,
                 overwrite=True,

@@ -50,6 +50,22 @@ def check_pooling(model: nn.Module, pooling: str) -> None:
         )
 
 
+def embedding_dim(model: Any, pooling: str) -> int:
+    """Says how wide embeddings will be, before there are any.
+
+    Args:
+        model: Any timm model.
+        pooling: One of `Pooling`.
+
+    Returns:
+        Length of the vector that `pooled_features` computes for an image.
+    """
+    width = int(model.num_features)
+    if pooling == "model":
+        return int(getattr(model, "head_hidden_size", width))
+    return 2 * width if pooling == "token+avg" else width
+
+
 def pooled_features(model: Any, images: torch.Tensor, pooling: str) -> torch.Tensor:
     """Computes one vector per image.
 

@@ -1,7 +1,7 @@
 """What a backbone is worth: patches + model → embeddings → probes → scores, written as results.json.
 
 `embed` is the library function behind `timm-mvhybrid embed`, `load_backbone` makes the model it takes, and
-`evaluate_expression` and its siblings are the tasks. What they are made of takes NumPy arrays and is public, too:
+`evaluate_expression` and its siblings are the tasks; a `Task` of your own takes one file (docs/extend/task.md). What they are made of takes NumPy arrays and is public, too:
 ridge, linear and nearest-neighbour probes, metrics, folds, gene panels, retrieval, mixture embeddings, concordance.
 scikit-learn, scanpy, anndata and scikit-survival are imported when they are called for.
 """
@@ -14,6 +14,7 @@ from ..embed.embedding_store import check_output
 from ..embed.embeddings import BatchReport, EmbeddingSummary, embed
 from ..embed.model_input import choose_device
 from ..embed.model_table import ModelRow, describe_models, models_table
+from ..embed.models import embed_models
 from ..embed.patch_loader import num_available_workers
 from ..probes.attention_mil import AttentionOptions, attention_mil
 from ..probes.concordance import Concordance, concordance_index
@@ -31,20 +32,25 @@ from ..probes.resampling import bootstrap_interval, compare_paired
 from ..probes.ridge import ridge_probe
 from ..probes.ridge_folds import RidgeFold, ridge_folds
 from ..probes.splits import Fold, patient_folds, random_folds, study_folds
-from ..report.results import read_result
+from ..report import Metric, Result, ScoreSheet, read_result
 from ..runtime.errors import EvaluationError
 from ..runtime.stage import StageReport
-from .expression.run import ExpressionOptions, evaluate_expression
-from .expression.score import ProbeOptions
-from .patch_tasks.run import PatchTaskOptions, evaluate_classification, evaluate_retrieval
-from .slide_tasks.classify import evaluate_slides
-from .slide_tasks.options import SlideTaskOptions
-from .slide_tasks.survive import evaluate_survival
+from .arguments import BackboneOptions
+from .classification import ClassificationOptions, evaluate_classification
+from .combined_options import PatchTaskOptions, SlideTaskOptions
+from .expression.options import ExpressionOptions, ProbeOptions
+from .expression.task import evaluate_expression
+from .retrieval import RetrievalOptions, evaluate_retrieval
+from .slides import SlidesOptions, evaluate_slides
+from .survival import SurvivalOptions, evaluate_survival
+from .task import Progress, Task, register_task, registered_tasks
 
 __all__ = [
     "AttentionOptions",
     "Backbone",
+    "BackboneOptions",
     "BatchReport",
+    "ClassificationOptions",
     "Concordance",
     "EmbeddingOptions",
     "EmbeddingSummary",
@@ -52,14 +58,22 @@ __all__ = [
     "ExpressionMetrics",
     "ExpressionOptions",
     "Fold",
+    "Metric",
     "ModelRow",
     "PatchTaskOptions",
     "ProbeOptions",
     "ProbeResult",
+    "Progress",
     "PrototypeRetrieval",
+    "Result",
+    "RetrievalOptions",
     "RidgeFold",
+    "ScoreSheet",
     "SlideTaskOptions",
+    "SlidesOptions",
     "StageReport",
+    "SurvivalOptions",
+    "Task",
     "attention_mil",
     "bootstrap_interval",
     "check_output",
@@ -70,6 +84,7 @@ __all__ = [
     "drop_percent",
     "drop_percentages",
     "embed",
+    "embed_models",
     "evaluate_classification",
     "evaluate_expression",
     "evaluate_retrieval",
@@ -87,6 +102,8 @@ __all__ = [
     "prototype_retrieval",
     "random_folds",
     "read_result",
+    "register_task",
+    "registered_tasks",
     "ridge_folds",
     "ridge_probe",
     "select_genes",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
+from tyro.conf import Suppress, arg
 
 from ..runtime.errors import EvaluationError
 from .arrays import binary_vector, distinct_rows, finite_matrix
@@ -19,7 +21,7 @@ from .column_moments import ColumnMoments
 class AttentionOptions:
     """Training of the attention model.
 
-    Args:
+    Attributes:
         hidden_dim: Width of the projection and of the attention.
         num_epochs: Passes over the training slides, one slide a step.
         learning_rate: Of AdamW, falling to zero along a cosine.
@@ -35,7 +37,8 @@ class AttentionOptions:
     weight_decay: float = 1e-3
     dropout: float = 0.25
     max_patches: int = 4096
-    seed: int = 0
+    # a command has one seed for all that it draws, and this is not its flag
+    seed: Annotated[int, Suppress, arg(name="attention-seed")] = 0
 
 
 class GatedAttention(nn.Module):

@@ -178,6 +178,7 @@ def compare_paired(
     baseline_values: ArrayLike,
     *,
     metric: str = "pcc",
+    higher: bool | None = None,
     protocol: str = "",
     model: str = "model",
     baseline: str = "baseline",
@@ -192,7 +193,9 @@ def compare_paired(
     Args:
         values: Of the model, (folds,) or (folds, genes); NaN where either has none is left out of both.
         baseline_values: Of the model to compare with, of the same shape.
-        metric: `mse` and `mae` are better when lower, all others when higher.
+        metric: Its name.
+        higher: Whether higher is better; None knows it of the errors `mse` and `mae`, and takes all others for better
+            when higher.
         protocol: Names the folds.
         model: Label.
         baseline: Label.
@@ -215,7 +218,7 @@ def compare_paired(
     table = table[~np.isnan(table).all(axis=1)]
     fold_differences = np.nanmean(table, axis=1) if len(table) else np.empty(0)
     better = table[~np.isnan(table)]
-    if metric in _ERRORS:
+    if not (metric not in _ERRORS if higher is None else higher):
         better = -better
     # half of a draw counts for each side, so that a model against itself gets one half
     share = float(np.mean((better > 0) + 0.5 * (better == 0))) if len(better) else math.nan

@@ -8,28 +8,9 @@ from html import escape
 from importlib.resources import files
 
 from ..runtime.provenance import Provenance
-from .expression_charts import gene_bars, slope_chart
-from .maps import maps_section
-from .metrics import protocol_label
-from .patch_charts import confusion_matrix, retrieval_bars
-from .results import (
-    ClassificationResult,
-    ExpressionResult,
-    Result,
-    RetrievalResult,
-    SlidesResult,
-    SurvivalResult,
-)
-from .slide_charts import roc_curves, survival_curves
+from .presentation import presentation_of
+from .result import Result
 from .table import Table, to_html
-
-_TITLES = {
-    "expression": "Expression prediction",
-    "classification": "Patch classification",
-    "retrieval": "Patch retrieval",
-    "slides": "Slide classification",
-    "survival": "Survival",
-}
 
 
 def result_page(result: Result, tables: Sequence[Table]) -> str:
@@ -44,10 +25,11 @@ def result_page(result: Result, tables: Sequence[Table]) -> str:
     """
     first, *rest = tables
     models = ", ".join(model.label for model in result.models)
-    sections = [section("Scores", to_html(first)), *_charts(result)]
+    looks = presentation_of(result)
+    sections = [section("Scores", to_html(first)), *looks.sections(result)]
     sections += [section(table.name.replace("-", " ").capitalize(), to_html(table)) for table in rest]
     return page(
-        title=f"{_TITLES[result.task]}: {result.dataset}",
+        title=looks.heading(result),
         lead=models,
         warnings=result_warnings([result]),
         notes=result.notes,
@@ -182,76 +164,3 @@ def _provenance(name: str, provenance: Provenance) -> str:
         f"<details><summary>Options</summary><pre>{escape(options)}</pre></details>"
         f"<details><summary>SHA-256 of {len(provenance.data)} input files</summary><pre>{escape(data)}</pre></details>"
     )
-
-
-def _charts(result: Result) -> list[str]:
-    if isinstance(result, ExpressionResult):
-        return _expression_charts(result)
-    if isinstance(result, ClassificationResult):
-        figures = "".join(
-            figure(
-                f"confusion-{scores.model}-{scores.probe}",
-                confusion_matrix(result, scores),
-                f"{scores.model}, {protocol_label(scores.probe)} probe",
-            )
-            for scores in result.scores
-        )
-        return [
-            section(
-                "Confusion matrices",
-                f'<div class="pair">{figures}</div>',
-                "Folds added up; shares are of each true class.",
-            )
-        ]
-    if isinstance(result, RetrievalResult):
-        bars = retrieval_bars(result)
-        return (
-            [
-                section(
-                    "Precision", figure("retrieval", bars, scroll=True), "At the smallest k, for each class."
-                )
-            ]
-            if bars
-            else []
-        )
-    if isinstance(result, SlidesResult):
-        curves = roc_curves(result)
-        hint = "Slides of all test folds together; the table's AUROC is the mean over folds."
-        return [section("ROC curves", figure("roc", curves), hint)] if curves else []
-    if isinstance(result, SurvivalResult):
-        parts = []
-        for scores in result.scores:
-            curves = survival_curves(scores, result.time_unit)
-            if curves:
-                parts.append(figure(f"survival-{scores.model}", curves, scores.model))
-        hint = (
-            "Kaplan–Meier estimate of patients above and below the median risk of their fold's training patients; "
-            "below, the number at risk."
-        )
-        return [section("Risk groups", f'<div class="pair">{"".join(parts)}</div>', hint)] if parts else []
-    return []
-
-
-def _expression_charts(result: ExpressionResult) -> list[str]:
-    parts = []
-    slopes = slope_chart(result)
-    if slopes:
-        hint = "What predicting a study that was never seen costs. In brackets, the drop in percent."
-        parts.append(section("Random folds against left-out studies", figure("slope", slopes), hint))
-    for protocol in dict.fromkeys(scores.protocol for scores in result.scores):
-        bars = gene_bars(result, protocol)
-        if bars:
-            hint = "Mean PCC over the folds that have one; whiskers are one standard deviation. Sorted by the first model."
-            title = f"Genes, {protocol_label(protocol)}"
-            parts.append(section(title, figure(f"genes-{protocol}", bars, scroll=True), hint))
-    if result.maps:
-        hint = (
-            "Each spot was predicted while its fold was the test part. Measured and predicted share one colour scale "
-            "unless stretched."
-        )
-        # without an intercept, predictions miss the level of the counts, and one scale would show nothing but that
-        no_level = result.preset == "hest"
-        if no_level:
-            hint += " The preset hest fits no intercept: compare patterns, not levels."
-        parts.append(section("Maps", maps_section(result.maps, stretched=no_level), hint))
-    return parts

@@ -9,7 +9,7 @@ from ..runtime.atomic_file import write_files
 from ..runtime.errors import EvaluationError, writing
 from .drawing import require_matplotlib
 from .page import result_page, result_warnings
-from .results import Result
+from .result import Result
 from .table import Table, to_latex, to_markdown
 from .tables import result_tables
 

@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...cohorts.cohort import ExpressionCohort
-from ...report.results import ExpressionMap
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpressionMap:
+    """One gene on one sample, measured and as predicted while the sample's spots were in the test part.
+
+    Attributes:
+        model: The model's label.
+        protocol: The protocol.
+        sample_id: The sample.
+        gene: The gene.
+        x: Horizontal position of each spot in px of the slide.
+        y: Vertical position, downwards.
+        measured: log1p counts.
+        predicted: What the probe predicts.
+    """
+
+    model: str
+    protocol: str
+    sample_id: str
+    gene: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    measured: tuple[float, ...]
+    predicted: tuple[float, ...]
 
 
 def genes_to_map(pcc: NDArray[np.float64], num: int) -> NDArray[np.int64]:

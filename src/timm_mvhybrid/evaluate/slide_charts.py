@@ -3,27 +3,53 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ..probes.cox import log_rank_p_value
+from ..report.drawing import Drawing, chart_style
+from ..report.series_looks import curve
+from ..report.table import signed
 from ..runtime.extras import require
-from .drawing import Drawing, chart_style
-from .results import PatientRisk, SlideScores, SlidesResult, SurvivalScores
-from .series_looks import curve
-from .table import signed
 
 _SIDE = 320
 _WIDTH, _HEIGHT = 380, 230
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RocCurve:
+    """Slides by one model.
+
+    Attributes:
+        model: Label of the model.
+        truth: Whether each slide's label is the positive one.
+        probability: What the model says of it; NaN where there is nothing.
+    """
+
+    model: str
+    truth: NDArray[np.bool_]
+    probability: NDArray[np.float64]
+
+    @staticmethod
+    def of(model: str, slides: Sequence[Mapping[str, Any]]) -> RocCurve:
+        """Takes them from a result's list of slides."""
+        return RocCurve(
+            model=model,
+            truth=np.array([slide["positive"] for slide in slides], dtype=bool),
+            probability=np.array([slide["score"] for slide in slides], dtype=np.float64),
+        )
+
+
 @chart_style()
-def roc_curves(result: SlidesResult) -> str | None:
+def roc_curves(models: Sequence[RocCurve]) -> str | None:
     """Draws one ROC curve for each model, the slides of all folds together.
 
     Args:
-        result: The result.
+        models: The models.
 
     Returns:
         The SVG, or None if a class is missing.
@@ -36,50 +62,43 @@ def roc_curves(result: SlidesResult) -> str | None:
         axis.set_label_text(name)
         drawing.text(axis.label, "tick")
     drawing.mark(axes.plot([0, 1], [0, 1])[0], "chance")
-    drawn = {}
-    for series, scores in enumerate(result.scores):
-        if _roc(drawing, axes, scores, series):
-            drawn[scores.model] = series
+    drawn = {one.model: series for series, one in enumerate(models) if _roc(drawing, axes, one, series)}
     drawing.legend(drawn, _SIDE + 24, 4, width=0, kind="curve", corner="upper left")
     return drawing.svg() if drawn else None
 
 
-def _roc(drawing: Drawing, axes: Any, scores: SlideScores, series: int) -> bool:
-    known = [slide for slide in scores.slides if math.isfinite(slide.score)]
-    truth = np.array([slide.positive for slide in known], dtype=bool)
+def _roc(drawing: Drawing, axes: Any, one: RocCurve, series: int) -> bool:
+    known = np.isfinite(one.probability)
+    truth, probability = one.truth[known], one.probability[known]
     if truth.all() or not truth.any():
         return False
     metrics = require("sklearn.metrics")
-    probability = np.array([slide.score for slide in known])
     false_positives, true_positives, _ = metrics.roc_curve(truth, probability)
     area = metrics.roc_auc_score(truth, probability)
-    note = f"{scores.model}: AUROC {area:.3f} of {len(known)} slides together"
+    note = f"{one.model}: AUROC {area:.3f} of {len(truth)} slides together"
     drawing.mark(axes.plot(false_positives, true_positives, linewidth=2)[0], curve(series), note)
     return True
 
 
 @chart_style()
-def survival_curves(scores: SurvivalScores, time_unit: str) -> str | None:
+def survival_curves(model: str, patients: Sequence[Mapping[str, Any]], time_unit: str) -> str:
     """Draws Kaplan–Meier curves of high and low risk.
 
     Args:
-        scores: One model.
+        model: Label of the model.
+        patients: The patients of all folds: ``time``, ``event``, ``high_risk`` of each; at least one.
         time_unit: Unit of the times; may be empty.
 
     Returns:
-        The SVG, or None without patients.
+        The SVG.
     """
-    if not scores.patients:
-        return None
     groups = {
-        "low risk": [patient for patient in scores.patients if not patient.high_risk],
-        "high risk": [patient for patient in scores.patients if patient.high_risk],
+        "low risk": [patient for patient in patients if not patient["high_risk"]],
+        "high risk": [patient for patient in patients if patient["high_risk"]],
     }
-    drawing = Drawing(
-        f"Survival of patients at high and low risk by {scores.model}; below, the number at risk"
-    )
+    drawing = Drawing(f"Survival of patients at high and low risk by {model}; below, the number at risk")
     axes = drawing.panel(0, 0, _WIDTH, _HEIGHT)
-    last = max(patient.time for patient in scores.patients)
+    last = max(patient["time"] for patient in patients)
     axes.set(xlim=(0, last if last > 0 else 1), ylim=(0, 1), ylabel="surviving")
     drawing.text(axes.yaxis.label, "tick")
     drawing.numbers(axes.yaxis)
@@ -87,19 +106,24 @@ def survival_curves(scores: SurvivalScores, time_unit: str) -> str | None:
     axes.set_xlabel(f"time, {time_unit}" if time_unit else "time")
     drawing.text(axes.xaxis.label, "tick")
     drawing.legend({name: series for series, name in enumerate(groups)}, 0, -14, kind="curve")
-    if math.isfinite(scores.log_rank_p_value):
-        text = f"log-rank p = {signed(f'{scores.log_rank_p_value:.2g}')}"
+    p_value = log_rank_p_value(
+        *([patient[name] for patient in patients] for name in ("event", "time", "high_risk"))
+    )
+    if math.isfinite(p_value):
+        text = f"log-rank p = {signed(f'{p_value:.2g}')}"
         drawing.text(axes.annotate(text, (1, 1), (0, 17), "axes fraction", "offset pixels", ha="right"))
-    for series, (name, patients) in enumerate(groups.items()):
-        if patients:
-            _survival(drawing, axes, name, patients, series)
-        _at_risk(drawing, axes, name.split(" ")[0], patients, times, -54 - 16 * series)
+    for series, (name, members) in enumerate(groups.items()):
+        if members:
+            _survival(drawing, axes, name, members, series)
+        _at_risk(drawing, axes, name.split(" ")[0], members, times, -54 - 16 * series)
     return drawing.svg()
 
 
-def _survival(drawing: Drawing, axes: Any, name: str, patients: Sequence[PatientRisk], series: int) -> None:
-    events = np.array([patient.event for patient in patients], dtype=bool)
-    ends = np.array([patient.time for patient in patients], dtype=float)
+def _survival(
+    drawing: Drawing, axes: Any, name: str, patients: Sequence[Mapping[str, Any]], series: int
+) -> None:
+    events = np.array([patient["event"] for patient in patients], dtype=bool)
+    ends = np.array([patient["time"] for patient in patients], dtype=float)
     times, surviving = require("sksurv.nonparametric").kaplan_meier_estimator(events, ends)
     # a product of fractions may miss one half by its rounding
     halved = np.flatnonzero(surviving <= 0.5 + 1e-12)
@@ -119,7 +143,7 @@ def _at_risk(
     drawing: Drawing,
     axes: Any,
     name: str,
-    patients: Sequence[PatientRisk],
+    patients: Sequence[Mapping[str, Any]],
     times: Sequence[float],
     below_px: float,
 ) -> None:
@@ -130,5 +154,5 @@ def _at_risk(
 
     write(name, (0, 0), "axes fraction", -22, "right")
     for time in times:
-        num = sum(patient.time >= time for patient in patients)
+        num = sum(patient["time"] >= time for patient in patients)
         write(str(num), (time, 0), ("data", "axes fraction"), 0, "center")

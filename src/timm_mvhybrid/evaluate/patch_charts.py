@@ -2,45 +2,44 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from .bars import Bar, BarSeries, grouped_bars
-from .drawing import Box, Drawing, chart_style
-from .results import ClassificationResult, ClassificationScores, RetrievalResult
-from .series_looks import bar
+from ..report.bars import Bar, BarSeries, grouped_bars
+from ..report.drawing import Box, Drawing, chart_style
+from ..report.series_looks import bar
 
 
 @chart_style()
-def confusion_matrix(result: ClassificationResult, scores: ClassificationScores) -> str:
-    """Draws a confusion matrix, folds added up.
+def confusion_matrix(model: str, classes: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+    """Draws a confusion matrix.
 
     Args:
-        result: The result.
-        scores: One model under one probe.
+        model: Label of the model.
+        classes: Names of the classes.
+        counts: Images, rows true and columns predicted.
 
     Returns:
         The SVG.
     """
-    num = len(result.classes)
-    counts = [[sum(fold.confusion[i][j] for fold in scores.folds) for j in range(num)] for i in range(num)]
+    num = len(classes)
     cell = 58 if num <= 6 else 40
-    drawing = Drawing(f"Confusion matrix of {scores.model}")
+    drawing = Drawing(f"Confusion matrix of {model}")
     axes = drawing.panel(0, 0, num * cell, num * cell)
     axes.set(xlim=(0, num), ylim=(num, 0))
     centres = [place + 0.5 for place in range(num)]
     axes.xaxis.tick_top()
-    drawing.ticks(axes.xaxis, centres, result.classes, "name", rotation=40, ha="left")
-    drawing.ticks(axes.yaxis, centres, result.classes, "name")
+    drawing.ticks(axes.xaxis, centres, classes, "name", rotation=40, ha="left")
+    drawing.ticks(axes.yaxis, centres, classes, "name")
     corner = axes.annotate(
         "predicted ↗ true ↓", (0, 1), (-6, 6), "axes fraction", "offset pixels", ha="right"
     )
     drawing.text(corner, "tick")
     edge, below = 1 / cell, 7 / cell
     boxes = []
-    for i, true in enumerate(result.classes):
+    for i, true in enumerate(classes):
         total = sum(counts[i])
-        for j, predicted in enumerate(result.classes):
+        for j, predicted in enumerate(classes):
             fraction = counts[i][j] / total if total else 0.0
             boxes.append(
                 Box(
@@ -67,29 +66,29 @@ def confusion_matrix(result: ClassificationResult, scores: ClassificationScores)
 
 
 @chart_style()
-def retrieval_bars(result: RetrievalResult) -> str | None:
-    """Draws precision at the smallest k for every class, models side by side.
+def precision_bars(metric: str, precision: Mapping[str, Mapping[str, float]]) -> str:
+    """Draws the precision of every class, models side by side.
 
     Args:
-        result: The result.
+        metric: Such as ``precision@1``.
+        precision: Model → class → precision.
 
     Returns:
-        The SVG, or None where nothing was ranked.
+        The SVG.
     """
-    ks = [k for scores in result.scores for k in scores.mean_precision]
-    if not ks:
-        return None
-    k = min(ks, key=float)
-    series = []
-    for colour, scores in enumerate(result.scores):
-        found = {one.name: one.precision.get(k, math.nan) for one in scores.classes}
-        bars = {
-            name: Bar(value=value, note=f"{name}, {scores.model}: precision@{k} {value:.3f}")
-            for name, value in found.items()
-        }
-        series.append(BarSeries(name=scores.model, colour=colour, bars=bars))
+    series = [
+        BarSeries(
+            name=model,
+            colour=colour,
+            bars={
+                name: Bar(value=value, note=f"{name}, {model}: {metric} {value:.3f}")
+                for name, value in found.items()
+            },
+        )
+        for colour, (model, found) in enumerate(precision.items())
+    ]
     return grouped_bars(
-        f"Precision at {k} of every class",
+        f"{metric.replace('@', ' at ').capitalize()} of every class",
         list(dict.fromkeys(name for one in series for name in one.bars)),
         series,
         limits=(0, 1),

@@ -9,9 +9,11 @@ from xml.etree import ElementTree
 import pytest
 from support import results
 
-from timm_mvhybrid.report.expression_charts import apart, gene_bars, slope_chart
-from timm_mvhybrid.report.patch_charts import confusion_matrix, retrieval_bars
-from timm_mvhybrid.report.slide_charts import roc_curves, survival_curves
+from timm_mvhybrid.evaluate.expression.charts import apart, gene_bars, slope_chart
+from timm_mvhybrid.evaluate.expression.tables import find_drops
+from timm_mvhybrid.evaluate.patch_charts import confusion_matrix, precision_bars
+from timm_mvhybrid.evaluate.slide_charts import RocCurve, roc_curves, survival_curves
+from timm_mvhybrid.probes.cox import log_rank_p_value
 
 PX = 0.02
 """Positions are written in hundredths of a px; a difference of two has at most twice half of that."""
@@ -53,19 +55,24 @@ def scale(svg, direction):
 
 
 def with_patients(times, events):
-    scores = results.survival().scores[0]
-    patients = [
-        dataclasses.replace(scores.patients[0], time=float(time), event=event, high_risk=False)
+    return [
+        {"time": float(time), "event": event, "high_risk": False}
         for time, event in zip(times, events, strict=True)
     ]
-    return dataclasses.replace(scores, patients=tuple(patients))
+
+
+def slopes(result, drops=None):
+    metrics = {name: metric for name, metric in result.metrics.items() if name != "r2"}
+    return slope_chart(
+        find_drops(result) if drops is None else drops, [model.label for model in result.models], metrics
+    )
 
 
 def test_kaplan_meier_curve_of_freireich_s_patients():
     # Freireich et al., Blood 21 (1963): remission in weeks under 6-mercaptopurine, in every textbook
     events = [6, 6, 6, 7, 10, 13, 16, 22, 23]
     censored = [6, 9, 10, 11, 17, 19, 20, 25, 32, 32, 34, 35]
-    svg = survival_curves(with_patients(events + censored, [True] * 9 + [False] * 12), "weeks")
+    svg = survival_curves("vit12", with_patients(events + censored, [True] * 9 + [False] * 12), "weeks")
     curve = next(shape for shape in shapes(svg, "colour-0 series") if shape.find("title") is not None)
     up = scale(svg, "y")
     heights = list(dict.fromkeys(y for _, y in points(curve)))
@@ -80,31 +87,31 @@ def test_kaplan_meier_curve_of_freireich_s_patients():
 
 
 def test_survival_curves_count_those_at_risk_and_show_the_test():
-    scores = results.survival().scores[0]
-    svg = survival_curves(scores, "months")
-    censored = sum(not patient.event for patient in scores.patients)
+    patients = results.survival().arrays["patients"]
+    svg = survival_curves("vit12", patients, "months")
+    censored = sum(not patient["event"] for patient in patients)
     drawn = shapes(svg, "colour-0 series censored") + shapes(svg, "colour-1 series dash-1 censored")
     assert len(drawn) == censored
-    assert {"log-rank p = 0.013", "time, months", "low risk", "high risk"} <= set(texts(svg))
+    p_value = log_rank_p_value(
+        *([patient[name] for patient in patients] for name in ("event", "time", "high_risk"))
+    )
+    assert {f"log-rank p = {p_value:.2g}", "time, months", "low risk", "high risk"} <= set(texts(svg))
     # at time 0 every patient of both groups is at risk
     assert texts(svg).count("20") == 2
-    assert survival_curves(dataclasses.replace(scores, patients=()), "") is None
 
 
 def test_a_median_that_is_not_reached_is_said():
-    svg = survival_curves(with_patients([1, 2, 3], [False] * 3), "")
+    svg = survival_curves("vit12", with_patients([1, 2, 3], [False] * 3), "")
     assert "median not reached, 1.00 at the end" in svg
     # exactly one half survives the twelfth, but the product of the fractions is 0.5000000000000001
-    assert "median 12, 0.00 at the end" in survival_curves(with_patients(range(1, 25), [True] * 24), "")
+    assert "median 12, 0.00 at the end" in survival_curves(
+        "vit12", with_patients(range(1, 25), [True] * 24), ""
+    )
 
 
 def with_slides(pairs):
-    result = results.slides()
-    slides = tuple(
-        dataclasses.replace(result.scores[0].slides[0], score=score, positive=positive)
-        for score, positive in pairs
-    )
-    return dataclasses.replace(result, scores=(dataclasses.replace(result.scores[0], slides=slides),))
+    slides = [{"score": score, "positive": positive} for score, positive in pairs]
+    return [RocCurve.of("vit12", slides)]
 
 
 def test_roc_with_ties_makes_slanted_pieces():
@@ -127,29 +134,29 @@ def test_roc_needs_both_classes_and_finite_scores():
 
 def test_slope_chart_draws_every_model_and_names_the_drop():
     result = results.expression()
-    svg = slope_chart(result)
+    svg = slopes(result)
     for series in (0, 1):
         # one line in each of four panels, a marker at each end and one in the legend
         assert len(shapes(svg, f"colour-{series} series")) == 4
         assert len(shapes(svg, f"colour-{series} marker")) == 4 * 2 + 1
-    for drop in result.drops:
+    for drop in find_drops(result):
         assert f"{drop.loso:.3f} ({drop.percent:.0f} %)" in texts(svg)
-    assert slope_chart(dataclasses.replace(result, drops=())) is None
+    assert slopes(result, []) is None
 
 
 def test_slope_chart_says_where_a_drop_does_not_exist():
     result = results.expression(labels=("a",))
-    drops = tuple(dataclasses.replace(drop, random=-0.1, percent=None) for drop in result.drops)
-    assert "drop undefined" in slope_chart(dataclasses.replace(result, drops=drops))
+    drops = [dataclasses.replace(drop, random=-0.1, percent=None) for drop in find_drops(result)]
+    assert "drop undefined" in slopes(result, drops)
 
 
 def test_slope_chart_leaves_out_what_is_not_a_number():
     result = results.expression(labels=("a", "b"))
-    drops = tuple(
+    drops = [
         dataclasses.replace(drop, **({"random": math.nan} if drop.model == "a" else {"loso": math.nan}))
-        for drop in result.drops
-    )
-    svg = slope_chart(dataclasses.replace(result, drops=drops))
+        for drop in find_drops(result)
+    ]
+    svg = slopes(result, drops)
     assert len(shapes(svg, "colour-0 series")) == 0
     assert len(shapes(svg, "colour-0 marker")) == 4 + 1
     assert len(shapes(svg, "colour-1 marker")) == 0 + 1
@@ -157,7 +164,7 @@ def test_slope_chart_leaves_out_what_is_not_a_number():
 
 
 def test_gene_bars_are_sorted_and_as_high_as_their_mean():
-    svg = gene_bars(results.expression(labels=("a",), num_genes=5), "loso")
+    svg = gene_bars(results.expression(labels=("a",), num_genes=5), "loso", "LOSO")
     bars = [bar for bar in shapes(svg, "colour-0 bar") if bar.find("title") is not None]
     found = [re.fullmatch(r"\w+, a: (-?[\d.]+) ± [\d.]+ over 4 folds", note) for note in notes(bars)]
     values = [float(match[1]) for match in found]
@@ -167,15 +174,18 @@ def test_gene_bars_are_sorted_and_as_high_as_their_mean():
     # the notes round to 3 decimals
     assert heights[0] / heights[1] == pytest.approx(values[0] / values[1], rel=0.005)
     assert len(shapes(svg, "whisker")) == 5
-    assert gene_bars(results.expression(labels=("a",), num_genes=5), "patient") is None
+    assert gene_bars(results.expression(labels=("a",), num_genes=5), "patient", "by patient") is None
+
+
+def without_correlation(result, *genes):
+    return results.with_scores(
+        result, lambda score: score._replace(value=math.nan) if score.unit in genes else score
+    )
 
 
 def test_genes_without_correlation_leave_a_gap():
-    result = results.expression(labels=("a",), num_genes=3, num_folds=1)
-    fold = result.scores[0].folds[0]
-    genes = (dataclasses.replace(fold.genes[0], pcc=math.nan), *fold.genes[1:])
-    scores = dataclasses.replace(result.scores[0], folds=(dataclasses.replace(fold, genes=genes),))
-    svg = gene_bars(dataclasses.replace(result, scores=(scores,)), "random")
+    result = without_correlation(results.expression(labels=("a",), num_genes=3, num_folds=1), "GENE0")
+    svg = gene_bars(result, "random", "random")
     assert [note.split(",")[0] for note in notes(shapes(svg, "colour-0 bar")) if note] == ["GENE2", "GENE1"]
     assert [text.text for text in shapes(svg, "gene")][-1] == "GENE0"
     # one fold has no deviation to show
@@ -184,17 +194,15 @@ def test_genes_without_correlation_leave_a_gap():
 
 def test_a_model_keeps_its_colour_where_another_is_missing():
     result = results.expression(labels=("a", "b"))
-    scores = tuple(one for one in result.scores if (one.model, one.protocol) != ("a", "loso"))
-    svg = gene_bars(dataclasses.replace(result, scores=scores), "loso")
+    summaries = tuple(one for one in result.summaries if (one.model, one.protocol) != ("a", "loso"))
+    svg = gene_bars(dataclasses.replace(result, summaries=summaries), "loso", "LOSO")
     assert shapes(svg, "colour-0 bar") == []
     # the genes' bars and the legend's
     assert len(shapes(svg, "colour-1 bar")) == 20 + 1
 
 
-def test_confusion_matrix_adds_folds_up():
-    result = results.classification()
-    scores = dataclasses.replace(result.scores[0], folds=result.scores[0].folds * 2)
-    svg = confusion_matrix(result, scores)
+def test_confusion_matrix_shows_counts_and_fractions_of_each_true_class():
+    svg = confusion_matrix("vit12", ["adenoma", "HP & SSA", "normal"], [[16, 4, 0], [2, 18, 0], [0, 6, 14]])
     cells = shapes(svg, "colour-0 bar")
     opacities = {cell.findtext("title"): float(cell.get("fill-opacity", "1")) for cell in cells}
     assert opacities["adenoma taken for HP & SSA: 4 of 20"] == 0.2
@@ -205,8 +213,8 @@ def test_confusion_matrix_adds_folds_up():
     assert middle["adenoma taken for adenoma: 16 of 20"] < middle["normal taken for normal: 14 of 20"]
 
 
-def test_retrieval_bars_show_precision_at_the_smallest_k():
-    svg = retrieval_bars(results.retrieval())
+def test_bars_are_as_high_as_the_precision():
+    svg = precision_bars("precision@1", {"vit12": {"ADI": 1.0, "LYM": 0.8, "TUM": 0.6}})
     bars = [bar for bar in shapes(svg, "colour-0 bar") if bar.find("title") is not None]
     assert notes(bars) == [
         "ADI, vit12: precision@1 1.000",
@@ -230,10 +238,7 @@ def test_labels_are_moved_apart_and_no_further_than_needed():
 
 def test_charts_without_any_number_are_empty_and_not_an_error():
     result = results.expression(labels=("a",), num_genes=2, num_folds=1)
-    drops = tuple(dataclasses.replace(drop, random=math.nan, loso=math.nan) for drop in result.drops)
-    assert shapes(slope_chart(dataclasses.replace(result, drops=drops)), "colour-0 series") == []
-    fold = result.scores[0].folds[0]
-    genes = tuple(dataclasses.replace(gene, pcc=math.nan) for gene in fold.genes)
-    scores = dataclasses.replace(result.scores[0], folds=(dataclasses.replace(fold, genes=genes),))
-    bars = gene_bars(dataclasses.replace(result, scores=(scores,)), "random")
+    drops = [dataclasses.replace(drop, random=math.nan, loso=math.nan) for drop in find_drops(result)]
+    assert shapes(slopes(result, drops), "colour-0 series") == []
+    bars = gene_bars(without_correlation(result, "GENE0", "GENE1"), "random", "random")
     assert [text.text for text in shapes(bars, "gene")] == ["GENE0", "GENE1"]

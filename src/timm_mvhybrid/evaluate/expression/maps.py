@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 
-from .metrics import protocol_label
-from .results import ExpressionMap
+from .spot_maps import ExpressionMap
 
 
-def maps_section(maps: tuple[ExpressionMap, ...], *, stretched: bool = False) -> str:
+def maps_section(
+    maps: Sequence[ExpressionMap], protocols: Mapping[str, str], *, stretched: bool = False
+) -> str:
     """Writes the choice of gene, sample and folds, and the data behind it.
 
     Args:
         maps: The maps.
+        protocols: Protocol → what it is called.
         stretched: Whether each prediction starts with a colour scale of its own.
 
     Returns:
@@ -31,7 +33,7 @@ def maps_section(maps: tuple[ExpressionMap, ...], *, stretched: bool = False) ->
             (
                 "protocol",
                 "Folds",
-                [(name, protocol_label(name)) for name in _distinct(one.protocol for one in maps)],
+                [(name, protocols.get(name, name)) for name in _distinct(one.protocol for one in maps)],
             ),
         )
     )

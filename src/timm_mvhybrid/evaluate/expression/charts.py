@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.extras import require
-from .bars import Bar, BarSeries, grouped_bars
-from .drawing import Drawing, chart_style
-from .expression_tables import gene_means
-from .metrics import EXPRESSION_METRICS, metric, protocol_label
-from .results import ExpressionDrop, ExpressionResult
-from .series_looks import colour, marker
-from .table import signed
+from ...report import Metric, Result
+from ...report.bars import Bar, BarSeries, grouped_bars
+from ...report.drawing import Drawing, chart_style
+from ...report.series_looks import colour, marker
+from ...report.table import signed
+from ...runtime.extras import require
+from .tables import ExpressionDrop, gene_means
 
 _LABEL_PX = 15
 """Least distance of two labels."""
@@ -24,30 +23,34 @@ _RANDOM_PX, _LOSO_PX = 40, 225
 
 
 @chart_style()
-def slope_chart(result: ExpressionResult) -> str | None:
+def slope_chart(
+    drops: Sequence[ExpressionDrop], labels: Sequence[str], metrics: Mapping[str, Metric]
+) -> str | None:
     """Draws what each model loses from random folds to left-out studies, one panel for each metric.
 
     Args:
-        result: The result.
+        drops: What leaving studies out costs each model.
+        labels: The models, in the order of their colours.
+        metrics: The metrics, and how they are shown.
 
     Returns:
-        The SVG, or None without both kinds of folds.
+        The SVG, or None without drops.
     """
-    if not result.drops:
+    if not drops:
         return None
-    models = {model.label: index for index, model in enumerate(result.models)}
-    shown = ", ".join(metric(name).label for name in EXPRESSION_METRICS)
+    models = {label: index for index, label in enumerate(labels)}
+    shown = ", ".join(metric.label for metric in metrics.values())
     drawing = Drawing(f"Random folds against left-out studies for {shown}")
     height = max(200, _LABEL_PX * (len(models) + 1))
-    for index, name in enumerate(EXPRESSION_METRICS):
+    for index, (name, metric) in enumerate(metrics.items()):
         left, top = (index % 2) * _PANEL_PITCH, (index // 2) * (height + 76)
         axes = drawing.panel(left, top, _PANEL_WIDTH, height)
-        _slopes(drawing, axes, {drop.model: drop for drop in result.drops if drop.metric == name}, models)
+        _slopes(drawing, axes, {drop.model: drop for drop in drops if drop.metric == name}, models)
         heading = axes.annotate(
-            metric(name).label, (0, 1), (-36, 16), "axes fraction", "offset pixels", fontweight="bold"
+            metric.label, (0, 1), (-36, 16), "axes fraction", "offset pixels", fontweight="bold"
         )
         drawing.text(heading, "heading")
-        arrow = "higher is better" if metric(name).higher else "lower is better"
+        arrow = "higher is better" if metric.higher else "lower is better"
         drawing.text(axes.annotate(arrow, (1, 0), (8, 0), heading, "offset pixels", va="bottom"), "tick")
     drawing.legend(models, -36, -46)
     return drawing.svg()
@@ -108,18 +111,19 @@ def apart(positions: Sequence[float], distance: float) -> list[float]:
 
 
 @chart_style()
-def gene_bars(result: ExpressionResult, protocol: str) -> str | None:
+def gene_bars(result: Result, protocol: str, shown_as: str) -> str | None:
     """Draws each gene's correlation, models side by side, sorted by the first model.
 
     Args:
         result: The result.
         protocol: The folds.
+        shown_as: What the protocol is called.
 
     Returns:
         The SVG, or None without genes under this protocol.
     """
-    group = [scores for scores in result.scores if scores.protocol == protocol]
-    means = [gene_means(scores) for scores in group]
+    group = result.models_of(protocol)
+    means = [gene_means(result, model, protocol) for model in group]
     genes = list(dict.fromkeys(gene for found in means for gene in found))
     if not genes:
         return None
@@ -129,25 +133,25 @@ def gene_bars(result: ExpressionResult, protocol: str) -> str | None:
         return -value if math.isfinite(value) else math.inf
 
     # a model keeps its colour where others were not evaluated under this protocol
-    names = dict.fromkeys([*(model.label for model in result.models), *(scores.model for scores in group)])
+    names = dict.fromkeys([*(model.label for model in result.models), *group])
     colours = {name: index for index, name in enumerate(names)}
     series = [
         BarSeries(
-            name=scores.model,
-            colour=colours[scores.model],
+            name=model,
+            colour=colours[model],
             bars={
                 gene: Bar(
                     value=value,
                     spread=spread,  # a gene of one fold has no deviation to show
-                    note=f"{gene}, {scores.model}: {value:.3f} ± {spread:.3f} over {count} folds",
+                    note=f"{gene}, {model}: {value:.3f} ± {spread:.3f} over {count} folds",
                 )
                 for gene, (value, spread, count) in found.items()
             },
         )
-        for scores, found in zip(group, means, strict=True)
+        for model, found in zip(group, means, strict=True)
     ]
     return grouped_bars(
-        f"PCC of every gene, {protocol_label(protocol)} folds",
+        f"PCC of every gene, {shown_as} folds",
         sorted(genes, key=rank),
         series,
         limits=_limits([bar for one in series for bar in one.bars.values()]),

@@ -1,0 +1,136 @@
+"""How expression results are shown: the paper's tables and reference columns, slopes, genes, maps."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from ...report import Presentation, Result
+from ...report.page import figure, section
+from ...report.presentation import Reference, Value, Values, metric_of
+from ...report.table import Table
+from ...runtime.codec import decode
+from .charts import gene_bars, slope_chart
+from .maps import maps_section
+from .published import Published, published
+from .spot_maps import ExpressionMap
+from .tables import PAPER_METRICS, find_drops, gene_table, panel_name, paper_table
+
+_DROP = "drop, %"
+
+
+class ExpressionPresentation(Presentation):
+    """Tables and charts of expression prediction."""
+
+    name = "expression"
+    title = "Expression prediction"
+    setting = "Folds"
+    protocols = {  # noqa: RUF012 - a constant of the class
+        "csv": "given splits",
+        "random": "random",
+        "loso": "LOSO",
+        "patient": "leave one patient out",
+    }
+
+    def headline(self, result: Result) -> Table:
+        """Makes the table of the paper's shape."""
+        return paper_table(result, self)
+
+    def tables(self, result: Result) -> list[Table]:
+        """Makes the table of genes."""
+        return [gene_table(result, self)]
+
+    def sections(self, result: Result) -> list[str]:
+        """Draws slopes, genes and maps."""
+        parts = []
+        slopes = _slopes([result])
+        if slopes:
+            hint = "What predicting a study that was never seen costs. In brackets, the drop in percent."
+            parts.append(section("Random folds against left-out studies", figure("slope", slopes), hint))
+        for protocol in result.protocols:
+            bars = gene_bars(result, protocol, self.protocol(protocol))
+            if bars:
+                hint = (
+                    "Mean PCC over the folds that have one; whiskers are one standard deviation. Sorted by the first "
+                    "model."
+                )
+                title = f"Genes, {self.protocol(protocol)}"
+                parts.append(section(title, figure(f"genes-{protocol}", bars, scroll=True), hint))
+        maps = decode(tuple[ExpressionMap, ...], result.arrays.get("maps", []), "arrays.maps")
+        if maps:
+            hint = (
+                "Each spot was predicted while its fold was the test part. Measured and predicted share one colour "
+                "scale unless stretched."
+            )
+            # without an intercept, predictions miss the level of the counts, and one scale would show nothing but that
+            no_level = result.settings["preset"] == "hest"
+            if no_level:
+                hint += " The preset hest fits no intercept: compare patterns, not levels."
+            parts.append(section("Maps", maps_section(maps, self.protocols, stretched=no_level), hint))
+        return parts
+
+    def groups(self, results: Sequence[Result]) -> list[list[Result]]:
+        """Puts results of one panel into one table."""
+        panels: dict[str, list[Result]] = defaultdict(list)
+        for result in results:
+            panels[panel_name(result)].append(result)
+        return list(panels.values())
+
+    def comparison_caption(self, results: Sequence[Result]) -> str:
+        """Names the panel, and says where the paper published nothing for it."""
+        caption = f"Expression, {panel_name(results[0])}; mean ± standard deviation over folds."
+        if not self._published(results):
+            caption += " The paper published no numbers for this setting."
+        return caption
+
+    def values(self, result: Result) -> dict[str, Values]:
+        """Takes the paper's metrics, and the drops."""
+        shown = {metric_of(result, name).label for name in PAPER_METRICS}
+        found = {
+            model: {key: value for key, value in values.items() if key[1] in shown}
+            for model, values in super().values(result).items()
+        }
+        for drop in find_drops(result):
+            if drop.percent is not None:
+                label = metric_of(result, drop.metric).label
+                found[drop.model][_DROP, label] = Value(value=drop.percent, higher=False, digits=1)
+        return found
+
+    def references(self, results: Sequence[Result]) -> list[Reference]:
+        """Looks up the paper's columns."""
+        columns = []
+        for label, one in self._published(results).items():
+            values = {
+                (self.protocol(protocol), metric_of(results[0], name).label): Value(value=mean, spread=std)
+                for (protocol, name), (mean, std) in one.values.items()
+            }
+            values |= {
+                (_DROP, metric_of(results[0], name).label): Value(value=drop)
+                for name, drop in one.drops.items()
+            }
+            columns.append(Reference(label=label, source=one.source, values=values))
+        return columns
+
+    def comparison_sections(self, results: Sequence[Result]) -> str:
+        """Draws all models' slopes in one chart."""
+        slopes = _slopes(results)
+        return figure("slope", slopes, "Random folds against left-out studies.") if slopes else ""
+
+    def _published(self, results: Sequence[Result]) -> dict[str, Published]:
+        found: dict[str, Published] = {}
+        for protocol in dict.fromkeys(protocol for result in results for protocol in result.protocols):
+            for one in published(results[0].settings["panel"], protocol):
+                # the benchmark's and the extended data's rows of one model are different measurements
+                name = one.label if one.drops or protocol == "csv" else f"{one.label}, {protocol}"
+                if name in found and found[name].source != one.source:
+                    name = f"{name} (HEST benchmark)" if protocol == "csv" else f"{name} (extended)"
+                found.setdefault(name, one)
+        return found
+
+
+def _slopes(results: Sequence[Result]) -> str | None:
+    return slope_chart(
+        [drop for result in results for drop in find_drops(result)],
+        [model.label for result in results for model in result.models],
+        {name: metric_of(results[0], name) for name in PAPER_METRICS},
+    )

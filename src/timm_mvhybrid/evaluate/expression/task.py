@@ -1,0 +1,205 @@
+"""Expression prediction: HEST layout + backbones → scores under every protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...cohorts.gene_panels import PanelMethod
+from ...cohorts.hest_layout import open_task
+from ...data import PatchH5Source
+from ...embed.backbone import Backbone
+from ...embed.model_labels import unique_labels
+from ...embed.models import embed_models, given_embeddings
+from ...embed.pooling import embedding_dim
+from ...report import Metric, Result, ScoreSheet
+from ...runtime.digest import file_sha256
+from ...runtime.errors import EvaluationError
+from ...runtime.provenance import hash_files
+from ...runtime.ranks import Ranks
+from ...runtime.stage import OnStage
+from ..task import OnBatch, Progress, Task, register_task
+from .options import HEST_COMPONENTS, ExpressionCommand, ExpressionOptions
+from .plan import ExpressionPlan, make_plan
+from .scoring import ProtocolOutcome, score_protocol
+from .showing import ExpressionPresentation
+
+METRICS = {
+    "pcc": Metric(label="PCC"),
+    "pcc10": Metric(label="PCC-10"),
+    "mse": Metric(label="MSE", higher=False),
+    "mae": Metric(label="MAE", higher=False),
+    "r2": Metric(label="R²"),
+}
+_COMPARED = ("pcc", "pcc10", "mse", "mae")
+
+
+def evaluate_expression(
+    root: str | Path,
+    backbones: Sequence[Backbone],
+    options: ExpressionOptions | None = None,
+    *,
+    embeddings: Mapping[str, Mapping[str, NDArray[np.float32]]] | None = None,
+    on_batch: OnBatch = None,
+    on_stage: OnStage = None,
+) -> Result | None:
+    """Predicts expression from frozen embeddings under every protocol.
+
+    Targets are read once and checked against all that was asked for, then patches are embedded once, then everything
+    is scored once. Under torchrun the ranks share the samples for embedding, and the first computes everything else.
+
+    Args:
+        root: The task's folder, or the folder of several tasks.
+        backbones: The models; the first is the one that others are compared with.
+        options: Everything else.
+        embeddings: Model's label → sample → (spots, D), in the order of the patch h5, for models that need no
+            embedding here, such as those of other libraries; they come first.
+        on_batch: Called with the sample's name after every batch.
+        on_stage: Called when a model is scored under a protocol.
+
+    Returns:
+        The result; None on ranks other than the first. ``arrays`` holds ``maps``, each an `ExpressionMap`, and
+        ``studies``, sample → study.
+
+    Raises:
+        DataError: A file cannot be used.
+        EvaluationError: There is no model, or the data do not allow what was asked for.
+    """
+    options = options or ExpressionOptions()
+    options.embedding.check()
+    task = open_task(root, options.task)
+    sources = {name: PatchH5Source(task.files[name][0]) for name in task.samples}
+    records, matrices = given_embeddings(embeddings or {}, sources)
+    labels = unique_labels(backbones, taken=matrices)
+    if not labels and not records:
+        raise EvaluationError("no model to evaluate; name one with --model")
+    dims = {record.label: record.embedding_dim for record in records}
+    dims |= {label: embedding_dim(one.model, options.embedding.pool) for label, one in labels.items()}
+    plan = make_plan(task, options, dims) if Ranks.from_environment().is_first else None
+
+    digests = {name: file_sha256(task.files[name][0]) for name in task.samples}
+    embedded, more = (
+        embed_models(sources, backbones, options.embedding, digests=digests, on_batch=on_batch)
+        if backbones
+        else ([], {})
+    )
+    if plan is None:
+        return None
+    features = {
+        label: np.concatenate([by_sample[name] for name in task.samples])
+        for label, by_sample in {**matrices, **more}.items()
+    }
+    for label, matrix in features.items():
+        _check_finite(label, matrix, plan)
+
+    probe = options.probe
+    sheet = ScoreSheet(
+        METRICS,
+        ddof=probe.ddof,
+        seed=probe.seed,
+        num_resamples=probe.num_resamples,
+        missing_as_zero=probe.nan_policy == "zero",
+    )
+    outcomes = [score_protocol(plan.cohort, one, features, probe, sheet, on_stage) for one in plan.protocols]
+    return sheet.result(
+        task=Expression.name,
+        dataset=task.path.resolve().name,
+        models=[*records, *embedded],
+        settings={
+            "panel": plan.panel_name,
+            "panel_size": len(plan.panel.genes) if plan.panel.method is None else plan.panel.k,
+            "panel_selected_on": plan.panel.selected_on,
+            "preset": probe.preset,
+            "nan_policy": probe.nan_policy,
+        },
+        arrays={
+            "maps": [one for outcome in outcomes for one in outcome.maps],
+            "studies": {name: plan.cohort.studies.get(name, "") for name in task.samples},
+        },
+        options=options,
+        data={
+            **{f"patches/{name}.h5": digest for name, digest in digests.items()},
+            **hash_files(task.path, plan.files),
+        },
+        generated=plan.generated,
+        notes=_notes(plan, outcomes, sheet, options),
+        compared=_COMPARED,
+    )
+
+
+class Expression(ExpressionPresentation, Task[ExpressionCommand]):
+    """Predict gene expression from patches, on data in the HEST layout."""
+
+    name = "expression"
+    options = ExpressionCommand
+
+    def run(self, options: ExpressionCommand, progress: Progress) -> Result | None:
+        """Builds the models and evaluates them."""
+        options.options.embedding.check()
+        return evaluate_expression(
+            options.root,
+            options.models.load(options.options.probe.seed, progress.on_warning),
+            options.options,
+            on_batch=progress.on_batch,
+            on_stage=progress.on_stage,
+        )
+
+
+register_task(Expression())
+
+
+def _check_finite(label: str, matrix: NDArray[np.float32], plan: ExpressionPlan) -> None:
+    finite = np.isfinite(matrix).all(axis=1)
+    if not finite.all():
+        row = int((~finite).argmax())
+        sample = plan.cohort.samples[plan.cohort.sample_of[row]]
+        raise EvaluationError(
+            f"model {label}, sample '{sample}', barcode '{plan.barcodes[row]}': the embedding holds NaN or infinite "
+            "values; check the weights, or embed in float32"
+        )
+
+
+def _notes(
+    plan: ExpressionPlan, outcomes: Sequence[ProtocolOutcome], sheet: ScoreSheet, options: ExpressionOptions
+) -> list[str]:
+    notes = []
+    cohort, probe = plan.cohort, options.probe
+    if cohort.num_missing_genes:
+        notes.append(
+            f"{cohort.num_missing_genes} genes are not measured in every sample and were left out before any selection."
+        )
+    for protocol in plan.protocols:
+        lowered = {
+            fold.facts["num_components"] for fold in sheet.folds if fold.protocol == protocol.protocol
+        } - {HEST_COMPONENTS}
+        if probe.num_components == "auto" and lowered:
+            notes.append(
+                f"{protocol.protocol}: {' or '.join(map(str, sorted(lowered)))} principal components in place of HEST's "
+                f"{HEST_COMPONENTS}, as many as the smallest train part, "
+                f"{min(len(fold.train) for fold in protocol.folds)} spots, and the embeddings allow."
+            )
+    constant = sum(outcome.num_constant for outcome in outcomes)
+    if constant:
+        notes.append(
+            f"{constant} times a gene is constant in a fold, measured or predicted, and has no correlation there "
+            f"(policy: {probe.nan_policy})."
+        )
+    if options.select_on_all_samples and options.panel in get_args(PanelMethod):
+        notes.append("Genes were selected on all samples, test parts included, as HEST does.")
+    if options.panel not in get_args(PanelMethod):
+        notes.append("Genes come from a file; whether they were chosen on test samples is not known here.")
+    for study in sorted(set(cohort.studies.values())):
+        members = [name for name, its in cohort.studies.items() if its == study]
+        if len(members) == 1:
+            notes.append(f"Study '{study}' has a single sample, '{members[0]}'.")
+    if any("exact" in outcome.solvers for outcome in outcomes):
+        notes.append("The ridge regression was solved exactly, without the early stopping of HEST's recipe.")
+    if any(one.protocol == "random" for one in plan.protocols):
+        notes.append(
+            "In random folds neighbouring spots lie in train and test parts alike, so their scores are optimistic."
+        )
+    return notes

@@ -1,1 +1,0 @@
-"""Tasks on labelled patches: images with classes → retrieval and classification scores."""

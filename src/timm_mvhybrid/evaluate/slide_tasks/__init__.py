@@ -1,1 +1,0 @@
-"""Tasks on slides and patients: bags of patch embeddings → labels and survival."""
