@@ -7,13 +7,14 @@ import re
 import subprocess
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
+from timm_mvhybrid.runtime.provenance import installed_versions
+
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("torch", "timm", "timm-mvhybrid", "triton", "mamba-ssm", "mambapy", "onnxruntime")
+PACKAGES = ("torch", "timm", "triton", "mamba-ssm", "mambapy", "onnxruntime")
 BUSY_CORES = 0.3
 """Cores kept busy by other processes from which on the times are not to be trusted."""
 
@@ -87,7 +88,7 @@ def collect(threads: int, device: torch.device | None = None) -> Provenance:
         instructions=[flag for flag in wanted if flag in flags],
         threads=threads,
         python=platform.python_version(),
-        packages={name: version for name in PACKAGES if (version := _version(name)) is not None},
+        packages=installed_versions(PACKAGES),
         commit=_commit(),
         load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         busy_cores=_busy_cores(),
@@ -103,13 +104,6 @@ def _cpu() -> tuple[str, set[str]]:
     name = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
     flags = re.search(r"^flags\s*: (.*)$", text, re.MULTILINE)
     return name[1].strip() if name else platform.machine(), set(flags[1].split()) if flags else set()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _commit() -> str:

@@ -16,13 +16,15 @@ parser.add_argument("output", type=Path, help="folder of the results")
 parser.add_argument("--data", type=Path, default=Path("hest_bench"), help="folder for the data set's files")
 parser.add_argument("--tasks", nargs="+", default=["IDC"], help="tasks of the benchmark; '*' for all")
 parser.add_argument("--model", default="mvhybrid_small_patch16_256")
-parser.add_argument("--weights", type=Path, help="weights of your own, a file; published ones otherwise")
+parser.add_argument(
+    "--checkpoint", "--weights", type=Path, help="weights of your own, a file; published ones otherwise"
+)
 options = parser.parse_args()
 
 if __name__ == "__main__":
     # a model, its transform and the precision of autocast; without encoders=[], HEST runs its ResNet-50 too
     model, transform, precision = encoder(
-        options.model, checkpoint_path=options.weights, precision=torch.float32
+        options.model, checkpoint=options.checkpoint, precision=torch.float32
     )
     tasks, _ = benchmark(
         model,

@@ -14,7 +14,10 @@ parser.add_argument("output", type=Path, help="the .zarr to write")
 parser.add_argument("--model", default="mvhybrid_small_patch16_256")
 parser.add_argument("--pretrained", action="store_true", help="with published weights; random ones otherwise")
 parser.add_argument(
-    "--weights", type=Path, help="weights of your own: a file, or a folder of 'timm-mvhybrid export'"
+    "--checkpoint",
+    "--weights",
+    type=Path,
+    help="weights of your own: a file, or a folder of 'timm-mvhybrid export'",
 )
 parser.add_argument("--dense", action="store_true", help="features of every square of 16 px too")
 parser.add_argument("--device", default="cpu")
@@ -27,8 +30,8 @@ zs.pp.tile_tissues(wsi, 256, mpp=0.5)
 zs.tl.feature_extraction(
     wsi,
     options.model,
-    model_path=options.weights,
-    load_kws=None if options.weights else {"pretrained": options.pretrained},
+    model_path=options.checkpoint,
+    load_kws=None if options.checkpoint else {"pretrained": options.pretrained},
     dense=options.dense,
     device=options.device,
     pbar=False,

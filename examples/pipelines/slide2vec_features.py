@@ -12,7 +12,7 @@ parser.add_argument("slide", type=Path, help="a slide that OpenSlide reads")
 parser.add_argument("output", type=Path, help="folder of the results")
 parser.add_argument("--model", default="mvhybrid_small_patch16_256")
 parser.add_argument("--pretrained", action="store_true", help="with published weights; random ones otherwise")
-parser.add_argument("--weights", type=Path, help="weights of your own, a file")
+parser.add_argument("--checkpoint", "--weights", type=Path, help="weights of your own, a file")
 parser.add_argument("--variant", choices=("cls", "cls_patch_mean"), default="cls")
 parser.add_argument("--device", default="cpu")
 options = parser.parse_args()
@@ -23,8 +23,8 @@ if __name__ == "__main__":
         from timm_mvhybrid.integrations.slide2vec import register_checkpoint
 
         name = "own_weights"
-        weights = options.weights or options.output / "random_weights.pth"
-        if options.weights is None:
+        weights = options.checkpoint or options.output / "random_weights.pth"
+        if options.checkpoint is None:
             options.output.mkdir(parents=True, exist_ok=True)
             torch.manual_seed(0)
             torch.save(timm.create_model(options.model).state_dict(), weights)

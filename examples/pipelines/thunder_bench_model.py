@@ -10,6 +10,6 @@ from timm_mvhybrid.integrations.thunder_bench import model_class
 
 Backbone = model_class(
     os.environ.get("MODEL", "mvhybrid_small_patch16_256"),
-    checkpoint_path=os.environ.get("CHECKPOINT"),
+    checkpoint=os.environ.get("CHECKPOINT"),
     pretrained=None if os.environ.get("PRETRAINED", "1") == "1" else False,
 )

@@ -14,13 +14,13 @@ parser.add_argument("slide", type=Path, help="a slide that OpenSlide reads")
 parser.add_argument("output", type=Path, help="folder of the results")
 parser.add_argument("--model", default="mvhybrid_small_patch16_256")
 parser.add_argument("--pretrained", action="store_true", help="with published weights; random ones otherwise")
-parser.add_argument("--weights", type=Path, help="weights of your own, a file")
+parser.add_argument("--checkpoint", "--weights", type=Path, help="weights of your own, a file")
 parser.add_argument("--device", default="cpu")
 options = parser.parse_args()
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    own = {"checkpoint_path": options.weights} if options.weights else {}
+    own = {"checkpoint": options.checkpoint} if options.checkpoint else {}
     model = backbone(options.model, pretrained=options.pretrained, **own)
     extractor = DeepFeatureExtractor(model=model, batch_size=8, device=options.device)
     results = extractor.run(

@@ -92,7 +92,7 @@ def test_layers_and_raw_are_taken_by_name(tmp_path):
         ({"layers": {"spliced": COUNTS, "logs": LOGS}}, None, "has no X, .*; counts are in layer 'spliced': take them by OPTION spliced$"),
         ({"raw": COUNTS}, None, "has no X, .*; counts are in raw: take them by OPTION raw$"),
         ({"layers": {"logs": LOGS}}, None, r"has no X, .*; the file has no counts elsewhere \(logs\); write raw"),
-        ({}, None, "has no X, .*there is neither a layer nor raw"),
+        ({}, None, "has no X, .*it has neither a layer nor raw"),
         ({"X": LOGS, "layers": {"counts": COUNTS}}, None, "barcode 'a', gene 'B' has the value .* in X, which is not a count; counts are in layer 'counts': .*OPTION counts$"),
         ({"X": COUNTS}, "counts", "has no layer 'counts'; counts are in X: leave OPTION out$"),
         ({"X": LOGS, "layers": {"umi": COUNTS}, "raw": COUNTS}, "counts", "has no layer 'counts'; counts are in layer 'umi', raw: take them by OPTION umi$"),

@@ -3,6 +3,7 @@ import pytest
 from scipy import sparse
 from support.evaluation_goldens import inputs, reference
 
+from timm_mvhybrid.cohorts.gene_panels import select_at_most
 from timm_mvhybrid.evaluate import EvaluationError, select_genes
 
 
@@ -92,3 +93,37 @@ def test_means_over_many_spots_are_those_of_float64(convert):
     assert select_genes([convert(counts)], [["even", "odd"]], "mean", 1) == ["odd"]
     parts = [convert(counts[:1000]), convert(counts[1000:])]
     assert select_genes(parts, [["even", "odd"]] * 2, "mean", 1) == ["odd"]
+
+
+@pytest.mark.parametrize("convert", [np.asarray, sparse.csr_matrix])
+def test_at_most_so_many_genes_of_those_that_vary(convert):
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(rng.gamma(1, 4, 40) + 1, (60, 40))
+    counts[:, 7], counts[:, 9] = 5, 0
+    names = [f"G{index}" for index in range(40)]
+    slides = [convert(counts[:20]), convert(counts[20:])]
+    varying = [name for name in sorted(names) if name not in ("G7", "G9")]
+    assert select_at_most(slides, [names] * 2, 50) == varying
+    assert select_at_most(slides[:1], [names], 50) == [name for name in names if name in varying]
+    few = select_at_most(slides, [names] * 2, 10)
+    kept = [index for index in range(40) if index not in (7, 9)]
+    assert few == select_genes(
+        [part[:, kept] for part in slides], [[names[index] for index in kept]] * 2, k=10
+    )
+    # each slide has one value of its own
+    stepped = [convert(np.full((4, 1), value)) for value in (2, 3)]
+    assert select_at_most(stepped, [["gene"]] * 2) == ["gene"]
+    with pytest.raises(EvaluationError, match=r"no gene is present in 10% .* of 1 slides and varies"):
+        select_at_most(stepped[:1], [["gene"]])
+    with pytest.raises(EvaluationError, match="no gene is present"):
+        select_at_most(stepped, [["gene"], ["other"]])
+
+
+@pytest.mark.parametrize("num_slides", [1, 3])
+def test_genes_of_half_a_million_spots_are_told_from_rounding(num_slides):
+    """Sums of float32 would give the constant genes a variance."""
+    num_spots = 510_000 // num_slides
+    spots = np.arange(num_spots) % 100 < 50
+    columns = np.stack([np.full(num_spots, 600), 300 + spots, np.zeros(num_spots), 100 - spots], axis=1)
+    slides = [sparse.csr_matrix(columns.astype(np.float64))] * num_slides
+    assert set(select_at_most(slides, [("high", "weak", "absent", "low")] * num_slides, 4)) == {"low", "weak"}

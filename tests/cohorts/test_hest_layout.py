@@ -6,7 +6,7 @@ from support.evaluation_goldens import unpack_hest_task
 from support.hest_tasks import sample_arrays, write_studies, write_task
 
 from timm_mvhybrid.cohorts.csv_tables import read_genes, read_studies
-from timm_mvhybrid.cohorts.hest_layout import open_task, read_sample
+from timm_mvhybrid.cohorts.hest_layout import open_task, read_sample, read_spots
 from timm_mvhybrid.cohorts.hest_writer import write_sample
 from timm_mvhybrid.data import DataError
 from timm_mvhybrid.evaluate import EvaluationError
@@ -264,3 +264,19 @@ def test_arrays_that_do_not_fit_are_not_written(tmp_path):
     with pytest.raises(EvaluationError, match="sample 'A'"):
         write_sample(tmp_path, "A", **{**arrays, "barcodes": arrays["barcodes"][1:]})
     assert not list(tmp_path.iterdir())
+
+
+def test_patches_without_counts_are_left_out_where_that_is_asked_for(task):
+    files = open_task(task).files["S1"]
+    whole = read_spots("S1", *files)
+    assert whole.rows.tolist() == list(range(len(whole.barcodes)))
+    gone = whole.barcodes[3]
+    edit(task, "S1", lambda data: data[[name for name in data.obs_names if name != gone]].copy())
+    with pytest.raises(DataError, match=f"barcode '{gone}'"):
+        read_spots("S1", *files)
+    fewer = read_spots("S1", *files, leave_out_unmeasured=True)
+    kept = [row for row in range(len(whole.barcodes)) if row != 3]
+    assert fewer.rows.tolist() == kept
+    assert fewer.barcodes == [whole.barcodes[row] for row in kept]
+    np.testing.assert_array_equal(fewer.counts.toarray(), whole.counts[kept].toarray())
+    np.testing.assert_array_equal(fewer.spatial, whole.spatial[kept])

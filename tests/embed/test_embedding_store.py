@@ -1,9 +1,14 @@
 import os
 
+import h5py
 import numpy as np
 import pytest
+from support.evaluation_goldens import FOLDER
+from support.generated_patches import random_patches, write_hest
 
-from timm_mvhybrid.embed.embedding_store import EmbeddingWriter
+from timm_mvhybrid.cohorts.bags import read_bags
+from timm_mvhybrid.data import DataError, open_source
+from timm_mvhybrid.embed.embedding_store import EmbeddingWriter, read_embeddings
 from timm_mvhybrid.evaluate import EvaluationError, check_output
 
 
@@ -37,3 +42,55 @@ def test_leaving_without_finish_removes_everything(tmp_path):
         assert writer.embedding_dim == 3
         assert len(os.listdir(tmp_path)) == 1
     assert os.listdir(tmp_path) == []
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    write_hest(tmp_path / "patches.h5", random_patches(5), list("abcde"))
+    embeddings = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    with EmbeddingWriter(tmp_path / "out.h5") as writer:
+        writer.append(embeddings[:2], [0, 1])
+        writer.append(embeddings[2:], [3, 4])
+        writer.finish(open_source(tmp_path / "patches.h5"), {"model": "m", "weights": "w", "mean": None})
+    found = read_embeddings(tmp_path / "out.h5")
+    np.testing.assert_array_equal(found.embeddings, embeddings)
+    assert found.embeddings.dtype == np.float32
+    assert found.barcodes == ["a", "b", "d", "e"]
+    assert (found.model, found.weights, found.weights_sha256) == ("m", "w", "unknown")
+
+
+def test_files_of_earlier_versions_are_read():
+    file = FOLDER / "embeddings.h5"
+    found = read_embeddings(file)
+    with h5py.File(file) as content:
+        np.testing.assert_array_equal(found.embeddings, content["embeddings"][()])
+    assert (found.embeddings.shape, found.barcodes) == ((4, 64), list("abcd"))
+    assert (found.model, found.weights, found.weights_sha256) == ("test_mvhybrid", "random", "random")
+    bags, record = read_bags(FOLDER, ["embeddings"])
+    np.testing.assert_array_equal(bags[0], found.embeddings)
+    assert (record.name, record.embedding_dim, record.num_patches) == ("test_mvhybrid", 64, 4)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (1, 4, 3)])
+def test_files_of_other_tools_are_read(tmp_path, shape):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["features"] = np.arange(12, dtype=np.float16).reshape(shape)
+        file["barcodes"] = np.arange(4)
+    found = read_embeddings(tmp_path / "a.h5")
+    np.testing.assert_array_equal(found.embeddings, np.arange(12, dtype=np.float32).reshape(4, 3))
+    assert found.barcodes is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros((0, 3)), r"'embeddings' must be \(patches, dim\) floats"),
+        (np.zeros((2, 3), np.int64), "must be .* floats, not .* int64"),
+        (np.zeros((2, 2, 3)), "must be .* floats"),
+        (np.array([[0.0], [np.inf]]), "patch 1 holds NaN or infinite values"),
+    ],
+)
+def test_what_is_not_embeddings_is_refused(tmp_path, values, message):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["embeddings"] = values
+    with pytest.raises(DataError, match=rf"a\.h5: .*{message}"):
+        read_embeddings(tmp_path / "a.h5")

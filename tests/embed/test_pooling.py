@@ -59,7 +59,9 @@ def test_maps_are_pooled_over_space(name, options, dims):
 
 @pytest.mark.parametrize("pooling", ["token", "token+avg"])
 def test_token_needs_a_class_token(pooling):
-    with pytest.raises(EvaluationError, match=r"needs a class token, and this model has none; use avg"):
+    with pytest.raises(
+        EvaluationError, match=r"needs a class token, which this model does not have; use avg"
+    ):
         check_pooling(build("test_resnet"), pooling)
 
 

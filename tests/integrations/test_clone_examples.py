@@ -139,7 +139,7 @@ def test_hest(tmp_path, weights):
         "--tasks",
         "IDC",
         "PRAD",
-        "--weights",
+        "--checkpoint",
         weights,
     ]
     called, *printed = run(command, tmp_path)

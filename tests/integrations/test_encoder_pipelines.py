@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from support.exports import exported
 
-from timm_mvhybrid.integrations import clam, encoder, hest, lightly_train, thunder_bench, trident
+from timm_mvhybrid.embed.backbone import load_encoder
+from timm_mvhybrid.integrations import clam, hest, lightly_train, thunder_bench, trident
 from timm_mvhybrid.models import HE_MEAN, HE_STD, MODEL_NAMES
 
 NAME = "test_mvhybrid"
@@ -54,7 +55,7 @@ def checkpoint(tmp_path_factory):
 @pytest.mark.parametrize("precision", [torch.float32, torch.float16, torch.bfloat16])
 def test_hest(checkpoint, precision):
     path, expected = checkpoint
-    model, transform, answered = hest.encoder(NAME, checkpoint_path=path, precision=precision)
+    model, transform, answered = hest.encoder(NAME, checkpoint=path, precision=precision)
     assert answered is precision
     images = [tile(seed=seed) for seed in range(2)]
     stored = features_as_stored(model, transform, precision, images)
@@ -76,19 +77,17 @@ def test_precision_is_a_dtype(precision):
 
 
 def test_transform_can_be_sent_to_worker_processes():
-    _, transform = encoder.load_encoder(NAME, pretrained=False)
+    _, transform = load_encoder(NAME, pretrained=False)
     assert torch.equal(pickle.loads(pickle.dumps(transform))(tile()), transform(tile()))
 
 
 def test_model_is_in_evaluation_mode():
-    assert not encoder.load_encoder(NAME, pretrained=False)[0].training
+    assert not load_encoder(NAME, pretrained=False)[0].training
 
 
 def test_nothing_of_a_patch_is_cut_off():
     # by its own configuration this model sees the middle 87.5 % of an image
-    model, transform = encoder.load_encoder(
-        "test_vit2", pretrained=False, pretrained_cfg_overlay={"crop_pct": 0.875}
-    )
+    model, transform = load_encoder("test_vit2", pretrained=False, pretrained_cfg_overlay={"crop_pct": 0.875})
     side = model.default_cfg["input_size"][-1]
     image = tile(side)
     image.paste((255, 255, 255), (0, 0, side, 1))
@@ -99,17 +98,28 @@ def test_nothing_of_a_patch_is_cut_off():
 @pytest.mark.parametrize("size", [100, 0, -16])
 def test_size_that_no_patch_fits(size):
     with pytest.raises(ValueError, match=f"image_size is {size} px; {NAME} takes multiples of 16 px"):
-        encoder.load_encoder(NAME, pretrained=False, image_size=size)
+        load_encoder(NAME, pretrained=False, image_size=size)
+
+
+def test_a_checkpoint_has_timms_name_too(checkpoint):
+    path, expected = checkpoint
+    for named in ({"checkpoint": path}, {"checkpoint_path": path}):
+        for model in (
+            load_encoder(NAME, **named)[0],
+            hest.encoder(NAME, **named)[0],
+            clam.encoder(NAME, 128, **named)[0],
+        ):
+            assert torch.equal(model.patch_embed.proj.weight, expected.patch_embed.proj.weight)
 
 
 def test_unpooled_model_is_refused():
     with pytest.raises(ValueError, match="global_pool is ''"):
-        encoder.load_encoder(NAME, pretrained=False, global_pool="")
+        load_encoder(NAME, pretrained=False, global_pool="")
 
 
 def test_published_weights_are_the_default():
     with pytest.raises(RuntimeError, match="no pretrained weights"):
-        encoder.load_encoder(NAME)
+        load_encoder(NAME)
 
 
 class CustomInferenceEncoder(torch.nn.Module):
@@ -251,7 +261,7 @@ def test_thunder_model(monkeypatch, checkpoint):
     for name in ("thunder", "thunder.models"):
         module(monkeypatch, name)
     module(monkeypatch, "thunder.models.pretrained_models", PretrainedModel=PretrainedModel)
-    model = thunder_bench.model_class(NAME, checkpoint_path=path)()
+    model = thunder_bench.model_class(NAME, checkpoint=path)()
     assert isinstance(model, PretrainedModel)
     assert (model.name, model.emb_dim, model.vlm) == (NAME, expected.num_features, False)
     batch = model.get_transform()(tile(128))[None]

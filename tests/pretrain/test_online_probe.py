@@ -3,7 +3,6 @@ import importlib.util
 import json
 import random
 import sys
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -15,12 +14,10 @@ from PIL import Image
 from support.generated_patches import random_patches, write_hest
 from torch import nn
 
-from timm_mvhybrid.cohorts.counts import Counts
-from timm_mvhybrid.pretrain.expression_table import most_variable_genes, read_expression
-from timm_mvhybrid.pretrain.labelled_set import open_labelled_set
+from timm_mvhybrid.evaluate import expression_metrics, ridge_probe
 from timm_mvhybrid.pretrain.online_probe import OnlineProbe, undisturbed
-from timm_mvhybrid.pretrain.probe_scores import accuracies, expression_correlation, knn_predictions
-from timm_mvhybrid.runtime.errors import MissingPackageError, PretrainError
+from timm_mvhybrid.pretrain.probe_targets import open_targets
+from timm_mvhybrid.runtime.errors import DataError, EvaluationError, MissingPackageError, PretrainError
 from timm_mvhybrid.runtime.process_group import close_process_group
 
 COLOURS = {"stroma": (220, 120, 180), "tumour": (110, 60, 160), "white": (250, 250, 250)}
@@ -62,40 +59,9 @@ def write_table(path, rows):
     return path
 
 
-def test_neighbours_vote_by_their_similarity():
-    angles = torch.tensor([0.0, 0.55, 0.6, 0.7, 0.8]).double()
-    features = torch.stack([angles.cos(), angles.sin()], dim=1) * torch.tensor([1, 5, 2, 1, 9])[:, None]
-    labels = torch.tensor([0, 0, 1, 1, 1])
-    everyone = torch.ones(5, dtype=torch.bool)
-    assert knn_predictions(features, labels, everyone, k=1).tolist() == [0, 1, 0, 1, 1]
-    # the one at 0.55 outvotes the two behind it, and not the three
-    votes = torch.exp(torch.cos(angles[1:]) / 0.07)
-    assert votes[1:3].sum() < votes[0] < votes[1:].sum()
-    assert knn_predictions(features, labels, everyone, k=3)[0] == 0
-    assert knn_predictions(features, labels, everyone, k=4)[0] == 1
-
-
-def test_groups_do_not_vouch_for_themselves():
-    features = torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0], [0.01, 1.0]])
-    labels, everyone = torch.tensor([0, 0, 1, 1]), torch.ones(4, dtype=torch.bool)
-    assert knn_predictions(features, labels, everyone, torch.tensor([0, 0, 1, 1])).tolist() == [1, 1, 0, 0]
-    assert knn_predictions(features, labels, everyone, torch.zeros(4, dtype=torch.int64)).tolist() == [-1] * 4
-
-
-def test_only_the_reference_votes():
-    features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.9, 0.1]])
-    reference = torch.tensor([True, False, False])
-    assert knn_predictions(features, torch.tensor([0, 1, 1]), reference).tolist() == [-1, 0, 0]
-
-
-def test_balanced_accuracy_weighs_classes_alike():
-    scores = accuracies(torch.tensor([0, 0, 0, 0]), torch.tensor([0, 0, 0, 1]))
-    assert scores == pytest.approx({"accuracy": 0.75, "balanced_accuracy": 0.5})
-
-
 def test_a_folder_per_class(tmp_path):
     probe = OnlineProbe(write_classes(tmp_path), **OPTIONS)
-    assert probe.labelled.classes == ("stroma", "tumour", "white")
+    assert probe.targets.images.classes == ["stroma", "tumour", "white"]
     assert "each image left out, 21 images" in probe.protocol
     assert probe(MeanColour()) == {"knn_accuracy": 1.0, "knn_balanced_accuracy": 1.0}
     collapsed = probe(MeanColour(), lambda images: torch.ones(len(images), 4))
@@ -117,15 +83,16 @@ def test_a_csv_with_splits_asks_only_the_test_images(tmp_path):
     assert scores["knn_balanced_accuracy"] == pytest.approx((1 + 2 / 3 + 1) / 3)
 
 
-def test_a_csv_with_groups(tmp_path):
+@pytest.mark.parametrize("column", ["patient", "group"])
+def test_a_csv_with_patients(tmp_path, column):
     write_classes(tmp_path / "images")
     rows = [
-        {"path": f"images/{name}/{index}.png", "label": name, "group": name}
+        {"path": f"images/{name}/{index}.png", "label": name, column: name}
         for name in COLOURS
         for index in range(7)
     ]
     probe = OnlineProbe(write_table(tmp_path / "set.csv", rows), **OPTIONS)
-    assert "each group left out" in probe.protocol
+    assert "each patient left out" in probe.protocol
     assert probe(MeanColour())["knn_accuracy"] == 0
 
 
@@ -232,26 +199,35 @@ def test_two_processes_measure_what_one_does(tmp_path):
 
 PROBLEMS = [
     ([{"path": "a.png"}], "set.csv: has the columns path; it must have 'path' and 'label'"),
-    ([{"path": "missing.png", "label": "a"}], "line 2: .*missing.png is no file"),
-    ([{"path": "0.png", "label": "a"}], "holds the class 'a' only"),
-    ([{"path": "0.png", "label": name, "split": "valid"} for name in "ab"], "split is 'valid'"),
-    ([{"path": "0.png", "label": name, "split": "test"} for name in "ab"], "every split is 'test'"),
-    ([{"path": "0.png", "label": name, "group": "p"} for name in "ab"], "there is one group only"),
+    ([{"path": "missing.png", "label": "a"}], "missing.png: no such image"),
+    ([{"path": "0.png", "label": "a"}], "all images are of the class 'a'"),
+    ([{"path": f"{name}.png", "label": name, "split": "valid"} for name in "ab"], "the splits are 'valid'"),
+    ([{"path": f"{name}.png", "label": name, "split": "test"} for name in "ab"], "the splits are 'test'"),
+    (
+        [{"path": f"{name}.png", "label": name, "group": "p"} for name in "ab"],
+        "every image is of patient 'p'",
+    ),
+    (
+        [{"path": f"{name}.png", "label": name, "patient": owner} for name, owner in ("ap", ("b", ""))],
+        "image 'b.png' has no patient, others have",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("rows", "message"), PROBLEMS)
 def test_incomplete_sets_name_file_and_remedy(tmp_path, rows, message):
-    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
-    with pytest.raises(PretrainError, match=message):
-        open_labelled_set(write_table(tmp_path / "set.csv", rows))
+    for name in "0ab":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    with pytest.raises(DataError, match=message):
+        open_targets(write_table(tmp_path / "set.csv", rows))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("path,label\n", "holds no row"),
-        ("path,label\na.png\n", "line 2 has another number of columns"),
+        ("path,label\na.png\n", "line 2 has no 'label'"),
+        ("path,label\na.png,x,y\n", "line 2 has more cells than the header"),
         ("", "holds no row"),
         (None, "cannot be read as a CSV"),
     ],
@@ -260,15 +236,15 @@ def test_damaged_tables_are_named(tmp_path, content, message):
     path = tmp_path / "set.csv"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(PretrainError, match=rf"set\.csv: .*{message}"):
-        open_labelled_set(path)
+    with pytest.raises(DataError, match=rf"set\.csv: .*{message}"):
+        open_targets(path)
 
 
 def test_images_outside_the_classes_are_named(tmp_path):
     write_classes(tmp_path)
     Image.new("RGB", (8, 8)).save(tmp_path / "stray.png")
-    with pytest.raises(PretrainError, match=r"stray\.png: lies outside the folders of classes"):
-        open_labelled_set(tmp_path)
+    with pytest.raises(DataError, match=r"stray\.png: must lie in a folder named after its class"):
+        open_targets(tmp_path)
 
 
 def write_counts(path, barcodes, genes, counts):
@@ -277,105 +253,6 @@ def write_counts(path, barcodes, genes, counts):
         writer.writerow(["", *genes])
         writer.writerows([name, *row] for name, row in zip(barcodes, counts.tolist(), strict=True))
     return path
-
-
-@needs_sklearn
-def test_genes_are_scaled_logarithmised_and_chosen_by_variance(tmp_path):
-    counts = np.array([[1, 9, 10], [1, 29, 10], [0, 0, 0]])
-    table = read_expression(write_counts(tmp_path / "a.csv", "xyz", ["weak", "rich", "even"], counts))
-    genes, values = most_variable_genes([table], 2)
-    # median of the totals 20 and 40 is 30; a spot without counts stays 0
-    logs = np.log1p(counts * np.array([[30 / 20], [30 / 40], [0]]))
-    order = np.argsort(-logs.var(axis=0), kind="stable")[:2]
-    assert set(genes) == {np.array(["weak", "rich", "even"])[index] for index in order}
-    columns = [["weak", "rich", "even"].index(gene) for gene in genes]
-    np.testing.assert_allclose(values, logs[:, columns], rtol=1e-6)
-    assert np.all(np.diff(values.var(axis=0)) <= 1e-9)
-
-
-@needs_sklearn
-@pytest.mark.parametrize("num_tables", [1, 3])
-def test_genes_of_half_a_million_spots_are_told_from_rounding(num_tables):
-    """Sums of float32 would give the constant genes a variance, and cancel that of the weak one."""
-    sparse = pytest.importorskip("scipy.sparse")
-    num_spots = 510_000 // num_tables
-    # every spot has 1,000 counts, so that nothing is scaled
-    spots = np.arange(num_spots) % 100 < 50
-    columns = np.stack([np.full(num_spots, 600), 300 + spots, np.zeros(num_spots), 100 - spots], axis=1)
-    tables = [
-        Counts(
-            path=Path(f"{index}.h5ad"),
-            barcodes=(),
-            genes=("high", "weak", "absent", "low"),
-            values=sparse.csr_matrix(columns.astype(np.float64)),
-        )
-        for index in range(num_tables)
-    ]
-    genes, values = most_variable_genes(tables, 4)
-    assert genes == ("low", "weak")
-    assert values.shape == (num_spots * num_tables, 2)
-
-
-@needs_sklearn
-def test_only_genes_of_all_samples_are_predicted(tmp_path):
-    counts = np.array([[1, 9], [9, 1]])
-    tables = [
-        read_expression(write_counts(tmp_path / f"{name}.csv", "xy", genes, counts))
-        for name, genes in (("a", ["g1", "g2"]), ("b", ["g2", "g3"]))
-    ]
-    genes, values = most_variable_genes(tables, 50)
-    assert genes == ("g2",)
-    assert values.shape == (4, 1)
-    np.testing.assert_allclose(values[:2, 0], values[:2, 0][::1])
-    assert values[0, 0] > values[1, 0]
-    assert values[2, 0] < values[3, 0]
-
-
-@needs_sklearn
-def test_correlation_tells_features_that_predict_from_noise():
-    generator = np.random.default_rng(0)
-    features = generator.normal(size=(120, 16)).astype(np.float32)
-    expression = (features @ generator.normal(size=(16, 5))).astype(np.float32)
-    groups = np.repeat(np.arange(4), 30)
-    assert expression_correlation(features, expression, groups)["pearson"] > 0.95
-    noise = generator.normal(size=(120, 16)).astype(np.float32)
-    assert abs(expression_correlation(noise, expression, groups)["pearson"]) < 0.2
-    constant = np.ones_like(features)
-    assert expression_correlation(constant, expression, groups)["pearson"] == 0
-
-
-@needs_sklearn
-def test_correlation_does_not_see_a_shift_of_the_expression():
-    generator = np.random.default_rng(0)
-    features = generator.normal(size=(2000, 8)).astype(np.float32)
-    expression = features @ generator.normal(size=(8, 3)) + 4 * generator.normal(size=(2000, 3))
-    # to be exact in float32 with and without the shift
-    expression = (np.round(expression * 256) / 256).astype(np.float32)
-    groups = np.repeat(np.arange(4), 500)
-    found, shifted = (
-        expression_correlation(features, expression + shift, groups)["pearson"]
-        for shift in (np.float32(0), np.float32(16_384))
-    )
-    assert found > 0.3
-    # sums of 1,500 spots in float64, of values up to 16,384 where the deviation is 5
-    assert abs(shifted - found) < 1500 * 2**-53 * 16_384
-
-
-@needs_sklearn
-def test_a_single_slide_is_held_out_in_stripes():
-    generator = np.random.default_rng(0)
-    coords = np.stack([np.arange(80) * 10, generator.integers(0, 50, 80)], axis=1)
-    # one-hot places predict neighbours, and nothing across stripes
-    place = np.eye(40, dtype=np.float32)[np.arange(80) // 2]
-    expression = np.repeat(generator.normal(size=(40, 3)), 2, axis=0).astype(np.float32)
-    one = np.zeros(80, dtype=np.int64)
-    assert expression_correlation(place, expression, one, coords)["pearson"] < 0.3
-    alternating = np.arange(80) % 2
-    assert expression_correlation(place, expression, alternating, coords)["pearson"] > 0.8
-    with pytest.raises(PretrainError, match="one group without coordinates"):
-        expression_correlation(place, expression, one)
-    with pytest.raises(PretrainError, match="3 spots, too few"):
-        expression_correlation(place[:3], expression[:3], one[:3], coords[:3])
 
 
 @needs_sklearn
@@ -399,34 +276,112 @@ def test_expression_of_spots_matched_by_barcode(tmp_path, suffix):
         else:
             write_h5ad(file, names, ["bright", "dark", "flat"], counts)
         rows.append({"patches": f"{sample}.h5", "expression": file.name})
-    probe = OnlineProbe(write_table(tmp_path / "set.csv", rows), num_genes=2, **OPTIONS)
-    assert len(probe.labelled) == 48
-    assert probe.labelled.genes in (("bright", "dark"), ("dark", "bright"))
+    probe = OnlineProbe(write_table(tmp_path / "set.csv", rows), num_genes=3, **OPTIONS)
+    assert len(probe.targets) == 48
+    assert probe.targets.genes == ["bright", "dark"]
     scores = probe(MeanColour())
     assert scores["expression_pearson"] > 0.9
-    assert "2 genes, groups held out, 48 spots" in probe.protocol
+    assert "2 genes, patients held out, 48 spots" in probe.protocol
+
+
+def write_expression_set(folder, num_samples=3, num_spots=40, num_genes=4):
+    """Samples with counts of several genes, without positions; returns the table and the log counts, row by row."""
+    generator = np.random.default_rng(0)
+    rows, logs = [], []
+    for sample in range(num_samples):
+        barcodes = [f"{sample}-{index}" for index in range(num_spots)]
+        write_hest(folder / f"{sample}.h5", random_patches(num_spots), barcodes)
+        counts = generator.poisson(generator.gamma(2, 20, (num_spots, num_genes)))
+        write_counts(folder / f"{sample}.csv", barcodes, [f"g{index}" for index in range(num_genes)], counts)
+        rows.append({"patches": f"{sample}.h5", "expression": f"{sample}.csv"})
+        logs.append(np.log1p(counts))
+    return write_table(folder / "set.csv", rows), np.concatenate(logs)
+
+
+@needs_sklearn
+def test_expression_is_scored_by_the_recipe_of_evaluation(tmp_path):
+    """Log counts as they are; PCA and ridge, patients held out."""
+    table, logs = write_expression_set(tmp_path)
+    targets = open_targets(table)
+    np.testing.assert_array_equal(targets.expression, logs)
+    generator = np.random.default_rng(1)
+    features = (logs @ generator.normal(size=(4, 6)) + 0.5 * generator.normal(size=(120, 6))).astype(
+        np.float32
+    )
+    samples = np.repeat(np.arange(3), 40)
+    correlations = []
+    for sample in range(3):
+        train, test = samples != sample, samples == sample
+        predicted = ridge_probe(features[train], logs[train], features[test], num_components=6)
+        correlations.append(expression_metrics(logs[test], predicted).pcc)
+    found = targets.score(features)
+    assert found["expression_pearson"] > 0.5
+    # both stop LSQR at a relative residual of 1e-4
+    assert found["expression_pearson"] == pytest.approx(np.mean(correlations), abs=1e-4)
+
+
+@needs_sklearn
+def test_expression_tells_features_that_predict_from_noise_and_collapse(tmp_path):
+    table, logs = write_expression_set(tmp_path)
+    targets = open_targets(table)
+    generator = np.random.default_rng(0)
+    wide = (logs @ generator.normal(size=(4, 300))).astype(np.float32)
+    # 256 components of 80 spots cannot be had, and are lowered
+    assert targets.score(wide)["expression_pearson"] > 0.95
+    assert abs(targets.score(generator.normal(size=(120, 16)).astype(np.float32))["expression_pearson"]) < 0.3
+    assert targets.score(np.ones((120, 16), np.float32)) == {"expression_pearson": 0.0}
+
+
+@needs_sklearn
+def test_a_single_slide_is_held_out_in_stripes(tmp_path):
+    table, _ = write_expression_set(tmp_path, num_samples=1)
+    with h5py.File(tmp_path / "0.h5", "a") as file:
+        del file["coords"]
+    with pytest.raises(
+        EvaluationError, match=r"set\.csv: .*all spots are at one place.* second patient, or patches"
+    ):
+        open_targets(table)
+    with h5py.File(tmp_path / "0.h5", "a") as file:
+        file["coords"] = np.stack([np.arange(40) * 16, np.zeros(40, np.int64)], axis=1)
+    targets = open_targets(table)
+    assert "stripes of one patient held out, 40 spots" in targets.protocol
+    # one-hot places predict neighbours, and nothing across stripes
+    place = np.eye(20, dtype=np.float32)[np.arange(40) // 2]
+    assert abs(targets.score(place)["expression_pearson"]) < 0.3
+
+
+@needs_sklearn
+@pytest.mark.parametrize("column", ["patient", "group"])
+def test_samples_of_one_patient_are_held_out_together(tmp_path, column):
+    table, _ = write_expression_set(tmp_path)
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    for row, owner in zip(rows, "ppq", strict=True):
+        row[column] = owner
+    targets = open_targets(write_table(table, rows))
+    assert sorted(fold.test.tolist() for fold in targets._folds) == [list(range(80)), list(range(80, 120))]
 
 
 @needs_sklearn
 def test_counts_of_the_probe_are_taken_from_a_layer(tmp_path):
     anndata = pytest.importorskip("anndata")
-    write_hest(tmp_path / "a.h5", random_patches(3), ["x", "y", "z"])
-    write_h5ad(tmp_path / "a.h5ad", ["x", "y", "z"], ["g", "h"], np.array([[1, 9], [5, 5], [9, 1]]))
+    names = [f"x{index}" for index in range(8)]
+    write_hest(tmp_path / "a.h5", random_patches(8), names)
+    counts = np.stack([np.arange(8) + 1, 9 - np.arange(8)], axis=1)
+    write_h5ad(tmp_path / "a.h5ad", names, ["g", "h"], counts, spatial=np.arange(16).reshape(8, 2))
     data = anndata.read_h5ad(tmp_path / "a.h5ad")
     data.layers["umi"], data.X = data.X, data.X / 2
     data.write_h5ad(tmp_path / "a.h5ad")
     table = write_table(tmp_path / "set.csv", [{"patches": "a.h5", "expression": "a.h5ad"}])
     with pytest.raises(
-        PretrainError, match=r"a\.h5ad: .* has the value 0\.5 in X.* by --monitor\.probe-counts-layer umi"
+        DataError, match=r"a\.h5ad: .* has the value 0\.5 in X.* by --monitor\.probe-counts-layer umi"
     ):
         OnlineProbe(table, **OPTIONS)
     probe = OnlineProbe(table, counts_layer="umi", **OPTIONS)
-    assert probe.labelled.genes == ("g", "h")
-    # every spot has the median total, 10
-    np.testing.assert_allclose(probe.labelled.expression[:, 0], np.log1p([1, 5, 9]), rtol=1e-6)
+    assert probe.targets.genes == ["g", "h"]
+    np.testing.assert_array_equal(probe.targets.expression, np.log1p(counts))
 
 
-def write_h5ad(path, barcodes, genes, counts):
+def write_h5ad(path, barcodes, genes, counts, spatial=None):
     anndata = pytest.importorskip("anndata")
     import pandas as pd
     from scipy.sparse import csr_matrix
@@ -435,6 +390,7 @@ def write_h5ad(path, barcodes, genes, counts):
         csr_matrix(counts.astype(np.float32)),
         obs=pd.DataFrame(index=pd.Index(barcodes, dtype=object)),
         var=pd.DataFrame(index=pd.Index(genes, dtype=object)),
+        obsm={} if spatial is None else {"spatial": spatial},
     )
     data.write_h5ad(path)
 
@@ -446,15 +402,15 @@ def write_h5ad(path, barcodes, genes, counts):
         (["SPOT-X", "SPOT-Y"], [[1], [2]], "share no barcode"),
         (["SPOT-000-ä", "SPOT-000-ä"], [[1], [2]], "barcode 'SPOT-000-ä' occurs more than once"),
         (["SPOT-000-ä", "x"], [[-1], [2]], "has the value -1.0 in the table, which is not a count"),
-        (["SPOT-000-ä", "SPOT-001-ä"], [[3], [3]], "no gene varies"),
+        (["SPOT-000-ä", "SPOT-001-ä"], [[3], [3]], "no gene is present .* and varies between spots"),
     ],
 )
 def test_unusable_expression_is_named(tmp_path, barcodes, counts, message):
     write_hest(tmp_path / "a.h5", random_patches(2))
     write_counts(tmp_path / "a.csv", barcodes, ["gene"], np.array(counts))
     table = write_table(tmp_path / "set.csv", [{"patches": "a.h5", "expression": "a.csv"}])
-    with pytest.raises(PretrainError, match=message):
-        open_labelled_set(table)
+    with pytest.raises((DataError, EvaluationError), match=message):
+        open_targets(table)
 
 
 @needs_sklearn
@@ -463,17 +419,16 @@ def test_patches_without_barcodes_are_refused(tmp_path):
         file["imgs"] = random_patches(2)
     write_counts(tmp_path / "a.csv", ["x"], ["gene"], np.array([[1]]))
     table = write_table(tmp_path / "set.csv", [{"patches": "a.h5", "expression": "a.csv"}])
-    with pytest.raises(PretrainError, match=r"line 2: .*a\.h5 has no barcodes"):
-        open_labelled_set(table)
+    with pytest.raises(DataError, match=r"a\.h5: no dataset 'barcode'"):
+        open_targets(table)
 
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):
+    write_hest(tmp_path / "a.h5", random_patches(2))
     write_counts(tmp_path / "a.csv", ["x"], ["gene"], np.array([[1]]))
+    table = write_table(tmp_path / "set.csv", [{"patches": "a.h5", "expression": "a.csv"}])
     monkeypatch.setitem(sys.modules, "scipy.sparse", None)
     with pytest.raises(
         MissingPackageError, match=r"scipy.sparse is not installed; pip install 'timm-mvhybrid\[evaluate\]'"
     ):
-        read_expression(tmp_path / "a.csv")
-    monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
-    with pytest.raises(PretrainError, match=r"needs scikit-learn .*pip install 'timm-mvhybrid\[evaluate\]'"):
-        expression_correlation(np.ones((4, 2)), np.ones((4, 1)), np.arange(4))
+        open_targets(table)

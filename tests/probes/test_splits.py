@@ -1,7 +1,10 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from timm_mvhybrid.evaluate import EvaluationError, patient_folds, random_folds, study_folds
+from timm_mvhybrid.probes.splits import stripe_folds
 
 
 def check_partition(folds, num_rows):
@@ -57,3 +60,17 @@ def test_impossible_numbers_of_folds_are_errors():
         patient_folds(["p", "q", "q"], 3)
     with pytest.raises(EvaluationError, match="label 1 is NaN"):
         study_folds([0.0, np.nan])
+
+
+def test_stripes_go_across_the_longer_side():
+    rng = np.random.default_rng(0)
+    coords = np.stack([rng.permutation(90) * 10.0, rng.uniform(0, 50, 90)], axis=1)
+    folds = stripe_folds(coords)
+    check_partition(folds, 90)
+    assert {len(fold.test) for fold in folds} == {22, 23}
+    ends = [(coords[fold.test, 0].min(), coords[fold.test, 0].max()) for fold in folds]
+    assert all(last < first for (_, last), (first, _) in pairwise(ends))
+    with pytest.raises(EvaluationError, match="all spots are at one place"):
+        stripe_folds(np.zeros((90, 2)))
+    with pytest.raises(EvaluationError, match="4 stripes of 7 spots"):
+        stripe_folds(coords[:7])

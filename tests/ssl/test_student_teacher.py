@@ -145,12 +145,12 @@ def test_training_can_start_from_a_weights_file(model, tmp_path):
     torch.manual_seed(1)
     bare = timm.create_model(model, num_classes=0, **ARGUMENTS.get(model, {}))
     save_file(bare.state_dict(), tmp_path / "model.safetensors")
-    student, teacher = build(model, weights=tmp_path / "model.safetensors")
+    student, teacher = build(model, checkpoint=tmp_path / "model.safetensors")
     for name, value in bare.state_dict().items():
         assert torch.equal(student.backbone.state_dict()[name], value), name
         assert torch.equal(teacher.backbone.state_dict()[name], value), name
     with pytest.raises(CheckpointError, match=r"other\.safetensors"):
-        build(model, weights=tmp_path / "other.safetensors")
+        build(model, checkpoint=tmp_path / "other.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""What is known of patches: HEST layout, counts, gene panels, labelled images, slide tables → patches, targets, groups."""
+"""What is known of patches: HEST layout, counts, gene panels, labels, slide tables → patches, targets, groups."""

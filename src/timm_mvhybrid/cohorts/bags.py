@@ -6,25 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from ..data import DataError
+from ..embed.embedding_store import read_embeddings
 from ..runtime.names import unique_positions
 from ..runtime.provenance import ModelRecord
 from .csv_tables import read_csv
 
-_DATASETS = ("features", "embeddings")
 _PATIENT = ("patient", "case_id")
 _CLAM_FOLDER = "h5_files"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SlideTable:
-    """Slides and what is known of them.
+    """Slides, their patients and labels.
 
-    Args:
+    Attributes:
         path: The table.
         slides: Slide names, in the table's order.
         patients: Patient of each; the slide itself where the table has no patients.
@@ -72,7 +71,7 @@ def bag_folder(folder: str | Path) -> Path:
     """Finds the folder in which the h5 files lie.
 
     Args:
-        folder: The same, or CLAM's `feat_dir`, which holds them in `h5_files` beside its `pt_files`.
+        folder: The same, or CLAM's ``feat_dir``, which holds them in ``h5_files`` beside its ``pt_files``.
 
     Returns:
         The folder of the files.
@@ -91,12 +90,11 @@ def read_bags(folder: str | Path, slides: Sequence[str]) -> tuple[list[NDArray[n
     """Reads the embeddings of slides.
 
     Args:
-        folder: Holds `<slide_id>.h5` with `features` (CLAM, TRIDENT) or `embeddings` (this package's `embed`), (N, D)
-            or (1, N, D); or CLAM's `feat_dir`, see `bag_folder`.
+        folder: Holds ``<slide_id>.h5``, see ``read_embeddings``; or CLAM's ``feat_dir``, see ``bag_folder``.
         slides: Slide names.
 
     Returns:
-        Bags, (N, D) float32 each, and what the files say of the model.
+        Bags, (N, D) float32 each, and the model that the files name.
 
     Raises:
         DataError: If a file is missing or holds no embeddings, values are not finite, or widths or models differ.
@@ -107,13 +105,14 @@ def read_bags(folder: str | Path, slides: Sequence[str]) -> tuple[list[NDArray[n
     for slide in slides:
         file = folder / f"{slide}.h5"
         if not file.is_file():
-            raise DataError(f"{file}: missing; embed the slide, or take it off the table")
-        bag, model = _read_bag(file)
+            raise DataError(f"{file}: missing; embed the slide, or remove it from the table")
+        stored = read_embeddings(file)
+        bag = stored.embeddings
         if bags and bag.shape[1] != bags[0].shape[1]:
             raise DataError(
                 f"{file}: embeddings of width {bag.shape[1]}, the first slide's have {bags[0].shape[1]}"
             )
-        models.setdefault(model, file)
+        models.setdefault((stored.model, stored.weights, stored.weights_sha256), file)
         if len(models) > 1:
             raise DataError(
                 f"{file}: was embedded with other weights than {next(iter(models.values())).name}"
@@ -131,27 +130,3 @@ def read_bags(folder: str | Path, slides: Sequence[str]) -> tuple[list[NDArray[n
         num_cached=sum(map(len, bags)),
     )
     return bags, record
-
-
-def _read_bag(file: Path) -> tuple[NDArray[np.float32], tuple[str, str, str]]:
-    try:
-        with h5py.File(file, "r") as content:
-            name = next((name for name in _DATASETS if name in content), None)
-            if name is None:
-                raise DataError(f"{file}: has neither 'features' nor 'embeddings'")
-            bag = np.asarray(content[name][()])
-            about = tuple(
-                str(content.attrs.get(key, "unknown")) for key in ("model", "weights", "weights_sha256")
-            )
-    except OSError as error:
-        raise DataError(f"{file}: cannot be opened as an h5 file ({error})") from error
-    if bag.ndim == 3 and bag.shape[0] == 1:
-        bag = bag[0]
-    if bag.ndim != 2 or bag.size == 0 or bag.dtype.kind != "f":
-        raise DataError(f"{file}: '{name}' must be (patches, dim) floats, not {bag.shape} {bag.dtype}")
-    finite = np.isfinite(bag).all(axis=1)
-    if not finite.all():
-        raise DataError(
-            f"{file}: patch {int((~finite).argmax())} holds NaN or infinite values; embed the slide again"
-        )
-    return bag.astype(np.float32), (about[0], about[1], about[2])

@@ -19,7 +19,7 @@ from .hest_layout import HestSample, HestSplit
 class ExpressionCohort:
     """Spots of all samples, one sample after the other.
 
-    Args:
+    Attributes:
         samples: Sample names.
         sample_of: Number of the sample of each spot, (N,).
         genes: Genes that every sample measures.
@@ -140,6 +140,6 @@ def check_panel(genes: Sequence[str], samples: Sequence[HestSample], origin: str
         missing = [gene for gene in genes if gene not in set(sample.genes)]
         if missing:
             raise DataError(
-                f"{sample.expression}: lacks the gene '{missing[0]}' of {origin} ({len(missing)} missing); take it off "
-                "the panel, leave the sample out, or select genes with --panel hvg"
+                f"{sample.expression}: lacks the gene '{missing[0]}' of {origin} ({len(missing)} missing); remove it "
+                "from the panel, leave the sample out, or select genes with --panel hvg"
             )

@@ -23,20 +23,20 @@ from ..runtime.extras import require
 from ..runtime.names import unique_positions
 
 GENERATED_KEY = "generated"
-"""Entry of `uns` that marks data which were generated, not measured."""
+"""Entry of ``uns`` that marks data which were generated, not measured."""
 
 RAW = "raw"
-"""Name under which AnnData's `raw` is asked for; its genes may be others than those of X."""
+"""Name under which AnnData's ``raw`` is asked for; its genes may be others than those of X."""
 
 _LARGEST_EXACT_HALF = 2048
-"""Half precision has 11 bits: every whole number up to 2^11, and not all beyond."""
+"""Half precision has 11 bits: every whole number up to 2^11, and not all above."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Counts:
     """Counts of one sample.
 
-    Args:
+    Attributes:
         path: The file.
         barcodes: Names of the spots.
         genes: Names of the genes.
@@ -76,8 +76,8 @@ def read_counts(path: str | Path, layer: str | None = None, *, option: str = "co
     Args:
         path: h5ad (AnnData), or a CSV whose header holds the genes after its first cell and whose rows start with the
             barcode.
-        layer: h5ad: the layer that holds the counts, or `raw`; None takes X.
-        option: What the caller's user sets `layer` by, for messages.
+        layer: h5ad: the layer that holds the counts, or ``raw``; None takes X.
+        option: What the caller's user sets ``layer`` by, for messages.
 
     Returns:
         The counts.
@@ -108,9 +108,9 @@ def read_counts(path: str | Path, layer: str | None = None, *, option: str = "co
 
 @contextmanager
 def quiet_anndata() -> Iterator[None]:
-    """Silences what anndata says of files that are checked here."""
+    """Silences anndata's warnings about files that are checked here."""
     with warnings.catch_warnings():
-        # it warns of older file versions and of names it would rather have otherwise
+        # it warns of older file versions and of names that it would rather have different
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -122,7 +122,7 @@ def _open_h5ad(path: Path) -> Any:
     try:
         with quiet_anndata():
             return anndata.read_h5ad(path)
-    except Exception as error:  # its readers raise whatever HDF5, pandas, SciPy or their own registry do
+    except Exception as error:  # its readers raise whatever HDF5, pandas, SciPy or its own registry raise
         raise DataError(
             f"{path}: cannot be read as an h5ad file ({' '.join(str(error).split())[:200]}); copy or write it "
             "again"
@@ -130,7 +130,7 @@ def _open_h5ad(path: Path) -> Any:
 
 
 def _select(path: Path, data: Any, layer: str | None, option: str) -> tuple[str, Any, Any]:
-    """Finds the matrix: where it is in words, the matrix, and the names of its genes."""
+    """Finds the counts: where they are, in words; the matrix; and the names of its genes."""
     if layer is None:
         if data.X is None:
             raise DataError(f"{path}: has no X, where counts belong; {_where_counts_are(data, option)}")
@@ -150,7 +150,7 @@ def _raw(data: Any) -> Any:
 
 
 def _where_counts_are(data: Any, option: str) -> str:
-    """Says which part of the file holds counts and how to take it; the remedy of all that is wrong with another part."""
+    """Says which part of the file holds counts and how to take it; the remedy for everything that is wrong with another part."""
     # from anndata 0.13 on X is a layer, too, whose name is None
     parts = {name: data.layers[name] for name in data.layers if name is not None}
     if _raw(data) is not None:
@@ -161,7 +161,7 @@ def _where_counts_are(data: Any, option: str) -> str:
         return f"counts are in {named}: take them by {option} {found[0]}"
     if data.X is not None and _holds_counts(data.X):
         return f"counts are in X: leave {option} out"
-    have = ", ".join(parts) or "there is neither a layer nor raw"
+    have = ", ".join(parts) or "it has neither a layer nor raw"
     return f"the file has no counts elsewhere ({have}); write raw counts into X"
 
 
@@ -247,7 +247,7 @@ def _checked(counts: Counts, where: str, remedy: Callable[[], str]) -> Counts:
         counts.path,
         "gene",
         counts.genes,
-        "make the names unique (AnnData.var_names_make_unique) or add its columns up, and write the file again",
+        "make the names unique (AnnData.var_names_make_unique) or add its columns together, and write the file again",
     )
     wrong = _not_counts(counts.values)
     if wrong.any():

@@ -1,4 +1,4 @@
-"""Tables and gene lists beside the data: CSV or JSON → checked rows."""
+"""Tables and gene lists: CSV or JSON → checked rows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 from ..data import DataError
 from ..runtime.names import unique_positions
 
-# what pandas writes for a missing value that became a text
+# what pandas writes for missing values that became strings
 _MISSING = ("", "nan", "<na>")
+PATIENT_COLUMNS = ("patient", "group")
+"""Names of the column of what must not be split, where images or samples are listed."""
 SPLIT_COLUMNS = ("sample_id", "patches_path", "expr_path")
 
 
@@ -23,33 +25,69 @@ def read_csv(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         columns: Columns there must be.
 
     Returns:
-        One dictionary for each row, values stripped.
+        One dictionary for each row, values stripped; cells that a row lacks at its end are empty.
 
     Raises:
-        DataError: If the file cannot be read, lacks a column, or a value of these columns is empty or NaN.
+        DataError: If the file cannot be read as a table, lacks a column, a row has more cells than the header, or a
+            value of these columns is empty or NaN.
     """
+    rows = []
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
-            rows = [
-                {key: (value or "").strip() for key, value in row.items() if key}
-                for row in csv.DictReader(stream)
-            ]
+            reader = csv.DictReader(stream, restval="", strict=True)
+            for found in reader:
+                # one comma too many moves every cell after it into the wrong column
+                if any(cell.strip() for cell in found.pop(None, ())):
+                    raise DataError(f"{file}: line {reader.line_num} has more cells than the header")
+                row = {key: value.strip() for key, value in found.items() if key}
+                for column in columns:
+                    if column not in row:
+                        raise DataError(f"{file}: lacks the column '{column}'; it has {', '.join(row)}")
+                    if row[column].lower() in _MISSING:
+                        raise DataError(f"{file}: line {reader.line_num} has no '{column}'")
+                rows.append(row)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    for number, row in enumerate(rows, start=2):
-        for column in columns:
-            if column not in row:
-                raise DataError(f"{file}: lacks the column '{column}'; it has {', '.join(row)}")
-            if row[column].lower() in _MISSING:
-                raise DataError(f"{file}: line {number} has no '{column}'")
+        raise DataError(
+            f"{file}: cannot be read as a CSV ({getattr(error, 'strerror', None) or error})"
+        ) from error
     return rows
+
+
+def patients(
+    file: Path, rows: Sequence[dict[str, str]], noun: str, name: str, columns: Sequence[str] = ("patient",)
+) -> list[str]:
+    """Takes the patient of each row.
+
+    Args:
+        file: The table, for messages.
+        rows: As read.
+        noun: What a row is, for messages.
+        name: The column that names it, for messages.
+        columns: Where patients may stand; the first that there is counts.
+
+    Returns:
+        One for each row; empty strings where no row has one.
+
+    Raises:
+        DataError: If some rows have one and others do not.
+    """
+    column = next((column for column in columns if rows and column in rows[0]), None)
+    if column is None:
+        return [""] * len(rows)
+    found = [row[column] for row in rows]
+    if any(found) and not all(found):
+        missing = rows[found.index("")][name]
+        raise DataError(
+            f"{file}: {noun} '{missing}' has no {column}, others have; fill the column or leave it out"
+        )
+    return found
 
 
 def read_genes(file: str | Path) -> list[str]:
     """Reads a gene panel as HEST writes it.
 
     Args:
-        file: JSON with a list under `genes`.
+        file: JSON with a list under ``genes``.
 
     Returns:
         The genes in the file's order.
@@ -65,7 +103,7 @@ def read_genes(file: str | Path) -> list[str]:
     genes = content.get("genes") if isinstance(content, dict) else None
     if not isinstance(genes, list) or not genes or not all(isinstance(gene, str) for gene in genes):
         raise DataError(f'{file}: must hold {{"genes": ["...", ...]}}')
-    unique_positions(file, "gene", genes, "name each gene once")
+    unique_positions(file, "gene", genes, "list each gene once")
     return genes
 
 
@@ -90,18 +128,15 @@ def read_studies(file: str | Path, samples: Sequence[str]) -> tuple[dict[str, st
         if sample not in by_sample:
             raise DataError(f"{file}: lacks the sample '{sample}'; add its study")
     studies = {sample: by_sample[sample]["study"] for sample in samples}
-    patients = {sample: by_sample[sample].get("patient", "") for sample in samples}
-    if not any(patients.values()):
+    known = patients(file, [by_sample[sample] for sample in samples], "sample", "sample_id")
+    if not any(known):
         return studies, {}
+    patient_of = dict(zip(samples, known, strict=True))
     study_of: dict[str, str] = {}
-    for sample in samples:
-        if not patients[sample]:
+    for sample, patient in patient_of.items():
+        if study_of.setdefault(patient, studies[sample]) != studies[sample]:
             raise DataError(
-                f"{file}: sample '{sample}' has no patient, others have; fill the column or leave it out"
-            )
-        if study_of.setdefault(patients[sample], studies[sample]) != studies[sample]:
-            raise DataError(
-                f"{file}: patient '{patients[sample]}' has samples in the studies '{study_of[patients[sample]]}' and "
+                f"{file}: patient '{patient}' has samples in the studies '{study_of[patient]}' and "
                 f"'{studies[sample]}', so leaving a study out would leak"
             )
-    return studies, patients
+    return studies, patient_of

@@ -17,6 +17,7 @@ PanelMethod = Literal["hvg", "mean", "hmhvg"]
 # HEST's own name of the same panel
 _SYNONYMS = {"var": "hvg"}
 _NOT_GENES = ("BLANK", "Control")
+_MIN_CELLS = 0.1
 _HOUSEKEEPING = ("MT", "mt", "RPS", "RPL")
 
 
@@ -26,34 +27,37 @@ def select_genes(
     method: PanelMethod = "hvg",
     k: int = 50,
     *,
-    min_cells: float = 0.1,
+    min_cells: float = _MIN_CELLS,
     n_top_per_slide: int = 2000,
 ) -> list[str]:
     """Chooses the genes to predict.
 
-    - `hvg` and `mean`: genes present in at least the share `min_cells` of the spots of every slide, without names
-      that contain BLANK or Control; over all spots stacked, the `k` most variable ones by scanpy's
-      `highly_variable_genes` on float32 log1p counts, in the order of the stack, or the `k` of the highest mean
+    - ``hvg`` and ``mean``: genes present in at least the fraction ``min_cells`` of the spots of every slide, without names
+      that contain BLANK or Control; over all spots stacked, the ``k`` most variable ones by scanpy's
+      ``highly_variable_genes`` on float32 log1p counts, in the order of the stack, or the ``k`` of the highest mean
       count, highest first.
-    - `hmhvg`, highly variable and highly expressed: the union over slides of the `n_top_per_slide` most variable
+    - ``hmhvg``, highly variable and highly expressed: the union over slides of the ``n_top_per_slide`` most variable
       genes after normalisation, without names that start with MT, mt, RPS or RPL; of these, on raw counts, the
-      intersection of the N highest means and the N highest standard deviations, for the smallest N that gives `k`.
+      intersection of the N highest means and the N highest standard deviations, for the smallest N that gives ``k``.
 
-    Source: HEST-Library `get_k_genes` (hvg as its 'var', mean) and Stem's gene selection (hmhvg).
+    In float32 a constant gene has a tiny variance, and where no other gene has its mean ``hvg`` may choose it, as the
+    recipe does; ``select_at_most`` leaves such genes out first.
+
+    Source: HEST-Library ``get_k_genes`` (hvg as its 'var', mean) and Stem's gene selection (hmhvg).
 
     Args:
         counts_per_slide: Raw counts, (spots, genes) for each slide; NumPy or SciPy sparse.
         names_per_slide: Gene names of each slide's columns.
         method: The recipe.
         k: Number of genes.
-        min_cells: Share of spots, 0 to 1, rounded up to spots; 0 keeps every gene.
-        n_top_per_slide: For `hmhvg`.
+        min_cells: Fraction of spots, 0 to 1, rounded up to spots; 0 keeps every gene.
+        n_top_per_slide: For ``hmhvg``.
 
     Returns:
-        Gene names; `hmhvg` returns k + 1 where the last N adds two genes at once, as the original does.
+        Gene names; ``hmhvg`` returns k + 1 where the last N adds two genes at once, as the original does.
 
     Raises:
-        EvaluationError: If fewer than `k` genes are left, shapes do not fit, a name occurs twice in a slide, or
+        EvaluationError: If fewer than ``k`` genes are left, shapes do not fit, a name occurs twice in a slide, or
             scanpy is not installed.
     """
     method = _SYNONYMS.get(method, method)  # type: ignore[assignment]
@@ -66,8 +70,7 @@ def select_genes(
     slides = _check(counts_per_slide, names_per_slide)
     if method == "hmhvg":
         return _high_mean_high_variance(slides, k, n_top_per_slide)
-    names = _common_genes(slides, min_cells)
-    names = [name for name in names if not any(mark in name for mark in _NOT_GENES)]
+    names = _measured_genes(slides, min_cells)
     if len(names) < k:
         raise EvaluationError(
             f"{k} genes wanted, {len(names)} are present in {min_cells:.0%} of the spots of each of {len(slides)} "
@@ -80,6 +83,42 @@ def select_genes(
     stacked = np.concatenate([_dense(_columns(counts, own, names), np.float32) for counts, own in slides])
     chosen = _highly_variable(stacked, names, k, normalise=False)
     return [name for name in names if name in chosen][:k]
+
+
+def select_at_most(
+    counts_per_slide: Sequence[Any], names_per_slide: Sequence[Sequence[str]], k: int = 50
+) -> list[str]:
+    """Chooses by ``hvg``, among the genes that vary; all of these where there are not more than ``k``.
+
+    Args:
+        counts_per_slide: As in ``select_genes``.
+        names_per_slide: As in ``select_genes``.
+        k: Number of genes, at most.
+
+    Returns:
+        Gene names.
+
+    Raises:
+        EvaluationError: If no gene that is in enough spots of every slide varies.
+    """
+    slides = _check(counts_per_slide, names_per_slide)
+    names = _measured_genes(slides, _MIN_CELLS)
+    varying: list[str] = []
+    if names:
+        parts = [_columns(counts, own, names) for counts, own in slides]
+        lowest = np.min([_dense(part.min(axis=0), np.float64).ravel() for part in parts], axis=0)
+        highest = np.max([_dense(part.max(axis=0), np.float64).ravel() for part in parts], axis=0)
+        varying = [name for name, low, high in zip(names, lowest, highest, strict=True) if low < high]
+    if not varying:
+        raise EvaluationError(
+            f"no gene is present in {_MIN_CELLS:.0%} of the spots of each of {len(slides)} slides and varies between "
+            "spots; check that these are the counts of these spots, under the same gene names everywhere"
+        )
+    if len(varying) <= k:
+        return varying
+    return select_genes(
+        [_columns(counts, own, varying) for counts, own in slides], [varying] * len(slides), k=k
+    )
 
 
 def _check(
@@ -100,7 +139,7 @@ def _check(
         if twice:
             raise EvaluationError(
                 f"slide {index}: gene '{twice[0]}' occurs more than once; make the names unique "
-                "(AnnData.var_names_make_unique), or add its columns up"
+                "(AnnData.var_names_make_unique), or add its columns together"
             )
         slides.append((counts, names))
     return slides
@@ -118,11 +157,12 @@ def _dense(counts: Any, dtype: type[np.floating[Any]]) -> NDArray[Any]:
 
 
 def _column_sums(counts: Any) -> NDArray[np.float64]:
-    """Adds spots up in float64: a sparse matrix is summed in its own type, whatever `dtype` says."""
+    """Sums over spots in float64: SciPy sums a sparse matrix in its own type, whatever ``dtype`` says."""
     return np.asarray(counts.astype(np.float64).sum(axis=0)).ravel()
 
 
-def _common_genes(slides: list[tuple[Any, list[str]]], min_cells: float) -> list[str]:
+def _measured_genes(slides: list[tuple[Any, list[str]]], min_cells: float) -> list[str]:
+    """Finds the genes that enough spots of every slide have."""
     common: list[str] | None = None
     for counts, names in slides:
         num_present = np.asarray((counts > 0).sum(axis=0)).ravel()
@@ -133,16 +173,16 @@ def _common_genes(slides: list[tuple[Any, list[str]]], min_cells: float) -> list
         ]
         # one slide keeps its own order; the intersection of several is sorted, as NumPy's is
         common = kept if common is None else sorted(set(common) & set(kept))
-    return common or []
+    return [name for name in common or [] if not any(mark in name for mark in _NOT_GENES)]
 
 
 def _highly_variable(counts: NDArray[np.float32], names: list[str], k: int, *, normalise: bool) -> set[str]:
-    """Runs scanpy's selection, in float32 as the recipes do; changes `counts`."""
+    """Runs scanpy's selection, in float32 as the recipes do; changes ``counts``."""
     anndata, scanpy = require("anndata"), require("scanpy")
     data = anndata.AnnData(counts)
     data.var_names = names
     with warnings.catch_warnings():
-        # scanpy still meets deprecations of pandas and anndata in its own code; none concerns the numbers
+        # scanpy's own code uses deprecated parts of pandas and anndata; no number depends on them
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         if normalise:

@@ -1,6 +1,6 @@
 """HEST's benchmark layout ↔ samples with counts in the order of their patches.
 
-`<task>/{patches/<id>.h5, adata/<id>.h5ad, splits/{train,test}_<i>.csv, var_50genes.json}`
+``<task>/{patches/<id>.h5, adata/<id>.h5ad, splits/{train,test}_<i>.csv, var_50genes.json}``
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from .csv_tables import SPLIT_COLUMNS, read_csv
 class HestSample:
     """One slide: patches and counts of the same spots.
 
-    Args:
+    Attributes:
         sample_id: Its name.
         patches: The patch h5.
         expression: The h5ad.
         barcodes: One for each spot, in the order of the patch h5.
+        rows: The patch of each spot, by its number in the patch h5.
         genes: Gene symbols.
         counts: Raw counts, (spots, genes), SciPy CSR, float64.
         spatial: Centres in px of the slide, (spots, 2) as x, y; from the patch h5 where the h5ad has none.
@@ -38,6 +39,7 @@ class HestSample:
     patches: Path
     expression: Path
     barcodes: list[str]
+    rows: NDArray[np.int64]
     genes: list[str]
     counts: Any
     spatial: NDArray[np.float64]
@@ -48,7 +50,7 @@ class HestSample:
 class HestSplit:
     """One of the task's own splits.
 
-    Args:
+    Attributes:
         name: Its number.
         train: Sample names.
         test: Sample names.
@@ -63,7 +65,7 @@ class HestSplit:
 class HestTask:
     """A task's files, checked for completeness and not yet read.
 
-    Args:
+    Attributes:
         path: The task's folder.
         files: Sample → patch h5 and h5ad.
         splits: The task's own splits, by number; empty if it has none.
@@ -102,7 +104,7 @@ def open_task(root: str | Path, task: str | None = None) -> HestTask:
         for kind, suffix in (("patches", ".h5"), ("adata", ".h5ad")):
             if sample not in found[kind]:
                 raise DataError(
-                    f"{path / kind / (sample + suffix)}: missing, and the sample's other file is there; add it, or "
+                    f"{path / kind / (sample + suffix)}: missing, and the sample's other file exists; add it, or "
                     "remove the other"
                 )
         files[sample] = (found["patches"][sample], found["adata"][sample])
@@ -168,7 +170,7 @@ def _read_split(path: Path, table: Path, files: dict[str, tuple[Path, Path]]) ->
 
 
 def _named_file(path: Path, table: Path, sample: str, name: str) -> Path:
-    """Finds the file that a split names: relative to the task, absolute, or with Windows' separators."""
+    """Finds the file that a split names: relative to the task, absolute, or with Windows separators."""
     spellings = [name] if "\\" not in name else [name, name.replace("\\", "/")]
     trouble = "does not exist"
     for spelling in spellings:
@@ -179,7 +181,7 @@ def _named_file(path: Path, table: Path, sample: str, name: str) -> Path:
             trouble = "is not a file"
         except (FileNotFoundError, NotADirectoryError):
             pass
-        except (OSError, ValueError) as error:  # another machine's path may lie where this user must not look
+        except (OSError, ValueError) as error:  # another machine's path may be where this user has no access
             trouble = f"cannot be reached ({getattr(error, 'strerror', None) or error})"
     raise DataError(
         f"{table}: names {name}, which {trouble}, for sample '{sample}'; give paths relative to {path}, such as "
@@ -205,7 +207,7 @@ def read_sample(task: HestTask, sample_id: str, counts_layer: str | None = None)
     Args:
         task: The task.
         sample_id: The sample.
-        counts_layer: The layer of the h5ad that holds the counts, or `raw`; None takes X.
+        counts_layer: The layer of the h5ad that holds the counts, or ``raw``; None takes X.
 
     Returns:
         The sample; spots without a patch are left out.
@@ -215,29 +217,64 @@ def read_sample(task: HestTask, sample_id: str, counts_layer: str | None = None)
             counts where they are looked for, or they are negative, not whole or not finite, a file cannot be read, or
             anndata is not installed.
     """
-    patches, expression = task.files[sample_id]
+    return read_spots(sample_id, *task.files[sample_id], counts_layer, option="--counts-layer")
+
+
+def read_spots(
+    sample_id: str,
+    patches: Path,
+    expression: Path,
+    counts_layer: str | None = None,
+    *,
+    option: str = "counts_layer",
+    leave_out_unmeasured: bool = False,
+) -> HestSample:
+    """Reads the counts of a patch h5's spots, in the order of its patches.
+
+    Args:
+        sample_id: The sample's name.
+        patches: Patch h5 with barcodes.
+        expression: h5ad, or a CSV, see ``read_counts``.
+        counts_layer: The layer of the h5ad that holds the counts, or ``raw``; None takes X.
+        option: What the caller's user sets ``counts_layer`` by, for messages.
+        leave_out_unmeasured: Whether patches without counts are left out instead of being refused.
+
+    Returns:
+        The sample; spots without a patch are left out.
+
+    Raises:
+        DataError: As ``read_sample``, or if no patch has counts.
+    """
     source = PatchH5Source(patches)
     if source.barcodes is None:
         raise DataError(
             f"{patches}: no dataset 'barcode', so its patches cannot be matched with {expression.name}"
         )
-    measured = read_counts(expression, counts_layer, option="--counts-layer")
-    rows = {barcode: row for row, barcode in enumerate(measured.barcodes)}
-    for barcode in source.barcodes:
-        if barcode not in rows:
-            raise DataError(
-                f"{expression}: barcode '{barcode}' of {patches.name} is missing; remove its patch, or add its counts"
-            )
-    counts = measured.rows([rows[barcode] for barcode in source.barcodes])
+    measured = read_counts(expression, counts_layer, option=option)
+    row_of = {barcode: row for row, barcode in enumerate(measured.barcodes)}
+    kept = [index for index, barcode in enumerate(source.barcodes) if barcode in row_of]
+    if not kept:
+        raise DataError(
+            f"{patches} and {expression} share no barcode ('{source.barcodes[0]}' …, '{measured.barcodes[0]}' …); give "
+            "the counts of these spots"
+        )
+    if not leave_out_unmeasured and len(kept) < len(source.barcodes):
+        missing = next(barcode for barcode in source.barcodes if barcode not in row_of)
+        raise DataError(
+            f"{expression}: barcode '{missing}' of {patches.name} is missing; remove its patch, or add its counts"
+        )
+    barcodes = [source.barcodes[index] for index in kept]
+    counts = measured.rows([row_of[barcode] for barcode in barcodes])
     spatial = counts.spatial
     if spatial is None:
         corners = source.coords
-        spatial = np.zeros((len(source.barcodes), 2)) if corners is None else corners.astype(np.float64)
+        spatial = np.zeros((len(kept), 2)) if corners is None else corners[kept].astype(np.float64)
     return HestSample(
         sample_id=sample_id,
         patches=patches,
         expression=expression,
-        barcodes=source.barcodes,
+        barcodes=barcodes,
+        rows=np.array(kept),
         genes=list(counts.genes),
         counts=counts.values,
         spatial=spatial,

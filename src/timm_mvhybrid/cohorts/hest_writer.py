@@ -42,7 +42,7 @@ def write_sample(
         counts: Raw counts, (spots, genes).
         genes: Gene symbols.
         spatial: Centres in px of the slide, (spots, 2).
-        attributes: Of the image dataset, such as `pixel_size` and `downsample`.
+        attributes: Of the image dataset, such as ``pixel_size`` and ``downsample``.
         uns: Unstructured annotation of the h5ad, such as the mark of generated data.
 
     Returns:
@@ -111,8 +111,8 @@ def write_split(task: str | Path, number: int, train: Sequence[str], test: Seque
 def write_anndata(file: h5py.File, data: Any) -> None:
     """Writes an AnnData into an open HDF5 file, in a form that every anndata since 0.8 reads.
 
-    pandas 3 gives strings a type of their own, which anndata from 0.11 on stores as `nullable-string-array`, a form
-    that older releases refuse; the same strings as objects become `string-array`.
+    pandas 3 gives strings a type of their own, which anndata from 0.11 on stores as ``nullable-string-array``, a form
+    that older releases refuse; the same strings as objects become ``string-array``.
 
     Args:
         file: The file, empty.

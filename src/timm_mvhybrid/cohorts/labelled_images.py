@@ -1,4 +1,4 @@
-"""Images with classes, in the layouts people have them in: folder → paths, labels, splits."""
+"""Images with classes, in the usual layouts: folder → paths, labels, splits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..data import DataError, FolderSource
 from ..probes.splits import Fold, patient_folds
 from ..runtime.digest import file_sha256
 from ..runtime.names import unique_positions
-from .csv_tables import read_csv
+from .csv_tables import PATIENT_COLUMNS, patients, read_csv
 
 Layout = Literal["folders", "csv", "mhist", "unitopatho"]
 _PARTS = ("train", "test")
@@ -25,7 +25,7 @@ _MHIST_COLUMNS = ("Image Name", "Majority Vote Label", "Partition")
 
 
 class ListedImages(FolderSource):
-    """Images of a list instead of all below a folder.
+    """Images of a list, instead of all below a folder.
 
     Args:
         path: The folder.
@@ -45,13 +45,13 @@ class ListedImages(FolderSource):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LabelledImages:
-    """Images, what they show, and how they are split.
+    """Images with their classes and splits.
 
-    Args:
-        layout: How they lie.
+    Attributes:
+        layout: How the files are laid out.
         source: The images.
         labels: Class of each image, (N,).
-        parts: `train` or `test` for each image; empty strings where the layout does not split.
+        parts: ``train`` or ``test`` for each image; empty strings where the layout does not split.
         patients: Patient of each image; empty strings where unknown.
         tables: The files that name labels and splits.
     """
@@ -87,7 +87,7 @@ class LabelledImages:
             seed: Seed of these.
 
         Returns:
-            One fold named `test`, or as many as asked for.
+            One fold named ``test``, or as many as asked for.
         """
         if self.parts[0]:
             return [Fold(np.flatnonzero(self.parts == "train"), np.flatnonzero(self.parts == "test"), "test")]
@@ -98,16 +98,16 @@ class LabelledImages:
 def open_images(root: str | Path, layout: Layout | Literal["auto"] = "auto") -> LabelledImages:
     """Reads labels and splits.
 
-    - `folders`: `<class>/*.png`, or `train/<class>/...` and `test/<class>/...`; Pillow's usual formats.
-    - `csv`: a table (the root is the file) with the columns path, label and, if known, split (train or test) and
-      patient; paths are relative to the table's folder.
-    - `mhist`: `annotations.csv` and `images/`, as MHIST is distributed.
-    - `unitopatho`: `train.csv`, `test.csv` with image_id and top_label_name, images at `<top_label_name>/<image_id>`:
-      the folder `800` or `7000` of UniToPatho as distributed.
+    - ``folders``: ``<class>/*.png``, or ``train/<class>/...`` and ``test/<class>/...``; Pillow's usual formats.
+    - ``csv``: a table (the root is the file) with the columns path, label and, if known, split (train or test) and
+      patient (or group: what must not be split); paths are relative to the table's folder.
+    - ``mhist``: ``annotations.csv`` and ``images/``, as MHIST is distributed.
+    - ``unitopatho``: ``train.csv``, ``test.csv`` with image_id and top_label_name, images at ``<top_label_name>/<image_id>``:
+      the folder ``800`` or ``7000`` of UniToPatho as distributed.
 
     Args:
         root: The folder, or the table.
-        layout: `auto` tells it from the files.
+        layout: ``auto`` recognises it by the files.
 
     Returns:
         The images.
@@ -150,11 +150,8 @@ def _check_parts(root: Path, images: LabelledImages) -> None:
         raise DataError(
             f"{root}: the splits are {wrong}; there must be train and test for every image, or none"
         )
-    patients = images.patients
-    if (patients == "").any() and (patients != "").any():
-        index = int((patients == "").argmax())
-        raise DataError(f"{root}: image '{images.source.paths[index]}' has no patient, others have")
-    both = set(patients[images.parts == "train"]) & set(patients[images.parts == "test"]) - {""}
+    owners = [set(images.patients[images.parts == part]) for part in _PARTS]
+    both = owners[0] & owners[1] - {""}
     if both:
         raise DataError(f"{root}: patient '{min(both)}' has images in both train and test")
 
@@ -191,7 +188,9 @@ def _folders(root: Path) -> _Rows:
 
 
 def _table(root: Path) -> _Rows:
-    return [dict(row) for row in read_csv(root, ("path", "label"))], [root]
+    rows = read_csv(root, ("path", "label"))
+    owners = patients(root, rows, "image", "path", PATIENT_COLUMNS)
+    return [{**row, "patient": owner} for row, owner in zip(rows, owners, strict=True)], [root]
 
 
 def _mhist(root: Path) -> _Rows:

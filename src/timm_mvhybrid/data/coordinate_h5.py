@@ -14,6 +14,7 @@ from ..runtime.errors import DataError, SlideChoiceError
 from .coordinate_reading import is_of_a_tool, patch_reading
 from .h5_file import H5File, attributes, find_dataset, read_coords
 from .slide import SLIDE_SUFFIXES, Slide
+from .slide_patches import SlidePatches
 
 Edge = Literal["auto", "black", "white", "skip"]
 """How patches that extend over the slide's edge are filled, see ``CoordinateH5Source``."""
@@ -51,7 +52,7 @@ def find_slide(path: Path, name: str | None, folder: Path | None = None) -> Path
     )
 
 
-class CoordinateH5Source:
+class CoordinateH5Source(SlidePatches):
     """Patches of a slide at coordinates that another tool chose, in that tool's pixels.
 
     TRIDENT states ``patch_size`` (pixels of the patch) and two magnifications, CLAM ``patch_size`` (pixels of the
@@ -77,9 +78,6 @@ class CoordinateH5Source:
         DataError: If the file is not such a file.
     """
 
-    barcodes = None
-    paths = None
-
     def __init__(
         self,
         path: str | Path,
@@ -95,7 +93,7 @@ class CoordinateH5Source:
         if dataset is None:
             raise DataError(f"{self.path}: no dataset 'coords'")
         values = attributes(file, dataset)
-        self.coords: NDArray[np.int64] = read_coords(file, dataset)
+        self.coords = read_coords(file, dataset)
         file.close()
         if len(self.coords) == 0:
             raise DataError(f"{self.path}: dataset 'coords' is empty")
@@ -159,10 +157,6 @@ class CoordinateH5Source:
                 f"({width} × {height} px), first patch {index} at x={x}, y={y}, so that is another slide"
             )
 
-    def __len__(self) -> int:
-        """Returns the number of patches."""
-        return len(self.coords)
-
     def __getitem__(self, index: int) -> Image.Image:
         """Reads one patch from the slide.
 
@@ -172,28 +166,12 @@ class CoordinateH5Source:
         Returns:
             The patch in mode RGB, ``patch_size_px`` on each side.
         """
+        if self.reading.level is None:
+            return super().__getitem__(index)
         x, y = self.coords[index].tolist()
         size_px = (self.patch_size_px, self.patch_size_px)
-        if self.reading.level is None:
-            return self.slide.read((x, y), (self.patch_size_level0, self.patch_size_level0), size_px)
         size_level_px = (self.reading.size_level_px, self.reading.size_level_px)
         padding = (0, 0, 0) if self.edge == "black" else (255, 255, 255)
         patch = self.slide.read_level((x, y), self.reading.level, size_level_px, padding=padding)
         # Pillow's own default, as in TRIDENT
         return patch if patch.size == size_px else patch.resize(size_px, Image.Resampling.BICUBIC)
-
-    def name(self, index: int) -> str:
-        """Names one patch for messages.
-
-        Args:
-            index: From 0 to the number of patches.
-
-        Returns:
-            The coordinate file, the patch's index and its level-0 corner.
-        """
-        x, y = self.coords[index].tolist()
-        return f"{self.path} patch {index} at x={x}, y={y}"
-
-    def close(self) -> None:
-        """Closes the slide; the next read opens it again."""
-        self.slide.close()

@@ -6,17 +6,16 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from ..runtime.errors import DataError
 from .slide import Slide
+from .slide_patches import SlidePatches
 from .tissue import TilingOptions, tile_grid, tissue_fraction, tissue_mask
 
 _MASK_UM_PER_PX = 8.0
 
 
-class SlideSource:
+class SlideSource(SlidePatches):
     """The patches of a slide that hold tissue, in rows from the top left.
 
     Args:
@@ -26,9 +25,6 @@ class SlideSource:
     Raises:
         DataError: If the slide cannot be opened, states no resolution, is smaller than a patch or has no tissue.
     """
-
-    barcodes = None
-    paths = None
 
     def __init__(self, path: str | Path, options: TilingOptions | None = None) -> None:
         options = options or TilingOptions()
@@ -50,7 +46,7 @@ class SlideSource:
                 f"{options.resolution_um_per_px:g}; its patches are enlarged",
                 stacklevel=2,
             )
-        self.patch_size_px: int = options.patch_size_px
+        self.patch_size_px = options.patch_size_px
         self.patch_size_level0 = options.patch_size_px * scale
         if self.patch_size_level0 < 1:
             raise DataError(
@@ -72,7 +68,7 @@ class SlideSource:
         thumbnail = self.slide.thumbnail(downsample)
         mask, threshold = tissue_mask(thumbnail)
         fraction = tissue_fraction(mask, grid, self.patch_size_level0, dimensions)
-        self.coords: NDArray[np.int64] = grid[fraction >= options.min_tissue]
+        self.coords = grid[fraction >= options.min_tissue]
         # workers' processes must not inherit what this process opened
         self.slide.close()
         if len(self.coords) == 0:
@@ -85,36 +81,3 @@ class SlideSource:
                 f"{self.path}: no tissue found: no patch of {wanted} holds {options.min_tissue:.0%} tissue (the fullest "
                 f"holds {fraction.max():.1%}, chroma threshold {threshold} of 255); lower --min-tissue"
             )
-
-    def __len__(self) -> int:
-        """Returns the number of patches."""
-        return len(self.coords)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        """Reads one patch.
-
-        Args:
-            index: From 0 to the number of patches.
-
-        Returns:
-            The patch in mode RGB, ``patch_size_px`` on each side.
-        """
-        x, y = self.coords[index].tolist()
-        side = self.patch_size_level0
-        return self.slide.read((x, y), (side, side), (self.patch_size_px, self.patch_size_px))
-
-    def name(self, index: int) -> str:
-        """Names one patch for messages.
-
-        Args:
-            index: From 0 to the number of patches.
-
-        Returns:
-            The slide and the patch's level-0 corner.
-        """
-        x, y = self.coords[index].tolist()
-        return f"{self.path} patch {index} at x={x}, y={y}"
-
-    def close(self) -> None:
-        """Closes the slide; the next read opens it again."""
-        self.slide.close()

@@ -9,8 +9,9 @@ from .. import ops
 from ..ops.implementation import requested_implementation
 from ..runtime.implementation_request import ENVIRONMENT_VARIABLE as IMPLEMENTATION_VARIABLE
 from ..runtime.implementation_request import check_request
+from ..runtime.provenance import installed_version
 from ..weights.organization import ENVIRONMENT_VARIABLE as ORGANIZATION_VARIABLE
-from .installation import Package, installed_version, version_numbers
+from .installation import Package, version_numbers
 from .remedies import Remedy
 from .trials import Trial
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..runtime.provenance import installed_version
 
 REQUIRED = ("timm-mvhybrid", "timm", "torch", "huggingface_hub", "safetensors")
 OPTIONAL = (
@@ -67,14 +68,6 @@ def find_packages() -> tuple[Package, ...]:
         for kind, names in kinds.items()
         for name in names
     )
-
-
-def installed_version(name: str) -> str | None:
-    """Returns the version of a package, or None if it is not installed."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def version_numbers(version: str) -> tuple[int, ...]:

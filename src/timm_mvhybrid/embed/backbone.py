@@ -1,8 +1,9 @@
-"""Model name + weights → a backbone that knows which weights it carries."""
+"""Model name + weights → a backbone that knows its weights, and the transform of its images."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
-from torch import nn
+from timm.data import create_transform, resolve_data_config
+from torch import Tensor, nn
 
 from ..models import NotPublishedError, create_model, load_weights
 from ..runtime.digest import file_sha256
 from ..runtime.errors import EvaluationError
+
+Transform = Callable[[Any], Tensor]
+"""PIL image → (3, height, width), normalised."""
 
 # in timm's own order of preference
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -22,13 +27,13 @@ _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A model without classifier, and what its weights are.
+    """A model without classifier, and its weights' identity.
 
-    Args:
+    Attributes:
         model: Any timm model.
         name: Its timm name.
-        weights: `random`, `pretrained` or the checkpoint's file name.
-        weights_sha256: SHA-256 of the weights' file in hex; `random` or `unknown` where there is no such file.
+        weights: ``random``, ``pretrained`` or the checkpoint's file name.
+        weights_sha256: SHA-256 of the weights' file in hex; ``random`` or ``unknown`` where there is no such file.
     """
 
     model: nn.Module
@@ -38,7 +43,12 @@ class Backbone:
 
 
 def load_backbone(
-    name: str, *, pretrained: bool = False, checkpoint: str | Path | None = None, seed: int = 0
+    name: str,
+    *,
+    pretrained: bool = False,
+    checkpoint: str | Path | None = None,
+    seed: int = 0,
+    **model_args: Any,
 ) -> Backbone:
     """Builds a timm model and fills it with weights.
 
@@ -47,6 +57,7 @@ def load_backbone(
         pretrained: Take the weights that timm downloads.
         checkpoint: Take the weights of this file.
         seed: Seed of random weights, used if neither is given; the global generator is left as it was.
+        **model_args: Further arguments of ``timm_mvhybrid.create_model``.
 
     Returns:
         The backbone in evaluation mode, on the CPU.
@@ -63,7 +74,7 @@ def load_backbone(
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = create_model(name, pretrained=pretrained, num_classes=0)
+            model = create_model(name, pretrained=pretrained, num_classes=0, **model_args)
     except RuntimeError as error:
         if pretrained and isinstance(error, NotPublishedError):
             raise EvaluationError(f"{error}; or give your own with --checkpoint FILE") from error
@@ -71,7 +82,7 @@ def load_backbone(
             raise EvaluationError(
                 f"no pretrained weights are published for {name}; give your own with --checkpoint FILE"
             ) from error
-        # timm names a tag that does not exist in the same class as every other failure
+        # timm raises the same class for a tag that does not exist as for every other failure
         if "Invalid pretrained tag" in str(error):
             raise EvaluationError(" ".join(str(error).split())) from error
         raise
@@ -86,6 +97,50 @@ def load_backbone(
             digest = "unknown" if file is None else file_sha256(file)
         return Backbone(model=model, name=name, weights="pretrained", weights_sha256=digest)
     return Backbone(model=model, name=name)
+
+
+def load_encoder(
+    model_name: str,
+    *,
+    pretrained: bool | None = None,
+    checkpoint: str | Path | None = None,
+    image_size: int | None = None,
+    **model_args: Any,
+) -> tuple[nn.Module, Transform]:
+    """Builds a backbone that gives one vector an image, and its transform, for pipelines that are handed the two.
+
+    Args:
+        model_name: Any name that ``load_backbone`` takes.
+        pretrained: Take published weights; None means yes, unless a checkpoint is given.
+        checkpoint: Take the weights of this file; under timm's name, ``checkpoint_path``, it is taken too.
+        image_size: Side in px at which images enter; other images are resized. None takes the model's own, 256 px for
+            the backbones of this package.
+        **model_args: Further arguments of ``timm_mvhybrid.create_model``.
+
+    Returns:
+        The model, which maps (batch, 3, height, width) to (batch, features), and its transform.
+
+    Raises:
+        EvaluationError: As in ``load_backbone``.
+        ValueError: The size does not suit the model's patches, or the model leaves its tokens unpooled.
+    """
+    if model_args.get("global_pool") == "":
+        raise ValueError(
+            "global_pool is '', so the model would return tokens; leave it out for the class token, or give 'avg'"
+        )
+    file = model_args.pop("checkpoint_path", None) or checkpoint
+    wanted = file is None if pretrained is None else pretrained
+    model = load_backbone(model_name, pretrained=wanted, checkpoint=file, **model_args).model
+    config = resolve_data_config({}, model=model)
+    if image_size is not None:
+        sides = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
+        if image_size < 1 or any(image_size % side for side in sides):
+            raise ValueError(
+                f"image_size is {image_size} px; {model_name} takes multiples of {sides[0]} px, such as "
+                f"{max(1, round(image_size / sides[0])) * sides[0]}"
+            )
+        config["input_size"] = (config["input_size"][0], image_size, image_size)
+    return model, create_transform(**{**config, "crop_pct": 1.0})
 
 
 def _pretrained_file(config: dict[str, Any]) -> Path | None:

@@ -12,19 +12,19 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from timm.data.config import resolve_data_config
 from tyro.conf import arg
 
-from ..data import PatchSource
+from ..data import DataError, PatchSource
 from ..runtime.errors import EvaluationError, writing
 from ..runtime.provenance import ModelRecord
 from ..runtime.ranks import Ranks
 from ..version import __version__
 from .backbone import Backbone
+from .embedding_store import read_embeddings
 from .embeddings import BatchReport, DTypeName, EmbeddingSummary, embed
 from .model_input import choose_device, choose_input_size
 from .patch_loader import num_available_workers
@@ -79,7 +79,7 @@ class EmbeddingOptions:
 class EmbeddedSources:
     """Embeddings of several sources by one model.
 
-    Args:
+    Attributes:
         record: The model, its weights, and how it embedded.
         embeddings: Source's name → (N, D) float32, in the source's order.
         computed: Names of the sources that were not in the cache.
@@ -119,11 +119,11 @@ def embed_sources(
     ranks: Ranks,
     on_batch: Callable[[str, BatchReport], None] | None = None,
 ) -> EmbeddedSources:
-    """Takes embeddings from the cache and computes those that are missing, shared out over the ranks.
+    """Takes embeddings from the cache and computes those that are missing, divided among the ranks.
 
-    The cache's files lie at `<model>-<key>/<source>-<content>.h5`: the key is a hash of model, weights, transform and
+    The cache's files lie at ``<model>-<key>/<source>-<content>.h5``: the key is a hash of model, weights, transform and
     this package's version, the content that of the source's pixels. Each is complete or absent, so an interrupted run
-    goes on where it stopped. A file that does not fit its source is computed again.
+    continues where it stopped. A file that does not fit its source is computed again.
 
     Args:
         sources: Name → patches; the same on every rank.
@@ -138,7 +138,7 @@ def embed_sources(
         All embeddings on the first rank, none on the others.
 
     Raises:
-        EvaluationError: If a rank does not see what another one wrote.
+        EvaluationError: If a rank cannot read what another one wrote.
         OutputError: If the cache cannot be written.
     """
     check_pooling(backbone.model, options.pool)
@@ -168,7 +168,7 @@ def embed_sources(
                 pool=options.pool,
                 input_size=options.input_size,
                 overwrite=True,
-                # another evaluation of the same patches computes the same file
+                # another evaluation of the same patches would write the same file
                 exclusive=False,
                 on_batch=None if on_batch is None else partial(on_batch, name),
             )
@@ -179,7 +179,9 @@ def embed_sources(
         for name, source in sources.items():
             found = _read(files[name], source)
             if found is None:
-                raise EvaluationError(f"{files[name]}: written and not readable; do all ranks share --cache?")
+                raise EvaluationError(
+                    f"{files[name]}: written and not readable; give all ranks the same --cache"
+                )
             embeddings[name] = found
     seconds = sum(summary.seconds for summary in everywhere)
     waited = sum(summary.seconds * summary.data_wait_share for summary in everywhere)
@@ -227,10 +229,8 @@ def _read(file: Path, source: PatchSource) -> NDArray[np.float32] | None:
     if not file.is_file():
         return None
     try:
-        with h5py.File(file, "r") as content:
-            embeddings: NDArray[np.float32] = content["embeddings"][()]
-            barcodes = content["barcodes"].asstr()[()].ravel().tolist() if "barcodes" in content else None
-    except (OSError, KeyError):
+        found = read_embeddings(file)
+    except DataError:
         return None
-    fits = embeddings.ndim == 2 and len(embeddings) == len(source) and bool(np.isfinite(embeddings).all())
-    return embeddings if fits and barcodes == source.barcodes else None
+    fits = len(found.embeddings) == len(source) and found.barcodes == source.barcodes
+    return found.embeddings if fits else None

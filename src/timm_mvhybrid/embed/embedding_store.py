@@ -1,9 +1,10 @@
-"""Embedding h5: batches of embeddings → one file that is either complete or absent."""
+"""Embedding h5, written and read: batches of embeddings → one file, complete or absent → embeddings."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,16 +13,79 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data import PatchSource
+from ..data import DataError, PatchSource
 from ..runtime.claim import check_unclaimed
 from ..runtime.errors import EvaluationError, check_space
 from ..runtime.h5_output import H5Output
 
 _ROWS_PER_CHUNK = 256
+_EMBEDDINGS = "embeddings"
+# CLAM and TRIDENT call them features
+_DATASETS = ("features", _EMBEDDINGS)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StoredEmbeddings:
+    """The content of an embedding h5.
+
+    Attributes:
+        path: The file.
+        embeddings: (N, D) float32, finite.
+        barcodes: One for each row; None where there are none.
+        model: The model's timm name, or ``unknown``.
+        weights: As in ``Backbone``, or ``unknown``.
+        weights_sha256: As in ``Backbone``, or ``unknown``.
+    """
+
+    path: Path
+    embeddings: NDArray[np.float32]
+    barcodes: list[str] | None
+    model: str
+    weights: str
+    weights_sha256: str
+
+
+def read_embeddings(file: str | Path) -> StoredEmbeddings:
+    """Reads an embedding h5.
+
+    Args:
+        file: Holds ``embeddings`` (this package) or ``features`` (CLAM, TRIDENT), (N, D) or (1, N, D).
+
+    Returns:
+        The embeddings, and the model that the file names.
+
+    Raises:
+        DataError: If the file cannot be read or holds no embeddings, or values are not finite.
+    """
+    file = Path(file)
+    try:
+        with h5py.File(file, "r") as content:
+            name = next((name for name in _DATASETS if name in content), None)
+            if name is None:
+                raise DataError(f"{file}: has neither 'features' nor 'embeddings'")
+            found = np.asarray(content[name][()])
+            named = "barcodes" in content and h5py.check_string_dtype(content["barcodes"].dtype) is not None
+            barcodes = content["barcodes"].asstr()[()].ravel().tolist() if named else None
+            about = {
+                key: str(content.attrs.get(key, "unknown")) for key in ("model", "weights", "weights_sha256")
+            }
+    except OSError as error:
+        raise DataError(f"{file}: cannot be opened as an h5 file ({error})") from error
+    if found.ndim == 3 and found.shape[0] == 1:
+        found = found[0]
+    if found.ndim != 2 or found.size == 0 or found.dtype.kind != "f":
+        raise DataError(f"{file}: '{name}' must be (patches, dim) floats, not {found.shape} {found.dtype}")
+    finite = np.isfinite(found).all(axis=1)
+    if not finite.all():
+        raise DataError(
+            f"{file}: patch {int((~finite).argmax())} holds NaN or infinite values; embed the patches again"
+        )
+    embeddings = found.astype(np.float32, copy=False)
+    return StoredEmbeddings(path=file, embeddings=embeddings, barcodes=barcodes, **about)
 
 
 def check_output(output: str | Path, *, overwrite: bool, source: str | Path | None = None) -> None:
-    """Finds out whether an output file can be written, before time is spent on its content.
+    """Checks that an output file can be written, before time is spent on its content.
 
     Args:
         output: The file to write.
@@ -51,12 +115,12 @@ def check_output(output: str | Path, *, overwrite: bool, source: str | Path | No
 class EmbeddingWriter:
     """Collects embeddings in a temporary file beside the output and renames it when all is written.
 
-    Used as a context manager; leaving it without `finish`, by whatever exception, removes the temporary file.
+    Used as a context manager; leaving it without ``finish``, by whatever exception, removes the temporary file.
 
     Args:
         output: The file to write.
         replace: Whether a file of that name may be replaced.
-        num_rows: Embeddings to expect, so that a disk too small for them shows at the first batch; 0 if unknown.
+        num_rows: Embeddings to expect, so that a disk too small for them is noticed at the first batch; 0 if unknown.
 
     Raises:
         OutputError: If the folder does not take files.
@@ -101,7 +165,7 @@ class EmbeddingWriter:
             width = embeddings.shape[1]
             check_space(self.output, self.num_rows * width * embeddings.itemsize)
             self._embeddings = self._h5.file.create_dataset(
-                "embeddings",
+                _EMBEDDINGS,
                 shape=(0, width),
                 maxshape=(None, width),
                 chunks=(_ROWS_PER_CHUNK, width),
@@ -114,7 +178,7 @@ class EmbeddingWriter:
         self._kept.extend(indices)
 
     def finish(self, source: PatchSource, attributes: Mapping[str, Any]) -> None:
-        """Adds what is known of the patches that were kept, and puts the file in its place.
+        """Adds coordinates, barcodes and paths of the patches that were kept, and gives the file its name.
 
         Args:
             source: Where the patches came from.

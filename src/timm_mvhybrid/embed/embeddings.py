@@ -31,9 +31,9 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, kw_only=True)
 class BatchReport:
-    """Where an embedding run stands after a batch.
+    """Progress of an embedding run after a batch.
 
-    Args:
+    Attributes:
         num_done: Patches read so far, unreadable ones included.
         num_total: Patches of the source.
         seconds: Time since the first batch was asked for.
@@ -50,19 +50,19 @@ class BatchReport:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingSummary:
-    """What an embedding run did.
+    """Summary of an embedding run.
 
-    Args:
+    Attributes:
         output: The file written.
         num_patches: Rows in it.
         embedding_dim: Columns in it.
         input_size_px: Height and width of the model's input in pixels.
         seconds: Time of the run, loading of the model excluded.
         patches_per_second: Rows per second.
-        data_wait_share: Share of the time (0 to 1) spent waiting for patches.
+        data_wait_share: Fraction of the time (0 to 1) spent waiting for patches.
         num_corrupt: Patches left out because they could not be read.
-        num_over_edge: Patches that hang over the slide's edge; None where the source does not know.
-        edge: What became of them: `black` or `white` beyond it, or `skip`, left out; None where there are none to know of.
+        num_over_edge: Patches that extend over the slide's edge; None where the source does not say.
+        edge: How they were filled beyond it: ``black`` or ``white``, or ``skip``, left out; None where the source does not say.
     """
 
     output: str
@@ -107,7 +107,7 @@ def _embed_images(
     pooling: str,
 ) -> np.ndarray:
     mean, std = normalisation
-    # uint8 travels and becomes float on the device: a quarter of the bytes, and float32 arithmetic everywhere
+    # uint8 is transferred and converted on the device: a quarter of the bytes, and float32 arithmetic everywhere
     normalised = images.to(mean.device, non_blocking=True).float().div_(255).sub_(mean).div_(std)
     try:
         with autocast:
@@ -139,30 +139,30 @@ def embed(
 ) -> EmbeddingSummary:
     """Embeds every patch of a source and writes one h5 file, complete or not at all.
 
-    The file holds `embeddings` (N, D) float32 and, where known, `coords` (N, 2) int64, `barcodes` (N, 1) and
-    `paths` (N,), all in the source's order; its attributes say from which weights and how they were made.
+    The file holds ``embeddings`` (N, D) float32 and, where known, ``coords`` (N, 2) int64, ``barcodes`` (N, 1) and
+    ``paths`` (N,), all in the source's order; its attributes say from which weights and how they were made.
 
     Args:
         source: The patches.
         backbone: Any timm model and what its weights are.
         output: The file to write.
         batch_size: Patches per batch.
-        device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
         dtype: Autocast type on the device; float32 computes without autocast. Embeddings are stored as float32.
         num_workers: Processes that read patches; 0 reads in this one.
-        pool: How features become one vector, see `pooled_features`.
-        input_size: Side in pixels at which patches enter the model, see `choose_input_size`.
+        pool: How features become one vector, see ``pooled_features``.
+        input_size: Side in pixels at which patches enter the model, see ``choose_input_size``.
         skip_corrupt: Leave unreadable patches out instead of stopping.
         overwrite: Replace an existing output.
         exclusive: Refuse to start while another process writes this output. Otherwise both write, and the file is that
-            of the last one: for outputs that are the same whoever writes them.
+            of the last one: for outputs that do not depend on who writes them.
         on_batch: Called after every batch.
 
     Returns:
         What was done.
 
     Raises:
-        DataError: If a patch cannot be read (with `skip_corrupt`: if none can).
+        DataError: If a patch cannot be read (with ``skip_corrupt``: if none can).
         EvaluationError: If the output may not be written, the model cannot do what is asked, memory runs out, or an
             embedding is NaN or infinite.
         OutputError: If the disk does not take the output, or another process writes it.
@@ -187,7 +187,7 @@ def embed(
     loader = patch_loader(
         source, size, batch_size=batch_size, num_workers=num_workers, pin_memory=target.type == "cuda"
     )
-    # known of coordinate files alone; other sources hold whole patches
+    # only coordinate files have them; other sources hold whole patches
     num_over_edge, edge = getattr(source, "num_over_edge", None), getattr(source, "edge", None)
     num_done = num_corrupt = 0
     start = time.perf_counter()

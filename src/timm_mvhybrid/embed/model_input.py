@@ -1,4 +1,4 @@
-"""Model and wish → the size at which patches enter it, and the device it runs on."""
+"""Model and options → the size at which patches enter it, and the device it runs on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def choose_input_size(
     Args:
         model: Any timm model.
         patch_size_px: Side of the patches in pixels; None where they differ (images of a folder).
-        input_size: Wanted side in pixels, or `auto`: the patches' own where the model takes it, otherwise the size
+        input_size: Wanted side in pixels, or ``auto``: the patches' own where the model takes it, otherwise the size
             the model was made for.
 
     Returns:
@@ -58,13 +58,13 @@ def choose_device(name: str) -> torch.device:
     """Turns a device's name into a device that exists.
 
     Args:
-        name: As in `find_device`; `auto` is the first CUDA device, otherwise the CPU.
+        name: As in ``find_device``; ``auto`` is the first CUDA device, otherwise the CPU.
 
     Returns:
         The device.
 
     Raises:
-        EvaluationError: If the name means nothing or the device cannot compute here.
+        EvaluationError: If the name is unknown or the device cannot compute here.
     """
     try:
         return find_device(name)

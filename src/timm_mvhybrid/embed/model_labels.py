@@ -1,4 +1,4 @@
-"""Backbones → labels that name each of them within a result."""
+"""Backbones → labels that are unique within a result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def unique_labels(backbones: Sequence[Backbone], taken: Collection[str] = ()) ->
         Label → model, in the order given.
 
     Raises:
-        EvaluationError: If two models cannot be told apart.
+        EvaluationError: If two models would have the same label.
     """
     names = [backbone.name for backbone in backbones]
     labels: dict[str, Backbone] = {}

@@ -18,7 +18,7 @@ from ..models import MODEL_NAMES, PUBLISHED_SETS, TEST_MODEL_NAMES
 class ModelRow:
     """One model.
 
-    Args:
+    Attributes:
         name: Its timm name.
         num_parameters: Number of parameters, without a classifier.
         layout: Its blocks in words.
@@ -67,7 +67,7 @@ def models_table(rows: Sequence[ModelRow]) -> Table:
     """Lays descriptions out for a terminal.
 
     Args:
-        rows: What `describe_models` returned.
+        rows: What ``describe_models`` returned.
 
     Returns:
         A table for rich's consoles.

@@ -1,4 +1,4 @@
-"""From a patch source to the device: patches → uint8 batches of one size, read by worker processes."""
+"""Patch source → uint8 batches of one size, read by worker processes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..runtime.cores import num_loader_workers, num_usable_cores
 
 @dataclass(frozen=True, kw_only=True)
 class PatchBatch:
-    """One batch as it leaves a worker.
+    """One batch, as a worker returns it.
 
-    Args:
+    Attributes:
         indices: The patches that could be read.
         images: Their pixels, (B, 3, H, W) uint8; B is 0 if none could be read.
         errors: Index and one-line message of each patch that could not.
@@ -29,12 +29,12 @@ class PatchBatch:
     errors: list[tuple[int, str]]
 
     def pin_memory(self) -> PatchBatch:
-        """Returns the batch with its pixels in page-locked memory, for the loader's `pin_memory`."""
+        """Returns the batch with its pixels in page-locked memory, for the loader's ``pin_memory``."""
         return PatchBatch(indices=self.indices, images=self.images.pin_memory(), errors=self.errors)
 
 
 class _Patches(Dataset[tuple[int, "np.ndarray | str"]]):
-    """Reads patches; one that cannot be read becomes its message, for exceptions lose theirs between processes."""
+    """Reads patches; one that cannot be read becomes its message, because exceptions lose theirs between processes."""
 
     def __init__(self, source: PatchSource, size: tuple[int, int]) -> None:
         self.source = source
@@ -85,7 +85,7 @@ def patch_loader(
         pin_memory: Whether batches go to page-locked memory, for CUDA.
 
     Returns:
-        A loader of `PatchBatch`, the same for any number of workers.
+        A loader of ``PatchBatch``, the same for any number of workers.
     """
     patches = _Patches(source, size)
     # what a loader yields is what its collate function makes, not what its dataset holds

@@ -1,4 +1,4 @@
-"""From what a timm model makes of an image to one vector: features → embedding."""
+"""A timm model's features of an image → one vector."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def own_pooling(model: nn.Module) -> str:
         model: Any timm model.
 
     Returns:
-        Such as `token`, `avg`, or `unknown` for models that do not tell.
+        Such as ``token``, ``avg``, or ``unknown`` for models that do not say.
     """
     for holder in (model, getattr(model, "head", None)):
         pool: Any = getattr(holder, "global_pool", None)
@@ -31,11 +31,11 @@ def own_pooling(model: nn.Module) -> str:
 
 
 def check_pooling(model: nn.Module, pooling: str) -> None:
-    """Refuses what a model cannot do, before anything is computed.
+    """Refuses a pooling that the model does not support, before anything is computed.
 
     Args:
         model: Any timm model.
-        pooling: One of `Pooling`.
+        pooling: One of ``Pooling``.
 
     Raises:
         EvaluationError: If the pooling is unknown, or takes the class token of a model without one.
@@ -46,7 +46,7 @@ def check_pooling(model: nn.Module, pooling: str) -> None:
         getattr(model, "cls_token", None) is None or not getattr(model, "num_prefix_tokens", 0)
     ):
         raise EvaluationError(
-            f"--global-pool {pooling} needs a class token, and this model has none; use avg"
+            f"--global-pool {pooling} needs a class token, which this model does not have; use avg"
         )
 
 
@@ -72,14 +72,14 @@ def pooled_features(model: Any, images: torch.Tensor, pooling: str) -> torch.Ten
     Args:
         model: Any timm model.
         images: Normalised, (B, 3, H, W).
-        pooling: `model` takes the model's own head; the others pool the output of `forward_features`: the class
-            token, the mean or the maximum over everything behind the prefix tokens, or token and mean side by side.
+        pooling: ``model`` takes the model's own head; the others pool the output of ``forward_features``: the class
+            token, the mean or the maximum over everything after the prefix tokens, or token and mean concatenated.
 
     Returns:
         (B, D) float32.
 
     Raises:
-        EvaluationError: If the model yields no vectors.
+        EvaluationError: If the model's own head does not return vectors.
     """
     features = model.forward_features(images)
     if pooling == "model":

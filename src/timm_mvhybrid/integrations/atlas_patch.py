@@ -25,7 +25,8 @@ import timm
 import torch
 
 # AtlasPatch runs the file outside its package, where relative imports do not work
-from timm_mvhybrid.models import MODEL_NAMES, create_model, load_weights
+from timm_mvhybrid.embed.backbone import load_encoder
+from timm_mvhybrid.models import MODEL_NAMES
 
 _INSTALL = "atlas-patch is not installed; run: pip install atlas-patch"
 
@@ -82,13 +83,10 @@ def register_model(
         raise ValueError("pretrained and checkpoint exclude each other; give one of them")
 
     def load(device: torch.device, dtype: torch.dtype) -> Any:
-        model = create_model(model_name, pretrained=pretrained, num_classes=0, **model_args)
-        if checkpoint is not None:
-            load_weights(model, checkpoint)
-        preprocess = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
-        return CustomEncoderComponents(
-            model=model.to(device=device, dtype=dtype).eval(), preprocess=preprocess
+        model, preprocess = load_encoder(
+            model_name, pretrained=pretrained, checkpoint=checkpoint, **model_args
         )
+        return CustomEncoderComponents(model=model.to(device=device, dtype=dtype), preprocess=preprocess)
 
     plan = timm.create_model(model_name, num_classes=0, device=torch.device("meta"), **model_args)
     register_custom_encoder(

@@ -45,7 +45,7 @@ def encoder(
     target_img_size: int = 224,
     *,
     pretrained: bool | None = None,
-    checkpoint_path: str | Path | None = None,
+    checkpoint: str | Path | None = None,
     **model_args: Any,
 ) -> tuple[nn.Module, Transform]:
     """Builds what CLAM's ``get_encoder`` returns.
@@ -54,7 +54,7 @@ def encoder(
         model_name: A name of ``timm.create_model``.
         target_img_size: Side in px at which patches enter the model; CLAM's default is 224.
         pretrained: Take published weights; None means yes, unless a checkpoint is given.
-        checkpoint_path: Take the weights of this file.
+        checkpoint: Take the weights of this file; as ``checkpoint_path`` it is taken too.
         **model_args: Further arguments of ``timm.create_model``.
 
     Returns:
@@ -66,7 +66,7 @@ def encoder(
     model, transform = load_encoder(
         model_name,
         pretrained=pretrained,
-        checkpoint_path=checkpoint_path,
+        checkpoint=checkpoint,
         image_size=target_img_size,
         **model_args,
     )
@@ -80,11 +80,11 @@ def encoder(
     return model, transform
 
 
-def install(*, checkpoint_path: str | Path | None = None, **model_args: Any) -> tuple[str, ...]:
+def install(*, checkpoint: str | Path | None = None, **model_args: Any) -> tuple[str, ...]:
     """Adds the six backbones to those that CLAM's ``get_encoder`` knows, in this process.
 
     Args:
-        checkpoint_path: Take the weights of this file instead of the published ones.
+        checkpoint: Take the weights of this file instead of the published ones; as ``checkpoint_path`` it is taken too.
         **model_args: Further arguments of ``timm.create_model``.
 
     Returns:
@@ -108,7 +108,7 @@ def install(*, checkpoint_path: str | Path | None = None, **model_args: Any) -> 
         if model_name not in MODEL_NAMES:
             found: tuple[nn.Module, Transform] = theirs(model_name, target_img_size=target_img_size)
             return found
-        return encoder(model_name, target_img_size, checkpoint_path=checkpoint_path, **model_args)
+        return encoder(model_name, target_img_size, checkpoint=checkpoint, **model_args)
 
     replacement: Any = get_encoder
     replacement.replaces = theirs
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     before = sys.argv
     sys.argv = [str(options.script), *options.arguments]
     try:
-        install(checkpoint_path=options.checkpoint)
+        install(checkpoint=options.checkpoint)
         with _OurNamesToo():
             runpy.run_path(str(options.script), run_name="__main__")
     finally:

@@ -37,7 +37,7 @@ def encoder(
     model_name: str,
     *,
     pretrained: bool | None = None,
-    checkpoint_path: str | Path | None = None,
+    checkpoint: str | Path | None = None,
     precision: torch.dtype = torch.float32,
     image_size: int = PATCH_SIZE_PX,
     **model_args: Any,
@@ -47,7 +47,7 @@ def encoder(
     Args:
         model_name: A name of ``timm.create_model``.
         pretrained: Take published weights; None means yes, unless a checkpoint is given.
-        checkpoint_path: Take the weights of this file.
+        checkpoint: Take the weights of this file; as ``checkpoint_path`` it is taken too.
         precision: Of autocast on CUDA.
         image_size: Side in px at which patches enter the model.
         **model_args: Further arguments of ``timm.create_model``.
@@ -62,7 +62,7 @@ def encoder(
     model, transform = load_encoder(
         model_name,
         pretrained=pretrained,
-        checkpoint_path=checkpoint_path,
+        checkpoint=checkpoint,
         image_size=image_size,
         **model_args,
     )

@@ -34,7 +34,7 @@ def model_class(
     model_name: str,
     *,
     pretrained: bool | None = None,
-    checkpoint_path: str | Path | None = None,
+    checkpoint: str | Path | None = None,
     image_size: int | None = None,
     **model_args: Any,
 ) -> type[Any]:
@@ -43,7 +43,7 @@ def model_class(
     Args:
         model_name: A name of ``timm.create_model``; THUNDER names its folders by it.
         pretrained: Take published weights; None means yes, unless a checkpoint is given.
-        checkpoint_path: Take the weights of this file.
+        checkpoint: Take the weights of this file; as ``checkpoint_path`` it is taken too.
         image_size: Side in px at which patches enter the model; None takes the model's own.
         **model_args: Further arguments of ``timm.create_model``.
 
@@ -69,7 +69,7 @@ def model_class(
             self.model, self._transform = load_encoder(
                 model_name,
                 pretrained=pretrained,
-                checkpoint_path=checkpoint_path,
+                checkpoint=checkpoint,
                 image_size=image_size,
                 **model_args,
             )

@@ -17,6 +17,7 @@ name, so that the name means the whole model from then on. ``backbone`` prevents
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,14 +58,16 @@ def preproc_func(model_name: str) -> Callable[[np.ndarray], np.ndarray]:
     return _Normalisation(config["mean"], config["std"])
 
 
-def backbone(model_name: str, *, pretrained: bool = False, **model_args: Any) -> Any:
+def backbone(
+    model_name: str, *, pretrained: bool = False, checkpoint: str | Path | None = None, **model_args: Any
+) -> Any:
     """Builds a model for ``DeepFeatureExtractor``: whole, with class-token features, and with its normalisation.
 
     Args:
         model_name: A timm name, of this package or any other model whose features are (batch, dim).
         pretrained: Whether to take the published weights.
-        **model_args: Further arguments of ``timm_mvhybrid.create_model``; ``checkpoint_path="weights.safetensors"``
-            loads your own weights.
+        checkpoint: Take the weights of this file; as ``checkpoint_path`` it is taken too.
+        **model_args: Further arguments of ``timm_mvhybrid.create_model``.
 
     Returns:
         A ``TimmBackbone`` in evaluation mode.
@@ -74,7 +77,7 @@ def backbone(model_name: str, *, pretrained: bool = False, **model_args: Any) ->
     """
     vanilla = _vanilla()
     # TIAToolbox would pass it to timm, which verifies less
-    checkpoint_path = model_args.pop("checkpoint_path", None)
+    file = model_args.pop("checkpoint_path", None) or checkpoint
     before = dict(vanilla.timm_arch_dict)
     # TimmBackbone takes options from the dictionary alone
     vanilla.timm_arch_dict[model_name] = {"model": model_name, "num_classes": 0, **model_args}
@@ -84,8 +87,8 @@ def backbone(model_name: str, *, pretrained: bool = False, **model_args: Any) ->
         vanilla.timm_arch_dict.clear()
         vanilla.timm_arch_dict.update(before)
         register()
-    if checkpoint_path:
-        load_checkpoint(model.feat_extract, checkpoint_path)
+    if file:
+        load_checkpoint(model.feat_extract, file)
     model.preproc_func = preproc_func(model_name)
     return model.eval()
 

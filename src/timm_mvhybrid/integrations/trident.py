@@ -81,7 +81,7 @@ def encoder(
     model, transform = load_encoder(
         model_name,
         pretrained=pretrained,
-        checkpoint_path=weights_path,
+        checkpoint=weights_path,
         image_size=target_img_size,
         **model_args,
     )

@@ -37,7 +37,7 @@ def build_state(
         model_arguments={"img_size": config.crops.global_size_px, **config.model.arguments},
         drop_path_rate=config.model.drop_path_rate,
         pretrained=config.model.pretrained,
-        weights=config.model.weights,
+        checkpoint=config.model.weights,
         num_prototypes=config.head.num_prototypes,
         hidden_dim=config.head.hidden_dim,
         bottleneck_dim=config.head.bottleneck_dim,

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from ..data import DataError
 from ..data.fitting import fit_image
-from ..runtime.errors import PretrainError
+from ..runtime.errors import PretrainError, TimmMVHybridError
 from ..ssl.crops import as_pixels
-from .labelled_set import ClassSet, open_labelled_set
-from .probe_scores import accuracies, expression_correlation, knn_predictions
+from .probe_targets import open_targets
 
 
 class OnlineProbe:
@@ -27,7 +26,7 @@ class OnlineProbe:
     On several ranks each embeds a part, with equal numbers of forward passes, and all get the same result.
 
     Args:
-        path: The labelled set, see `open_labelled_set`.
+        path: The labelled set, see ``open_targets``.
         image_size_px: Side of the model's input in pixels; images are scaled until they cover it, and cropped.
         mean: Mean of the normalisation, RGB on 0 to 1.
         std: Standard deviation of the normalisation.
@@ -35,10 +34,11 @@ class OnlineProbe:
         device: Where the model is.
         k: Nearest neighbours that vote.
         num_genes: Genes to predict.
-        counts_layer: The layer of each h5ad that holds the counts, or `raw`; None takes X.
+        counts_layer: The layer of each h5ad that holds the counts, or ``raw``; None takes X.
 
     Raises:
-        PretrainError: The set is incomplete; the message names file, line and remedy.
+        DataError: The set is incomplete; the message names file, line and remedy.
+        EvaluationError: Nothing can be measured on it.
     """
 
     def __init__(
@@ -54,30 +54,17 @@ class OnlineProbe:
         num_genes: int = 50,
         counts_layer: str | None = None,
     ) -> None:
-        self.labelled = open_labelled_set(path, num_genes=num_genes, counts_layer=counts_layer)
+        self.targets = open_targets(path, k=k, num_genes=num_genes, counts_layer=counts_layer)
         self.image_size_px = image_size_px
         self.batch_size = batch_size
         self.device = torch.device(device)
-        self.k = k
         self._mean = torch.tensor(mean, dtype=torch.float32, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, dtype=torch.float32, device=self.device).view(1, 3, 1, 1)
 
     @property
     def protocol(self) -> str:
         """How the numbers come about, in one line, for the records of the run."""
-        if isinstance(self.labelled, ClassSet):
-            held_out = "each image left out"
-            if self.labelled.reference is not None:
-                held_out = "test images by train images"
-            elif self.labelled.groups is not None:
-                held_out = "each group left out"
-            return f"nearest neighbours, k = {self.k}, cosine, {held_out}, {len(self.labelled)} images"
-        num_groups = len(np.unique(self.labelled.groups))
-        held_out = "groups held out" if num_groups > 1 else "stripes of one slide held out"
-        return (
-            f"PCA + ridge, mean Pearson correlation of {len(self.labelled.genes)} genes, {held_out}, "
-            f"{len(self.labelled)} spots"
-        )
+        return self.targets.protocol
 
     def __call__(
         self, model: nn.Module, features: Callable[[Tensor], Tensor] | None = None
@@ -91,46 +78,34 @@ class OnlineProbe:
             features: Normalised images (B, 3, H, W) → (B, D), by the model; None calls the model itself.
 
         Returns:
-            `knn_accuracy` and `knn_balanced_accuracy`, or `expression_pearson`.
+            ``knn_accuracy`` and ``knn_balanced_accuracy``, or ``expression_pearson``.
 
         Raises:
-            PretrainError: An image cannot be read, features are not finite, or a package is missing.
+            PretrainError: An image cannot be read, or features are not finite.
+            TimmMVHybridError: Features cannot be measured; the message says why.
         """
         with undisturbed(model, self.device):
             embedded = self._embed(features or model)
-            result: list[dict[str, float] | PretrainError] = [{}]
+            result: list[dict[str, float] | TimmMVHybridError] = [{}]
             if _rank() == 0:
                 try:
                     result = [self._score(embedded)]
-                except PretrainError as error:
+                except TimmMVHybridError as error:
                     result = [error]
             if _world_size() > 1:
                 dist.broadcast_object_list(result, src=0, device=self.device)
-        if isinstance(result[0], PretrainError):
+        if isinstance(result[0], TimmMVHybridError):
             raise result[0]
         return result[0]
 
     def _score(self, features: Tensor) -> dict[str, float]:
         if not torch.isfinite(features).all():
-            raise PretrainError(f"{self.labelled.path}: the probe's features hold NaN or infinite values")
-        if isinstance(self.labelled, ClassSet):
-            known = self.labelled
-            labels = torch.from_numpy(known.labels)
-            reference = torch.ones(len(known), dtype=torch.bool)
-            if known.reference is not None:
-                reference = torch.from_numpy(known.reference)
-            groups = None if known.groups is None else torch.from_numpy(known.groups)
-            predicted = knn_predictions(features, labels, reference, groups, k=self.k)
-            asked = torch.ones_like(reference) if known.reference is None else ~reference
-            scores = accuracies(predicted[asked], labels[asked])
-            return {f"knn_{name}": value for name, value in scores.items()}
-        spots = self.labelled
-        scores = expression_correlation(features.numpy(), spots.expression, spots.groups, spots.coords)
-        return {f"expression_{name}": value for name, value in scores.items()}
+            raise PretrainError(f"{self.targets.path}: the probe's features hold NaN or infinite values")
+        return self.targets.score(features.numpy())
 
     def _embed(self, features: Callable[[Tensor], Tensor]) -> Tensor:
         """Embeds the whole set on all ranks together: (N, D) float32 on the CPU, on every rank."""
-        total, world_size = len(self.labelled), _world_size()
+        total, world_size = len(self.targets), _world_size()
         num_own = -(-total // world_size)
         # where the ranks' parts are uneven, the last image is embedded again: under FSDP all have to call the model
         # equally often
@@ -158,7 +133,7 @@ class OnlineProbe:
         first = next((message for errors in messages for message in errors), None)
         if first is not None:
             raise PretrainError(
-                f"the probe cannot read an image: {first}; mend it, or take it out of the set"
+                f"the probe cannot read an image: {first}; repair it, or take it out of the set"
             )
         return torch.stack(parts, dim=1).flatten(0, 1)[:total].cpu()
 
@@ -169,7 +144,7 @@ class OnlineProbe:
         errors = []
         for row, index in enumerate(indices):
             try:
-                fitted = fit_image(self.labelled.read(index), (size, size))
+                fitted = fit_image(self.targets[index], (size, size))
                 pixels[row] = torch.from_numpy(as_pixels(fitted)).permute(2, 0, 1)
             except DataError as error:
                 errors.append(" ".join(str(error).split()))

@@ -1,4 +1,4 @@
-"""What comes in as arrays → checked NumPy arrays, with errors that name the argument."""
+"""Array-likes → checked NumPy arrays, with errors that name the argument."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def finite_matrix(name: str, values: ArrayLike, dtype: Any = None) -> NDArray[An
         The matrix, (rows, columns).
 
     Raises:
-        EvaluationError: If it is empty, not a matrix, no numbers, or holds NaN or infinite values.
+        EvaluationError: If it is empty, not a matrix, not numeric, or holds NaN or infinite values.
     """
     matrix = np.asarray(values)
     if matrix.ndim == 1:
@@ -80,7 +80,7 @@ def distinct_rows(
         matrix: (rows, columns).
 
     Returns:
-        A row of `matrix` for each distinct one, (distinct,); the distinct row of each row, (rows,); and how often each
+        A row of ``matrix`` for each distinct one, (distinct,); the distinct row of each row, (rows,); and how often each
         occurs, (distinct,).
     """
     # -0 and 0 are equal and differ in their bytes
@@ -129,7 +129,7 @@ def labels_vector(name: str, values: ArrayLike, num_rows: int | None = None) -> 
 def binary_vector(
     name: str, values: ArrayLike, num_rows: int | None = None, *, one: str, zero: str
 ) -> NDArray[np.bool_]:
-    """Checks a vector of yes and no; other codings are refused, for most of them would be taken as yes throughout.
+    """Checks a vector of yes and no; other codings are refused, because most of them would count as yes throughout.
 
     Args:
         name: The argument's name, for messages.
@@ -159,7 +159,7 @@ def binary_vector(
 
 
 def _is_missing(value: Any) -> bool:
-    # pandas' own markers by name, for they compare to nothing and pandas may not be there
+    # pandas' own markers by name, because they compare to nothing and pandas may not be installed
     return (
         value is None
         or type(value).__name__ in ("NAType", "NaTType")

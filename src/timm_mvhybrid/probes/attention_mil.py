@@ -144,11 +144,11 @@ def attention_mil(
 
 
 def _logit(model: GatedAttention, bag: NDArray[np.float32], moments: ColumnMoments) -> float:
-    """Scores a slide by what it is made of: its distinct patches, and how often each occurs for one of the rarest.
+    """Scores a slide by its distinct patches, and how often each occurs relative to the rarest.
 
     Slides of the same patches in the same proportions, in any order and number, get the same logit to the last bit and
-    are ties of the AUROC, for the model is given the same numbers. Over the bags as they are, sums of another length
-    would round differently and put such slides in an order.
+    are ties of the AUROC, because the model is given the same numbers. Over the whole bags, sums of another length would
+    round differently and put such slides in an order.
     """
     first, _, counts = distinct_rows(bag)
     log_counts = np.log(counts / np.gcd.reduce(counts)).astype(np.float32)[:, None]

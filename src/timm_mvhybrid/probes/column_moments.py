@@ -1,4 +1,4 @@
-"""Mean and deviation of columns over many rows, in float64 and without cancelling."""
+"""Mean and deviation of columns over many rows, in float64 and without cancellation."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _BLOCK = 2**22
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ColumnMoments:
-    """What columns are standardised by.
+    """Means and deviations by which columns are standardised.
 
-    Args:
+    Attributes:
         mean: (columns,).
         std: Population standard deviation, (columns,); exactly 0 for a constant column, whatever its value.
     """

@@ -14,10 +14,10 @@ from .arrays import binary_vector, check_rows, finite_matrix
 
 @dataclass(frozen=True, kw_only=True)
 class Concordance:
-    """How well risks order patients; `float(...)` gives the index.
+    """How well risks order patients; ``float(...)`` gives the index.
 
-    Args:
-        concordance: Share of comparable pairs in the right order, ties of risk counted half; NaN without such pairs.
+    Attributes:
+        concordance: Fraction of comparable pairs in the right order, ties of risk counted half; NaN without such pairs.
         concordant: Pairs in the right order.
         discordant: Pairs in the wrong order.
         tied_risk: Pairs of equal risk.
@@ -50,7 +50,8 @@ def concordance_index(
         The index and its counts.
 
     Raises:
-        EvaluationError: If lengths differ, values are not finite, events are coded otherwise, or scikit-survival is not installed.
+        EvaluationError: If lengths differ, values are not finite, events are not coded as stated, or scikit-survival is
+            not installed.
     """
     events = binary_vector("event", event, one="observed", zero="censored")
     times, risks = (

@@ -16,7 +16,7 @@ def cox_risks(
     """Fits a Cox model with a ridge penalty by scikit-survival and predicts log hazard ratios.
 
     Features are standardised by the train part and divided by √D, so that a penalty of 1 means the same for any
-    width: log risks of a standard deviation of about 1 before the data are seen. The penalty does not see rotations,
+    width: log risks with a standard deviation of about 1 a priori. The penalty does not change under rotations,
     so the model is fitted in the span of the training patients, exactly, however wide the features are.
 
     Args:
@@ -30,8 +30,8 @@ def cox_risks(
         Risks of the train part and of the test part, (N,) and (M,).
 
     Raises:
-        EvaluationError: If shapes do not fit, values are not finite, events are coded otherwise, no event was observed, all features are constant,
-            or scikit-survival is not installed.
+        EvaluationError: If shapes do not fit, values are not finite, events are not coded as stated, no event was
+            observed, all features are constant, or scikit-survival is not installed.
     """
     train, test = finite_matrix("X_train", X_train, np.float64), finite_matrix("X_test", X_test, np.float64)
     events = binary_vector("event", event, one="observed", zero="censored")
@@ -67,7 +67,7 @@ def log_rank_p_value(event: ArrayLike, time: ArrayLike, group: ArrayLike) -> flo
         The p-value; NaN where one group is empty or no event was observed.
 
     Raises:
-        EvaluationError: If lengths differ, times are not finite, or events or groups are coded otherwise.
+        EvaluationError: If lengths differ, times are not finite, or events or groups are not coded as stated.
     """
     events = binary_vector("event", event, one="observed", zero="censored")
     groups = binary_vector("group", group, one="one group", zero="the other")

@@ -16,7 +16,7 @@ NanPolicy = Literal["omit", "propagate", "zero"]
 METRICS = ("pcc", "pcc10", "mse", "mae", "r2")
 ERROR_METRICS = ("mse", "mae")
 _NUM_BEST = 10
-# below this share of the mean, what varies is rounding; SciPy's pearsonr warns at the same bound
+# below this fraction of the mean, the variation is rounding; SciPy's pearsonr warns at the same bound
 _NEARLY_CONSTANT = 1e-13
 
 
@@ -24,7 +24,7 @@ _NEARLY_CONSTANT = 1e-13
 class ExpressionMetrics:
     """How well genes are predicted in one fold.
 
-    Args:
+    Attributes:
         pcc: Mean Pearson correlation over the genes.
         pcc10: Mean of the ten highest correlations (of all, if there are fewer).
         mse: Mean squared error, mean over the genes.
@@ -35,7 +35,7 @@ class ExpressionMetrics:
         mae_per_gene: (genes,) float64.
         r2_per_gene: (genes,) float64; NaN where the measurement is constant.
         num_constant: Genes without a correlation.
-        nan_policy: What became of them in the means.
+        nan_policy: How they enter the means.
     """
 
     pcc: float
@@ -57,13 +57,13 @@ def expression_metrics(
     """Compares measured with predicted expression.
 
     A gene that is constant over the spots, measured or predicted, has no correlation, and one measured as constant
-    has no R². `omit` leaves such genes out of the means, `propagate` makes the means NaN, as HEST's code does,
-    and `zero` counts them as 0.
+    has no R². ``omit`` leaves such genes out of the means, ``propagate`` makes the means NaN, as HEST's code does,
+    and ``zero`` counts them as 0.
 
     Args:
         y: Measured, (spots, genes), such as log1p counts.
         prediction: Of the same shape and unit.
-        nan_policy: What becomes of genes without a correlation.
+        nan_policy: How genes without a correlation enter the means.
 
     Returns:
         Means over the genes and the values of each.
@@ -113,16 +113,16 @@ def expression_metrics(
 
 
 def drop_percent(random: float, loso: float, metric: str = "pcc") -> float | None:
-    """Says what leaving studies out costs against random folds.
+    """Computes how much worse left-out studies are than random folds.
 
     Args:
         random: Mean over random folds.
         loso: Mean over left-out studies.
-        metric: `mse` and `mae` are errors, whose rise counts; all others are scores, whose fall counts.
+        metric: ``mse`` and ``mae`` are errors, whose rise counts; all others are scores, whose fall counts.
 
     Returns:
-        (random − loso) / random for scores, (loso − random) / random for errors, in percent; None where `random` is
-        not above 0 or one of them is NaN, for the ratio then says nothing.
+        (random − loso) / random for scores, (loso − random) / random for errors, in percent; None where ``random`` is
+        not above 0 or one of them is NaN, because the ratio then means nothing.
     """
     if not random > 0 or np.isnan(loso):
         return None
@@ -131,7 +131,7 @@ def drop_percent(random: float, loso: float, metric: str = "pcc") -> float | Non
 
 
 def drop_percentages(random: Mapping[str, float], loso: Mapping[str, float]) -> dict[str, float | None]:
-    """Applies `drop_percent` to every metric that both have.
+    """Applies ``drop_percent`` to every metric that both have.
 
     Args:
         random: Metric → mean over random folds.

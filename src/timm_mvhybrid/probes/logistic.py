@@ -18,8 +18,8 @@ from .scores import ClassScores, class_scores
 class ProbeResult(ClassScores):
     """What a probe predicts, and how well where the true labels are known.
 
-    Args:
-        prediction: Predicted labels, (M,), as in `y_train`.
+    Attributes:
+        prediction: Predicted labels, (M,), as in ``y_train``.
         probability: (M, classes), rows sum to 1.
         classes: The labels of the columns, sorted.
     """
@@ -43,7 +43,7 @@ def linear_probe(
     Minimises mean cross-entropy + ½ ‖W‖₂ / cost from zero weights; the norm is not squared, the bias is free, and
     cost = features · classes / 100. Features enter as they are.
 
-    Source: UNI's `eval_linear_probe`.
+    Source: UNI's ``eval_linear_probe``.
 
     Args:
         X_train: Embeddings to fit on, (N, D); used as float32.

@@ -18,20 +18,20 @@ def diagonal_lsqr(
 ) -> NDArray[np.float64]:
     """Solves min ‖A x − b‖² + damp² ‖x‖² for every column of b by LSQR, with A diagonal above rows of zeros.
 
-    Any least-squares problem takes this form in its singular bases, and LSQR's scalars and stopping rules do not see
-    the change of basis: with A = U diag(sigma) Vᵀ, the n rows of U shrink to its columns plus one row for what b holds
+    Any least-squares problem takes this form in its singular bases, and LSQR's scalars and stopping rules do not change
+    with the basis: with A = U diag(sigma) Vᵀ, the n rows of U shrink to its columns plus one row for the part of b
     outside of their span. So early stopping is reproduced, without touching the n rows in any iteration.
 
     Source: Paige and Saunders, LSQR: An algorithm for sparse linear equations and sparse least squares, ACM TOMS 8(1),
-    1982, sections 4 to 6; stopping rules as in SciPy's `lsqr` (atol = btol = tolerance, conlim = 1e8).
+    1982, sections 4 to 6; stopping rules as in SciPy's ``lsqr`` (atol = btol = tolerance, conlim = 1e8).
 
     Args:
         sigma: Singular values of A, (k,).
         b: Right-hand sides in the basis U, (k, genes).
-        b_outside: Norm of what each right-hand side holds outside of the span of U, (genes,).
+        b_outside: Norm of the part of each right-hand side outside of the span of U, (genes,).
         damp: Square root of the ridge penalty.
         tolerance: Of the stopping rules.
-        max_iterations: At most as many.
+        max_iterations: Largest number of iterations.
 
     Returns:
         x in the basis V, (k, genes).

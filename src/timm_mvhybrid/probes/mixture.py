@@ -45,7 +45,7 @@ def mixture_prototypes(
 def slide_mixture_embedding(
     bag: ArrayLike, prototypes: ArrayLike, *, num_iters: int = 1, tau: float = 1.0, eps: float = 1.0
 ) -> NDArray[np.float64]:
-    """Fits a Gaussian mixture with diagonal covariances to a slide and strings its parameters together.
+    """Fits a Gaussian mixture with diagonal covariances to a slide and concatenates its parameters.
 
     Maximum a posteriori expectation maximisation from equal weights, the prototypes as means and eps as variances;
     the prior counts as tau patches at each prototype, with variance eps.
@@ -92,12 +92,12 @@ def slide_mixture_embedding(
         )
         log_joint = log_density + np.log(weights)
         log_joint -= log_joint.max(axis=1, keepdims=True)
-        shares = np.exp(log_joint)
-        shares /= shares.sum(axis=1, keepdims=True)
-        counts = shares.sum(axis=0) + tau
+        responsibility = np.exp(log_joint)
+        responsibility /= responsibility.sum(axis=1, keepdims=True)
+        counts = responsibility.sum(axis=0) + tau
         weights = counts / counts.sum()
-        means = (shares.T @ x + tau * centres) / counts[:, None]
-        second = (shares.T @ squares + tau * (eps + np.square(centres))) / counts[:, None]
+        means = (responsibility.T @ x + tau * centres) / counts[:, None]
+        second = (responsibility.T @ squares + tau * (eps + np.square(centres))) / counts[:, None]
         # a difference of squares: rounding must not make it negative
         variances = np.maximum(second - np.square(means), np.finfo(np.float64).eps * second)
     return np.concatenate([weights, means.ravel(), variances.ravel()])

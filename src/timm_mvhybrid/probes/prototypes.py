@@ -19,10 +19,10 @@ from .logistic import check_width
 class PrototypeRetrieval:
     """Queries ranked by prototypes.
 
-    Args:
-        accuracy: Share of queries whose nearest prototype is their class's.
+    Attributes:
+        accuracy: Fraction of queries whose nearest prototype is their class's.
         prediction: Label of the nearest prototype, (M,).
-        precision: k → (classes,), share of the class among the k queries nearest to its prototype.
+        precision: k → (classes,), fraction of the class among the k queries nearest to its prototype.
         ranking: Query numbers by rising distance to each prototype, (classes, largest k).
         classes: The labels, sorted.
         num_support: Support embeddings of each class.
@@ -57,7 +57,7 @@ def prototype_retrieval(
         y_train: Their labels, (N,).
         X_test: Queries, (M, D).
         y_test: Their labels, (M,).
-        k: Numbers of nearest queries to take the precision of; those above M are left out.
+        k: Numbers of nearest queries at which precision is computed; those above M are left out.
 
     Returns:
         Precision, nearest-prototype accuracy and the ranking.

@@ -14,7 +14,7 @@ from ..runtime.errors import EvaluationError
 NUM_RESAMPLES = 2000
 LEVEL = 0.95
 _ERRORS = ("mse", "mae")
-# 2^16 sign patterns are counted out; beyond, as many are drawn
+# up to 2^16 sign patterns are all counted; of more, as many are drawn
 _MAX_EXACT_FOLDS = 16
 
 
@@ -22,12 +22,12 @@ _MAX_EXACT_FOLDS = 16
 class Interval:
     """A bootstrap confidence interval.
 
-    Args:
+    Attributes:
         low: Lower end.
         high: Upper end.
         level: Its confidence, such as 0.95.
         num_resamples: Resamples drawn.
-        over: What was resampled: `folds`, `folds and genes`, `queries`, ...
+        over: What was resampled: ``folds``, ``folds and genes``, ``queries``, ...
     """
 
     low: float
@@ -41,12 +41,12 @@ class Interval:
 class MetricSummary:
     """One metric over the folds.
 
-    Args:
-        metric: `pcc`, `pcc10`, `mse`, `mae`, `r2`, `accuracy`, `auroc`, `concordance`, ...
+    Attributes:
+        metric: ``pcc``, ``pcc10``, ``mse``, ``mae``, ``r2``, ``accuracy``, ``auroc``, ``concordance``, ...
         mean: Mean over the folds.
         std: Standard deviation over the folds.
-        ddof: Delta degrees of freedom of `std`; HEST and the paper's code use 0.
-        interval: Of the mean; None where a single fold leaves nothing to resample.
+        ddof: Delta degrees of freedom of ``std``; HEST and the paper's code use 0.
+        interval: Of the mean; None where there is a single fold.
     """
 
     metric: str
@@ -60,17 +60,17 @@ class MetricSummary:
 class PairedComparison:
     """One model against another on the same folds.
 
-    Args:
+    Attributes:
         metric: The metric compared.
-        protocol: The folds: `csv`, `random`, `loso`; or the probe, for classification.
+        protocol: The folds: ``csv``, ``random``, ``loso``; or the probe, for classification.
         model: Label of the model.
         baseline: Label of the model it is compared with, the first one given.
         difference: Mean over the folds of model − baseline; for errors, negative is better.
         interval: Of the difference.
         p_value: Two-sided, by flipping the signs of the folds' differences.
-        smallest_p_value: What as many folds can reach at best, 2^(1 − folds); above 0.05 nothing can be significant.
+        smallest_p_value: The lowest that this number of folds can reach, 2^(1 − folds); above 0.05 nothing can be significant.
         num_folds: Folds compared.
-        share_better: Share of the pairs (fold and gene, or fold) in which the model is better.
+        share_better: Fraction of the pairs (fold and gene, or fold) in which the model is better.
     """
 
     metric: str
@@ -95,14 +95,14 @@ def bootstrap_interval(
 ) -> Interval | None:
     """Draws folds, and genes where there are any, with replacement, and takes percentiles of the mean.
 
-    Folds share most of their train parts and are few, so the interval is rather too narrow than too wide.
+    Folds share most of their train parts and are few, so the interval tends to be too narrow.
 
     Args:
         values: One value for each fold, (folds,), or for each fold and gene, (folds, genes); NaN is left out.
         level: Confidence.
         num_resamples: Resamples.
         seed: Seed.
-        over: What was resampled, in words; None says `folds` or `folds and genes`.
+        over: What was resampled, in words; None says ``folds`` or ``folds and genes``.
 
     Returns:
         The interval of the mean over folds of the mean over genes; None where fewer than two folds have values.
@@ -164,7 +164,7 @@ def summarise(
         The summary.
     """
     values = np.asarray(fold_values, dtype=np.float64)
-    # of a single fold, the deviation with ddof 1 does not exist
+    # a single fold has no deviation with ddof 1
     std = float(values.std(ddof=ddof)) if len(values) > ddof else math.nan
     interval = None
     if not np.isnan(values).any():
@@ -187,15 +187,14 @@ def compare_paired(
 ) -> PairedComparison:
     """Compares two models on the same folds and genes.
 
-    The p-value flips the signs of whole folds, for the genes of a fold share its spots and are not independent. With
+    The p-value flips the signs of whole folds, because the genes of a fold share its spots and are not independent. With
     f folds it cannot fall below 2^(1 − f): five folds never reach 0.05.
 
     Args:
         values: Of the model, (folds,) or (folds, genes); NaN where either has none is left out of both.
         baseline_values: Of the model to compare with, of the same shape.
         metric: Its name.
-        higher: Whether higher is better; None knows it of the errors `mse` and `mae`, and takes all others for better
-            when higher.
+        higher: Whether higher is better; None takes ``mse`` and ``mae`` as errors, and all others as better when higher.
         protocol: Names the folds.
         model: Label.
         baseline: Label.
@@ -221,7 +220,7 @@ def compare_paired(
     if not (metric not in _ERRORS if higher is None else higher):
         better = -better
     # half of a draw counts for each side, so that a model against itself gets one half
-    share = float(np.mean((better > 0) + 0.5 * (better == 0))) if len(better) else math.nan
+    fraction = float(np.mean((better > 0) + 0.5 * (better == 0))) if len(better) else math.nan
     return PairedComparison(
         metric=metric,
         protocol=protocol,
@@ -232,7 +231,7 @@ def compare_paired(
         p_value=_sign_flip_p_value(fold_differences, seed),
         smallest_p_value=2.0 ** (1 - len(table)) if len(table) else math.nan,
         num_folds=len(table),
-        share_better=share,
+        share_better=fraction,
     )
 
 

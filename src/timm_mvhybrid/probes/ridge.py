@@ -14,15 +14,15 @@ from .arrays import check_rows, finite_matrix
 
 RidgePreset = Literal["hest", "intercept"]
 TOLERANCE = 1e-4
-"""At which LSQR stops: scikit-learn's default, and so part of HEST's recipe."""
+"""Tolerance of LSQR: scikit-learn's default, and so part of HEST's recipe."""
 MAX_ITERATIONS = 1000
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RidgeSetting:
-    """What the recipe comes to for one train part.
+    """The recipe's settings for one train part.
 
-    Args:
+    Attributes:
         num_components: Principal components; None without PCA.
         alpha: Penalty.
         fit_intercept: Whether the targets' means are fitted.
@@ -41,13 +41,13 @@ def ridge_setting(
     num_components: int | None,
     alpha: float | None,
 ) -> RidgeSetting:
-    """Resolves preset and defaults.
+    """Resolves preset and defaults for one train part.
 
     Args:
         num_train: Spots to fit on.
         dim: Features.
         num_genes: Targets.
-        preset: `hest` or `intercept`.
+        preset: ``hest`` or ``intercept``.
         num_components: Principal components; None for the features as they are.
         alpha: Penalty; None for HEST's 100 / (components · genes).
 
@@ -88,22 +88,22 @@ def ridge_probe(
 
     StandardScaler → PCA, both fitted on the train part in float32 → Ridge without intercept, its penalty
     100 / (components · genes), on the scores in float64. Without PCA there is no scaling, and the recipe's regression
-    is in float32. The preset `intercept` differs by fitting one: errors fall a lot, correlations hardly change.
+    is in float32. The preset ``intercept`` differs by fitting one: errors fall a lot, correlations hardly change.
 
     The recipe's LSQR stops early, and where features are nearly collinear it amplifies rounding: on HEST's fixture of
     280 features and 300 spots, reordering the spots moves a gene's correlation by 0.002.
 
-    Source: HEST-bench `train_test_reg` (ridge) behind its scaler and PCA pipeline.
+    Source: HEST-bench ``train_test_reg`` (ridge) after its scaler and PCA pipeline.
 
     Args:
         X_train: Embeddings to fit on, (N, D); used as float32.
         y_train: Targets, (N, genes) or (N,), usually log1p counts.
         X_test: Embeddings to predict from, (M, D).
-        preset: `hest` or `intercept`.
+        preset: ``hest`` or ``intercept``.
         num_components: Principal components; None uses the embeddings as they are.
         alpha: Penalty; None takes the recipe's.
         solver: scikit-learn's solver of the ridge regression; the recipe's stops early, at a tolerance of 1e-4.
-        pca_solver: scikit-learn's solver of the PCA; `auto` is the recipe's.
+        pca_solver: scikit-learn's solver of the PCA; ``auto`` is the recipe's.
         random_state: Seed of the randomised PCA; 1 is the recipe's.
 
     Returns:
@@ -129,7 +129,7 @@ def ridge_probe(
         train = pca.fit_transform(scaler.fit_transform(train)).astype(np.float64)
         test = pca.transform(scaler.transform(test)).astype(np.float64)
     elif setting.fit_intercept:
-        # scikit-learn takes the means that it subtracts in the type of its input: float32 loses them over many spots
+        # scikit-learn computes the means that it subtracts in its input's type, and float32 loses them over many spots
         train, test = train.astype(np.float64), test.astype(np.float64)
     ridge = require("sklearn.linear_model").Ridge(
         solver=solver,

@@ -18,18 +18,18 @@ RidgeSolver = Literal["auto", "recipe", "shared", "exact"]
 NESTED_ALPHAS = tuple(float(10.0**power) for power in range(-3, 7))
 """Penalties that nested cross-validation chooses from."""
 # scikit-learn's own bounds for taking the covariance's eigenvectors, and for the full decomposition
-_MAX_FEATURES_COVARIANCE, _MAX_SIDE_FULL, _RANDOMISED_SHARE = 1000, 500, 0.8
+_MAX_FEATURES_COVARIANCE, _MAX_SIDE_FULL, _RANDOMISED_FRACTION = 1000, 500, 0.8
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RidgeFold:
     """Predictions of one fold.
 
-    Args:
+    Attributes:
         prediction: (test spots, genes of the fold), float64.
         num_components: Principal components; None without PCA.
         alpha: Penalty used.
-        solver: `recipe`, `shared` or `exact`.
+        solver: ``recipe``, ``shared`` or ``exact``.
     """
 
     prediction: NDArray[np.float64]
@@ -39,12 +39,12 @@ class RidgeFold:
 
 
 def deterministic_pca(num_train: int, dim: int, num_components: int | None) -> bool:
-    """Tells whether scikit-learn's PCA, left to choose, decomposes exactly rather than at random.
+    """Says whether scikit-learn's PCA, if left to choose, decomposes exactly, not at random.
 
     Args:
         num_train: Spots to fit on.
         dim: Features.
-        num_components: Components wanted; None is no PCA.
+        num_components: Number of components; None without PCA.
 
     Returns:
         Whether its result follows from sums over the spots.
@@ -53,7 +53,7 @@ def deterministic_pca(num_train: int, dim: int, num_components: int | None) -> b
         return True
     if dim <= _MAX_FEATURES_COVARIANCE and num_train >= 10 * dim:
         return True
-    return num_components >= _RANDOMISED_SHARE * min(num_train, dim)
+    return num_components >= _RANDOMISED_FRACTION * min(num_train, dim)
 
 
 def ridge_folds(
@@ -68,31 +68,31 @@ def ridge_folds(
     columns: Sequence[NDArray[np.int64]] | None = None,
     groups: ArrayLike | None = None,
 ) -> list[RidgeFold]:
-    """Fits and predicts every fold of `ridge_probe`.
+    """Fits and predicts every fold of ``ridge_probe``.
 
     Sums over spots (XᵀX, XᵀY) are computed once for each part of the spots that all folds treat alike; each fold adds
-    up those of its train part and takes the eigenvectors of one D × D matrix.
+    those of its train part and takes the eigenvectors of one D × D matrix.
 
     Args:
         X: Embeddings, (N, D).
         y: Targets, (N, genes) or (N,).
-        folds: Pairs of train and test rows, such as `Fold`.
-        preset: As in `ridge_probe`.
-        num_components: As in `ridge_probe`.
-        alpha: Penalty; None takes the recipe's, `nested` chooses one for each fold by leaving out one of the train
+        folds: Pairs of train and test rows, such as ``Fold``.
+        preset: As in ``ridge_probe``.
+        num_components: As in ``ridge_probe``.
+        alpha: Penalty; None takes the recipe's, ``nested`` chooses one for each fold by leaving out one of the train
             part's groups at a time, by mean squared error.
-        solver: `recipe` runs scikit-learn fold by fold; `shared` follows the recipe from the sums, LSQR's early
-            stopping included; `exact` does not stop early; `auto` is `shared` where that comes to the recipe's numbers
-            and `recipe` otherwise: where its PCA is a randomised one, and without PCA, where it computes in float32.
-        columns: The genes of each fold, as columns of `y`; None takes all.
-        groups: For `nested`: what must not be split, such as the study of each row.
+        solver: ``recipe`` runs scikit-learn fold by fold; ``shared`` follows the recipe from the sums, LSQR's early
+            stopping included; ``exact`` does not stop early; ``auto`` is ``shared`` where that gives the recipe's numbers
+            and ``recipe`` otherwise: where its PCA is a randomised one, and without PCA, where it computes in float32.
+        columns: The genes of each fold, as columns of ``y``; None takes all.
+        groups: For ``nested``: what must not be split, such as the study of each row.
 
     Returns:
         One for each fold.
 
     Raises:
         EvaluationError: If shapes do not fit, values are not finite, a fold has fewer spots than components, or
-            `nested` has fewer than two groups to train on.
+            ``nested`` has fewer than two groups to train on.
     """
     if solver not in get_args(RidgeSolver):
         raise EvaluationError(

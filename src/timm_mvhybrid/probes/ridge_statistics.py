@@ -1,4 +1,4 @@
-"""Sums over spots that a ridge regression can be solved from, and added up over groups of spots."""
+"""Sums over spots that a ridge regression can be solved from, and that add up over groups of spots."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EPS = float(np.finfo(np.float64).eps)
 class RidgeStatistics:
     """Sufficient statistics of features X and targets Y over some spots.
 
-    Args:
+    Attributes:
         num: Number of spots.
         x: Sum of features, (D,).
         y: Sum of targets, (genes,).
@@ -88,9 +88,9 @@ class RidgeStatistics:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RidgeFactors:
-    """The training features in their singular basis: what every penalty shares.
+    """The training features in their singular basis, which all penalties share.
 
-    Args:
+    Attributes:
         sigma: Singular values of the (scaled and centred, with PCA) features, falling, (k,).
         basis: Maps features to the basis V, (D, k): scaled and rotated.
         shift: Subtracted from features first, (D,): their mean with PCA or an intercept, otherwise zero.
@@ -137,7 +137,7 @@ def factorise(
     """Scales, centres and rotates by sums alone.
 
     Args:
-        statistics: Of the train part, its features with `origin` subtracted.
+        statistics: Of the train part, its features with ``origin`` subtracted.
         origin: What was subtracted, (D,).
         setting: Components and intercept.
 

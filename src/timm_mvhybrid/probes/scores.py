@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from ..runtime.extras import require
 class ClassScores:
     """How well classes were predicted; NaN where a score does not exist or labels are unknown.
 
-    Args:
+    Attributes:
         accuracy: Share of correct predictions.
         balanced_accuracy: Mean recall over the classes present.
         quadratic_kappa: Cohen's kappa with quadratic weights, by the classes' sorted order.
@@ -32,6 +31,21 @@ class ClassScores:
     auroc: float = math.nan
 
 
+def accuracies(truth: NDArray[Any], prediction: NDArray[Any]) -> dict[str, float]:
+    """Compares predicted with true classes.
+
+    Args:
+        truth: True labels, (M,).
+        prediction: Predicted labels, (M,).
+
+    Returns:
+        ``accuracy``, and ``balanced_accuracy``, the mean recall over the classes present.
+    """
+    right = prediction == truth
+    recalls = [right[truth == name].mean() for name in np.unique(truth)]
+    return {"accuracy": float(right.mean()), "balanced_accuracy": float(np.mean(recalls))}
+
+
 def class_scores(
     truth: NDArray[Any], prediction: NDArray[Any], probability: NDArray[np.float64], classes: NDArray[Any]
 ) -> ClassScores:
@@ -44,7 +58,7 @@ def class_scores(
         classes: The labels of the columns, sorted.
 
     Returns:
-        The scores; `auroc` is NaN where the test part lacks one of the classes.
+        The scores; ``auroc`` is NaN where the test part lacks one of the classes.
     """
     metrics = require("sklearn.metrics")
     auroc = math.nan
@@ -55,13 +69,8 @@ def class_scores(
             auroc = float(
                 metrics.roc_auc_score(truth, probability, multi_class="ovo", average="macro", labels=classes)
             )
-    with warnings.catch_warnings():
-        # a predicted class that the test part lacks has no recall, and counts for nothing
-        warnings.filterwarnings("ignore", message="y_pred contains classes not in y_true")
-        warnings.filterwarnings("ignore", message="A single label was found")
-        balanced = float(metrics.balanced_accuracy_score(truth, prediction))
     joint = np.unique(np.concatenate([classes, truth]))
-    # kappa compares agreement with chance, which is 1 where a single class is all there is
+    # kappa compares agreement with chance, which is 1 where there is a single class
     varied = len(np.unique(np.concatenate([truth, prediction]))) > 1
     kappa = (
         float(metrics.cohen_kappa_score(truth, prediction, weights="quadratic", labels=joint))
@@ -69,8 +78,7 @@ def class_scores(
         else math.nan
     )
     return ClassScores(
-        accuracy=float(np.mean(truth == prediction)),
-        balanced_accuracy=balanced,
+        **accuracies(truth, prediction),
         quadratic_kappa=kappa,
         weighted_f1=float(metrics.f1_score(truth, prediction, average="weighted", zero_division=0)),
         auroc=auroc,

@@ -1,4 +1,4 @@
-"""Rows + labels → train and test parts: random, by study, by patient."""
+"""Rows + labels → train and test parts: random, by study, by patient, by place."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..runtime.errors import EvaluationError
-from .arrays import labels_vector
+from .arrays import finite_matrix, labels_vector
 
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """Row numbers of a train and a test part; unpacks as `train, test = fold`.
+    """Row numbers of a train and a test part; unpacks as ``train, test = fold``.
 
-    Args:
+    Attributes:
         train: Rows to fit on, ascending.
-        test: Rows to predict, ascending; none of them in `train`.
+        test: Rows to predict, ascending; none of them in ``train``.
         name: The fold's number, or the study or patient left out.
     """
 
@@ -35,12 +35,12 @@ class Fold:
 def random_folds(num_rows: int | ArrayLike, num_folds: int = 10, seed: int = 0) -> list[Fold]:
     """Deals rows at random into folds whose sizes differ by one at most.
 
-    Neighbouring spots fall into train and test parts alike, so the scores say nothing of another slide.
+    Neighbouring spots fall into train and test parts alike, so the scores say nothing about other slides.
 
     Args:
         num_rows: Number of rows, or anything with a length: one item for each row.
         num_folds: Number of folds.
-        seed: Seed of `numpy.random.default_rng`.
+        seed: Seed of ``numpy.random.default_rng``.
 
     Returns:
         The folds; each row is tested once.
@@ -102,11 +102,40 @@ def patient_folds(
     order = np.random.default_rng(seed).permutation(len(unique))
     if labels is not None:
         classes = labels_vector("labels", labels, len(names))[first]
-        # dealt out class by class, each class where the one before stopped, so that sizes stay even
+        # dealt out class by class, each class from where the one before stopped, so that sizes stay even
         order = order[np.argsort(classes[order], kind="stable")]
     fold_of_patient = np.empty(len(unique), dtype=np.int64)
     fold_of_patient[order] = np.arange(len(unique)) % num_folds
     return _folds(fold_of_patient[row_patient], [str(index) for index in range(num_folds)])
+
+
+def stripe_folds(coords: ArrayLike, num_folds: int = 4) -> list[Fold]:
+    """Cuts one slide into stripes across its longer side, with equally many spots each.
+
+    Spots held out at random would have neighbours among those fitted.
+
+    Args:
+        coords: Positions, (N, 2), in any unit.
+        num_folds: Number of stripes.
+
+    Returns:
+        The folds; each row is tested once.
+
+    Raises:
+        EvaluationError: If all spots are at one place, or a stripe would have fewer than two of them.
+    """
+    places = finite_matrix("coords", coords, np.float64)
+    extent = np.ptp(places, axis=0)
+    if not extent.any():
+        raise EvaluationError("coords: all spots are at one place, so no part of the slide can be held out")
+    if num_folds < 2 or len(places) < 2 * num_folds:
+        raise EvaluationError(
+            f"{num_folds} stripes of {len(places)} spots: take two stripes or more, of two spots or more"
+        )
+    order = places[:, int(extent.argmax())].argsort(kind="stable")
+    fold_of = np.empty(len(places), dtype=np.int64)
+    fold_of[order] = np.arange(len(places)) * num_folds // len(places)
+    return _folds(fold_of, [str(index) for index in range(num_folds)])
 
 
 def _leave_one_out(noun: str, nouns: str, names: NDArray[np.generic]) -> list[Fold]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -15,9 +14,11 @@ from typing import Any
 from ..version import __version__
 from .digest import file_sha256
 
-_PACKAGES = (
+PACKAGES = (
     "torch",
+    "torchvision",
     "timm",
+    "lightly",
     "numpy",
     "scipy",
     "scikit-learn",
@@ -25,7 +26,11 @@ _PACKAGES = (
     "anndata",
     "scikit-survival",
     "h5py",
+    "triton",
+    "mamba-ssm",
+    "causal-conv1d",
 )
+"""Packages that numbers may depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +85,30 @@ class Provenance:
     platform: str
 
 
+def installed_version(package: str) -> str | None:
+    """Returns the version of a package by its name for pip, or None if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def installed_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Looks up what is installed.
+
+    Args:
+        packages: Names for pip.
+
+    Returns:
+        Package → version, of this package and of those that are installed.
+    """
+    found = {package: installed_version(package) for package in packages}
+    return {
+        "timm-mvhybrid": __version__,
+        **{package: version for package, version in found.items() if version is not None},
+    }
+
+
 def hash_files(root: Path, files: Sequence[Path]) -> dict[str, str]:
     """Hashes input files.
 
@@ -130,17 +159,11 @@ def collect_provenance(
     Returns:
         The provenance, with the versions of the packages installed.
     """
-    versions = {"timm-mvhybrid": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return Provenance(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         seed=seed,
         options=plain(options),
-        versions=versions,
+        versions={**installed_versions(), "python": platform.python_version()},
         data=dict(data),
         generated=generated,
         platform=f"{platform.system()} {platform.machine()}",

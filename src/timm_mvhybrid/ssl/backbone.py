@@ -20,7 +20,7 @@ def create_backbone(
     *,
     drop_path_rate: float = 0.0,
     pretrained: bool = False,
-    weights: str | Path | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Any:
     """Creates a backbone whose state dict is the timm model's, and ``mask_token``.
 
@@ -29,7 +29,7 @@ def create_backbone(
         arguments: Further arguments of ``timm.create_model``.
         drop_path_rate: Stochastic depth.
         pretrained: Whether to start from the weights that timm downloads.
-        weights: File to start from; None for none.
+        checkpoint: Start from the weights of this file; None for none.
 
     Returns:
         The backbone.
@@ -53,8 +53,8 @@ def create_backbone(
             "arguments"
         ) from error
     _check(backbone, name)
-    if weights is not None:
-        load_weights(backbone, weights)
+    if checkpoint is not None:
+        load_weights(backbone, checkpoint)
     if getattr(backbone, "mask_token", None) is None:
         backbone.mask_token = nn.Parameter(torch.zeros(1, backbone.embed_dim))
     return backbone

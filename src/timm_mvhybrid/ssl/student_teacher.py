@@ -97,7 +97,7 @@ def build_pair(
     model_arguments: dict[str, Any] | None = None,
     drop_path_rate: float = 0.0,
     pretrained: bool = False,
-    weights: str | Path | None = None,
+    checkpoint: str | Path | None = None,
     num_prototypes: int = 65_536,
     hidden_dim: int = 2048,
     bottleneck_dim: int = 256,
@@ -112,7 +112,7 @@ def build_pair(
         model_arguments: Further arguments of ``timm.create_model``.
         drop_path_rate: Stochastic depth of the student; the teacher has none.
         pretrained: Whether the backbone starts from the weights that timm downloads.
-        weights: File that the backbone starts from, of any format that
+        checkpoint: File that the backbone starts from, of any format that
             :func:`~timm_mvhybrid.models.load_weights` reads; None for none.
         num_prototypes: Prototypes of each head.
         hidden_dim: Width of the heads' hidden layers.
@@ -145,7 +145,7 @@ def build_pair(
         ]
         return Network(backbone, *heads)
 
-    student = build(drop_path_rate=drop_path_rate, pretrained=pretrained, weights=weights)
+    student = build(drop_path_rate=drop_path_rate, pretrained=pretrained, checkpoint=checkpoint)
     teacher = build()
     teacher.load_state_dict(student.state_dict(), strict=True)
     return student.train(), teacher.eval().requires_grad_(False)

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,8 @@ import torch
 
 from ..runtime.atomic_file import write_file
 from ..runtime.errors import PretrainError, writing
-from ..version import __version__
+from ..runtime.provenance import installed_versions
 
-_PACKAGES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "lightly",
-    "numpy",
-    "h5py",
-    "triton",
-    "mamba-ssm",
-    "causal-conv1d",
-)
 _GIT_TIMEOUT_S = 30
 
 
@@ -202,18 +190,12 @@ def describe_environment() -> dict[str, Any]:
     Returns:
         Time, versions, devices, number of processes and command line, of JSON's types.
     """
-    versions = {"timm_mvhybrid": __version__}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     described: dict[str, Any] = {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": versions,
+        "versions": installed_versions(),
         "num_cpus": num_cpus,
         "num_threads": torch.get_num_threads(),
         "world_size": _world_size(),
