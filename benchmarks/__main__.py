@@ -140,7 +140,7 @@ class Gpu(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretrain(Settings):
-    """The pretraining loop on one GPU: images/s, memory, fraction of time waiting for data, overhead; a few minutes a model."""
+    """The pretraining loop on one GPU: images/s, memory, time waiting for data, overhead; a few minutes a model."""
 
     device: Annotated[str, arg(metavar="NAME")] = "cuda"
     """cuda, cuda:1, or with --quick also cpu."""
@@ -173,7 +173,7 @@ class Kernels(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Readme:
-    """Write the table of ratios in README.md anew, from the newest committed results."""
+    """Rewrite the table of ratios in README.md from the newest committed results."""
 
 
 Benchmark = Scan | EinFFT | Model | Data | Resize | Export | Kernels | Gpu | Pretrain
@@ -183,7 +183,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Args:
-        args: Arguments behind the program's name; None takes the process's.
+        args: Arguments after the program's name; None takes the process's.
 
     Returns:
         The exit code.

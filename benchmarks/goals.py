@@ -11,7 +11,7 @@ from .measure import Spread
 class Goal:
     """A bound on a figure.
 
-    Args:
+    Attributes:
         figure: Name of the figure.
         relation: Whether the figure's median shall be at least or at most the bound.
         bound: In the unit of the figure.
@@ -26,7 +26,7 @@ class Goal:
 class Verdict:
     """What became of a goal.
 
-    Args:
+    Attributes:
         goal: The goal.
         measured: The figure's median; None if it was not measured.
     """

@@ -39,7 +39,7 @@ Implementation = Literal["triton", "cpu", "reference", "mamba_ssm"]
 class ScanBench:
     """What both scans are measured with.
 
-    Args:
+    Attributes:
         settings: The options.
         device: The device.
         bandwidth: Of its memory, bytes read and written a second.

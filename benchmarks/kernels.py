@@ -18,7 +18,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from timm_mvhybrid.ops.selective_scan import triton as selective_scan
+from timm_mvhybrid.ops.selective_scan.inputs import Inputs as SelectiveScanInputs
 from timm_mvhybrid.ops.ssd import triton as ssd
+from timm_mvhybrid.ops.ssd.inputs import Inputs as SSDInputs
 
 from .goals import Goal
 from .measure import Spread
@@ -43,9 +45,9 @@ GOALS = [Goal(figure=SPILLS.format(operation="selective_scan"), relation="≤", 
 class Variant:
     """A kernel as a model launches it.
 
-    Args:
+    Attributes:
         operation: Name of the scan.
-        problem: Whose mixer, and what is asked for.
+        problem: Whose mixer, and what it computes.
         dtype: Of the input.
         launch: The kernel with its arguments, of either scan's ``Launch``.
     """
@@ -60,10 +62,10 @@ class Variant:
 class Usage:
     """What a compiled kernel takes.
 
-    Args:
+    Attributes:
         operation: Name of the scan.
         kernel: Name of the kernel.
-        problem: Whose mixer, and what is asked for.
+        problem: Whose mixer, and what it computes.
         dtype: Of the input.
         architecture: Compute capability, such as sm_90.
         programs: Programs in a launch.
@@ -132,55 +134,56 @@ def model_variants() -> Iterator[Variant]:
         yield from ssd_variants("Hydra", hydra_problem(dtype))
 
 
-def mambavision_problem(dtype: torch.dtype) -> list[Tensor | None]:
+def mambavision_problem(dtype: torch.dtype) -> SelectiveScanInputs:
     """Makes the scan's inputs as the MambaVision mixer passes them: x, B and C are slices of projections."""
     batch, length, d_inner, d_state, dt_rank = 64, 257, 384, 16, 24
     xz = empty(dtype, batch, length, 2 * d_inner)
     _, B, C = empty(dtype, batch, length, dt_rank + 2 * d_state).split([dt_rank, d_state, d_state], dim=-1)
     delta = empty(dtype, batch, length, d_inner)
     A, D, bias = (empty(torch.float32, *shape) for shape in ((d_inner, d_state), (d_inner,), (d_inner,)))
-    return [xz.chunk(2, dim=-1)[0], delta, A, B.unsqueeze(2), C.unsqueeze(2), D, None, bias]
+    u = xz.chunk(2, dim=-1)[0]
+    return SelectiveScanInputs(u, delta, A, B.unsqueeze(2), C.unsqueeze(2), D, None, bias, True)
 
 
-def vim_problem(dtype: torch.dtype) -> list[Tensor | None]:
+def vim_problem(dtype: torch.dtype) -> SelectiveScanInputs:
     """Makes the scan's inputs as the Vim mixer passes them: its two directions are two groups."""
     batch, length, d_inner, d_state, groups = 64, 257, 1536, 16, 2
     u, delta = (empty(dtype, batch, length, d_inner) for _ in range(2))
     B, C = (empty(dtype, batch, length, groups, d_state) for _ in range(2))
     A, D, bias = (empty(torch.float32, *shape) for shape in ((d_inner, d_state), (d_inner,), (d_inner,)))
-    return [u, delta, A, B, C, D, None, bias]
+    return SelectiveScanInputs(u, delta, A, B, C, D, None, bias, True)
 
 
-def hydra_problem(dtype: torch.dtype) -> list[Tensor | None]:
+def hydra_problem(dtype: torch.dtype) -> SSDInputs:
     """Makes the scan's inputs as the Hydra mixer passes them: its two directions are more of the batch."""
     batch, length, heads, headdim, d_state = 128, 257, 12, 64, 64
     x, dt = empty(dtype, batch, length, heads, headdim), empty(dtype, batch, length, heads)
     B, C = (empty(dtype, batch, length, 1, d_state) for _ in range(2))
     A, bias = (empty(torch.float32, heads) for _ in range(2))
-    return [x, dt, A, B, C, None, bias]
+    return SSDInputs(x, dt, A, B, C, None, bias, True)
 
 
-def selective_scan_variants(mixer: str, inputs: list[Any]) -> Iterator[Variant]:
+def selective_scan_variants(mixer: str, inputs: SelectiveScanInputs) -> Iterator[Variant]:
     """Yields forward without and with saved states, and backward."""
-    u = inputs[0]
+    u = inputs.u
     yield Variant(
         operation="selective_scan",
         problem=f"{mixer}, inference",
         dtype=u.dtype,
-        launch=selective_scan.plan_forward(*inputs, True, False),
+        launch=selective_scan.plan_forward(inputs, False),
     )
-    training = selective_scan.plan_forward(*inputs, True, True)
+    training = selective_scan.plan_forward(inputs, True)
     states: Any = training.arguments["states"]
-    launches = [training, selective_scan.plan_backward(empty(u.dtype, *u.shape), None, states, *inputs, True)]
+    launches = [training, selective_scan.plan_backward(empty(u.dtype, *u.shape), None, states, inputs)]
     yield from _training_variants("selective_scan", mixer, u.dtype, launches)
 
 
-def ssd_variants(mixer: str, inputs: list[Any]) -> Iterator[Variant]:
+def ssd_variants(mixer: str, inputs: SSDInputs) -> Iterator[Variant]:
     """Yields what ssd's forward with saved states and its backward launch."""
-    x = inputs[0]
-    forward = ssd.plan_forward(*inputs, True, True)
+    x = inputs.x
+    forward = ssd.plan_forward(inputs, True)
     states: Any = forward[-1].arguments["states"]
-    backward = ssd.plan_backward(empty(x.dtype, *x.shape), None, states, *inputs, True)
+    backward = ssd.plan_backward(empty(x.dtype, *x.shape), None, states, inputs)
     # backward begins with the kernel that forward begins with
     yield from _training_variants("ssd_scan", mixer, x.dtype, [*forward, *backward[1:]])
 
@@ -208,9 +211,7 @@ def measure_usage(variant: Variant, sm: int) -> Usage:
     launch = variant.launch
     if not isinstance(launch.kernel, triton.JITFunction):
         raise RuntimeError("TRITON_INTERPRET is set: the interpreter compiles nothing; unset it")
-    options = {"num_warps": launch.num_warps, "enable_fp_fusion": True}
-    if hasattr(launch, "num_stages"):  # the selective scan leaves it to Triton
-        options["num_stages"] = launch.num_stages
+    options = {**launch.options, "enable_fp_fusion": True}
     compiled = triton.compile(
         source_of(launch.kernel, {**launch.arguments, **launch.constants}),
         target=GPUTarget("cuda", sm, 32),
@@ -233,7 +234,7 @@ def measure_usage(variant: Variant, sm: int) -> Usage:
         dtype=str(variant.dtype).removeprefix("torch."),
         architecture=f"sm_{sm}",
         programs=launch.programs,
-        warps=launch.num_warps,
+        warps=launch.options["num_warps"],
         registers=registers,
         spilled_bytes=stack,
         shared_bytes=compiled.metadata.shared,

@@ -28,7 +28,7 @@ FLUSH_PASSES = 4
 class Contender:
     """Something to time.
 
-    Args:
+    Attributes:
         name: What the report calls it.
         call: Does the work once; what it returns is dropped.
     """
@@ -41,7 +41,7 @@ class Contender:
 class Spread:
     """A median between its quartiles.
 
-    Args:
+    Attributes:
         median: Second quartile.
         low: First quartile.
         high: Third quartile.
@@ -56,7 +56,7 @@ class Spread:
 class Effort:
     """How long to measure.
 
-    Args:
+    Attributes:
         budget_s: No round starts later than this many seconds after the first, once ``min_rounds`` are done.
         min_rounds: Rounds whatever they cost.
         max_rounds: Rounds at most.
@@ -73,7 +73,7 @@ class Effort:
 class Times:
     """Measured times.
 
-    Args:
+    Attributes:
         seconds: By contender, one number a round.
     """
 

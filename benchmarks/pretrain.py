@@ -86,7 +86,7 @@ def run(settings: Settings, device: torch.device, num_steps: int) -> Report:
         method=(
             f"The paper's recipe on {'32' if settings.quick else NUM_PATCHES} generated patches in a raw h5 file, "
             f"{num_steps} steps of the whole loop with reading, crops, augmentation, optimizer and teacher; medians and "
-            f"quartiles over intervals of {1 if settings.quick else LOG_EVERY} steps behind the first ones. The passes alone "
+            f"quartiles over intervals of {1 if settings.quick else LOG_EVERY} steps after the first ones. The passes alone "
             "are teacher, student and loss, forward and backward, on one batch that is on the device already."
         ),
         figures=figures,
@@ -197,7 +197,7 @@ def _one_batch(
 
 
 def read_lines(run: Path) -> list[dict[str, float]]:
-    """Reads what the loop logged about its speed, behind the first lines."""
+    """Reads what the loop logged about its speed, after the first lines."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     measured = [line for line in lines if "throughput/images_per_second" in line]
     return measured[min(WARMUP_LINES, len(measured) - 1) :]

@@ -23,10 +23,10 @@ LIMITS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 class Problem:
     """A scan to compute.
 
-    Args:
+    Attributes:
         operation: Name of the scan.
         size: Its size, in words.
-        leaves: Inputs by name, in the order of arguments; gradients of all of them are asked for.
+        leaves: Inputs by name, in the order of arguments; gradients of all of them are computed.
         cotangent: Of the output, in its shape.
         streamed: Names of the leaves that have a batch axis; these take part in the dtype of the problem.
         timed: Names of the leaves, and "y", that are transposed in token-major layout.
@@ -72,7 +72,7 @@ class Problem:
 class Peer:
     """An implementation of a scan.
 
-    Args:
+    Attributes:
         name: What the report calls it.
         scan: The function of the leaves.
         token_major: Whether it takes (batch, length, channels) where the problem has (batch, channels, length).

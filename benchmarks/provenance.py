@@ -23,7 +23,7 @@ BUSY_CORES = 0.3
 class Provenance:
     """Where figures come from.
 
-    Args:
+    Attributes:
         date: UTC, ISO 8601 to the second.
         hardware: Name of the GPU if it was measured, else of the CPU.
         cpu: Name of the CPU.

@@ -16,7 +16,7 @@ BEGIN, END = "<!-- ratios: written by python -m benchmarks readme -->", "<!-- en
 class Row:
     """A row of the table.
 
-    Args:
+    Attributes:
         benchmark: Whose figure.
         figure: Name of the figure.
         label: What was compared, for the reader.

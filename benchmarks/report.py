@@ -20,7 +20,7 @@ RESULTS = Path(__file__).parent / "results"
 class Table:
     """A table of a report.
 
-    Args:
+    Attributes:
         title: Its heading.
         columns: Heads, with units.
         rows: Cells, as many as columns.
@@ -40,7 +40,7 @@ class Table:
 class Report:
     """What a benchmark found.
 
-    Args:
+    Attributes:
         name: Of the benchmark.
         title: What was measured, in one line.
         method: How, in a few sentences.

@@ -55,10 +55,12 @@ def run(settings: Settings) -> Report:
         rows = []
         for peer in peers:
             ratio = times.ratio(peer.name, OURS)
-            ratio = peaks[OURS] / peaks[peer.name]
+            memory_ratio = peaks[OURS] / peaks[peer.name]
             if peer.name != OURS:
                 figures[f"{work} time, {peer.name} / {OURS}"] = ratio
-                figures[f"{work} memory, {OURS} / {peer.name}"] = Spread(median=ratio, low=ratio, high=ratio)
+                figures[f"{work} memory, {OURS} / {peer.name}"] = Spread(
+                    median=memory_ratio, low=memory_ratio, high=memory_ratio
+                )
             rows.append(
                 [
                     peer.name,

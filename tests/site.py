@@ -1,4 +1,4 @@
-"""Checks the built documentation: it fetches nothing from elsewhere, and each public name stands on its API page.
+"""Checks the built documentation: it fetches nothing from elsewhere, and each public name is on its API page.
 
 `make docs` runs it on what mkdocs has built.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "timm_mvhybrid"
-# what a browser fetches by itself when it opens a page; links that a reader follows are not among it
+# what a browser fetches when it opens a page; links that a reader follows are not among it
 FETCHED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
 
 
@@ -33,7 +33,7 @@ class Page(HTMLParser):
 
 
 def public_names(module):
-    """The names in ``__all__`` of an ``__init__.py``, read without an import; none where there is no ``__all__``."""
+    """The names in ``__all__`` of a file, read without an import; none where there is no ``__all__``."""
     for node in ast.parse(module.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
             return ast.literal_eval(node.value)
@@ -45,6 +45,8 @@ def missing_from_api(site):
     missing = []
     for page in sorted((site / "api").glob("*.html")):
         module = PACKAGE / ("" if page.stem == PACKAGE.name else page.stem) / "__init__.py"
+        if not module.exists():
+            module = PACKAGE / f"{page.stem}.py"
         last_words = {anchor.rpartition(".")[2] for anchor in Page(page.read_text(encoding="utf-8")).anchors}
         names = [name for name in public_names(module) if not name.startswith("__")]
         names = [

@@ -131,7 +131,7 @@ def test_one_sentence_names_the_file_whole_files_stay_and_with_room_it_goes_on(r
     errors = [line for line in err.splitlines() if not line.startswith("warning: the weights")]
     assert len(errors) == 1, err
     assert re.match(
-        rf"error: {file}: cannot be written \(No space left on device; [\d,]+ bytes wanted, [\d,]+ free\); make room",
+        rf"error: {file}: cannot be written \(No space left on device; [\d,]+ bytes needed, [\d,]+ free\); make room",
         errors[0],
     )
     assert code == 1

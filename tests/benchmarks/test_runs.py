@@ -244,7 +244,7 @@ def test_gpu_without_a_gpu_is_wrong_usage(monkeypatch, device, capsys):
 
 
 def test_readme_shows_the_committed_ratios():
-    assert readme.render() in (Path(__file__).parents[1] / "README.md").read_text()
+    assert readme.render() in (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def test_readme_takes_the_newest_judged_result(tmp_path):

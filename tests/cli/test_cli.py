@@ -123,7 +123,7 @@ def test_overwrite(folder):
 
 
 # shown, where the suite makes other warnings errors
-@pytest.mark.filterwarnings("default:.*coarser than the wanted")
+@pytest.mark.filterwarnings("default:.*coarser than the requested")
 def test_coarse_slide_warns_in_one_line(folder, capsys):
     write_slide(folder / "coarse.tif", um_per_px=1.0)
     assert embed("coarse.tif", "--checkpoint", "nowhere") == 1

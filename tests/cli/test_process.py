@@ -107,7 +107,7 @@ def test_an_implementation_that_cannot_run_ends_a_command_in_one_sentence(tmp_pa
     done = misspelt("timm_mvhybrid", *arguments, request="triton", TRITON_INTERPRET="0")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: implementation 'triton' was asked for")
+    assert done.stderr.splitlines()[-1].startswith("error: implementation 'triton' was requested")
 
 
 def misspelt(module, *arguments, request="cudaa", **variables):

@@ -140,7 +140,7 @@ def test_edges_that_cannot_be_had(tmp_path):
         opened(slide, clam_attributes(128, 0), edge="grey")
     with pytest.raises(DataError, match=r"slide\.h5: .*neither the magnifications .* --edge white or skip"):
         opened(slide, {"patch_size": 128, "patch_size_level0": 256}, [[256, 256]], edge="black")
-    with pytest.raises(DataError, match=r"slide\.h5: all 1 patches hang over the edge of .*slide\.tif"):
+    with pytest.raises(DataError, match=r"slide\.h5: all 1 patches extend over the edge of .*slide\.tif"):
         opened(slide, clam_attributes(128, 0), [[1000, 0]], edge="skip")
 
 

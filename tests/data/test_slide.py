@@ -87,7 +87,7 @@ def test_resampling_between_levels(tmp_path, num_levels):
 
 def test_a_coarser_slide_is_enlarged_with_a_warning(tmp_path):
     write_slide(tmp_path / "slide.tif", um_per_px=1.0)
-    with pytest.warns(UserWarning, match=r"slide\.tif.* 1 µm/px, coarser than the wanted 0\.5"):
+    with pytest.warns(UserWarning, match=r"slide\.tif.* 1 µm/px, coarser than the requested 0\.5"):
         source = SlideSource(tmp_path / "slide.tif")
     assert source[0].size == (256, 256)
     assert source.coords[0].tolist() == [256, 256]

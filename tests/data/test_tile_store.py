@@ -184,7 +184,7 @@ def test_what_was_warned_of_is_reported(slides, tmp_path):
     options = TilingOptions(patch_size_px=64, resolution_um_per_px=0.25)
     (result,) = tile_slides(slides[:1], tmp_path / "store", options).slides
     assert result.status == "tiled"
-    assert "coarser than the wanted 0.25" in result.message
+    assert "coarser than the requested 0.25" in result.message
 
 
 def test_two_slides_of_one_name_are_refused(slides, tmp_path):

@@ -10,8 +10,8 @@ from timm_mvhybrid.data.tissue import (
     CHROMA_FLOOR,
     otsu_threshold,
     tile_grid,
+    tissue_fraction,
     tissue_mask,
-    tissue_share,
 )
 
 
@@ -61,18 +61,18 @@ def test_grid_of_a_slide_smaller_than_a_tile_is_empty():
     assert tile_grid((255, 1000), 256, 256).shape == (0, 2)
 
 
-def test_tissue_share_is_the_covered_area():
+def test_tissue_fraction_is_the_covered_area():
     mask = np.zeros((20, 40), dtype=bool)
     mask[:10, 5:20] = True
     coords = np.array([[0, 0], [100, 0], [200, 0], [0, 100], [50, 50]])
-    share = tissue_share(mask, coords, 100, (400, 200))
-    assert share.tolist() == [0.5, 1.0, 0.0, 0.0, 0.5]
+    fraction = tissue_fraction(mask, coords, 100, (400, 200))
+    assert fraction.tolist() == [0.5, 1.0, 0.0, 0.0, 0.5]
 
 
-def test_tissue_share_of_tiles_smaller_than_a_mask_pixel():
+def test_tissue_fraction_of_tiles_smaller_than_a_mask_pixel():
     mask = np.array([[True, False]])
-    share = tissue_share(mask, np.array([[0, 0], [14, 0], [19, 9]]), 1, (20, 10))
-    assert share.tolist() == [1.0, 0.0, 0.0]
+    fraction = tissue_fraction(mask, np.array([[0, 0], [14, 0], [19, 9]]), 1, (20, 10))
+    assert fraction.tolist() == [1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(

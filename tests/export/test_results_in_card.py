@@ -67,7 +67,7 @@ def card_lines(folder):
 
 def test_a_run_keeps_results_of_its_weights_and_its_card_shows_them(run, images, tmp_path):
     assert evaluate(run, images, tmp_path / "report", "--run", str(run)) == 0
-    export(run / "teacher.safetensors", NAME, tmp_path / "exported")
+    export(run / "teacher.safetensors", NAME, tmp_path / "exported", run=run)
     found = read_result(tmp_path / "report")
     rows = card_lines(tmp_path / "exported")
     assert len(rows) == len(found.summaries) == 10

@@ -107,7 +107,7 @@ def test_environment_names_a_file_of_weights():
 
 
 def test_environment_refuses_other_models():
-    with pytest.raises(ValueError, match=r"'resnet18' is no backbone of this package"):
+    with pytest.raises(ValueError, match=r"'resnet18' is not a backbone of this package"):
         kaiko_eva.environment("resnet18")
 
 

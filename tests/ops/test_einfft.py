@@ -9,6 +9,7 @@ from timm_mvhybrid.layers import EinFFT
 from timm_mvhybrid.ops import spectral
 from timm_mvhybrid.ops.einfft import cpu, einfft
 from timm_mvhybrid.ops.einfft import einfft_portable as plain
+from timm_mvhybrid.ops.workspace import cut_batch
 
 LENGTHS = [1, 2, 3, 16, 17, 63, 197, 257]
 
@@ -75,11 +76,11 @@ def test_shrinkage_cuts_part_of_the_spectrum():
     assert relative_error(shrunk, whole) > 1e-2
 
 
-def test_slabs_of_the_batch(monkeypatch):
+def test_parts_of_the_batch(monkeypatch):
     inputs = make_inputs(9, batch=5)
     expected = run(einfft, inputs)
-    monkeypatch.setattr(cpu, "SLAB_ELEMENTS", 2 * 9 * 8)
-    assert [rows.stop - rows.start for rows in cpu._slabs(inputs[0])] == [2, 2, 1]
+    monkeypatch.setattr(cpu, "PART_ELEMENTS", 2 * 9 * 8)
+    assert [rows.stop - rows.start for rows in cut_batch(inputs[0], 2 * 9 * 8)[0]] == [2, 2, 1]
     for actual, value in zip(run(einfft, inputs), expected, strict=True):
         assert relative_error(actual, value) < 1e-12
 
@@ -101,7 +102,7 @@ def test_empty_batch():
 def test_long_sequences_take_the_plain_form(monkeypatch):
     length = spectral.MATRIX_LENGTH + 1
     inputs = make_inputs(length, batch=1)
-    monkeypatch.setattr(cpu, "_slabs", None)  # without which the operator cannot run
+    monkeypatch.setattr(cpu, "cut_batch", None)  # without which the operator cannot run
     assert relative_error(einfft(*inputs, 0.01), plain(*inputs, 0.01)) == 0
 
 

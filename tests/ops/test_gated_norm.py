@@ -1,4 +1,4 @@
-"""The gated norm: the operators that work slab by slab against the plain form."""
+"""The gated norm: the operators that work part by part against the plain form."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from support.goldens import relative_error
 
 from timm_mvhybrid.ops.gated_norm import cpu, gated_norm
 from timm_mvhybrid.ops.gated_norm import gated_norm_portable as plain
+from timm_mvhybrid.ops.workspace import cut_batch
 
 EPS = 1e-5
 
@@ -80,13 +81,13 @@ def test_autocast_does_not_reach_inside():
         torch.testing.assert_close(value, number, rtol=0, atol=0)
 
 
-def test_slabs_of_the_tokens(monkeypatch):
+def test_parts_of_the_tokens(monkeypatch):
     inputs = make_inputs(3, 3, 8)
     expected = run(gated_norm, inputs)
-    monkeypatch.setattr(cpu, "SLAB_ELEMENTS", 4 * 8)
-    slabs, shape = cpu._slabs(inputs[0].flatten(0, 1))
-    assert [rows.stop - rows.start for rows in slabs] == [4, 4, 1]
-    assert shape == (4, 8)
+    monkeypatch.setattr(cpu, "PART_ELEMENTS", 4 * 8)
+    parts, most_rows = cut_batch(inputs[0].flatten(0, 1), 4 * 8)
+    assert [rows.stop - rows.start for rows in parts] == [4, 4, 1]
+    assert most_rows == 4
     for value, number in zip(run(gated_norm, inputs), expected, strict=True):
         assert relative_error(value, number) < 1e-12
     with torch.no_grad():

@@ -110,7 +110,7 @@ def test_triton_without_interpreter_is_refused_on_the_cpu(monkeypatch):
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")
     message = (
-        r"'triton' was asked for, but selective_scan cannot use it: the input is on cpu.*TRITON_INTERPRET=1"
+        r"'triton' was requested, but selective_scan cannot use it: the input is on cpu.*TRITON_INTERPRET=1"
     )
     monkeypatch.setattr(implementation, "_requested", "triton")
     with pytest.raises(ops.ImplementationError, match=message):
@@ -151,7 +151,7 @@ def test_unmet_environment_variable_raises_at_the_scan():
         "ops.selective_scan(x, x, -torch.ones(2, 4), torch.ones(1, 4, 3), torch.ones(1, 4, 3))\n"
     )
     result = run_python(code, TIMM_MVHYBRID_IMPLEMENTATION="triton", TRITON_INTERPRET="0")
-    assert "ImplementationError: implementation 'triton' was asked for" in result.stderr
+    assert "ImplementationError: implementation 'triton' was requested" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_status_says_why_others_are_not_taken(monkeypatch):
 
 def test_status_of_a_request_that_is_met():
     with ops.use_implementation("reference"):
-        assert "not cpu: could run; another was asked for" in str(ops.implementation_status())
+        assert "not cpu: could run; another was requested" in str(ops.implementation_status())
 
 
 def test_status_of_a_request_that_cannot_be_met(monkeypatch):

@@ -15,6 +15,8 @@ from support.goldens import relative_error
 from support.scans import scan_inputs
 
 from timm_mvhybrid.ops import causal_conv, implementation, selective_scan_reference, ssd_scan_reference
+from timm_mvhybrid.ops.selective_scan.inputs import Inputs as SelectiveScanInputs
+from timm_mvhybrid.ops.ssd.inputs import Inputs as SSDInputs
 
 
 def check_kernel_arguments(u, delta, A, B, C, D, z, delta_bias):
@@ -132,33 +134,35 @@ def assert_same(actual, expected, bound=1e-5):
 @pytest.mark.parametrize("with_last_state", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_selective_scan_equals_the_plain_implementation(adapter, options, with_last_state, reverse):
-    arguments = (*token_major(scan_inputs(17, groups=2, options=options, dtype=torch.float32)), True)
+    drawn = token_major(scan_inputs(17, groups=2, options=options, dtype=torch.float32))
+    inputs = SelectiveScanInputs(*drawn, True, reverse)
     ours, plain = adapter("selective_scan"), implementation.load("selective_scan", "cpu")
-    y, last_state, states = ours.forward(*arguments, save_states=True, reverse=reverse)
-    expected = plain.forward(*arguments, save_states=True, reverse=reverse)
+    y, last_state, states = ours.forward(inputs, save_states=True)
+    expected = plain.forward(inputs, save_states=True)
     assert_same((y, last_state), expected[:2])
     assert states.shape == (ours.num_chunks(17), *last_state.shape)
     grad_y = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
     grad_state = torch.ones_like(last_state) if with_last_state else None
-    grads = ours.backward(grad_y, grad_state, states, *arguments, reverse)
-    assert_same(grads, plain.backward(grad_y, grad_state, expected[2], *arguments, reverse))
+    grads = ours.backward(grad_y, grad_state, states, inputs)
+    assert_same(grads, plain.backward(grad_y, grad_state, expected[2], inputs))
 
 
 def test_selective_scan_takes_half_inputs_with_float32_parameters(adapter):
     u, delta, A, B, C, D, z, bias = token_major(scan_inputs(5, groups=1, dtype=torch.float32))
-    arguments = (u.bfloat16(), delta, A, B.bfloat16(), C.bfloat16(), D, z.bfloat16(), bias.bfloat16(), True)
+    mixed = (u.bfloat16(), delta, A, B.bfloat16(), C.bfloat16(), D, z.bfloat16(), bias.bfloat16())
+    inputs = SelectiveScanInputs(*mixed, True)
     ours = adapter("selective_scan")
-    y, _, states = ours.forward(*arguments, save_states=True)
+    y, _, states = ours.forward(inputs, save_states=True)
     assert y.dtype == torch.bfloat16
-    grads = ours.backward(y, None, states, *arguments)
-    assert [grad.dtype for grad in grads] == [x.dtype for x in arguments[:-1]]
-    assert [grad.shape for grad in grads] == [x.shape for x in arguments[:-1]]
+    grads = ours.backward(y, None, states, inputs)
+    assert [grad.dtype for grad in grads] == [x.dtype for x in mixed]
+    assert [grad.shape for grad in grads] == [x.shape for x in mixed]
 
 
 def test_selective_scan_names_a_state_that_is_too_large(adapter):
     arguments = token_major(scan_inputs(2, groups=1, d_state=257, dtype=torch.float32))
     with pytest.raises(ValueError, match=r"d_state is 257; mamba-ssm's kernels take at most 256"):
-        adapter("selective_scan").forward(*arguments, True, False)
+        adapter("selective_scan").forward(SelectiveScanInputs(*arguments, True), False)
 
 
 @pytest.mark.parametrize("optional", [True, False])
@@ -173,16 +177,16 @@ def test_ssd_scan_equals_the_plain_implementation(adapter, optional, with_last_s
     x, dt, A = draw(2, 17, 4, 3), draw(2, 17, 4), -draw(4).exp()
     B, C = draw(2, 17, 2, 5), draw(2, 17, 2, 5)
     D, bias = (draw(4), draw(4)) if optional else (None, None)
-    arguments = (x, dt, A, B, C, D, bias, True)
+    inputs = SSDInputs(x, dt, A, B, C, D, bias, True, reverse)
     ours, plain = adapter("ssd_scan"), implementation.load("ssd_scan", "cpu")
-    y, last_state, states = ours.forward(*arguments, save_states=True, reverse=reverse)
-    expected = plain.forward(*arguments, save_states=True, reverse=reverse)
+    y, last_state, states = ours.forward(inputs, save_states=True)
+    expected = plain.forward(inputs, save_states=True)
     assert_same((y, last_state), expected[:2])
     assert states.shape == (ours.num_chunks(17), *last_state.shape)
     grad_state = torch.ones_like(last_state) if with_last_state else None
     grad_y = draw(*y.shape)
-    grads = ours.backward(grad_y, grad_state, states, *arguments, reverse)
-    assert_same(grads, plain.backward(grad_y, grad_state, expected[2], *arguments, reverse))
+    grads = ours.backward(grad_y, grad_state, states, inputs)
+    assert_same(grads, plain.backward(grad_y, grad_state, expected[2], inputs))
 
 
 def test_causal_convolution_of_the_package_equals_ours(monkeypatch):

@@ -15,7 +15,9 @@ from timm_mvhybrid.ops.quasiseparable import (
     quasiseparable,
     quasiseparable_portable,
 )
+from timm_mvhybrid.ops.quasiseparable.inputs import Inputs
 from timm_mvhybrid.ops.ssd import cpu as scan_cpu
+from timm_mvhybrid.ops.workspace import cut_batch
 
 LENGTHS = [1, 2, 17, 64, 65, 129, 257]
 NAMES = ["x", "dt", "A", "B", "C", "dt_bias", "diagonal"]
@@ -117,11 +119,12 @@ def test_step_sizes_that_underflow_have_finite_gradients():
     assert_equal(actual, expected, 1e-5)
 
 
-def test_slabs_of_the_batch(monkeypatch):
+def test_parts_of_the_batch(monkeypatch):
     inputs = make_inputs(70, batch=5)
     expected = run(quasiseparable, inputs)
-    monkeypatch.setattr(layout, "SLAB_ELEMENTS", 2 * 70 * 12)
-    assert [rows.stop - rows.start for rows in layout.cut_batch(inputs[0])[0]] == [2, 2, 1]
+    for module in (cpu, cpu_backward):
+        monkeypatch.setattr(module, "PART_ELEMENTS", 2 * 70 * 12)
+    assert [rows.stop - rows.start for rows in cut_batch(inputs[0], 2 * 70 * 12)[0]] == [2, 2, 1]
     assert_equal(run(quasiseparable, inputs), expected)
 
 
@@ -264,8 +267,8 @@ def test_transforms_of_torch_func_see_through(monkeypatch):
 
 def test_composed_gradients_are_those_of_autograd():
     inputs = make_inputs(20)
-    y, states = composed.forward(scan_cpu, *(v.detach() for v in inputs), True)
+    y, states = composed.forward(scan_cpu, Inputs(*(v.detach() for v in inputs)), True)
     expected = run(quasiseparable_portable, inputs)
     cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    grads = composed.backward(scan_cpu, cotangent, states, *(v.detach() for v in inputs))
+    grads = composed.backward(scan_cpu, cotangent, states, Inputs(*(v.detach() for v in inputs)))
     assert_equal([y, *grads], expected)

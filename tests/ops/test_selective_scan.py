@@ -127,10 +127,10 @@ def test_groups_of_b_and_c_may_differ():
         assert relative_error(actual[key], expected[key]) < 1e-12, key
 
 
-def test_slabs_of_the_batch(monkeypatch):
+def test_parts_of_the_batch(monkeypatch):
     inputs = scan_inputs(33, batch=5)
     expected = run(selective_scan, inputs)
-    monkeypatch.setattr(cpu, "SLAB_ELEMENTS", 2 * cpu.CHUNK * 6 * 3)
+    monkeypatch.setattr(cpu, "PART_ELEMENTS", 2 * cpu.CHUNK * 6 * 3)
     actual = run(selective_scan, inputs)
     for key in expected:
         assert relative_error(actual[key], expected[key]) < 1e-14, key

@@ -16,6 +16,7 @@ from support.scans import scan_inputs
 
 from timm_mvhybrid.ops import selective_scan, selective_scan_reference, use_implementation
 from timm_mvhybrid.ops.selective_scan import cpu
+from timm_mvhybrid.ops.selective_scan.inputs import Inputs
 
 triton = pytest.importorskip("triton")
 kernels = pytest.importorskip("timm_mvhybrid.ops.selective_scan.triton")
@@ -68,9 +69,9 @@ def token_major(length, *, batch=2, d_inner=6, d_state=3, groups=1, options="Dzb
 
 def run_module(module, arguments, grad_y, grad_last_state, softplus=True, reverse=False):
     """Returns what a module's forward and backward return, the saved states apart."""
-    direction = {"reverse": True} if reverse else {}
-    y, last_state, states = module.forward(*arguments, softplus, True, **direction)
-    grads = module.backward(grad_y, grad_last_state, states, *arguments, softplus, **direction)
+    inputs = Inputs(*arguments, softplus, reverse)
+    y, last_state, states = module.forward(inputs, True)
+    grads = module.backward(grad_y, grad_last_state, states, inputs)
     return y, last_state, *grads
 
 
@@ -251,8 +252,8 @@ def test_dtypes_may_be_mixed():
 
 def test_no_states_are_saved_unless_asked_for():
     arguments, *_ = token_major(19)
-    moved = [x.to(DEVICE) for x in arguments]
-    saved, plain = (kernels.forward(*moved, True, save) for save in (True, False))
+    inputs = Inputs(*(x.to(DEVICE) for x in arguments), True)
+    saved, plain = (kernels.forward(inputs, save) for save in (True, False))
     assert saved[2].shape == (kernels.num_chunks(19), 2, 1, 3, 6)
     assert not saved[2].isnan().any()
     assert plain[2].shape == (0, 2, 1, 3, 6)
@@ -261,12 +262,11 @@ def test_no_states_are_saved_unless_asked_for():
 
 def test_backward_starts_from_the_saved_states():
     arguments, grad_y, _ = token_major(11, d_inner=4)
-    moved = [x.to(DEVICE) for x in (*arguments, grad_y)]
-    _, _, states = kernels.forward(*moved[:8], True, True)
-    inputs = (moved[8], None, states, *moved[:8])
-    grad_C = kernels.backward(*inputs, True)[4]
+    inputs = Inputs(*(x.to(DEVICE) for x in arguments), True)
+    _, _, states = kernels.forward(inputs, True)
+    grad_C = kernels.backward(grad_y.to(DEVICE), None, states, inputs)[4]
     states += 1
-    changed = (kernels.backward(*inputs, True)[4] != grad_C).flatten(2).all(-1)
+    changed = (kernels.backward(grad_y.to(DEVICE), None, states, inputs)[4] != grad_C).flatten(2).all(-1)
     assert changed.all()
 
 
@@ -276,8 +276,8 @@ def test_results_of_a_sequence_do_not_depend_on_its_batch():
     alone = [
         x[1:2] if name in ("u", "delta", "B", "C", "z") else x for name, x in zip(NAMES, moved, strict=True)
     ]
-    y, last_state, _ = kernels.forward(*moved, True, False)
-    y_alone, last_state_alone, _ = kernels.forward(*alone, True, False)
+    y, last_state, _ = kernels.forward(Inputs(*moved, True), False)
+    y_alone, last_state_alone, _ = kernels.forward(Inputs(*alone, True), False)
     torch.testing.assert_close((y[1:2], last_state[1:2]), (y_alone, last_state_alone), rtol=0, atol=0)
 
 
@@ -286,9 +286,9 @@ def softplus_by_scan(delta):
     x = delta.to(DEVICE)[None, None].requires_grad_()
     ones = torch.ones_like(x)[..., :1, None]
     zeros = torch.zeros(len(delta), 1, dtype=delta.dtype, device=DEVICE)
-    arguments = [torch.ones_like(x), x, zeros, ones, ones, None, None, None]
-    y, _, states = kernels.forward(*arguments, True, True)
-    slope = kernels.backward(torch.ones_like(y), None, states, *arguments, True)[1]
+    inputs = Inputs(torch.ones_like(x), x, zeros, ones, ones, None, None, None, True)
+    y, _, states = kernels.forward(inputs, True)
+    slope = kernels.backward(torch.ones_like(y), None, states, inputs)[1]
     return y.detach().flatten().cpu(), slope.flatten().cpu()
 
 
@@ -323,7 +323,7 @@ def test_no_number_spreads_to_its_own_future_alone(name):
     arguments[position] = arguments[position].clone()
     arguments[position][1, 5] = torch.nan
     moved = [x.to(DEVICE) for x in arguments]
-    y, *_ = kernels.forward(*moved, True, False)
+    y, *_ = kernels.forward(Inputs(*moved, True), False)
     expected = torch.zeros(2, 11, dtype=torch.bool, device=DEVICE)
     expected[1, 5 : 6 if name == "z" else None] = True
     assert torch.equal(y.isnan().any(-1), expected)
@@ -347,7 +347,7 @@ def test_cpu_tensors_are_refused_without_the_interpreter(monkeypatch):
     )
     arguments, *_ = token_major(5)
     with pytest.raises(RuntimeError, match=r'choose the "cpu" implementation, or set TRITON_INTERPRET=1'):
-        kernels.forward(*arguments, True, False)
+        kernels.forward(Inputs(*arguments, True), False)
 
 
 @pytest.mark.slow

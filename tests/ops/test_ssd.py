@@ -114,7 +114,7 @@ def test_chunks_hold_few_zeros(monkeypatch):
     monkeypatch.setattr(cpu, "CHUNK", 8)
     for length in (1, 7, 8, 9, 25, 257):
         chunks = cpu.num_chunks(length)
-        chunked = cpu._chunked(torch.ones(1, length, 1, 1), chunks)
+        chunked = cpu.cut_chunks(torch.ones(1, length, 1, 1))
         assert chunked.shape[1] == chunks
         assert chunked.shape[2] <= 8
         assert chunked.sum() == length

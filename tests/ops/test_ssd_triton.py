@@ -15,6 +15,7 @@ from support.goldens import load_golden, relative_error
 from timm_mvhybrid.layers.hydra import HydraMixer
 from timm_mvhybrid.ops import ssd_scan, ssd_scan_reference, use_implementation
 from timm_mvhybrid.ops.ssd import cpu
+from timm_mvhybrid.ops.ssd.inputs import Inputs
 
 triton = pytest.importorskip("triton")
 kernels = pytest.importorskip("timm_mvhybrid.ops.ssd.triton")
@@ -85,9 +86,9 @@ def draw_gradients(inputs, *, last_state=True):
 
 def run_module(module, inputs, grad_y, grad_last_state, *, softplus=True, reverse=False):
     """Returns what a module's forward and backward return, the saved states apart."""
-    arguments = [inputs[name] for name in NAMES]
-    y, last_state, states = module.forward(*arguments, softplus, True, reverse)
-    grads = module.backward(grad_y, grad_last_state, states, *arguments, softplus, reverse)
+    arguments = Inputs(*(inputs[name] for name in NAMES), softplus, reverse)
+    y, last_state, states = module.forward(arguments, True)
+    grads = module.backward(grad_y, grad_last_state, states, arguments)
     return dict(zip(("y", "last_state", *NAMES), (y, last_state, *grads), strict=True))
 
 
@@ -241,9 +242,9 @@ def test_heads_of_a_group_are_shared_out_in_equal_parts(monkeypatch, enough):
     inputs = draw_inputs(65, heads=4, groups=1)
     assert_like_cpu(inputs, *draw_gradients(inputs))
     splits = {1: 1, 3: 2, 10**6: 4}[enough]
-    arguments = [inputs[name] for name in NAMES]
-    states = kernels.plan_forward(*arguments, True, True)[-1].arguments["states"]
-    launches = kernels.plan_backward(*draw_gradients(inputs), states, *arguments, True)
+    arguments = Inputs(*(inputs[name] for name in NAMES), True)
+    states = kernels.plan_forward(arguments, True)[-1].arguments["states"]
+    launches = kernels.plan_backward(*draw_gradients(inputs), states, arguments)
     assert [launch.arguments["splits"] for launch in launches if "splits" in launch.arguments] == [splits]
 
 
@@ -340,7 +341,7 @@ def test_dtypes_may_be_mixed():
 
 def test_no_states_are_saved_unless_asked_for():
     inputs = on_device(draw_inputs(130, batch=2, dtype=torch.float32))
-    saved, plain = (kernels.forward(*inputs.values(), True, save) for save in (True, False))
+    saved, plain = (kernels.forward(Inputs(*inputs.values(), True), save) for save in (True, False))
     assert saved[2].shape == (kernels.num_chunks(130), 2, 2, 3, 5) == (2, 2, 2, 3, 5)
     assert plain[2].shape == (0, 2, 2, 3, 5)
     torch.testing.assert_close(saved[:2], plain[:2], rtol=0, atol=0)
@@ -348,7 +349,9 @@ def test_no_states_are_saved_unless_asked_for():
     for index, state in enumerate(saved[2]):
         stop = (index + 1) * kernels.CHUNK
         cut = {name: x[:, :stop] if name in IN_TIME else x for name, x in inputs.items()}
-        torch.testing.assert_close(kernels.forward(*cut.values(), True, False)[1], state, rtol=0, atol=0)
+        torch.testing.assert_close(
+            kernels.forward(Inputs(*cut.values(), True), False)[1], state, rtol=0, atol=0
+        )
 
 
 @pytest.mark.parametrize("name", ["x", "dt", "B", "C"])
@@ -356,7 +359,7 @@ def test_no_number_spreads_to_its_own_future_alone(name):
     inputs = on_device(draw_inputs(70, batch=2, heads=2, dtype=torch.float32))
     inputs[name] = inputs[name].clone()
     inputs[name][1, 66] = torch.nan
-    y, *_ = kernels.forward(*inputs.values(), True, False)
+    y, *_ = kernels.forward(Inputs(*inputs.values(), True), False)
     earlier = torch.ones(2, 70, dtype=torch.bool, device=DEVICE)
     earlier[1, 64:] = False  # within a chunk the products are of all pairs, and 0 · NaN is NaN
     assert not y[earlier].isnan().any()
@@ -366,8 +369,8 @@ def test_no_number_spreads_to_its_own_future_alone(name):
 def test_results_of_a_sequence_do_not_depend_on_its_batch():
     inputs = on_device(draw_inputs(66, batch=3, dtype=torch.float32))
     alone = {name: x[1:2] if name in IN_TIME else x for name, x in inputs.items()}
-    y, last_state, _ = kernels.forward(*inputs.values(), True, False)
-    y_alone, last_state_alone, _ = kernels.forward(*alone.values(), True, False)
+    y, last_state, _ = kernels.forward(Inputs(*inputs.values(), True), False)
+    y_alone, last_state_alone, _ = kernels.forward(Inputs(*alone.values(), True), False)
     torch.testing.assert_close((y[1:2], last_state[1:2]), (y_alone, last_state_alone), rtol=0, atol=0)
 
 
@@ -396,14 +399,14 @@ def test_inputs_are_refused_that_the_kernels_cannot_take_without_the_interpreter
     monkeypatch.setattr(kernels, "INTERPRETED", triton.language.constexpr(False))
     inputs = draw_inputs(5)
     with pytest.raises(RuntimeError, match=r'choose the "cpu" implementation, or set TRITON_INTERPRET=1'):
-        kernels.forward(*inputs.values(), True, False)
+        kernels.forward(Inputs(*inputs.values(), True), False)
     meta = [x.to("meta") for x in inputs.values()]
     with pytest.raises(RuntimeError, match="take float64 in the interpreter alone"):
-        kernels.forward(*meta, True, False)
+        kernels.forward(Inputs(*meta, True), False)
     monkeypatch.setattr(kernels, "INTERPRETED", triton.language.constexpr(True))
     monkeypatch.setattr(kernels, "MULTIPLIES_FLOAT64", False)
     with pytest.raises(RuntimeError, match=r"multiplies no float64 matrices.*take Triton 3\.5 or newer"):
-        kernels.forward(*inputs.values(), True, False)
+        kernels.forward(Inputs(*inputs.values(), True), False)
 
 
 @pytest.mark.slow

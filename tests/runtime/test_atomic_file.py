@@ -48,7 +48,7 @@ def check_file(size, folder, write, whole):
         assert path.stat().st_size == whole
     else:
         with pytest.raises(
-            OutputError, match=r"file: cannot be written \(File too large; [\d,]+ bytes wanted\)"
+            OutputError, match=r"file: cannot be written \(File too large; [\d,]+ bytes needed\)"
         ):
             write(path)
         assert path.read_bytes() == before
@@ -84,7 +84,7 @@ def check_line(size, folder):
         for _ in range(min(size // 11, 4)):
             file.write("0123456789")
         if size < 44:
-            with pytest.raises(OutputError, match=r"log\.jsonl: .* \(File too large; 11 bytes wanted\)"):
+            with pytest.raises(OutputError, match=r"log\.jsonl: .* \(File too large; 11 bytes needed\)"):
                 file.write("0123456789")
     assert log.read_text() == "0123456789\n" * min(size // 11, 4)
 
@@ -125,7 +125,7 @@ def test_a_failed_line_does_not_cut_what_another_process_appended(tmp_path, monk
 
         real = file._file
         monkeypatch.setattr(file, "_file", Full())
-        with pytest.raises(OutputError, match="No space left on device; 10 bytes wanted"):
+        with pytest.raises(OutputError, match="No space left on device; 10 bytes needed"):
             file.write("mine, too")
         monkeypatch.setattr(file, "_file", real)
     assert log.read_text() == "mine\ntheirs\ntheirs too\n"
@@ -142,7 +142,7 @@ def test_what_the_system_says_late_is_one_sentence_and_leaves_nothing(tmp_path, 
             OutputError, match=rf"out\.bin: cannot be written \({os.strerror(number)}"
         ) as caught:
             file.finish()
-    assert "512 bytes wanted" in str(caught.value)
+    assert "512 bytes needed" in str(caught.value)
     assert ("free)" in str(caught.value)) == (number == errno.ENOSPC)
     assert os.listdir(tmp_path) == []
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
@@ -182,7 +182,7 @@ def test_files_that_belong_together_are_all_written_or_none(tmp_path, monkeypatc
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", third)
-    with pytest.raises(OutputError, match=r"c: cannot be written \(No space left on device; 3 bytes wanted"):
+    with pytest.raises(OutputError, match=r"c: cannot be written \(No space left on device; 3 bytes needed"):
         write_files({path: "new" for path in old})
     assert {path: path.read_text() for path in tmp_path.iterdir()} == old
 
@@ -227,7 +227,7 @@ def test_what_does_not_fit_is_known_before(tmp_path):
     check_space(tmp_path / "not/there/yet", 1)
     with pytest.raises(
         TimmMVHybridError,
-        match=r"out\.h5: cannot be written \(No space left on device; 1,152,9.* bytes wanted, [\d,]+ free\); make room",
+        match=r"out\.h5: cannot be written \(No space left on device; 1,152,9.* bytes needed, [\d,]+ free\); make room",
     ):
         check_space(tmp_path / "out.h5", 2**60)
 

@@ -202,7 +202,7 @@ def test_other_folders_are_never_replaced(tmp_path, cohort):
     (tmp_path / "mine" / "thesis.tex").write_text("years")
     with pytest.raises(EvaluationError, match=r"mine: exists already; replace it with --overwrite"):
         write_phantom(tmp_path / "mine", SMALL)
-    with pytest.raises(EvaluationError, match=r"mine: is no phantom, so it is not replaced"):
+    with pytest.raises(EvaluationError, match=r"mine: is not a phantom, so it is not replaced"):
         write_phantom(tmp_path / "mine", SMALL, overwrite=True)
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years"
     with pytest.raises(EvaluationError, match="create it first"):

@@ -154,7 +154,7 @@ def test_position_embedding_of_an_unknown_grid():
     same_grid = make("test_vit12", seed=1, img_size=(64, 192))
     same_grid.load_state_dict(checkpoint_filter_fn(weights, same_grid))
     torch.testing.assert_close(same_grid.pos_embed, weights["pos_embed"])
-    with pytest.raises(CheckpointError, match="covers 48 patches, which is no square grid"):
+    with pytest.raises(CheckpointError, match="covers 48 patches, which is not a square grid"):
         checkpoint_filter_fn(weights, make("test_vit12"))
     target = make("test_vit12")
     target.pretrained_cfg = {"input_size": (3, 64, 192)}

@@ -290,7 +290,7 @@ def test_a_training_checkpoint_in_memory_is_converted():
         ),
         (
             lambda path: path.write_text(path.read_text().replace('"crop_pct"', '"crop_pzt"')),
-            "holds what timm does not know",
+            "holds something that timm does not know",
         ),
     ],
 )

@@ -1,9 +1,9 @@
-"""Where pixels come from: one small protocol over slides, folders and h5 files.
+"""Where pixels come from: one small protocol for slides, folders, tars and h5 files.
 
 slide | folder of images | tars | patch h5 | coordinate h5 + slide → patches (uint8 RGB) with their coordinates
 
-`open_source` tells the kinds apart; `open_samples` joins several by a manifest; `tile_slides` cuts slides into patch h5
-files. The slide libraries are imported when a slide is opened, never before.
+``open_source`` recognises the kind; ``open_samples`` joins several by a manifest; ``tile_slides`` cuts slides into
+patch h5 files. The slide libraries are imported when a slide is opened, never before.
 """
 
 from ..runtime.errors import DataError, PatchError, SlideChoiceError

@@ -1,4 +1,4 @@
-"""Coordinate h5: CLAM's or TRIDENT's `coords` + the slide → patches in file order."""
+"""Coordinate h5: CLAM's or TRIDENT's ``coords`` + the slide → patches in file order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .slide import SLIDE_SUFFIXES, Slide
 from .slide_patches import SlidePatches
 
 Edge = Literal["auto", "black", "white", "skip"]
-"""What becomes of patches that hang over the slide's edge, see `CoordinateH5Source`."""
+"""How patches that extend over the slide's edge are filled, see ``CoordinateH5Source``."""
 # of a pixel; corners divided by a downsample carry rounding
 _EDGE_TOLERANCE_PX = 1e-6
 
@@ -26,8 +26,8 @@ def find_slide(path: Path, name: str | None, folder: Path | None = None) -> Path
     """Looks for the slide that a coordinate file belongs to.
 
     Args:
-        path: The coordinate file; TRIDENT's ending `_patches` is not part of the slide's name.
-        name: The slide's name by the file's attribute `name`, or None.
+        path: The coordinate file; TRIDENT's ending ``_patches`` is not part of the slide's name.
+        name: The slide's name by the file's attribute ``name``, or None.
         folder: Where to look; None looks beside the file.
 
     Returns:
@@ -55,23 +55,23 @@ def find_slide(path: Path, name: str | None, folder: Path | None = None) -> Path
 class CoordinateH5Source(SlidePatches):
     """Patches of a slide at coordinates that another tool chose, in that tool's pixels.
 
-    TRIDENT states `patch_size` (pixels of the patch) and two magnifications, CLAM `patch_size` (pixels of the level) and
-    `patch_level`; both read whole pixels of a level, as this does. A file that states `patch_size_level0` alone is read
-    as this package cuts slides. The attributes may live on `coords` or on the file.
+    TRIDENT states ``patch_size`` (pixels of the patch) and two magnifications, CLAM ``patch_size`` (pixels of the
+    level) and ``patch_level``; both read whole pixels of a level, as this does. A file that states
+    ``patch_size_level0`` alone is read as this package cuts slides. The attributes may be on ``coords`` or on the file.
 
-    Beyond the slide's edge TRIDENT and CLAM see black; glass is white. `edge` says what such patches get: `black` or
-    `white` there, or `skip`, which leaves them out. `auto` is black for files that TRIDENT or CLAM wrote (which carry
-    `savetodir` or `save_path`), so that features equal theirs, and white for others.
+    Beyond the slide's edge TRIDENT and CLAM see black; glass is white. ``edge`` says what such patches get: ``black``
+    or ``white`` there, or ``skip``, which leaves them out. ``auto`` is black for files that TRIDENT or CLAM wrote
+    (which carry ``savetodir`` or ``save_path``), so that features equal theirs, and white for others.
 
     Args:
-        path: The h5 file with `coords`, (N, 2) top-left corners in level-0 pixels.
-        slide: The slide, or the folder it lies in; None looks for it beside the file.
+        path: The h5 file with ``coords``, (N, 2) top-left corners in level-0 pixels.
+        slide: The slide, or its folder; None looks for it beside the file.
         slide_resolution_um_per_px: Resolution of the slide's level 0 in µm per pixel; None takes the slide's own.
-        edge: What becomes of patches that hang over the edge.
+        edge: How patches that extend over the edge are filled.
 
     Attributes:
-        edge: `black`, `white` or `skip`: what `auto` came to.
-        num_over_edge: Patches that hang over the edge; those left out count too.
+        edge: ``black``, ``white`` or ``skip``, after ``auto`` is resolved.
+        num_over_edge: Patches that extend over the edge, including those left out.
 
     Raises:
         SlideChoiceError: If the slide is missing, or patches lie outside it.
@@ -127,13 +127,13 @@ class CoordinateH5Source(SlidePatches):
         if self.edge == "skip":
             if over_edge.all():
                 raise DataError(
-                    f"{self.path}: all {len(self.coords)} patches hang over the edge of {self.slide.path}, so none is "
+                    f"{self.path}: all {len(self.coords)} patches extend over the edge of {self.slide.path}, so none is "
                     "left; take --edge auto"
                 )
             self.coords = self.coords[~over_edge]
 
     def _over_edge(self) -> NDArray[np.bool_]:
-        """Finds the patches that show pixels which the slide does not hold, (N,)."""
+        """Finds the patches that show pixels outside the slide, (N,)."""
         # by a level's own size, which need not be the slide's divided by its downsample
         level = self.reading.level or 0
         first = self.coords / self.slide.level_downsamples[level]
@@ -143,7 +143,7 @@ class CoordinateH5Source(SlidePatches):
         return np.asarray(beyond.any(axis=1), dtype=np.bool_)
 
     def _check_inside(self) -> None:
-        # tools let patches hang over any edge; one that lies beyond it as a whole means another slide
+        # tools let patches extend over any edge; one that lies wholly beyond it means another slide
         beyond = (self.coords + self.patch_size_level0 <= 0) | (
             self.coords >= np.array(self.slide.dimensions)
         )
@@ -164,7 +164,7 @@ class CoordinateH5Source(SlidePatches):
             index: From 0 to the number of patches.
 
         Returns:
-            The patch in mode RGB, `patch_size_px` on each side.
+            The patch in mode RGB, ``patch_size_px`` on each side.
         """
         if self.reading.level is None:
             return super().__getitem__(index)

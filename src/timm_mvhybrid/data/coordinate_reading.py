@@ -1,4 +1,4 @@
-"""What a coordinate file says of its patches → the pixels of the slide that its writer reads for each of them."""
+"""The attributes of a coordinate file → the pixels of the slide that its writer reads for each patch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from ..runtime.errors import DataError
 from .h5_file import H5File, number
 
-# TRIDENT takes the first level whose downsample is so near the wanted one, before it looks for a finer one
+# TRIDENT takes the first level whose downsample is this close to the target, before it looks for a finer one
 _NEAR_DOWNSAMPLE = 0.1
-# rounding to whole pixels changes the side of a patch by far less, even of a small one
+# rounding to whole pixels changes the side of a patch by far less, even that of a small one
 _LARGEST_DEVIATION = 0.02
-# written into each coordinate file by TRIDENT and by CLAM, and by no hand
+# written into each coordinate file by TRIDENT and by CLAM, and never by hand
 _MARKS = ("savetodir", "save_path")
 
 
@@ -22,10 +22,10 @@ _MARKS = ("savetodir", "save_path")
 class PatchReading:
     """How patches are read from the slide.
 
-    Args:
+    Attributes:
         size_px: Side of a patch in pixels.
         size_level0: Side of what it shows in level-0 pixels.
-        level: Level of the slide that whole pixels are read from; None resamples what `size_level0` covers.
+        level: Level of the slide that whole pixels are read from; None resamples what ``size_level0`` covers.
         size_level_px: Side of what is read in pixels of that level; 0 without one.
     """
 
@@ -36,13 +36,13 @@ class PatchReading:
 
 
 def is_of_a_tool(values: Mapping[str, Any]) -> bool:
-    """Tells whether TRIDENT or CLAM wrote a file, rather than someone in its layout.
+    """Says whether TRIDENT or CLAM wrote a file, rather than someone else in their layout.
 
     Args:
         values: Attributes of the file.
 
     Returns:
-        Whether one of the folder names is there that each of them puts beside its coordinates.
+        Whether there is one of the folder names that each of them writes beside its coordinates.
     """
     return any(name in values for name in _MARKS)
 
@@ -52,7 +52,7 @@ def patch_reading(
 ) -> PatchReading:
     """Follows the arithmetic of the tool whose attributes a file has.
 
-    With two magnifications it is TRIDENT's, with a level CLAM's; a file that states `patch_size_level0` alone is read
+    With two magnifications it is TRIDENT's, with a level CLAM's; a file that states ``patch_size_level0`` alone is read
     as this package cuts slides.
 
     Args:
@@ -65,7 +65,7 @@ def patch_reading(
         The reading.
 
     Raises:
-        DataError: If attributes are missing, contradict each other, or name a level that the slide has not.
+        DataError: If attributes are missing, contradict each other, or name a level that the slide does not have.
     """
     patch_size = number(file, values, "patch_size")
     if patch_size is None:
@@ -76,7 +76,7 @@ def patch_reading(
     target = number(file, values, "target_magnification")
     if magnification is not None and target is not None:
         exact = patch_size * magnification / target
-        # TRIDENT rounds what it writes down and what it reads to the nearest
+        # rounded by TRIDENT, to whole pixels
         if stated is not None and abs(stated - exact) > 1:
             raise DataError(
                 f"{file.path}: attribute 'patch_size_level0' is {stated:g}, but patches of {patch_size:g} px at "
@@ -113,7 +113,7 @@ def patch_reading(
 def _by_magnifications(
     file: H5File, size_px: int, magnification: float, target: float, level_downsamples: Sequence[float]
 ) -> PatchReading:
-    # through resolutions of 10 µm over the magnification, as TRIDENT does: the quotient rounds a little differently
+    # via resolutions of 10 µm over the magnification, as TRIDENT does: the quotient rounds a little differently
     downsample = (10 / target) / (10 / magnification)
     size_level0 = round(size_px * downsample)
     near = (n for n, found in enumerate(level_downsamples) if abs(found - downsample) <= _NEAR_DOWNSAMPLE)

@@ -1,4 +1,4 @@
-"""Patches of any size → pixels of one size; evaluation and the online probe fit in the same way, by Pillow."""
+"""Patches of any size → pixels of one size, by Pillow, in evaluation and in the online probe alike."""
 
 from __future__ import annotations
 

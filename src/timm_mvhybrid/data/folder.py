@@ -13,12 +13,12 @@ from ..runtime.errors import DataError, PatchError
 from .image_depth import bits_per_channel, is_one_of_grey_planes
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".j2k")
-# what Pillow raises on broken files, by its plugins' habits
+# what Pillow's plugins raise on broken files
 _DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """Converts an image to RGB; what is transparent becomes white, as the glass of a slide is.
+    """Converts an image to RGB; what is transparent becomes white, like the glass of a slide.
 
     Args:
         image: Any mode of 8 bits per channel.
@@ -52,7 +52,7 @@ def read_image(file: Path | BinaryIO, name: str | None = None) -> Image.Image:
     """
     try:
         with Image.open(file) as image:
-            # Pillow would take the upper byte of each colour, and the first plane, in silence
+            # Pillow would silently take the upper byte of each colour, and the first plane
             if (bits := bits_per_channel(image)) > 8:
                 raise ValueError(
                     f"more than 8 bits per channel ({bits}), whose range no convention fixes; convert it to 8-bit RGB"
@@ -115,28 +115,11 @@ class FolderSource:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Image.Image:
-        """Reads one image.
-
-        Args:
-            index: From 0 to the number of images.
-
-        Returns:
-            The image in mode RGB, in its own size.
-
-        Raises:
-            PatchError: If the file cannot be read as an image.
-        """
+        """Reads one image, in mode RGB and its own size, or raises ``PatchError``."""
         return read_image(self.path / self.paths[index])
 
     def name(self, index: int) -> str:
-        """Names one image for messages.
-
-        Args:
-            index: From 0 to the number of images.
-
-        Returns:
-            The path of the image.
-        """
+        """Names one image for messages, by its path."""
         return str(self.path / self.paths[index])
 
     def close(self) -> None:

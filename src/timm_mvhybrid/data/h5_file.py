@@ -16,7 +16,7 @@ from ..runtime.names import unique_positions
 
 
 class H5File:
-    """An h5 file opened for reading on first use in each process, and left out of pickles.
+    """An h5 file that is opened for reading on first use in each process; the handle is left out of pickles.
 
     Args:
         path: The file.
@@ -35,7 +35,7 @@ class H5File:
             DataError: If the file cannot be opened as h5.
         """
         if self._handle is None or self._process != os.getpid():
-            # closed first: HDF5 would otherwise hand a forked process the parent's shared file position
+            # closed first: otherwise a forked process would share the parent's file position in HDF5
             self.close()
             try:
                 self._handle = h5py.File(self.path, "r")
@@ -97,7 +97,7 @@ def number(file: H5File, values: Mapping[str, Any], key: str) -> float | None:
 
     Args:
         file: The file, for messages.
-        values: What `attributes` returned.
+        values: What ``attributes`` returned.
         key: The attribute's name.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What an image file holds that Pillow gives up in silence: bits beyond the eighth, and grey planes beyond the first."""
+"""What Pillow silently drops of an image file: bits beyond the eighth, and grey planes beyond the first."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _JPEG2000_HEADER = 4096
 
 
 def bits_per_channel(image: Image.Image) -> int:
-    """Finds how many bits a channel has in the file; of 16 Pillow keeps the upper 8 for colours.
+    """Finds how many bits a channel has in the file; of 16 bits of a colour Pillow keeps the upper 8.
 
     Args:
-        image: As `Image.open` gives it, before its pixels are loaded.
+        image: As ``Image.open`` returns it, before its pixels are loaded.
 
     Returns:
         Bits per channel; those of the deepest channel.
@@ -45,10 +45,10 @@ def _jpeg2000_bits(image: Image.Image) -> int:
 
 
 def is_one_of_grey_planes(image: Image.Image) -> bool:
-    """Tells whether a TIFF is grey only because the other channels lie on further pages.
+    """Says whether a TIFF is grey only because the other channels are on further pages.
 
     Args:
-        image: As `Image.open` gives it, before its pixels are loaded.
+        image: As ``Image.open`` returns it, before its pixels are loaded.
 
     Returns:
         Whether a second grey page has the same size; smaller ones are thumbnails.

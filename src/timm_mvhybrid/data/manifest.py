@@ -1,8 +1,8 @@
 """Manifest: a list of sources with weights → one indexable set of samples.
 
 A manifest is JSON: ``{"sources": [{"path": "slides/a.h5", "weight": 2.0}, "images", …]}``. An entry is a path or an
-object with `path`, and if wanted `weight`, `name`, `slide` (a slide, or the folder of the slides, for coordinate h5) and
-`suffix` (for tars). Paths are relative to the manifest.
+object with ``path`` and, optionally, ``weight``, ``name``, ``slide`` (a slide, or the folder of the slides, for
+coordinate h5) and ``suffix`` (for tars). Paths are relative to the manifest.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .tile_store import MANIFEST_NAME
 from .tissue import TilingOptions
 
 _LARGEST_PATCH_PX = 4096
-# suffixes that only slides have; .tif is also what single patches are stored as
+# suffixes that only slides have; single patches are stored as .tif, too
 _PLAIN_SLIDE_SUFFIXES = tuple(suffix for suffix in SLIDE_SUFFIXES if suffix not in IMAGE_SUFFIXES)
 
 
@@ -38,10 +38,10 @@ _PLAIN_SLIDE_SUFFIXES = tuple(suffix for suffix in SLIDE_SUFFIXES if suffix not 
 class SourceEntry:
     """One entry of a manifest.
 
-    Args:
+    Attributes:
         path: A source, or a folder of sources.
         weight: How often a sample of it is drawn, relative to samples of weight 1.
-        name: What fingerprints call it, in place of its path's last part; of what a folder or manifest holds, the first
+        name: Its name in fingerprints, instead of its path's last part; for what a folder or manifest holds, the first
             part of the names.
         slide: The slide of a coordinate h5, or the folder of the slides; None looks beside the h5.
         suffix: End of the names to take from tars; None takes the images.
@@ -69,7 +69,7 @@ def read_manifest(path: str | Path) -> list[SourceEntry]:
         path: The JSON file.
 
     Returns:
-        Its entries, with paths that no longer depend on the manifest's place.
+        Its entries, with paths that no longer depend on where the manifest is.
 
     Raises:
         DataError: If the file is not a manifest, or an entry has an unknown or missing key.
@@ -115,23 +115,24 @@ def open_samples(
     slides: str | Path | None = None,
     edge: Edge = "auto",
 ) -> Samples:
-    """Opens everything that paths stand for as one set of samples.
+    """Opens everything that paths name as one set of samples.
 
-    A path is a manifest (`.json`), anything that `open_source` takes, or a folder: one with a `manifest.json` (a patch
-    store), of h5 files, of slides, of tars, or of images.
+    A path is a manifest (``.json``), anything that ``open_source`` takes, or a folder: one with a ``manifest.json`` (a
+    patch store), of h5 files, of slides, of tars, or of images.
 
     Args:
         paths: One path or several.
         tiling: How slides are cut.
-        slides: Folder of the slides of coordinate h5 files, or their slide; an entry's own `slide` goes before it, and
-            None looks beside each file.
-        edge: What becomes of patches of coordinate h5 files that hang over the slide's edge, see `CoordinateH5Source`.
+        slides: Folder of the slides of coordinate h5 files, or their slide; an entry's own ``slide`` comes before it,
+            and None looks beside each file.
+        edge: How patches of coordinate h5 files that extend over the slide's edge are filled, see
+            ``CoordinateH5Source``.
 
     Returns:
         The samples, in the order of the paths; within a folder in that of the names.
 
     Raises:
-        DataError: If something is missing or cannot be used, or a folder's content leaves open what is meant.
+        DataError: If something is missing or cannot be used, or a folder's content is ambiguous.
     """
     if isinstance(paths, str | Path):
         paths = [paths]
@@ -146,7 +147,7 @@ def open_samples(
 
 
 def _expand(entry: SourceEntry, within: tuple[Path, ...] = ()) -> Iterator[SourceEntry]:
-    """Replaces manifests and folders by what they hold; weights multiply and names line up."""
+    """Replaces manifests and folders by what they hold; weights are multiplied and names joined."""
     path = entry.path
     prefix = "" if entry.name is None else f"{entry.name}/"
     manifest = path / MANIFEST_NAME if path.is_dir() else path
@@ -193,7 +194,7 @@ def _sources_below(folder: Path) -> list[Path]:
         raise DataError(f"{folder}: the folder holds no h5 file, tar, slide or image")
     if present == ["images"]:
         return [folder]
-    # the slides beside coordinate h5 files are theirs
+    # the slides beside coordinate h5 files belong to them
     if "h5 files" in present:
         present = [kind for kind in present if kind != "slides"]
     if "images" in present:
@@ -205,7 +206,7 @@ def _sources_below(folder: Path) -> list[Path]:
 
 
 def _is_large(path: Path) -> bool:
-    """Tells slides from single patches among TIFF files, by the size that the file states."""
+    """Distinguishes slides from single patches among TIFF files by the size that the file states."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -213,7 +214,7 @@ def _is_large(path: Path) -> bool:
                 return max(image.size) > _LARGEST_PATCH_PX
     except Image.DecompressionBombError:
         return True
-    # whatever it is, reading it as an image will tell
+    # reading it as an image will show what it is
     except (OSError, SyntaxError, ValueError):
         return False
 

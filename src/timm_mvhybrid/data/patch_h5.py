@@ -1,4 +1,4 @@
-"""Patch h5: HEST's `img`, `coords`, `barcode` or CLAM's older `imgs`, `coords` → patches in file order."""
+"""Patch h5: HEST's ``img``, ``coords``, ``barcode`` or CLAM's older ``imgs``, ``coords`` → patches in file order."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .h5_file import (
 class PatchH5Source:
     """Patches stored as pixels in an h5 file.
 
-    HEST writes `img` (N, H, W, 3) uint8, `coords` (N, 2) at level 0 and `barcode` (N, 1); CLAM's older versions
-    write `imgs`, and `coords` in pixels of the level the patches were cut from, which become level-0 pixels here by
-    their attributes `downsample`, `level_dim` and `downsampled_level_dim`.
+    HEST writes ``img`` (N, H, W, 3) uint8, ``coords`` (N, 2) at level 0 and ``barcode`` (N, 1); CLAM's older versions
+    write ``imgs``, and ``coords`` in pixels of the level the patches were cut from, which become level-0 pixels here by
+    their attributes ``downsample``, ``level_dim`` and ``downsampled_level_dim``.
 
     Args:
         path: The file.
@@ -78,17 +78,7 @@ class PatchH5Source:
         return int(self._length)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        """Reads one patch.
-
-        Args:
-            index: From 0 to the number of patches.
-
-        Returns:
-            The patch, (H, W, 3) uint8 RGB.
-
-        Raises:
-            PatchError: If the file is damaged there.
-        """
+        """Reads one patch, (H, W, 3) uint8 RGB, or raises ``PatchError`` if the file is damaged there."""
         try:
             patch: NDArray[np.uint8] = self._file.handle[self._dataset][index]
         except (OSError, KeyError, RuntimeError) as error:
@@ -96,14 +86,7 @@ class PatchH5Source:
         return patch
 
     def name(self, index: int) -> str:
-        """Names one patch for messages.
-
-        Args:
-            index: From 0 to the number of patches.
-
-        Returns:
-            The file, the patch's index and, where known, its barcode.
-        """
+        """Names one patch for messages, by the file, its index and, where known, its barcode."""
         barcode = f" ({self.barcodes[index]})" if self.barcodes is not None else ""
         return f"{self.path} patch {index}{barcode}"
 

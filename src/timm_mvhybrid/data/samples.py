@@ -1,4 +1,4 @@
-"""Several sources as one: index over all → patch, its name, and what identifies the whole."""
+"""Several sources as one: index over all → patch, its name, and a fingerprint of the whole."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _MAX_OPEN_SLIDES = 32
 class Samples:
     """Sources one after the other, each with a weight.
 
-    Of the sources that were read, the least recently used are closed, so that thousands of files can be drawn from
-    at random.
+    The least recently used of the open sources are closed, so that samples can be drawn at random from thousands of
+    files.
 
     Args:
         sources: The sources.
@@ -83,27 +83,13 @@ class Samples:
         return number, index - int(self._ends[number]) + self.sizes[number]
 
     def __getitem__(self, index: int) -> Image.Image | NDArray[np.uint8]:
-        """Reads one sample.
-
-        Args:
-            index: From 0 to the number of samples.
-
-        Returns:
-            An RGB image, or (H, W, 3) uint8.
-        """
+        """Reads one sample, as an RGB image or as (H, W, 3) uint8."""
         number, inner = self.locate(index)
         self._keep_open(number)
         return self.sources[number][inner]
 
     def name(self, index: int) -> str:
-        """Names one sample for messages.
-
-        Args:
-            index: From 0 to the number of samples.
-
-        Returns:
-            Its file and its place there.
-        """
+        """Names one sample for messages, by its file and its place there."""
         number, inner = self.locate(index)
         return self.sources[number].name(inner)
 
@@ -128,8 +114,8 @@ class Samples:
     def fingerprint(self) -> str:
         """Identifies the samples, their order and their weights, for a resumed run to compare.
 
-        Names, numbers, coordinates, barcodes and file sizes count; the folders that the sources lie in and pixels do
-        not, so that data may move, and nothing large is read.
+        Names, numbers, coordinates, barcodes and file sizes count; pixels and the folders of the sources do not, so
+        that data may be moved, and nothing large is read.
 
         Returns:
             32 hexadecimal digits.

@@ -1,4 +1,4 @@
-"""Whole slides: file → regions at any resolution, the same through OpenSlide and tiffslide."""
+"""Whole slides: file → regions at any resolution, the same by OpenSlide and by tiffslide."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Slide:
 
     Attributes:
         states_resolution: Whether the slide states a resolution, usable or not.
-        resolution_um_per_px: Resolution of level 0; None if none is given and what the slide states cannot be used.
-        resolution_problem: Why not; empty if there is a resolution.
+        resolution_um_per_px: Resolution of level 0; None if none is given and that of the slide cannot be used.
+        resolution_problem: Why it cannot be used; empty if there is a resolution.
 
     Raises:
         DataError: If the file cannot be opened, or its pixels are not colours of 8 bits.
@@ -63,7 +63,8 @@ class Slide:
             self.close()
             self._handle = open_library(self.path, self._tags)
             self._process = os.getpid()
-            # tiffslide leaves its file open otherwise, and `__del__` would come after the modules it needs are gone
+            # otherwise tiffslide leaves its file open, and ``__del__`` would run after the modules that it needs are
+            # gone
             self._close_handle = weakref.finalize(self, self._handle.close)
         return self._handle
 
@@ -125,10 +126,10 @@ class Slide:
         *,
         padding: tuple[int, int, int] = (255, 255, 255),
     ) -> Image.Image:
-        """Reads whole pixels of one level, as OpenSlide's `read_region(corner, level, size)` gives them.
+        """Reads whole pixels of one level, as OpenSlide's ``read_region(corner, level, size)`` does.
 
         Between the pixels of a level OpenSlide interpolates linearly, left of and above the slide it moves to the next
-        whole pixel; both are done alike where tiffslide reads.
+        whole pixel; both are done in the same way where tiffslide reads.
 
         Args:
             corner: Top-left corner x, y in level-0 pixels; may lie outside.
@@ -138,7 +139,7 @@ class Slide:
 
         Returns:
             The region in mode RGB. What is partly transparent, as at the slide's edge between two pixels, keeps its
-            colour as `convert("RGB")` does.
+            colour as ``convert("RGB")`` does.
 
         Raises:
             PatchError: If the library cannot decode the region.
@@ -154,9 +155,9 @@ class Slide:
         handle = self.handle
         try:
             return read_rgba(handle, corner, level, size_px)
-        # each library raises errors of its own and of its decoders
+        # each library raises its own errors and those of its decoders
         except Exception as error:
-            # OpenSlide refuses every further read after an error, so the next read starts afresh
+            # after an error OpenSlide refuses every further read, so the next read opens the slide again
             self.close()
             reason = " ".join(str(error).split()) or type(error).__name__
             raise PatchError(

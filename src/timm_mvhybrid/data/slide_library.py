@@ -22,7 +22,7 @@ def open_library(path: Path, tags: TiffTags) -> Any:
         tags: What its tags say, where it is a TIFF.
 
     Returns:
-        An `openslide.OpenSlide`, or the `tiffslide.TiffSlide` that imitates it; its levels can be asked for.
+        An ``openslide.OpenSlide``, or the ``tiffslide.TiffSlide`` that imitates it, with its levels parsed.
 
     Raises:
         NotASlideError: If no library is installed or none can open the file.
@@ -41,7 +41,7 @@ def open_library(path: Path, tags: TiffTags) -> Any:
                 return opener(path)
         except ImportError:
             reasons.append(f"{name} is not installed; pip install 'timm-mvhybrid[slides]' brings it")
-        # the libraries let through whatever their layers (libtiff, tifffile, zarr, imagecodecs) raise on a broken file
+        # the libraries pass on whatever their layers (libtiff, tifffile, zarr, imagecodecs) raise on a broken file
         except Exception as error:
             reasons.append(f"{name}: {str(error) or type(error).__name__}")
     message = " ".join(f"{path}: cannot be opened as a slide ({'; '.join(reasons)})".split())
@@ -61,7 +61,7 @@ def _tiffslide(path: Path) -> Any:
 
     handle = tiffslide.TiffSlide(str(path))
     try:
-        # it parses a file at the first question only, and what is broken must show here
+        # it parses a file only when first asked, and a broken file must fail here
         handle.level_downsamples  # noqa: B018
     except BaseException:
         handle.close()
@@ -70,10 +70,10 @@ def _tiffslide(path: Path) -> Any:
 
 
 def stated_um_per_px(handle: Any) -> tuple[float, float] | None:
-    """Asks a library for the resolution that the slide states.
+    """Reads the resolution that the slide states.
 
     Args:
-        handle: An `openslide.OpenSlide` or a `tiffslide.TiffSlide`.
+        handle: An ``openslide.OpenSlide`` or a ``tiffslide.TiffSlide``.
 
     Returns:
         µm per pixel of level 0, x and y; None where it states none.
@@ -91,7 +91,7 @@ def read_rgba(handle: Any, corner: tuple[int, int], level: int, size_px: tuple[i
     """Reads pixels of one level as OpenSlide does, whichever library reads them.
 
     Args:
-        handle: An `openslide.OpenSlide` or a `tiffslide.TiffSlide`.
+        handle: An ``openslide.OpenSlide`` or a ``tiffslide.TiffSlide``.
         corner: Top-left corner x, y in level-0 pixels; may lie outside.
         level: Number of the level, 0 the largest.
         size_px: Width and height in pixels of the level.
@@ -117,7 +117,7 @@ def read_rgba(handle: Any, corner: tuple[int, int], level: int, size_px: tuple[i
 
 
 def _whole_and_fraction(position: float) -> tuple[int, float]:
-    """Splits a position on a level as OpenSlide does, which cuts off the fraction left of and above the slide."""
+    """Splits a position on a level as OpenSlide does, which drops the fraction left of and above the slide."""
     if position < 0:
         return math.ceil(position), 0.0
     # cairo, which draws for OpenSlide, places pixels on a grid of 1/256
@@ -155,6 +155,6 @@ def _whole_pixels(
 
 
 def _level0(pixel: int, downsample: float) -> int:
-    """Finds the level-0 coordinate that tiffslide, which divides and rounds down, takes to a pixel of a level."""
+    """Finds the level-0 coordinate that tiffslide, which divides and rounds down, maps to a pixel of a level."""
     location = math.floor(pixel * downsample)
     return location if int(location / downsample) == pixel else location + 1

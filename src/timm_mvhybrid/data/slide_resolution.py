@@ -1,19 +1,19 @@
-"""The resolution that a slide states, and whether it can be true."""
+"""The resolution that a slide states, and whether it can be right."""
 
 from __future__ import annotations
 
 import math
 
-# Image editors write 72 or 96 dpi (353 or 265 µm/px) when they know nothing; no scanner is this coarse.
+# Image editors write 72 or 96 dpi (353 or 265 µm/px) when they do not know better; no scanner is this coarse.
 _COARSEST_UM_PER_PX = 50.0
-# An objective of 100 × and NA 1.4 resolves 0.2 µm; pixels below a quarter of that come of wrong units or wrong tags.
+# An objective of 100 × and NA 1.4 resolves 0.2 µm; pixels below a quarter of that come from wrong units or wrong tags.
 _FINEST_UM_PER_PX = 0.05
 # scanners measure x and y apart and differ by less than a tenth of a percent
 _LARGEST_ANISOTROPY = 0.01
 
 
 def check_resolution(um_per_px: tuple[float, float] | None) -> tuple[float | None, str]:
-    """Takes a stated resolution, or tells why not.
+    """Accepts a stated resolution, or says why it cannot be used.
 
     Args:
         um_per_px: µm per pixel of level 0, x and y; None where the slide states none.

@@ -38,11 +38,11 @@ class SlideSource(SlidePatches):
         scale = options.resolution_um_per_px / native
         self.resolution_um_per_px: float = options.resolution_um_per_px
         if abs(scale - 1) <= 0.01:
-            # one percent is within the scanners' own tolerance, and resampling would blur for nothing
+            # one percent is within the scanners' own tolerance, and resampling would blur needlessly
             scale, self.resolution_um_per_px = 1.0, native
         if scale < 1:
             warnings.warn(
-                f"{self.path}: the slide has {native:g} µm/px, coarser than the wanted "
+                f"{self.path}: the slide has {native:g} µm/px, coarser than the requested "
                 f"{options.resolution_um_per_px:g}; its patches are enlarged",
                 stacklevel=2,
             )
@@ -63,18 +63,18 @@ class SlideSource(SlidePatches):
                 f"{self.path}: the slide ({dimensions[0]} × {dimensions[1]} px at {native:g} µm/px) is smaller than "
                 f"one patch of {wanted}; lower --patch-size or --resolution"
             )
-        # a mask coarser than a few pixels per patch could not tell half-full patches from full ones
+        # a mask coarser than a few pixels per patch could not distinguish half-full patches from full ones
         downsample = max(min(_MASK_UM_PER_PX / native, self.patch_size_level0 / 4), 1.0)
         thumbnail = self.slide.thumbnail(downsample)
         mask, threshold = tissue_mask(thumbnail)
         fraction = tissue_fraction(mask, grid, self.patch_size_level0, dimensions)
         self.coords = grid[fraction >= options.min_tissue]
-        # what this process opened must not be inherited by the workers' processes
+        # workers' processes must not inherit what this process opened
         self.slide.close()
         if len(self.coords) == 0:
             if (thumbnail == thumbnail[..., :1]).all() and np.ptp(thumbnail) > 0:
                 raise DataError(
-                    f"{self.path}: the slide is grey, and tissue is told from glass by its colour; take every patch "
+                    f"{self.path}: the slide is grey, and tissue is recognised by its colour; take every patch "
                     "with --min-tissue 0"
                 )
             raise DataError(

@@ -1,4 +1,4 @@
-"""The one protocol of this room, and the detection: path → patch source."""
+"""The protocol of all patch sources, and their detection: path → patch source."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class PatchSource(Protocol):
 
     @property
     def paths(self) -> list[str] | None:
-        """Paths relative to `path`, with forward slashes; None unless the source is a folder or tars."""
+        """Paths relative to ``path``, with forward slashes; None unless the source is a folder or tars."""
 
     @property
     def patch_size_px(self) -> int | None:
@@ -61,7 +61,7 @@ class PatchSource(Protocol):
         """Returns the number of patches."""
 
     def __getitem__(self, index: int) -> Image.Image | NDArray[np.uint8]:
-        """Reads one patch as an RGB image or as (H, W, 3) uint8, or raises `PatchError`."""
+        """Reads one patch as an RGB image or as (H, W, 3) uint8, or raises ``PatchError``."""
 
     def name(self, index: int) -> str:
         """Names one patch for messages."""
@@ -77,21 +77,21 @@ def open_source(
     slide: str | Path | None = None,
     edge: Edge = "auto",
 ) -> PatchSource:
-    """Opens whatever holds patches; its kind is told from its content, not from its name.
+    """Opens whatever holds patches; its kind is recognised by its content, not by its name.
 
     Args:
         path: A slide, a folder of images, a patch h5, a coordinate h5, a tar, a folder of tars or a pattern of tars
-            such as `shard-{000..009}.tar`.
+            such as ``shard-{000..009}.tar``.
         tiling: How slides are cut; patches that exist already keep their size and resolution. Its
-            `slide_resolution_um_per_px` also serves coordinate h5 files.
-        slide: The slide of a coordinate h5, or the folder it lies in; None looks for it beside the file.
-        edge: What becomes of patches of a coordinate h5 that hang over the slide's edge, see `CoordinateH5Source`.
+            ``slide_resolution_um_per_px`` also serves coordinate h5 files.
+        slide: The slide of a coordinate h5, or its folder; None looks for it beside the file.
+        edge: How patches of a coordinate h5 that extend over the slide's edge are filled, see ``CoordinateH5Source``.
 
     Returns:
         The patches.
 
     Raises:
-        DataError: If the path does not exist or is nothing that is accepted.
+        DataError: If the path does not exist or is not of an accepted kind.
     """
     path = Path(path)
     tiling = tiling or TilingOptions()
@@ -126,7 +126,7 @@ def open_source(
 
 
 def _open_folder(path: Path) -> PatchSource:
-    """Opens a folder of tars or of images; a folder of several other sources is not one source."""
+    """Opens a folder of tars or of images; a folder of several other sources is not a single source."""
     names = sorted(file.name for file in path.iterdir() if file.is_file())
     h5_files = [name for name in names if name.lower().endswith(H5_SUFFIXES)]
     if h5_files:

@@ -1,7 +1,7 @@
 """Tar shards, as WebDataset lays them out: tars → images by random access, without unpacking.
 
-A sample is a group of members with one key, `key.jpg`, `key.json`, …; only images are read, and only images are ever
-decoded.
+A sample is a group of members with one key, ``key.jpg``, ``key.json``, …; only images are read, and only images are
+ever decoded.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def is_tar(start: bytes) -> bool:
-    """Tells whether a file is a POSIX or GNU tar.
+    """Says whether a file is a POSIX or GNU tar.
 
     Args:
         start: The first 512 bytes of the file.
 
     Returns:
-        Whether they carry the format's mark.
+        Whether they have the format's magic bytes.
     """
     return start[257:262] == b"ustar"
 
 
 def expand_shards(pattern: str) -> list[str]:
-    """Expands brace ranges as shells do: `{000..010}` counts up with leading zeros.
+    """Expands brace ranges as shells do: ``{000..010}`` counts up with leading zeros.
 
     Args:
         pattern: A path with any number of ranges, or none.
@@ -122,7 +122,7 @@ def _check_end(path: Path, end: int) -> None:
         stream.seek(end)
         mark = stream.read(_BLOCK)
         if len(mark) < _BLOCK:
-            raise DataError(f"{path}: truncated, there is no mark of its end; copy or write it again")
+            raise DataError(f"{path}: truncated, its end mark is missing; copy or write it again")
         while mark:
             if mark.count(0) != len(mark):
                 raise DataError(
@@ -132,7 +132,7 @@ def _check_end(path: Path, end: int) -> None:
 
 
 def _is_image(name: str) -> bool:
-    """Tells images by their suffix, hidden files left out as in folders."""
+    """Recognises images by their suffix; hidden files are left out as in folders."""
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.rpartition("/")[2].startswith(".")
 
 
@@ -149,9 +149,9 @@ class TarSource:
     one read at a known place. Nothing is unpacked to disk, and members that are not images are left alone.
 
     Args:
-        path: A tar, a pattern such as `shard-{000000..000009}.tar`, or a folder of tars.
+        path: A tar, a pattern such as ``shard-{000000..000009}.tar``, or a folder of tars.
         suffix: End of the names to take, such as ".jpg", for samples that hold several images; None takes every image
-            and demands that no sample holds two.
+            and requires that no sample holds two.
 
     Raises:
         DataError: If a tar is missing, compressed or damaged, there is no image, or a sample holds several.
@@ -194,17 +194,7 @@ class TarSource:
         return len(self._names)
 
     def __getitem__(self, index: int) -> Image.Image:
-        """Reads one image.
-
-        Args:
-            index: From 0 to the number of images.
-
-        Returns:
-            The image in mode RGB, in its own size.
-
-        Raises:
-            PatchError: If the member cannot be read as an image.
-        """
+        """Reads one image, in mode RGB and its own size, or raises ``PatchError``."""
         number, offset, size = self._places[index].tolist()
         try:
             with self.shards[number].open("rb") as stream:
@@ -217,14 +207,7 @@ class TarSource:
         return read_image(io.BytesIO(content), self.name(index))
 
     def name(self, index: int) -> str:
-        """Names one image for messages.
-
-        Args:
-            index: From 0 to the number of images.
-
-        Returns:
-            The tar and the member.
-        """
+        """Names one image for messages, by the tar and the member."""
         return f"{self.shards[int(self._places[index, 0])]} member {self._names[index]}"
 
     def close(self) -> None:

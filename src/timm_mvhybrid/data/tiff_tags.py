@@ -1,7 +1,7 @@
-"""What the tags of a TIFF say of its pixels: whether they are colours, which library reads them right, and their size.
+"""What the tags of a TIFF say about its pixels: whether they are colours, who reads them right, and their size.
 
-OpenSlide and tiffslide look at few of these tags: 16 bits lose their lower half, of several grey planes the first is the
-whole picture, and what is not RGB keeps its numbers. So they are asked first.
+OpenSlide and tiffslide look at few of these tags: 16 bits lose their lower half, the first of several grey planes is
+taken for the whole picture, and colours that are not RGB are taken for RGB. So the tags are checked first.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # PhotometricInterpretation, TIFF 6.0 and its supplements
 _GREY, _RGB, _YCBCR = (0, 1), 2, 6
 _BLACK_IS_ZERO = 1
-# JPEG's decoder turns YCbCr into RGB by itself, that of JPEG 2000 does not; Aperio's first kind of it is YCbCr whatever
+# JPEG's decoder turns YCbCr into RGB, that of JPEG 2000 does not; Aperio's first kind of JPEG 2000 is YCbCr whatever
 # the photometric tag says
 _JPEG, _APERIO_JPEG2000_YCBCR = 7, 33003
 _ASSOCIATED_ALPHA, _UNASSOCIATED_ALPHA = 1, 2
 _UNSIGNED = 1
 _SEPARATE_PLANES = 2
-# from here on TIFF leaves tags to companies, some of which write them as no reader understands
+# from here on TIFF leaves tags to companies, some of which write them in ways that no reader understands
 _FIRST_PRIVATE_TAG = 32768
-# OME-XML writes a length with its unit; µm where it names none, and both of Unicode's mus are in use
+# OME-XML states a length with its unit, µm if none is named; both of Unicode's mus are in use
 _UM_PER_UNIT = {
     **{"m": 1e6, "dm": 1e5, "cm": 1e4, "mm": 1e3, "µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "pm": 1e-6},
     **{"Å": 1e-4, "in": 25400.0},
@@ -44,9 +44,9 @@ _OME_COLOURS = (0xFF0000FF, 0x00FF00FF, 0x0000FFFF)
 class TiffTags:
     """What must be known of a TIFF before a slide library reads it.
 
-    Args:
-        openslide_problem: What OpenSlide would get wrong; empty if nothing.
-        tiffslide_problem: What tiffslide would get wrong; empty if nothing.
+    Attributes:
+        openslide_problem: What OpenSlide would get wrong; empty for nothing.
+        tiffslide_problem: What tiffslide would get wrong; empty for nothing.
         um_per_px: Resolution by OME-XML in µm per pixel, x and y; None where there is none.
     """
 
@@ -56,7 +56,7 @@ class TiffTags:
 
 
 def read_tiff_tags(path: Path) -> TiffTags:
-    """Reads what a TIFF says of its pixels.
+    """Reads what a TIFF says about its pixels.
 
     Args:
         path: Any file.
@@ -88,7 +88,7 @@ def read_tiff_tags(path: Path) -> TiffTags:
             return _judge(path, file)
     except DataError:
         raise
-    # tifffile lets through whatever a broken file makes it do
+    # tifffile passes on whatever a broken file raises inside it
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: truncated or damaged TIFF ({reason}); copy it again") from error
@@ -96,7 +96,7 @@ def read_tiff_tags(path: Path) -> TiffTags:
 
 @contextmanager
 def quiet_tifffile() -> Iterator[None]:
-    """Keeps tifffile from logging what it meets in a broken file; what breaks it is told by an exception."""
+    """Keeps tifffile from logging what it finds in a broken file; an exception reports what matters."""
     log = logging.getLogger("tifffile")
     log.addFilter(_drop)
     try:
@@ -110,7 +110,7 @@ def _drop(_: logging.LogRecord) -> bool:
 
 
 def _check_whole(path: Path, file: Any) -> None:
-    """Refuses a file that ends before its pages do: the libraries would read what is left, as a slide of fewer levels."""
+    """Refuses a file that ends before its pages do: the libraries would read the rest as a slide of fewer levels."""
     size = file.filehandle.size
     ends = [end for page in file.pages for end in _data_ends(page)]
     file.filehandle.seek(file.pages.next_page_offset)
@@ -148,7 +148,7 @@ def _data_ends(page: Any) -> Iterator[int]:
 
 
 def _lost_tags(file: Any, page: Any) -> set[int]:
-    """Lists the standard tags of a page and of its smaller levels that tifffile left out: their values lie nowhere."""
+    """Lists the standard tags of a page and its smaller levels that tifffile left out: their values are missing."""
     import tifffile
 
     tiff = file.tiff
@@ -164,7 +164,7 @@ def _lost_tags(file: Any, page: Any) -> set[int]:
 
 
 def _judge(path: Path, file: Any) -> TiffTags:
-    """Tells what is right with an opened TIFF, by the first of its pages, which is a slide's largest level."""
+    """Judges an opened TIFF by the first of its pages, which is a slide's largest level."""
     page = file.pages[0]
     bits = _largest(page.bitspersample)
     if bits > 8 or _largest(page.sampleformat) != _UNSIGNED:
@@ -195,7 +195,7 @@ def _judge(path: Path, file: Any) -> TiffTags:
 
 
 def _tiffslide_problem(page: Any) -> str:
-    """Tells what tiffslide would get wrong: it takes any samples for grey, RGB or RGBA, whatever the tags say."""
+    """Says what tiffslide would get wrong: it takes any samples for grey, RGB or RGBA, whatever the tags say."""
     photometric = getattr(page.photometric, "name", page.photometric)
     if page.compression == _APERIO_JPEG2000_YCBCR:
         return "mistakes YCbCr in JPEG 2000 (tag Compression: 33003) for RGB"
@@ -212,7 +212,7 @@ def _tiffslide_problem(page: Any) -> str:
 
 
 def _largest(value: Any) -> int:
-    """Takes the largest of a tag's values, one for all samples or one each."""
+    """Returns the largest of a tag's values, which may be one for all samples or one each."""
     return int(max(value)) if isinstance(value, tuple | list) else int(value)
 
 
@@ -225,7 +225,7 @@ def _num_grey_planes(file: Any, page: Any) -> int:
 
 
 def _ome_pixels(file: Any) -> ElementTree.Element | None:
-    """Finds what OME-XML says of the first image; None where there is none, or none that can be parsed."""
+    """Finds what OME-XML says about the first image; None if there is none, or none that can be parsed."""
     if not file.is_ome:
         return None
     try:
@@ -249,7 +249,7 @@ def _ome_resolution(pixels: ElementTree.Element | None) -> tuple[float, float] |
 
 
 def _are_red_green_blue(pixels: ElementTree.Element | None) -> bool:
-    """Tells whether three channels are the three colours, by their names or the colours they are to be shown in."""
+    """Says whether three channels are the three colours, by their names or by the colours of their display."""
     if pixels is None:
         return False
     channels = pixels.findall("{*}Channel")

@@ -35,7 +35,7 @@ def tile_file_matches(path: Path, slide: Path, options: TilingOptions) -> int:
     Args:
         path: The patch h5.
         slide: The slide.
-        options: How it is to be cut.
+        options: How it should be cut.
 
     Returns:
         Its number of patches.
@@ -43,7 +43,7 @@ def tile_file_matches(path: Path, slide: Path, options: TilingOptions) -> int:
     Raises:
         DataError: If it is not such a file, or the slide or an option differs.
     """
-    remedy = "choose another --output, or cut anew with --overwrite"
+    remedy = "choose another --output, or cut it again with --overwrite"
     file = H5File(path)
     try:
         stated = file.handle.attrs.get("tiling")
@@ -72,15 +72,15 @@ def write_tile_file(
 ) -> None:
     """Cuts a slide into a patch h5 in HEST's layout.
 
-    `img` (N, H, W, 3) uint8 holds one patch per chunk, so that any patch is read by itself, and `coords` (N, 2) int64
-    the top-left corners in level-0 pixels. The attributes of `img` are HEST's: `patch_size_src` in level-0 pixels,
-    `patch_size_target`, `downsample` and `pixel_size` in µm per level-0 pixel.
+    ``img`` (N, H, W, 3) uint8 holds one patch per chunk, so that any patch is read by itself, and ``coords`` (N, 2)
+    int64 the top-left corners in level-0 pixels. The attributes of ``img`` are HEST's: ``patch_size_src`` in level-0
+    pixels, ``patch_size_target``, ``downsample`` and ``pixel_size`` in µm per level-0 pixel.
 
     Args:
         source: The slide and its tiles.
         path: The file to write; replaced if it exists, left as it is if cutting fails.
         options: How the slide was laid out, for a later run to compare.
-        compression: "none" is read ten times faster than "gzip" and about twice as large; "lzf" lies between.
+        compression: "none" is read ten times faster than "gzip" and is about twice as large; "lzf" is in between.
 
     Raises:
         PatchError: If a region of the slide is unreadable.

@@ -29,15 +29,15 @@ THUMBNAIL_FOLDER = "thumbnails"
 
 @dataclass(frozen=True, kw_only=True)
 class TiledSlide:
-    """What became of one slide.
+    """The outcome for one slide.
 
-    Args:
+    Attributes:
         slide: The slide.
         output: Its patch h5.
         status: "tiled" now, "kept" from an earlier run with the same options, or "failed".
         num_patches: Patches in the file; 0 if it failed.
         seconds: Time it took.
-        message: Why it failed, or what was warned of; empty otherwise.
+        message: Why it failed, or the warnings; empty otherwise.
     """
 
     slide: Path
@@ -50,9 +50,9 @@ class TiledSlide:
 
 @dataclass(frozen=True, kw_only=True)
 class TilingSummary:
-    """What a run of `tile_slides` did.
+    """What a run of ``tile_slides`` did.
 
-    Args:
+    Attributes:
         manifest: The store's manifest, for pretraining.
         slides: One entry a slide, in the order they were given.
     """
@@ -84,10 +84,10 @@ def tile_slides(
 ) -> TilingSummary:
     """Cuts slides into a patch store that pretraining reads fast.
 
-    The store holds `SLIDE.h5` for each slide, `thumbnails/SLIDE.png` with the tiles drawn, `manifest.json` (all slides
-    of the store, also of earlier runs) and `tiling.jsonl` (one line a slide and run). Slides that an earlier run
-    finished with the same options are kept, so an interrupted run goes on where it stopped. A slide that fails is
-    reported and the others go on.
+    The store holds ``SLIDE.h5`` for each slide, ``thumbnails/SLIDE.png`` with the tiles drawn, ``manifest.json`` (all
+    slides of the store, also of earlier runs) and ``tiling.jsonl`` (one line a slide and run). Slides that an earlier
+    run finished with the same options are kept, so an interrupted run continues where it stopped. A slide that fails is
+    reported, and the others are still cut.
 
     Args:
         slides: The slides; their names without suffix must differ.
@@ -96,11 +96,11 @@ def tile_slides(
         compression: Of the pixels: "none", "lzf" or "gzip".
         thumbnail_size_px: Longer side of the thumbnails in pixels.
         num_workers: Processes, each with a slide of its own; 0 cuts in this one.
-        overwrite: Cut anew what exists.
+        overwrite: Cut existing files again.
         on_slide: Called after each slide, in the order they finish.
 
     Returns:
-        What became of each slide; look at `failed`.
+        The outcome for each slide; look at ``failed``.
 
     Raises:
         DataError: If no slide is given, or two have the same name.
@@ -129,7 +129,7 @@ def tile_slides(
         finished[result.slide] = result
         if result.status != "failed":
             _add_to_manifest(manifest, result.output)
-        # on a disk that is full, what failed the slide is the thing to report
+        # on a full disk, what failed the slide is the error to report
         with suppress(OutputError) if result.status == "failed" else nullcontext():
             _log(folder / LOG_NAME, result)
         if on_slide is not None:
@@ -176,10 +176,10 @@ def _run(tasks: Sequence[_Task], num_workers: int) -> Iterator[TiledSlide]:
                     yield future.result()
                 except BrokenProcessPool:
                     yield _failed(
-                        futures[future], 0.0, "a worker process died (out of memory?); run again to go on"
+                        futures[future], 0.0, "a worker process died (out of memory?); run again to continue"
                     )
         except BaseException:
-            # an interrupted run must not cut the slides that still wait
+            # an interrupted run must not cut the slides that are still waiting
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
@@ -191,7 +191,7 @@ def _failed(task: _Task, seconds: float, message: str) -> TiledSlide:
 
 
 def _tile(task: _Task) -> TiledSlide:
-    """Cuts one slide, or finds it cut."""
+    """Cuts one slide, or finds that it was cut before."""
     start = time.monotonic()
     status: Literal["tiled", "kept"] = "tiled"
     try:
@@ -205,7 +205,7 @@ def _tile(task: _Task) -> TiledSlide:
                     num_patches = _cut(task)
     except TimmMVHybridError as error:
         return _failed(task, time.monotonic() - start, str(error))
-    # of libraries that read foreign files
+    # from libraries that read foreign files
     except (ValueError, OSError, RuntimeError) as error:
         return _failed(task, time.monotonic() - start, f"{task.slide}: {error}")
     return TiledSlide(
@@ -229,7 +229,7 @@ def _cut(task: _Task) -> int:
 
 
 def _add_to_manifest(manifest: Path, patches: Path) -> None:
-    """Enters a patch file, keeping entries and weights that are there already, and what other runs enter meanwhile."""
+    """Adds a patch file to the manifest; existing entries, and those that other runs add meanwhile, stay."""
     with claimed(manifest, wait=True):
         _enter(manifest, patches)
 

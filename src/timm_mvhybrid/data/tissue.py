@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ..runtime.errors import DataError
 
-# Glass and JPEG noise stay below this chroma (0-255); without a floor, Otsu splits the noise of a blank slide.
+# Glass and JPEG noise stay below this chroma (0-255); without a floor, Otsu would split the noise of a blank slide.
 CHROMA_FLOOR = 12
-# Otsu on a slide that is all tissue splits pale from dark tissue; no pale stain may be lost to that.
+# On a slide that is all tissue, Otsu would separate pale from dark tissue and lose the pale stain.
 CHROMA_CEILING = 20
 
 
@@ -20,7 +20,7 @@ CHROMA_CEILING = 20
 class TilingOptions:
     """How a slide is cut into patches.
 
-    Args:
+    Attributes:
         resolution_um_per_px: Wanted resolution in µm per pixel.
         patch_size_px: Side of the square patches in pixels at that resolution.
         overlap_px: Pixels shared by neighbouring patches at that resolution.
@@ -77,7 +77,7 @@ def otsu_threshold(values: NDArray[np.uint8]) -> int:
     mean_below = np.cumsum(frequency * np.arange(256))
     spread = below * (1 - below)
     between = np.zeros(256)
-    # rounding leaves 1e-17 where one class is empty; dividing by that would win the maximum
+    # rounding leaves 1e-17 where one class is empty; dividing by that would give the maximum
     valid = spread > 1e-9
     between[valid] = (mean_below[-1] * below[valid] - mean_below[valid]) ** 2 / spread[valid]
     return int(between.argmax())
@@ -86,7 +86,7 @@ def otsu_threshold(values: NDArray[np.uint8]) -> int:
 def tissue_mask(thumbnail: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], int]:
     """Marks what is stained: pixels whose chroma (largest minus smallest channel) exceeds Otsu's threshold.
 
-    The threshold is kept between `CHROMA_FLOOR` and `CHROMA_CEILING`, so that a blank slide has no tissue and a
+    The threshold is kept between ``CHROMA_FLOOR`` and ``CHROMA_CEILING``, so that a blank slide has no tissue and a
     slide full of tissue keeps its pale parts.
 
     Args:

@@ -1,10 +1,10 @@
-r"""AtlasPatch: this file is a plugin that offers the six backbones, each under its timm name.
+r"""AtlasPatch: this file is a plugin that registers the six backbones, each under its timm name.
 
     PLUGIN=$(python -c "import timm_mvhybrid.integrations.atlas_patch as plugin; print(plugin.__file__)")
     atlaspatch process slide.svs --output out --patch-size 256 --target-mag 20 --feature-plugin "$PLUGIN" \
         --feature-extractors mvhybrid_small_patch16_256
 
-Weights are the published ones. For weights of one's own, write a plugin of one's own:
+Weights are the published ones. For your own weights, write your own plugin:
 
     from timm_mvhybrid.integrations.atlas_patch import register_model
 
@@ -13,7 +13,7 @@ Weights are the published ones. For weights of one's own, write a plugin of one'
                        checkpoint="weights.safetensors")
 
 AtlasPatch casts model and patches to one precision, float16 by default (float32 on a CPU). The decay rates of the scans
-stay in float32 all the same; for features of full precision say ``--feature-precision float32``.
+stay in float32 even then; for features of full precision give ``--feature-precision float32``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import timm
 import torch
 
-# AtlasPatch runs the file outside of its package, where relative imports mean nothing
+# AtlasPatch runs the file outside its package, where relative imports do not work
 from timm_mvhybrid.embed.backbone import load_encoder
 from timm_mvhybrid.models import MODEL_NAMES
 
@@ -34,7 +34,7 @@ _INSTALL = "atlas-patch is not installed; run: pip install atlas-patch"
 def register_feature_extractors(
     registry: Any, device: torch.device, dtype: torch.dtype, num_workers: int = 0
 ) -> None:
-    """Offers the six backbones with published weights; AtlasPatch calls it by this name.
+    """Registers the six backbones with published weights; AtlasPatch calls this function by its name.
 
     Args:
         registry: AtlasPatch's registry of patch feature extractors.
@@ -58,7 +58,7 @@ def register_model(
     checkpoint: str | Path | None = None,
     **model_args: Any,
 ) -> None:
-    """Offers one model; it is built, and its weights are read, when AtlasPatch first needs it.
+    """Registers one model; it is built, and its weights are read, when AtlasPatch first needs it.
 
     Args:
         registry: AtlasPatch's registry of patch feature extractors.
@@ -73,7 +73,7 @@ def register_model(
 
     Raises:
         ImportError: AtlasPatch is not installed.
-        ValueError: Both kinds of weights are asked for, or the name is taken.
+        ValueError: Both kinds of weights are requested, or the name is taken.
     """
     try:
         from atlas_patch.models.patch.custom import CustomEncoderComponents, register_custom_encoder

@@ -8,15 +8,16 @@ In CLAM's folder, with the arguments that CLAM's own script takes::
 
 ``--checkpoint FILE`` before the script's name takes weights of your own. ``create_heatmaps.py`` runs in the same way,
 with ``encoder_arguments: {model_name: mvhybrid_small_patch16_256, target_img_size: 256}`` in its configuration. The
-features have 384 numbers, so training wants ``--embed_dim 384``; its default is 1024.
+features have 384 numbers, so training needs ``--embed_dim 384``; its default is 1024.
 
-Its ``create_patches_fp.py`` looks for large pieces of tissue; on a small region its default finds nothing, and
-``--preset bwh_biopsy.csv`` does. The features lie in ``h5_files`` within ``--feat_dir``; ``timm-mvhybrid evaluate
-slides`` takes either folder. ``timm-mvhybrid embed`` on its coordinate files gives the same features, by the same pixels.
+Its ``create_patches_fp.py`` looks for large pieces of tissue; on a small region its default finds nothing, but
+``--preset bwh_biopsy.csv`` does. The features are in ``h5_files`` within ``--feat_dir``; ``timm-mvhybrid evaluate
+slides`` takes either folder. ``timm-mvhybrid embed`` on its coordinate files gives the same features, by the same
+pixels.
 
-CLAM has no packages: it is a clone of github.com/mahmoodlab/CLAM, run from its folder. It was run at 53e2409, whose
-environment has timm 0.9.8, with which no backbone of this package runs: install this package after it. It runs with timm
-1.0.31.
+CLAM is not a package: it is a clone of github.com/mahmoodlab/CLAM, run from its folder. It was run at commit 53e2409,
+whose environment has timm 0.9.8, with which no backbone of this package runs: install this package after it. It runs
+with timm 1.0.31.
 """
 
 from __future__ import annotations
@@ -80,10 +81,10 @@ def encoder(
 
 
 def install(*, checkpoint: str | Path | None = None, **model_args: Any) -> tuple[str, ...]:
-    """Puts the six backbones beside those that CLAM's ``get_encoder`` knows, for this process.
+    """Adds the six backbones to those that CLAM's ``get_encoder`` knows, in this process.
 
     Args:
-        checkpoint: Take the weights of this file in place of the published ones; as ``checkpoint_path`` it is taken too.
+        checkpoint: Take the weights of this file instead of the published ones; as ``checkpoint_path`` it is taken too.
         **model_args: Further arguments of ``timm.create_model``.
 
     Returns:
@@ -105,8 +106,8 @@ def install(*, checkpoint: str | Path | None = None, **model_args: Any) -> tuple
 
     def get_encoder(model_name: str, target_img_size: int = 224) -> tuple[nn.Module, Transform]:
         if model_name not in MODEL_NAMES:
-            answer: tuple[nn.Module, Transform] = theirs(model_name, target_img_size=target_img_size)
-            return answer
+            found: tuple[nn.Module, Transform] = theirs(model_name, target_img_size=target_img_size)
+            return found
         return encoder(model_name, target_img_size, checkpoint=checkpoint, **model_args)
 
     replacement: Any = get_encoder
@@ -116,7 +117,7 @@ def install(*, checkpoint: str | Path | None = None, **model_args: Any) -> tuple
 
 
 class _OurNamesToo:
-    """Within it, an option ``--model_name`` with a closed list of names takes ours beside them."""
+    """Within it, an option ``--model_name`` with a closed list of choices takes our names too."""
 
     def __enter__(self) -> None:
         self._theirs = argparse._ActionsContainer.add_argument
@@ -143,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m timm_mvhybrid.integrations.clam",
         description="Runs a script of CLAM that then takes the names of our backbones.",
     )
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights in place of the published")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights instead of the published")
     parser.add_argument(
         "script", type=Path, help="extract_features_fp.py or create_heatmaps.py, in CLAM's folder"
     )

@@ -1,4 +1,4 @@
-"""Our backbones in HEST-Benchmark: name → the three things that its ``benchmark`` takes.
+"""Our backbones in HEST-Benchmark: name → the first three arguments of its ``benchmark``.
 
 ::
 
@@ -8,12 +8,13 @@
     benchmark(*encoder("mvhybrid_small_patch16_256"), encoders=[], datasets=["IDC"])
 
 HEST is installed from a clone of its repository, github.com/mahmoodlab/HEST: what PyPI calls ``hest`` is another
-project. It was run at afd42c3, which asks for hestcore 1.0.4 and any timm from 0.9.16. Its patches are 224 px at 0.5 µm/px. They enter the model as they are: enlarged to the model's 256 px they would show
-tissue at another resolution than the one that the backbones are trained at. Without ``encoders=[]``, HEST runs its
+project. It was run at commit afd42c3, which requires hestcore 1.0.4 and any timm from 0.9.16. Its patches are 224 px at
+0.5 µm/px. They enter the model as they are: enlarged to the model's 256 px they would show tissue at another resolution
+than the one at which the backbones are trained. Without ``encoders=[]``, HEST runs its
 ResNet-50 too. ``timm-mvhybrid evaluate expression`` computes the same task without HEST: ``--panel task --protocols csv
---nan-policy propagate`` are its genes, folds and means. ``dimreduce=None`` in the call has no effect, for HEST leaves out
-arguments that are None; principal components are switched off by ``dimreduce: null`` in the file that ``config`` names,
-and then equal ``--num-components none``.
+--nan-policy propagate`` are its genes, folds and means. ``dimreduce=None`` in the call has no effect, because HEST
+leaves out arguments that are None; principal components are switched off by ``dimreduce: null`` in the file that
+``config`` names, and then equal ``--num-components none``.
 """
 
 from __future__ import annotations

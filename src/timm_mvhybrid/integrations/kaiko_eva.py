@@ -1,6 +1,6 @@
 """Our backbones in kaiko-eva: benchmark → embeddings → head → scores, in eva's own command line.
 
-Configurations of this package name a backbone by its function; print where they lie, and give one to eva::
+Configurations of this package name a backbone by its function; print their path, and give one to eva::
 
     eva predict_fit --config $(python -m timm_mvhybrid.integrations.kaiko_eva --configuration classification)
     eva fit --config $(python -m timm_mvhybrid.integrations.kaiko_eva --configuration segmentation)
@@ -11,10 +11,11 @@ this package is imported before eva, which is what this module does when it is r
     export MODEL_NAME=timm/mvhybrid_small_patch16_256
     python -m timm_mvhybrid.integrations.kaiko_eva predict_fit --config bach.yaml
 
-It also sets, unless they are set, the variables that eva's configurations read beside it, as ``environment`` gives
-them: without those eva builds the model with random weights and normalises by the colours of ImageNet.
+It also sets, unless they are set, the other variables that eva's configurations read, to the values of ``environment``:
+without them eva builds the model with random weights and normalises by the colours of ImageNet.
 
-kaiko-eva 0.4 with jsonargparse below 4.52, since it cannot read a loss such as ``torch.nn.CrossEntropyLoss`` with later ones.
+kaiko-eva 0.4 with jsonargparse below 4.52, since it cannot read a loss such as ``torch.nn.CrossEntropyLoss`` with later
+ones.
 """
 
 from __future__ import annotations
@@ -86,13 +87,13 @@ def environment(model_name: str, checkpoint_path: str | Path | None = None) -> d
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs eva's command line with the backbones in its registry, or prints where a configuration lies.
+    """Runs eva's command line with the backbones in its registry, or prints the path of a configuration.
 
     Args:
         arguments: What follows ``eva`` on the command line, or ``--configuration TASK``; by default the process's own.
 
     Returns:
-        0; eva leaves the process by itself if it fails.
+        0; eva ends the process itself if it fails.
 
     Raises:
         ImportError: kaiko-eva is not installed.

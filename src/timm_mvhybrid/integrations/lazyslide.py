@@ -12,10 +12,10 @@ lazyslide takes any timm model by name, so ``import timm_mvhybrid`` before the c
     zs.pp.tile_tissues(wsi, 256, mpp=0.5)
     zs.tl.feature_extraction(wsi, "mvhybrid_small_patch16_256", dense=True)
 
-By plain name, though, lazyslide drops ``model_path=`` without a word and loads published weights, resizes the tiles to
-256 px whatever ``img_size`` says unless ``dense=True``, and reads the whole name of an exported folder as the name of a
-table. ``register`` puts the backbones into lazyslide's own list, beside "uni" and "virchow", where all of that
-works. lazyslide 0.13 or later, which needs Python 3.11.
+By plain name, though, lazyslide silently ignores ``model_path=`` and loads published weights, resizes the tiles to
+256 px whatever ``img_size`` says unless ``dense=True``, and takes the whole path of an exported folder for the name of
+a table. ``register`` puts the backbones into lazyslide's own list, beside "uni" and "virchow", where all of that works.
+lazyslide 0.13 or later, which needs Python 3.11.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _PAPER = "https://arxiv.org/abs/2508.00383"
 
 
 def register() -> tuple[str, ...]:
-    """Adds the six backbones to lazyslide's models; again has no effect.
+    """Adds the six backbones to lazyslide's models; a second call has no effect.
 
-    ``zs.tl.feature_extraction(wsi, name, ...)`` then takes, of what a model can want:
-    ``model_path``, a file of weights of this package or a folder that ``timm-mvhybrid export`` wrote, in place of the
-    published weights; ``load_kws``, arguments of ``timm.create_model`` such as ``pretrained`` and ``img_size``, to
-    which the tiles are resized; ``token``; ``dense`` and ``pool_mode``.
+    ``zs.tl.feature_extraction(wsi, name, ...)`` then takes these arguments for a model: ``model_path``, a file of
+    weights of this package or a folder that ``timm-mvhybrid export`` wrote, instead of the published weights;
+    ``load_kws``, arguments of ``timm.create_model`` such as ``pretrained`` and ``img_size``, to which the tiles are
+    resized; ``token``; ``dense`` and ``pool_mode``.
 
     Returns:
         The names.
@@ -93,7 +93,7 @@ def _model_class(base: type[Any], architecture: str) -> type[Any]:
 
 
 def _weights(model_path: str | Path | None, architecture: str) -> tuple[str, Path | None]:
-    """Timm's name of the model that ``model_path`` stands for, and the file to fill it with, if it is one."""
+    """Returns timm's name of the model that ``model_path`` stands for, and the file of its weights, if it is a file."""
     if model_path is None:
         return architecture, None
     path = Path(model_path)

@@ -12,7 +12,7 @@
     )
 
 By itself LightlyTrain normalises by ImageNet's mean and deviation and takes crops of 224 px, and its command line does
-not know our names. Methods ``dino`` and ``simclr`` were tried; ``dinov2`` wants LightlyTrain's own models.
+not know our names. Methods ``dino`` and ``simclr`` were tried; ``dinov2`` needs LightlyTrain's own models.
 LightlyTrain trains, and its ``embed`` returns, the mean of the patch tokens: load its weights with
 ``global_pool="avg"``, because no method there trains the class token. LightlyTrain is under the AGPL.
 """
@@ -30,16 +30,16 @@ __all__ = ["arguments"]
 
 
 def arguments(model_name: str, *, image_size: int | None = None, **model_args: Any) -> dict[str, Any]:
-    """Makes the arguments of ``lightly_train.pretrain`` that belong to a backbone.
+    """Returns the arguments of ``lightly_train.pretrain`` that suit a backbone.
 
     Args:
         model_name: A backbone of this package.
         image_size: Side of the global crops in px; None takes the model's own, 256.
-        **model_args: Further arguments of ``timm.create_model``, such as ``checkpoint_path`` to go on from.
+        **model_args: Further arguments of ``timm.create_model``, such as ``checkpoint_path`` to continue from.
 
     Returns:
         ``model``, ``model_args`` and ``transform_args``. ``lightly_train.embed`` finds the normalisation in its
-        checkpoint; its ``image_size`` must be given there once more.
+        checkpoint; ``image_size`` must be given to it again.
 
     Raises:
         ValueError: The model is not of this package, or the size does not suit it.

@@ -4,14 +4,14 @@
 
     embedded = Model.from_preset("mvhybrid_small_patch16_256").embed_slide("slide.svs")
 
-slide2vec calls `register` by the entry-point group ``slide2vec.encoders``; weights are the published ones. Weights of
-one's own become a further preset, in every process that is to know it:
+slide2vec calls ``register`` by the entry-point group ``slide2vec.encoders``; weights are the published ones. Your own
+weights become a further preset, in every process that uses it:
 
     from timm_mvhybrid.integrations.slide2vec import register_checkpoint
 
     register_checkpoint("my_mvhybrid", "weights.safetensors", "mvhybrid_small_patch16_256")
 
-Tiles, dense grids and pre-norm grids work for all six; attention maps for blocks that have attention. By
+Tiles, dense grids and pre-norm grids work for all six; attention maps for blocks that have attention. With
 ``output_variant="cls_patch_mean"`` the mean of the patch tokens follows the class token.
 """
 
@@ -44,14 +44,14 @@ def register() -> None:
 def register_checkpoint(
     preset: str, checkpoint: str | Path, model_name: str = "mvhybrid_small_patch16_256", **model_args: Any
 ) -> None:
-    """Adds a preset with weights from a file to slide2vec's encoders of this process.
+    """Adds a preset with weights from a file to slide2vec's encoders in this process.
 
-    The file's sha256 becomes the encoder's source, which slide2vec records: features of other weights are never taken
-    for these when a run is resumed. Processes that slide2vec starts for several GPUs do not know the preset.
+    The file's sha256 becomes the encoder's source, which slide2vec records: features of other weights are never
+    mistaken for these when a run is resumed. Processes that slide2vec starts for several GPUs do not have the preset.
 
     Args:
         preset: Its name, in lower case, as for ``Model.from_preset``.
-        checkpoint: Any file that `timm_mvhybrid.models.load_weights` takes.
+        checkpoint: Any file that ``timm_mvhybrid.models.load_weights`` takes.
         model_name: The timm name of the model that the file belongs to.
         **model_args: What the model was trained with, for instance ``ssm_depth=6``.
 
@@ -126,7 +126,7 @@ def _register(
             return super().encode_tiles_attention(batch, blocks=blocks, include_registers=include_registers)
 
     if first_attention == depth:
-        # slide2vec takes a method that is the base class's own for one that is not supported
+        # slide2vec takes a method as unsupported if it is the base class's own
         setattr(Encoder, "encode_tiles_attention", TileEncoder.encode_tiles_attention)  # noqa: B010  (a method, to mypy)
     Encoder.__name__ = Encoder.__qualname__ = f"Encoder[{preset}]"
     register_encoder(

@@ -12,9 +12,9 @@ and then::
 
     benchmark("custom:model.py", dataset="bach", task="knn")
 
-thunder-bench 0.2.2 asks for timm 1.0.20 or older, which this package cannot use; it runs with newer ones:
+thunder-bench 0.2.2 requires timm 1.0.20 or older, which this package cannot use, but runs with newer versions:
 ``pip install thunder-bench``, then ``pip install timm-mvhybrid``, which replaces timm. pip then warns that
-thunder-bench asks for another.
+thunder-bench requires another version.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def model_class(
             return features
 
         def get_segmentation_embeddings(self, x: Tensor) -> Tensor:
-            # by its attributes a module may hold anything
+            # the attributes of a module may be anything
             model: Any = self.model
             tokens: Tensor = model.forward_features(x)
             return tokens[:, model.num_prefix_tokens :]

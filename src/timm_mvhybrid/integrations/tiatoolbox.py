@@ -7,11 +7,11 @@
     extractor.run(["slide.svs"], patch_mode=False, patch_input_shape=(256, 256), save_dir="features",
                   input_resolutions=[{"units": "mpp", "resolution": 0.5}], output_type="zarr")
 
-Done by hand, two things go wrong. ``TimmBackbone(name)`` runs a timm model that is not in the dictionary without the last
-of its children, as a plain sequence of the others: that is an error or, for timm's own vision transformers, silently all tokens
-in one long vector, without class token or position embedding. And a model without ``preproc_func`` is
-given raw values of 0 to 255. `register` closes the first way, for it puts every backbone into the dictionary under its
-own timm name, so that the name means the whole model from then on; `backbone` does both.
+By hand, two things go wrong. ``TimmBackbone(name)`` runs a timm model that is not in the dictionary without the last
+of its children, as a plain sequence of the others: that is an error or, for timm's own vision transformers, silently
+all tokens in one long vector, without class token or position embedding. And a model without ``preproc_func`` receives
+raw values of 0 to 255. ``register`` prevents the first: it puts every backbone into the dictionary under its own timm
+name, so that the name means the whole model from then on. ``backbone`` prevents both.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _INSTALL = "tiatoolbox is not installed; run: pip install 'tiatoolbox>=2.1'"
 def register() -> None:
     """Puts the backbones into TIAToolbox's dictionary of timm architectures, each under its timm name.
 
-    From then on ``TimmBackbone`` and ``TimmModel`` take the names and give class-token features. Again has no effect.
+    From then on ``TimmBackbone`` and ``TimmModel`` take the names and return class-token features. A second call has no
+    effect.
 
     Raises:
         ImportError: TIAToolbox is not installed, or older than 2.1.
@@ -44,14 +45,14 @@ def register() -> None:
 
 
 def preproc_func(model_name: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Makes the function that normalises one patch as a model wants it.
+    """Makes the function that normalises one patch for a model.
 
     Args:
         model_name: A timm name.
 
     Returns:
         A function: uint8 (height, width, 3), or more channels of which the first three count, to float32
-        (height, width, 3); what ``preproc_func`` of a TIAToolbox model is set to. It can be sent to other processes.
+        (height, width, 3); the value for ``preproc_func`` of a TIAToolbox model. It can be sent to other processes.
     """
     config = resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg(model_name).to_dict())
     return _Normalisation(config["mean"], config["std"])
@@ -75,7 +76,7 @@ def backbone(
         ImportError: TIAToolbox is not installed, or older than 2.1.
     """
     vanilla = _vanilla()
-    # TIAToolbox would hand it to timm, which verifies less
+    # TIAToolbox would pass it to timm, which verifies less
     file = model_args.pop("checkpoint_path", None) or checkpoint
     before = dict(vanilla.timm_arch_dict)
     # TimmBackbone takes options from the dictionary alone
@@ -101,7 +102,7 @@ class _Normalisation:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         if image.dtype != np.uint8:
             raise ValueError(
-                f"the patch is {image.dtype}; expected uint8 pixels that nothing has normalised before"
+                f"the patch is {image.dtype}; expected uint8 pixels that have not been normalised"
             )
         return (image[..., :3].astype(np.float32) / 255 - self.mean) / self.std
 

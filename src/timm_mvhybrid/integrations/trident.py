@@ -7,26 +7,28 @@ By the API::
 
     processor.run_patch_feature_extraction_job("20x_256px_0px_overlap", encoder("mvhybrid_small_patch16_256"), "cuda:0")
 
-or by the command line, from a script that lies in TRIDENT's folder and is run in place of ``run_batch_of_slides.py``::
+or by the command line, from a script in TRIDENT's folder that is run instead of ``run_batch_of_slides.py``::
 
     from timm_mvhybrid.integrations.trident import register
 
-    register()  # at the top level: processes that TRIDENT starts, one a GPU, read this file again
+    register()  # at the top level: the processes that TRIDENT starts, one a GPU, import this file again
 
     from run_batch_of_slides import main
 
     if __name__ == "__main__":
         main()  # takes --patch_encoder mvhybrid_small_patch16_256, and --patch_encoder_img_size with it
 
-Take ``--mag 20 --patch_size 256``, the resolution of the backbones; TRIDENT's default, 512 px, is resized to 256 px and
+Use ``--mag 20 --patch_size 256``, the resolution of the backbones; TRIDENT's default, 512 px, is resized to 256 px and
 so shows tissue at 1 µm/px.
 
-TRIDENT is installed from a clone of its repository, github.com/mahmoodlab/TRIDENT: what PyPI calls ``trident`` is another
-project. It was run at a91fa84, which asks for timm 0.9.16, with which no backbone of this package runs: install this
-package after it, which replaces its timm (pip then warns that TRIDENT asks for another), and it runs with timm 1.0.31.
+TRIDENT is installed from a clone of its repository, github.com/mahmoodlab/TRIDENT: what PyPI calls ``trident`` is
+another project. It was run at commit a91fa84, which requires timm 0.9.16, with which no backbone of this package runs:
+install this package after it, which replaces its timm (pip then warns that TRIDENT requires another version). It runs
+with timm 1.0.31.
 
-``timm-mvhybrid embed`` on the coordinate files that TRIDENT writes gives the same features, by the same pixels. Patches of
-another size than the model's keep it there, as with ``--patch_encoder_img_size``, where TRIDENT by itself resizes them.
+``timm-mvhybrid embed`` on the coordinate files that TRIDENT writes gives the same features, by the same pixels. There,
+patches of another size than the model's keep their size, as with ``--patch_encoder_img_size``; by default TRIDENT
+resizes them.
 """
 
 from __future__ import annotations
@@ -89,9 +91,9 @@ def encoder(
 
 
 def register() -> tuple[str, ...]:
-    """Adds the six backbones to the encoders of TRIDENT's command line; again has no effect.
+    """Adds the six backbones to the encoders of TRIDENT's command line; a second call has no effect.
 
-    They go to the encoders that take another size of image too, which ``--patch_encoder_img_size`` asks for.
+    They are also added to the encoders that take another image size, which ``--patch_encoder_img_size`` requires.
 
     Returns:
         The names.
@@ -102,8 +104,8 @@ def register() -> tuple[str, ...]:
     package = _patch_encoder_models()
     for name in MODEL_NAMES:
         package.encoder_registry.setdefault(name, partial(encoder, name))
-    # a frozen set that two modules hold under the same name, and that TRIDENT's scripts look up in either when they need
-    # it; versions before 0.3 have none, and no such option
+    # a frozen set that two modules hold under the same name, and that TRIDENT's scripts look up in either when they
+    # need it; versions before 0.3 have neither the set nor the option
     factory = getattr(package, "encoder_factory", None)
     modules = [package] if factory is None else [package, import_module(factory.__module__)]
     for module in modules:
@@ -119,5 +121,5 @@ def _patch_encoder_models() -> Any:
     except ImportError as error:
         raise ImportError(
             f"TRIDENT's encoders cannot be imported ({error}); clone github.com/mahmoodlab/TRIDENT and "
-            "'pip install -e' it: what 'pip install trident' brings is another project"
+            "'pip install -e' it: what 'pip install trident' installs is another project"
         ) from error

@@ -59,6 +59,6 @@ class SSMBlock(nn.Module):
         """Mixes tokens (batch, length, dim) in scan order; keeps their dtype."""
         x = x + self.drop_path1(self.ls1(self.drop(self.mixer(self.norm1(x)))))
         if self.channel_mixer is not None:
-            # EinFFT answers in float32; the residual stream of a half-width model stays half-width
+            # EinFFT returns float32; the residual stream of a half-width model stays half-width
             x = x + self.drop_path2(self.ls2(self.channel_mixer(self.norm2(x)).to(x.dtype)))
         return x

@@ -98,6 +98,6 @@ class HydraMixer(KeepsFloat32):
         y = quasiseparable(x, dt, rates, B, C, self.dt_bias, diagonal)
         eps = self.norm.eps
         assert eps is not None
-        # y is nobody else's, so its memory may be the result's
+        # nothing else reads y, so the result may overwrite it
         y = gated_norm(y.flatten(2), z, self.norm.weight, eps, overwrite=True)
         return self.out_proj(y)

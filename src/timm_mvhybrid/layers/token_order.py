@@ -1,7 +1,7 @@
 """The two orders of tokens: timm's, prefix first, and the scan's, prefix in the middle.
 
-A state-space mixer reads the sequence as the image is read, row by row, so a class token that is to hear all of it
-stands in the middle: n // 2 patches before it, the others after. Callers never see that order.
+A state-space mixer reads the sequence as the image is read, row by row, so a class token that should receive all of it
+is in the middle: n // 2 patches before it, the others after. Callers never see this order.
 Source: MV_Hybrid (arXiv 2508.00383) and Vision Mamba (arXiv 2401.09417).
 """
 

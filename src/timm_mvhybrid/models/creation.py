@@ -1,9 +1,9 @@
-"""Name → model, with every check of this package around what timm reads before it calls a model's entry point.
+"""Name → model, with this package's checks of what timm reads before it calls a model's entry point.
 
-``timm.create_model`` reads ``config.json`` and ``checkpoint_path=`` by itself, and nothing in timm is replaced to change
-that. By that way a model of this package still converts, and proves cover and finiteness (its ``load_state_dict``), and
-``pretrained=True`` verifies all (its entry point); timm before 1.0.26 would run what a pickle in ``checkpoint_path=``
-holds, so 1.0.26 is the oldest that is supported.
+``timm.create_model`` reads ``config.json`` and ``checkpoint_path=`` by itself, and nothing in timm is replaced to
+change that. A model of this package that is created this way still converts weights and proves that they are whole and
+finite (its ``load_state_dict``), and ``pretrained=True`` verifies everything (its entry point). timm before 1.0.26
+would run what a pickle in ``checkpoint_path=`` holds, so 1.0.26 is the oldest version that is supported.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def create_model(model_name: str, **kwargs: Any) -> nn.Module:
     """Creates a model as ``timm.create_model`` does, with the models of this package among timm's.
 
     It verifies more: ``checkpoint_path`` is loaded into a model of this package by
-    :func:`~timm_mvhybrid.models.load_weights`, with sha256, digest and fingerprint; and ``config.json`` of an address is
-    checked first. Of a repository one commit is found out and read; without network the cached one is taken at once.
+    :func:`~timm_mvhybrid.models.load_weights`, with sha256, digest and fingerprint; and ``config.json`` of an address
+    is checked first. A repository is read at one commit; without network the cached one is taken at once.
 
-    Some pipelines import a function by its dotted path and check its signature before they call it. To them the path
-    ``timm_mvhybrid.create_model`` is both: the function, and the import that registers the models.
+    Some pipelines import a function by its dotted path and check its signature before they call it. For them the path
+    ``timm_mvhybrid.create_model`` is both the function and the import that registers the models.
 
     Args:
         model_name: A model of this package or of timm, with a tag (``name.tag``) or without, or ``hf-hub:`` and
@@ -40,7 +40,7 @@ def create_model(model_name: str, **kwargs: Any) -> nn.Module:
             ``checkpoint_path``, ...
 
     Returns:
-        The model; one of this package gives features (batch, embed_dim) unless asked for otherwise.
+        The model; one of this package returns features (batch, embed_dim) unless told otherwise.
 
     Raises:
         RuntimeError: There is no model of this name.
@@ -55,7 +55,7 @@ def create_model(model_name: str, **kwargs: Any) -> nn.Module:
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> None:
-    """Loads a file into a model of this package by `load_weights`, and into any other as timm does.
+    """Loads a file into a model of this package by ``load_weights``, and into any other as timm does.
 
     Args:
         model: The model.
@@ -71,7 +71,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
 
 
 def checked_name(model_name: str, cache_dir: str | Path | None = None) -> str:
-    """Checks the ``config.json`` that a name leads to, as timm will read it unchecked.
+    """Checks the ``config.json`` that a name leads to, because timm reads it unchecked.
 
     Args:
         model_name: Any name that ``timm.create_model`` takes.
@@ -105,7 +105,7 @@ def _check_config(path: Path, remedy: str) -> None:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{path}: no such file, so the weights beside it cannot be told apart; {remedy}"
+            f"{path}: no such file, so nothing says which model the weights beside it belong to; {remedy}"
         ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(

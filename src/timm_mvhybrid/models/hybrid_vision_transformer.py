@@ -6,23 +6,21 @@ prefix tokens in the middle of the patches; what state-space blocks read. *Seque
 between tokens (a scan, or attention). *Channel mixer*: what moves it between channels (EinFFT, or an MLP).
 """
 
-import math
-from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
-from timm.layers import PatchDropout, register_notrace_function
-from timm.models import VisionTransformer, checkpoint
+from timm.layers import PatchDropout
+from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ..layers import SSMBlock
 from ..layers.token_order import to_scan_order, to_timm_order
-from ..weights.checkpoint import whole_state
-from ..weights.errors import CheckpointError
-from ..weights.position_grid import grid_of, resample_position
-from .initialization import INIT_SCHEMES, initialize, reset_parameters
+from ..weights.position_grid import resample_position
+from .base_vision_transformer import BaseVisionTransformer
+from .chunks import num_chunks
+from .initialization import INIT_SCHEMES, initialize, reset_parameters, scale_output_projections
+from .masks import mask_patches, resolve_attention_mask
 from .options import (
     CHANNEL_LABELS,
     CHANNEL_MIXERS,
@@ -36,10 +34,9 @@ from .options import (
     make_ssm_block,
     num_ssm_blocks,
 )
-from .slabs import num_slabs
 
 
-class HybridVisionTransformer(VisionTransformer):
+class HybridVisionTransformer(BaseVisionTransformer):
     """A timm VisionTransformer whose leading blocks may mix their tokens by a state-space scan.
 
     Everything a caller sees is in timm's order. Attention blocks are timm's own; state-space blocks are
@@ -72,7 +69,7 @@ class HybridVisionTransformer(VisionTransformer):
             leaving the pretrained norm unused.
         dynamic_img_size: Whether forward takes any multiple of ``patch_size``, resampling a position embedding.
         drop_path_rate: Stochastic depth at the last block; it grows linearly from 0.
-        proj_drop_rate: Dropout behind sequence mixers and in MLPs.
+        proj_drop_rate: Dropout after sequence mixers and in MLPs.
         patch_drop_rate: Fraction of patches dropped in training; the others keep their order.
         norm_layer: Normalisation; by default LayerNorm (eps 1e-5), RMSNorm (eps 1e-5) for Vim and LayerNorm
             (eps 1e-6) for attention alone.
@@ -184,7 +181,6 @@ class HybridVisionTransformer(VisionTransformer):
                 patch_drop_rate, num_prefix_tokens=self.num_prefix_tokens, ordered=True
             )
         self.mask_token = nn.Parameter(torch.empty(1, embed_dim, **dd)) if mask_token else None
-        self.weight_init_mode = ""
         if weight_init != "skip":
             self.init_weights(needs_reset=False)
 
@@ -205,86 +201,9 @@ class HybridVisionTransformer(VisionTransformer):
         if self.fix_init:
             self.fix_init_weight()
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Loads weights as torch does, and of any format of `checkpoint_filter_fn`, all of them or nothing.
-
-        What timm reads for ``checkpoint_path=`` ends here too. That file's sha256, digest and fingerprint, and the grid
-        that it states, do not get this far: :func:`~timm_mvhybrid.models.load_weights` verifies them.
-
-        Args:
-            state_dict: A state dict, or a training checkpoint that holds one.
-            strict: Whether every tensor must be there, fit and be finite, which is proved before the model changes;
-                False leaves everything to torch.
-            assign: Whether the tensors take the place of the model's own.
-
-        Returns:
-            torch's lists of missing and unexpected names.
-
-        Raises:
-            CheckpointError: The weights do not fit, or are not finite; the model is as it was.
-        """
-        weights = whole_state(state_dict, self) if strict else state_dict
-        return super().load_state_dict(weights, strict, assign)
-
-    def load_pretrained(self, checkpoint_path: str, prefix: str = "") -> None:
-        """Refuses a NumPy file of JAX's ViT, of which timm would load what it finds.
-
-        Raises:
-            CheckpointError: Always.
-        """
-        raise CheckpointError(
-            f"{checkpoint_path}: weights of this model are no NumPy file of JAX's ViT; give a safetensors or PyTorch file"
-        )
-
-    @torch.no_grad()
     def fix_init_weight(self) -> None:
         """Divides the output projections of block i, counted from 1, by √(2 i)."""
-        for index, block in enumerate(self.blocks):
-            ssm = isinstance(block, SSMBlock)
-            outputs = [block.mixer.out_proj if ssm else block.attn.proj]
-            mlp = block.channel_mixer if ssm else block.mlp
-            if hasattr(mlp, "fc2"):
-                outputs.append(mlp.fc2)
-            for linear in outputs:
-                linear.weight.div_(math.sqrt(2.0 * (index + 1)))
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that want no weight decay, beyond biases and other vectors.
-
-        ``A_log``, ``D`` and EinFFT's matrices are not among them: the published models were trained with their decay.
-        """
-        names = ("pos_embed", "cls_token", "reg_token", "mask_token")
-        return {name for name in names if getattr(self, name) is not None}
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Regular expressions that sort the parameters into stem and blocks, for layer-wise learning rates."""
-        return {
-            "stem": r"^cls_token|reg_token|mask_token|pos_embed|patch_embed|norm_pre",
-            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
-        }
-
-    def set_input_size(
-        self, img_size: tuple[int, int] | None = None, patch_size: tuple[int, int] | None = None
-    ) -> None:
-        """Changes the nominal (height, width) of images and patches, in px, and resamples a position embedding.
-
-        timm before 1.0.31 leaves it alone where the number of patches stays the same, though their grid does not.
-        """
-        model: Any = self
-        before, old_grid = model.pos_embed, grid_of(self)
-        super().set_input_size(img_size, patch_size)
-        if before is None:
-            return
-        if model.pos_embed is before:
-            num_prefix = 0 if self.no_embed_class else self.num_prefix_tokens
-            model.pos_embed = nn.Parameter(
-                resample_position(before.data, list(grid_of(self)), list(old_grid), num_prefix)
-            )
-        model.pos_embed.requires_grad_(before.requires_grad)
+        scale_output_projections(self.blocks)
 
     @torch.jit.ignore
     def layout(self) -> str:
@@ -326,29 +245,11 @@ class HybridVisionTransformer(VisionTransformer):
             x = x + pos_embed
         return self.pos_drop(x)
 
-    def _mask_patches(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Puts the mask token where ``mask`` is True; x is (batch, n, dim) or (batch, height, width, dim)."""
-        mask_token = self.mask_token
-        if mask_token is None:
-            raise ValueError(
-                "a mask was given, but the model has no mask token; create it with mask_token=True"
-            )
-        if mask.dtype != torch.bool:
-            raise ValueError(
-                f"mask has dtype {mask.dtype}; expected torch.bool, True where a patch is hidden"
-            )
-        num_patches = x[0, ..., 0].numel()
-        if mask.ndim != 2 or mask.shape[0] != x.shape[0] or mask.shape[1] != num_patches:
-            raise ValueError(
-                f"mask has shape {mask.shape}; expected (batch, patches) = ({x.shape[0]}, {num_patches})"
-            )
-        return torch.where(mask.view(x.shape[:-1]).unsqueeze(-1), mask_token.to(x.dtype), x)
-
     def _embed(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Turns images into tokens in timm's order."""
         x = self.patch_embed(x)
         if mask is not None:
-            x = self._mask_patches(x, mask)
+            x = mask_patches(x, mask, self.mask_token)
         x = self._pos_embed(x)
         x = self.patch_drop(x)
         return self.norm_pre(x)
@@ -358,20 +259,22 @@ class HybridVisionTransformer(VisionTransformer):
     ) -> tuple[Tensor, list[Tensor]]:
         """Runs the first ``num_blocks`` blocks; returns their output and those of the blocks in ``taps``."""
         if not torch.jit.is_scripting() and attn_mask is None:
-            parts = num_slabs(x, self.blocks)
+            parts = num_chunks(x, self.blocks)
             if parts > 1:
-                results = [self._run_slab(slab, None, taps, num_blocks) for slab in x.tensor_split(parts)]
-                tapped = [torch.cat(slabs) for slabs in zip(*(result[1] for result in results), strict=True)]
+                results = [self._run_chunk(chunk, None, taps, num_blocks) for chunk in x.tensor_split(parts)]
+                tapped = [
+                    torch.cat(chunks) for chunks in zip(*(result[1] for result in results), strict=True)
+                ]
                 return torch.cat([result[0] for result in results]), tapped
-        return self._run_slab(x, attn_mask, taps, num_blocks)
+        return self._run_chunk(x, attn_mask, taps, num_blocks)
 
-    def _run_slab(
+    def _run_chunk(
         self, x: Tensor, attn_mask: Tensor | None, taps: list[int], num_blocks: int
     ) -> tuple[Tensor, list[Tensor]]:
-        """Does so with images that are taken together.
+        """Runs them on images that are taken together.
 
-        Goes into scan order before the first state-space block and out of it behind the last, so that whoever looks
-        inside the attention half, at attention maps for instance, finds timm's order.
+        Tokens are in scan order from the first state-space block to the last, and in timm's order after it, so that
+        attention maps and hooks inside the attention half are in timm's order.
         """
         tapped: list[Tensor] = []
         if self.has_ssm:
@@ -447,7 +350,7 @@ class HybridVisionTransformer(VisionTransformer):
             indices: Blocks to return: the last n if a number, all if None.
             return_prefix_tokens: Whether to return each block's prefix tokens beside its patch tokens.
             norm: Whether the final norm is applied to the blocks' outputs too.
-            stop_early: Whether to stop behind the last block asked for.
+            stop_early: Whether to stop after the last of these blocks.
             output_fmt: "NCHW" for maps (batch, embed_dim, rows, columns), "NLC" for tokens (batch, patches, embed_dim).
             intermediates_only: Whether to leave the final tokens out.
             output_dict: Whether to return a dictionary with ``image_intermediates``, ``image_intermediates_prefix``
@@ -492,35 +395,3 @@ class HybridVisionTransformer(VisionTransformer):
         if intermediates_only:
             return intermediates
         return self.norm(x), intermediates
-
-
-@register_notrace_function
-def resolve_attention_mask(
-    x: Tensor, attn_mask: Tensor | None, is_causal: bool, has_ssm: bool
-) -> Tensor | None:
-    """Turns timm's two mask arguments into one mask that every supported timm takes; a leaf for FX, and scriptable.
-
-    Args:
-        x: Tokens, (batch, length, dim).
-        attn_mask: Attention mask, or None.
-        is_causal: Whether a causal mask is wanted.
-        has_ssm: Whether the model has state-space blocks.
-
-    Returns:
-        The mask, or None.
-
-    Raises:
-        ValueError: State-space blocks have no attention to mask, or both masks were asked for.
-    """
-    if attn_mask is None and not is_causal:
-        return None
-    if has_ssm:
-        raise ValueError(
-            "state-space blocks have no attention to mask; attn_mask and is_causal need ssm_depth=0"
-        )
-    if attn_mask is not None and is_causal:
-        raise ValueError("give attn_mask or is_causal, not both")
-    if attn_mask is None:
-        length = x.shape[1]
-        return torch.full((length, length), -math.inf, dtype=x.dtype, device=x.device).triu(1)
-    return attn_mask

@@ -7,7 +7,7 @@ import torch
 from timm.layers import trunc_normal_
 from torch import nn
 
-from ..layers import HydraMixer, MambaVisionMixer, VimMixer
+from ..layers import HydraMixer, MambaVisionMixer, SSMBlock, VimMixer
 
 INIT_SCHEMES = ("official", "mamba")
 MIXERS = (HydraMixer, MambaVisionMixer, VimMixer)
@@ -61,6 +61,19 @@ def initialize(model: Any, scheme: str, ssm_mixer: str | None) -> None:
             nn.init.normal_(parameter, std=std)
     if model.mask_token is not None:
         nn.init.zeros_(model.mask_token)
+
+
+@torch.no_grad()
+def scale_output_projections(blocks: Any) -> None:
+    """Divides the output projections of block i, counted from 1, by √(2 i), in place."""
+    for index, block in enumerate(blocks):
+        ssm = isinstance(block, SSMBlock)
+        outputs = [block.mixer.out_proj if ssm else block.attn.proj]
+        mlp = block.channel_mixer if ssm else block.mlp
+        if hasattr(mlp, "fc2"):
+            outputs.append(mlp.fc2)
+        for linear in outputs:
+            linear.weight.div_(math.sqrt(2.0 * (index + 1)))
 
 
 def _initialize_like_vim(model: Any) -> None:

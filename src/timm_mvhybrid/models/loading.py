@@ -97,7 +97,7 @@ def fill(
 ) -> None:
     """Loads what a file holds into a model and compares the model with the file's fingerprint.
 
-    The fingerprint is compared where :meth:`Fingerprint.applies_to` admits the model.
+    The fingerprint is compared where :meth:`Fingerprint.applies_to` allows it.
 
     Args:
         model: Any timm model.
@@ -161,6 +161,6 @@ def _fingerprint(weights: WeightsFile) -> Fingerprint | None:
 
 
 def _origin(weights: WeightsFile) -> str:
-    """Says which model an exported file belongs to, where the file says so."""
+    """Says which model an exported file belongs to, if the file does."""
     name = weights.metadata.get("model")
     return f". The file was exported from {name}" if name else ""

@@ -86,7 +86,7 @@ def _create(variant: str, pretrained: bool, model_args: dict[str, Any], kwargs: 
     model_class: Any = HybridVisionTransformer
     if pretrained:
         config = _resolve(variant, kwargs)
-        # timm would verify nothing of the file: it only wraps and describes the filled model
+        # timm would not verify the file: here it only wraps and describes the filled model
         model_class = PretrainedModel(
             config=config,
             weights=read_pretrained(config, kwargs.get("cache_dir")),
@@ -111,7 +111,7 @@ def _resolve(variant: str, kwargs: dict[str, Any]) -> dict[str, Any]:
             (given or {}).get("file") or (given or {}).get("hf_hub_id") if isinstance(given, dict) else None
         )
         raise CheckpointError(
-            f"{origin or variant}: its pretrained configuration holds what timm does not know ({error}): config.json is "
+            f"{origin or variant}: its pretrained configuration holds something that timm does not know ({error}): config.json is "
             "damaged or of a newer timm; copy, download or export it again, or update timm"
         ) from error
 

@@ -177,7 +177,7 @@ def export_onnx(
 
 
 def check_packages(verify: bool = True) -> None:
-    """Finds out whether the packages that the export needs are there.
+    """Checks that the packages that the export needs are installed.
 
     Args:
         verify: Whether onnxruntime is needed too.
@@ -198,7 +198,7 @@ def check_packages(verify: bool = True) -> None:
 
 
 def check_output(path: Path, overwrite: bool) -> None:
-    """Finds out whether a file can be written, before time is spent on its content.
+    """Checks that a file can be written, before time is spent on its content.
 
     Args:
         path: The file to write.
@@ -222,7 +222,7 @@ class _Exported(nn.Module):
 
     Args:
         model: The model.
-        tokens: Whether the tokens are wanted.
+        tokens: Whether it returns the tokens.
         normalization: Mean and deviation of every channel, or None.
     """
 
@@ -268,7 +268,7 @@ def _copy_for(model: nn.Module, size: tuple[int, int]) -> nn.Module:
 
 
 def _example_images(batch: int, channels: int, size: tuple[int, int], normalize: bool) -> Tensor:
-    """Draws images, in the range in which the graph expects them."""
+    """Draws images in the range that the graph expects."""
     shape = (batch, channels, *size)
     generator = torch.Generator().manual_seed(batch)
     return torch.rand(shape, generator=generator) if normalize else torch.randn(shape, generator=generator)

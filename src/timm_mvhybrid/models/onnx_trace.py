@@ -1,4 +1,4 @@
-"""Blocks that are alike → one traced block, copied: what keeps the export of a deep model short.
+"""Blocks that are alike → one traced block, copied, which keeps the export of a deep model short.
 
 torch's exporter takes milliseconds a node, and 24 state-space blocks have thousands. Blocks of the same structure
 differ in their parameters only, so each structure is traced once, as a function of tokens and parameters. The model
@@ -82,12 +82,12 @@ class BlockKind:
         self.tokens: Tensor | None = None
 
     def replace_forwards(self) -> None:
-        """Lets every block of the kind answer by a call of the function."""
+        """Replaces the forward of every block of the kind by a call of the function."""
         for block in self.blocks:
             block.forward = self._call_of(block)
 
     def restore_forwards(self) -> None:
-        """Lets every block compute again."""
+        """Restores the forward of every block."""
         for block in self.blocks:
             del block.forward
 
@@ -121,7 +121,7 @@ class BlockKind:
         """Makes the forward that calls the function with the parameters of a block."""
 
         def forward(x: Tensor, **_: None) -> Tensor:
-            # the example that the function is traced with has the shape that arrives here
+            # the function is traced with an example of the shape that arrives here
             self.tokens = torch.zeros(2, *x.shape[1:], dtype=x.dtype)
             return torch.onnx.ops.symbolic(
                 f"{DOMAIN}::{self.name}",
@@ -170,7 +170,7 @@ def kinds_of_blocks(blocks: Sequence[nn.Module]) -> list[BlockKind]:
 
 
 def _structure(block: nn.Module) -> str:
-    """Writes down everything of a block but the values of its tensors."""
+    """Describes everything about a block except the values of its tensors."""
     plain = (bool, int, float, str, tuple, type(None))
     modules = [
         (name, type(module), {key: value for key, value in vars(module).items() if isinstance(value, plain)})
@@ -217,7 +217,7 @@ def _name_batch(graph: onnx_ir.Graph) -> None:
 
 
 def _dynamic_shapes(module: nn.Module, inputs: tuple[Tensor, ...], batch: Any) -> Any:
-    """Says that the first axis of the first input may vary, in the form of the module's signature."""
+    """Declares the first axis of the first input dynamic, in the form of the module's signature."""
     if len(inputs) == 1:
         return ({0: batch},)
     return ({0: batch}, tuple(None for _ in inputs[1:]))

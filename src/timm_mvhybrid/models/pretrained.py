@@ -22,11 +22,11 @@ _SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".bin")
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedModel:
-    """Builds models that carry the weights a configuration names; stands where timm expects the model's class.
+    """Builds models with the weights that a configuration names; takes the place of the model's class in timm.
 
-    Args:
+    Attributes:
         config: timm's pretrained configuration.
-        weights: What `read_pretrained` found for it.
+        weights: What ``read_pretrained`` found for it.
         input_size: Channels, height and width in px that the weights' own configuration, or the caller, states.
     """
 
@@ -47,7 +47,7 @@ class PretrainedModel:
             CheckpointError: The weights do not fit it.
         """
         model = HybridVisionTransformer(**options)
-        # where nothing else states the grid of a position embedding, it is read from there
+        # where nothing else states the grid of a position embedding, it is read from here
         model.pretrained_cfg = dict(self.config)
         # timm keeps a new head where the number of classes is not the configuration's
         new_head = model.num_classes != self.config.get("num_classes")
@@ -57,7 +57,7 @@ class PretrainedModel:
 
 
 def read_pretrained(config: Mapping[str, Any], cache_dir: str | Path | None = None) -> WeightsFile:
-    """Finds, downloads if need be, and verifies the weights that a configuration names.
+    """Finds, downloads if necessary, and verifies the weights that a configuration names.
 
     Args:
         config: timm's pretrained configuration, resolved.
@@ -144,7 +144,7 @@ def _from_hub(identifier: str, filename: str | None, cache_dir: str | Path | Non
         config = download(repo_id, CONFIG_FILE, revision=revision or None, cache_dir=cache_dir)
         revision = config.parent.name
     except MissingFileError:
-        # a repository that another program filled; its weights can still be checked for what they are
+        # a repository that another program filled; its weights can still be checked by themselves
         pass
     path = _download_weights(repo_id, filename, revision or None, cache_dir)
     if config is not None:

@@ -1,8 +1,8 @@
 """Functions of tensors, forward and backward → one registered operator that autograd differentiates.
 
-Every operator of this package is wired here, so that they all behave alike: autocast is off inside, what backward reads
-is kept only where it was asked for, the backward pass runs on the implementation that the forward pass ran on, an
-argument that was None gets no gradient, and gradients are contiguous.
+Every operator of this package is wired here, so that all behave alike: autocast is off inside, what backward reads is
+kept only where that was asked for, the backward pass runs on the implementation that the forward pass ran on, an
+argument that was None has no gradient, and gradients are contiguous.
 """
 
 import functools
@@ -35,20 +35,21 @@ def register(
 ) -> None:
     """Registers ``torch.ops.timm_mvhybrid.NAME``, ``NAME_backward``, and the derivative of the first by the second.
 
-    The schemas are those of the annotated signatures. The outputs of ``forward`` are its results, and after them what
-    ``backward`` needs of it. ``backward`` takes one gradient a result (the first a tensor, the others optional), then
-    those further outputs, then whichever arguments of ``forward`` it wants, by their names; it returns one gradient for
+    The schemas are those of the annotated signatures. The outputs of ``forward`` are its results, followed by what
+    ``backward`` needs. ``backward`` takes one gradient a result (the first a tensor, the others optional), then
+    those further outputs, then whichever arguments of ``forward`` it needs, by name; it returns one gradient for
     each tensor argument of ``forward``, in their order, and any empty tensor for one that was None.
 
     Args:
         name: Name of the operator.
         forward: Computes the outputs.
         backward: Computes the gradients; must take every tensor argument of ``forward``.
-        describe: Returns empty tensors like the outputs, of the same arguments; it sees shapes alone.
+        describe: Returns empty tensors like the outputs, from the same arguments; it sees only shapes.
         save: The argument of ``forward`` that says whether backward will follow.
         num_results: Outputs that are differentiated.
-        operation: For an operator with an argument ``implementation``: which of
-            :data:`~timm_mvhybrid.ops.implementation.OPERATIONS` it chooses for. The functions see the choice.
+        operation: For an operator with an argument ``implementation``: the operation of
+            :data:`~timm_mvhybrid.ops.implementation.OPERATIONS` whose implementation it chooses. The functions see the
+            choice.
 
     Raises:
         TypeError: The signatures do not fit each other.
@@ -71,7 +72,7 @@ def register(
     options = [key for key in kept if key not in tensors]
 
     def resolved(arguments: dict[str, Any]) -> dict[str, Any]:
-        """Puts the implementation that runs in the place of the one that was asked for."""
+        """Replaces the requested implementation by the one that runs."""
         if operation is None:
             return arguments
         x = arguments[tensors[0]]

@@ -13,7 +13,7 @@ KERNEL_TAPS = (2, 3, 4)
 
 @register_notrace_function
 def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool = False) -> Tensor:
-    """Convolves every channel with the tokens up to each one, then applies SiLU. A leaf for FX, and scriptable.
+    """Convolves every channel causally along the tokens, then applies SiLU. A leaf for FX, and scriptable.
 
     Args:
         x: Tokens, (batch, length, channels).
@@ -35,7 +35,7 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bo
 
 
 def _package_takes(x: Tensor, weight: Tensor) -> bool:
-    """Whether causal-conv1d is to run, and takes tensors like these."""
+    """Whether causal-conv1d is chosen, and takes tensors like these."""
     if why_not_causal_conv1d(x.device.type, x.dtype) is not None:
         return False
     strides_fit = x.stride(0) % 8 == 0 and x.stride(1) % 8 == 0 and x.stride(2) == 1

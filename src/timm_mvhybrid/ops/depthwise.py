@@ -12,7 +12,7 @@ def depthwise_conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, left: in
 
     A leaf for FX, and scriptable.
 
-    Runs as a two-dimensional convolution of height one: its channels-last kernels read token-major memory as it lies,
+    Runs as a two-dimensional convolution of height one: its channels-last kernels read token-major memory as it is,
     where the one-dimensional kernels of the CPU copy it and take ten times as long. A kernel that is not centred gets
     zero taps until it is, because those cost less than a padded copy of the tokens.
 
@@ -31,6 +31,6 @@ def depthwise_conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, left: in
     centred = F.pad(weight, [reach - left, reach - right])
     image = x.transpose(1, 2).unsqueeze(2)
     convolved = F.conv2d(image, centred.unsqueeze(2), bias, padding=[0, reach], groups=channels)
-    # in place where autograd does not want the convolution's output; a trace must not depend on the mode of recording
+    # in place where autograd does not need the convolution's output; a trace must not depend on the mode of recording
     in_place = not (torch.is_grad_enabled() or torch.jit.is_tracing())
     return F.silu(convolved.squeeze(2).transpose(1, 2), inplace=in_place)

@@ -1,8 +1,8 @@
-"""Which implementation of a scan runs: the one that was asked for, or the best for device, dtype and installation.
+"""Which implementation of a scan runs: the requested one, or the best for device, dtype and installation.
 
 ``auto`` takes, on a CUDA device, mamba-ssm's kernels where they are installed, then our Triton kernels, and plain
-torch (``cpu``) anywhere else. A request that cannot be met raises ``ImplementationError``; nothing is replaced silently. The
-request is one a process, not one a thread, because autograd runs the backward pass in threads of its own.
+torch (``cpu``) anywhere else. A request that cannot be met raises ``ImplementationError``; nothing is replaced
+silently. The request is one a process, not one a thread, because autograd runs the backward pass in threads of its own.
 """
 
 import functools
@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import os
 from dataclasses import dataclass
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -30,7 +30,7 @@ Implementation = Literal["auto", "reference", "cpu", "triton", "mamba_ssm"]
 
 _NOT_TAKEN = {
     True: "could run; the automatic choice prefers the above",
-    False: "could run; another was asked for",
+    False: "could run; another was requested",
 }
 _REMEDY = 'take another with timm_mvhybrid.ops.use_implementation(...), for instance "auto"'
 
@@ -56,7 +56,7 @@ class ScanStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class ImplementationStatus:
-    """What was asked for, and what therefore runs; prints as a table.
+    """What was requested, and what therefore runs; prints as a table.
 
     Attributes:
         requested: The request in force.
@@ -67,7 +67,7 @@ class ImplementationStatus:
     scans: tuple[ScanStatus, ...]
 
     def __str__(self) -> str:
-        """Lists the choices, and under each why the others are not taken."""
+        """Lists the choices, and under each the reasons why the others are not taken."""
         lines = [f"requested: {self.requested}"]
         for scan in self.scans:
             dtype = str(scan.dtype).removeprefix("torch.")
@@ -79,10 +79,10 @@ class ImplementationStatus:
 
 
 class use_implementation:  # a function to its users, who may also open it with ``with``
-    """Chooses the implementation of both scans from here on, or within a ``with`` statement.
+    """Chooses the implementation of both scans from now on, or within a ``with`` statement.
 
-    Graphs that were recorded earlier keep theirs: compiled ones are compiled anew, exported ones hold plain torch
-    operations, and scripted ones follow the request at run time.
+    Graphs that were recorded earlier: compiled ones are compiled again, exported ones hold plain torch operations, and
+    scripted ones follow the request at run time.
 
     Args:
         name: ``auto``, ``reference`` (the loop that specifies the scan), ``cpu`` (plain torch, on any device),
@@ -90,7 +90,7 @@ class use_implementation:  # a function to its users, who may also open it with 
 
     Raises:
         ValueError: There is no such implementation.
-        ImplementationError: It can run on no device of this machine.
+        ImplementationError: It cannot run on any device of this machine.
 
     Examples:
         >>> from timm_mvhybrid import ops
@@ -119,9 +119,7 @@ class use_implementation:  # a function to its users, who may also open it with 
     def __enter__(self) -> None:
         """Keeps the choice that the constructor made."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Restores the choice from before the constructor."""
         global _requested
         _requested = self._previous
@@ -172,7 +170,7 @@ def implementation_status() -> ImplementationStatus:
 def choose(operation: str, requested: str, device_type: str, dtype: torch.dtype) -> str:
     """Names the implementation that runs.
 
-    The answer depends on the arguments and on what is installed alone, so that the backward pass of a scan finds the
+    The answer depends only on the arguments and on what is installed, so that the backward pass of a scan finds the
     implementation of its forward pass again.
 
     Args:
@@ -199,7 +197,7 @@ def choose(operation: str, requested: str, device_type: str, dtype: torch.dtype)
     reason = why_not(operation, requested, device_type, dtype)
     if reason is not None:
         raise ImplementationError(
-            f"implementation {requested!r} was asked for, but {operation} cannot use it: {reason}; {_REMEDY}"
+            f"implementation {requested!r} was requested, but {operation} cannot use it: {reason}; {_REMEDY}"
         )
     return requested
 
@@ -233,7 +231,7 @@ def why_not(operation: str, name: str, device_type: str, dtype: torch.dtype) -> 
 def why_not_causal_conv1d(device_type: str, dtype: torch.dtype) -> str | None:
     """Says why the causal-conv1d package does not run Vim's convolutions, or None if it does."""
     if _requested not in ("auto", "mamba_ssm"):
-        return f"implementation {_requested!r} was asked for"
+        return f"implementation {_requested!r} was requested"
     if not _HAS_CAUSAL_CONV1D:
         return "causal-conv1d is not installed (pip install causal-conv1d)"
     if device_type != "cuda":
@@ -248,7 +246,7 @@ def _import_failure(module: str) -> str | None:
     """Says why an installed package cannot be imported; mamba-ssm built for another torch is often found so."""
     try:
         importlib.import_module(module)
-    except Exception as error:  # an extension may fail with anything
+    except Exception as error:  # an extension may raise anything
         return f"{module.rpartition('.')[2]} is installed but cannot be imported: {type(error).__name__}: {error}"
     return None
 
@@ -257,7 +255,7 @@ def load(operation: str, name: str) -> ModuleType:
     """Imports the module of an implementation, which has ``forward``, ``backward`` and ``num_chunks``.
 
     Raises:
-        ImplementationError: The reference was asked for within a scripted graph; it is not an operator.
+        ImplementationError: The reference was requested within a scripted graph; it is not an operator.
     """
     if name == "reference":
         raise ImplementationError(
@@ -267,7 +265,7 @@ def load(operation: str, name: str) -> ModuleType:
     return importlib.import_module(f"{__package__}.{OPERATIONS[operation]}.{name}")
 
 
-# looked up once: mixers ask at every call, also while torch.compile reads them
+# looked up once: mixers ask at every call, even while torch.compile traces them
 _HAS_CAUSAL_CONV1D = importlib.util.find_spec("causal_conv1d") is not None
 
 _TRITON_DTYPES = {
@@ -276,5 +274,6 @@ _TRITON_DTYPES = {
 }
 
 
-# a misspelt one is an error where it matters, at a scan or a command's start: not at the import, which doctor needs too
+# a misspelt one is an error where it matters, at a scan or at the start of a command, not at the import, which doctor
+# needs too
 _requested: str = requested_by_environment()

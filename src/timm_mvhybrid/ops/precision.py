@@ -22,9 +22,9 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def autocast_disabled(device_type: str) -> AbstractContextManager[object]:
-    """Returns a context in which autocast leaves float32 alone; the meta device knows no autocast and needs none.
+    """Returns a context in which autocast leaves float32 alone; the meta device has no autocast and needs none.
 
-    Where autocast is off there is nothing to switch off, and an exported program would carry a subgraph for it.
+    Where autocast is off there is nothing to switch off, and an exported program would contain a subgraph for it.
     """
     if device_type == "meta" or not torch.is_autocast_enabled(device_type):
         return contextlib.nullcontext()

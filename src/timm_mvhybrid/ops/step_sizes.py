@@ -24,7 +24,7 @@ def step_sizes(raw: Tensor, bias: Tensor | None, softplus: bool, dtype: torch.dt
 
 
 def write_step_sizes(out: Tensor, raw: Tensor, bias: Tensor | None, softplus: bool) -> None:
-    """Writes what :func:`step_sizes` computes into a contiguous tensor of the wanted dtype."""
+    """Writes what :func:`step_sizes` computes into a contiguous tensor, in its dtype."""
     if bias is not None and raw.dtype == bias.dtype == out.dtype:
         torch.add(raw, bias, out=out)
     else:

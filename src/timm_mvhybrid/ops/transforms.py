@@ -1,4 +1,4 @@
-"""Which form of an operation a call gets: the registered operator, or one that exporters and torch.func can read."""
+"""Which form of an operation a call takes: the registered operator, or one that exporters and torch.func can read."""
 
 import torch
 from torch.autograd import forward_ad
@@ -7,9 +7,8 @@ from torch.autograd import forward_ad
 def wants_portable_form() -> bool:
     """Whether a program is being exported (torch.export, ONNX), or a transform of torch.func is at work.
 
-    No other runtime knows the registered operators, torch.func cannot see into them, and forward-mode derivatives
-    would pass them by without a word. Compilation and TorchScript keep them: there they are one node instead of a
-    hundred.
+    Other runtimes do not know the registered operators, torch.func cannot see into them, and forward-mode derivatives
+    would silently skip them. Compilation and TorchScript keep them: there they are one node instead of a hundred.
 
     Returns:
         True while exporting, inside ``torch.func.grad``, ``vmap``, ``jvp`` and their like, and inside
@@ -19,9 +18,10 @@ def wants_portable_form() -> bool:
         return True
     if forward_ad._current_level >= 0:
         return True
-    # the flag that torch.compiler.is_exporting() reads; dynamo of torch 2.8 takes that function for True while it compiles
+    # the flag that torch.compiler.is_exporting() reads; dynamo of torch 2.8 takes that function for True while it
+    # compiles
     exporting = getattr(torch.compiler, "_is_exporting_flag", None)
     if exporting is not None:
         return bool(exporting)
-    # torch 2.6: what compiles without dynamo is an export; a strict one cannot be told apart and keeps the operators
+    # torch 2.6: what compiles without dynamo is an export; a strict export cannot be recognised and keeps the operators
     return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()

@@ -1,8 +1,8 @@
-"""Scratch memory of the CPU operators, kept from call to call.
+"""Scratch memory of the CPU operators, kept from call to call, and the parts of a batch that share it.
 
 The C library hands large freed blocks back to the system, and each page of a fresh one costs a fault of microseconds
-when it is first written: for a scan of 8 × 257 × 384 more than the arithmetic. Every thread keeps what its largest
-call needed, up to a limit.
+when it is first written, which for a scan of 8 × 257 × 384 takes longer than the arithmetic. Every thread keeps what
+its largest call needed, up to a limit.
 """
 
 import math
@@ -27,10 +27,10 @@ _ALIGNMENT = 64
 
 
 def scratch(like: Tensor, *shapes: Sequence[int]) -> list[Tensor]:
-    """Gives uninitialised tensors that are valid until the thread's next call of this function.
+    """Returns uninitialised tensors that are valid until the thread's next call of this function.
 
-    Only for the inside of an operator: nothing of it may be returned, and no operator that takes scratch may run
-    while another one's is in use.
+    Only for use inside an operator: none of it may be returned, and no operator that takes scratch may run while that
+    of another is in use.
 
     Args:
         like: Whose dtype and device they have.
@@ -51,3 +51,23 @@ def scratch(like: Tensor, *shapes: Sequence[int]) -> list[Tensor]:
         _kept.bytes[start : start + size].view(like.dtype).view(shape)
         for start, size, shape in zip(starts, sizes, shapes, strict=False)
     ]
+
+
+def cut_batch(x: Tensor, elements: int, row_elements: int | None = None) -> tuple[list[slice], int]:
+    """Cuts the first axis into parts that are worked off one after the other, so that their work stays in the cache.
+
+    Devices other than CPUs take it whole.
+
+    Args:
+        x: The batch.
+        elements: Elements of one work buffer.
+        row_elements: Elements that a row takes of it; None for those of ``x``.
+
+    Returns:
+        The parts, of at least one row each, and the rows of the largest, at least one.
+    """
+    count = x.shape[0]
+    rows = max(1, count)
+    if x.device.type == "cpu":
+        rows = max(1, min(rows, elements // max(1, row_elements or x.shape[1:].numel())))
+    return [slice(first, min(first + rows, count)) for first in range(0, count, rows)], rows

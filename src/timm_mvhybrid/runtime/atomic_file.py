@@ -9,7 +9,6 @@ import secrets
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from .errors import OutputError, writing
@@ -31,11 +30,11 @@ def temporary_name(path: Path) -> Path:
 
 
 class OutputFile(io.RawIOBase):
-    """A file under a temporary name, which `finish` replaces by the real one; leaving it before removes it.
+    """A file under a temporary name until ``finish``; without that the end of the block removes it.
 
-    What the disk does not take is not raised by `write`: libraries that write from C, HDF5 above all, lose their way
-    when a write fails beneath them, and end the process. The failure is kept, what follows it is dropped, and `check`
-    and `finish` raise it.
+    ``write`` does not raise what the disk refuses: libraries that write from C, HDF5 above all, cannot handle a write
+    that fails beneath them, and end the process. The failure is kept, what follows it is dropped, and ``check`` and
+    ``finish`` raise it.
 
     Args:
         path: The file to write; its folder exists.
@@ -58,16 +57,7 @@ class OutputFile(io.RawIOBase):
             # readable as the umask allows; "x", so that no other file is opened
             self._file = self.temporary.open("xb+", buffering=0)
 
-    def __enter__(self) -> OutputFile:
-        """Returns the file."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """Removes what was not finished."""
         # an NFS server may refuse on closing what it accepted before
         with suppress(OSError):
@@ -89,7 +79,7 @@ class OutputFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Moves to a place, as `io.RawIOBase.seek`."""
+        """Moves to a place, as ``io.RawIOBase.seek``."""
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         self._position = start + offset
         return self._position
@@ -146,7 +136,7 @@ class OutputFile(io.RawIOBase):
             raise OutputError.of(self.path, self._failure, self._wanted) from self._failure
 
     def settle(self) -> None:
-        """Waits until the disk has everything; what can fail of `finish` fails here.
+        """Waits until the disk has everything, so that whatever can fail in ``finish`` fails here.
 
         Raises:
             OutputError: The disk did not take it.

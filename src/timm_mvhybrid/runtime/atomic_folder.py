@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import errno
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 
 from .atomic_file import temporary_name, write_file
 from .errors import OutputError, writing
 
 
-class OutputFolder:
-    """A folder under a temporary name, which `finish` replaces by the real one; leaving it before removes it.
+class OutputFolder(AbstractContextManager["OutputFolder"]):
+    """A folder under a temporary name until ``finish``; without that the end of the block removes it.
 
     Args:
         path: The folder to write.
@@ -30,16 +30,7 @@ class OutputFolder:
         with writing(self.path):
             self.folder.mkdir()
 
-    def __enter__(self) -> OutputFolder:
-        """Returns the folder."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """Removes what was not finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
         if isinstance(error, OutputError):

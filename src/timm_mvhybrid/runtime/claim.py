@@ -30,7 +30,7 @@ def claimed(output: str | Path, *, wait: bool = False) -> Iterator[None]:
     within one machine as on some NFS mounts, nothing is refused here.
 
     Args:
-        output: File or folder to write; the folder that it lies in exists.
+        output: File or folder to write; its parent folder exists.
         wait: Wait until the other process is done; for claims that last a moment.
 
     Yields:
@@ -49,7 +49,7 @@ def claimed(output: str | Path, *, wait: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        # removed while it is locked: whoever opened it before finds that it is not the one of that name any more
+        # removed while it is locked: a process that opened it before finds that the file no longer has that name
         with suppress(OSError):
             lock.unlink()
         with suppress(OSError):

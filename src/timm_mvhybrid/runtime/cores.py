@@ -13,8 +13,8 @@ def num_usable_cores() -> int:
 def num_loader_workers(wanted: int, num_batches: int) -> int:
     """Limits the processes of a loader.
 
-    Reading, decoding and cropping keep a core busy, so that more processes would wait for one, and torch warns of them in
-    every process that makes a loader. What a loader yields does not depend on their number.
+    Reading, decoding and cropping keep a core busy, so that more processes would wait for one, and torch warns of them
+    in every process that makes a loader. What a loader yields does not depend on their number.
 
     Args:
         wanted: Processes asked for; 0 reads in this one.

@@ -17,11 +17,11 @@ def find_device(name: str) -> torch.device:
     """Turns a device's name into a device that works here.
 
     A name may mean nothing, a device that this torch was built without, one that is not there, or one that holds no
-    numbers (`meta`). One addition whose result is read back reveals all of these.
+    numbers (``meta``). One addition whose result is read back reveals all of these.
 
     Args:
-        name: `cpu`, `cuda`, `cuda:1`, `mps`, or whatever else this torch takes; `auto` is the first CUDA device,
-            otherwise the CPU.
+        name: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or whatever else this torch takes; ``auto`` is the first CUDA
+            device, otherwise the CPU.
 
     Returns:
         The device.

@@ -20,7 +20,7 @@ _REMEDIES = {
     errno.EROFS: _PLACE,
     errno.EACCES: _PLACE,
     errno.EPERM: _PLACE,
-    # a file stands where a folder is wanted
+    # there is a file where a folder is needed
     errno.EEXIST: "choose another place",
     errno.ENOTDIR: "choose another place",
 }
@@ -28,7 +28,7 @@ _OF_DISKS_ALONE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.E
 
 
 class TimmMVHybridError(Exception):
-    """What cannot be done; the message is one line for the user, with the file or argument, its value and the remedy."""
+    """What cannot be done; the message is one line for the user: file or argument, value and remedy."""
 
 
 class DataError(TimmMVHybridError, ValueError):
@@ -47,7 +47,7 @@ class SlideChoiceError(DataError):
     """The slide of a coordinate file is not found, or not the right one.
 
     Args:
-        cause: What is wrong; the remedy of the command `embed` is added.
+        cause: What is wrong; the remedy of the command ``embed`` is added.
 
     Attributes:
         cause: The same without the remedy, for callers that are given the slide in another way.
@@ -67,7 +67,7 @@ class EvaluationError(TimmMVHybridError, RuntimeError):
 
 
 class PretrainError(TimmMVHybridError, ValueError):
-    """A training run cannot start or go on."""
+    """A training run cannot start or continue."""
 
 
 class MissingPackageError(TimmMVHybridError, ImportError):
@@ -84,13 +84,13 @@ class OutputError(TimmMVHybridError):
         Args:
             path: The file or folder, by the name that the user knows.
             error: Of the operating system.
-            num_bytes: Size that is wanted; None if it is unknown.
+            num_bytes: Size that is needed; None if it is unknown.
 
         Returns:
             The error to raise.
         """
         reason = error.strerror or str(error)
-        facts = [] if num_bytes is None else [f"{num_bytes:,} bytes wanted"]
+        facts = [] if num_bytes is None else [f"{num_bytes:,} bytes needed"]
         # under a quota the free space of the disk would mislead
         free = free_bytes(path) if error.errno == errno.ENOSPC else None
         if free is not None:
@@ -103,7 +103,7 @@ class OutputError(TimmMVHybridError):
 
 
 def is_of_the_disk(error: BaseException) -> TypeGuard[OSError]:
-    """Says whether the operating system could not write, or was not allowed to, rather than a network or a peer failing.
+    """Says whether the operating system could not, or was not allowed to, write; not that a network or peer failed.
 
     Args:
         error: Any error.
@@ -168,7 +168,7 @@ def one_sentence(error: TimmMVHybridError | OSError) -> str:
 
 @contextmanager
 def writing(path: Path, num_bytes: int | None = None) -> Iterator[None]:
-    """Turns what the operating system refuses into an `OutputError`.
+    """Turns errors of the operating system into ``OutputError``.
 
     Args:
         path: What the block writes, and nothing else.

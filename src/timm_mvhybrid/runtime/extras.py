@@ -9,10 +9,10 @@ from .errors import MissingPackageError
 
 
 def require(module: str) -> Any:
-    """Imports a module of the `evaluate` extra where it is needed.
+    """Imports a module of the ``evaluate`` extra where it is needed.
 
     Args:
-        module: Its dotted name, such as `scipy.sparse`.
+        module: Its dotted name, such as ``scipy.sparse``.
 
     Returns:
         The module.

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from types import TracebackType
 
 import h5py
 
 from .atomic_file import OutputFile
 
 
-class H5Output:
-    """An HDF5 file under a temporary name, which `finish` replaces by the real one; leaving it before removes it.
+class H5Output(AbstractContextManager["H5Output"]):
+    """An HDF5 file under a temporary name until ``finish``; without that the end of the block removes it.
 
-    HDF5 writes through an `OutputFile`: one that meets a full disk itself fails again whenever it is closed, and ends
-    the process with a segmentation fault.
+    HDF5 writes through an ``OutputFile``: if HDF5 itself meets a full disk, it fails again whenever the file is closed,
+    and ends the process with a segmentation fault.
 
     Args:
         path: The file to write; its folder exists.
@@ -30,16 +29,7 @@ class H5Output:
         self.file = h5py.File(self._output, "w")
         """The open file, for h5py's calls."""
 
-    def __enter__(self) -> H5Output:
-        """Returns the output."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """Removes what was not finished."""
         try:
             # where the disk refused the data, HDF5 does not find what it wrote

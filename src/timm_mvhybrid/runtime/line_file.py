@@ -1,16 +1,15 @@
-"""Logs: lines that are in the file when `write` returns, each whole or absent."""
+"""Logs: lines that are in the file when ``write`` returns, each of them whole or absent."""
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from types import TracebackType
 
 from .errors import writing
 
 
-class LineFile:
+class LineFile(AbstractContextManager["LineFile"]):
     """Appends lines to a file.
 
     Nothing waits in a buffer: what is written survives whatever ends the process, and a line that the disk did not
@@ -29,16 +28,7 @@ class LineFile:
             self._file = self.path.open("ab+", buffering=0)
             self._starts_line = self._ends_with_line_break()
 
-    def __enter__(self) -> LineFile:
-        """Returns the file."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """Closes the file; an error that is already being raised is the one to report."""
         if error is None:
             self.close()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class StageReport:
     """Where scoring stands.
 
-    Args:
+    Attributes:
         stage: What is scored: a protocol, probes, attention or survival.
         model: The model's label, and the probe where there are several.
         num_done: Units of the stage that are done: folds, or models where all folds are scored at once.

@@ -1,4 +1,4 @@
-"""Rounded shapes: ellipses with wavy outlines → the pixels they cover."""
+"""Rounded shapes: ellipses with wavy outlines → the pixels that they cover."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _PIXELS_AT_ONCE = 2_000_000
 class Blobs:
     """Ellipses with wavy outlines, in pixels; later ones cover earlier ones.
 
-    Args:
+    Attributes:
         x: Centres, (N,).
         y: Centres, (N,).
-        major: Semi-axes along `angle`, (N,).
+        major: Semi-axes along ``angle``, (N,).
         minor: Semi-axes across it, (N,).
         angle: Direction in radians, (N,).
         wave2: Complex amplitude of the outline's second harmonic relative to its radius, (N,).
@@ -89,7 +89,7 @@ class Blobs:
 class Cover:
     """The pixels that shapes cover, each once.
 
-    Args:
+    Attributes:
         pixel: Index into the flattened image, (P,) int64.
         owner: The shape on top there, (P,) int64.
         level: 0 at the shape's centre, 1 at its outline, (P,) float32.

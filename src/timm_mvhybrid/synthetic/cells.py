@@ -18,7 +18,7 @@ EPITHELIAL, FIBROBLAST, LYMPHOCYTE, MITOSIS, DEBRIS = range(5)
 class Cells:
     """Nuclei, and the mucin drops of goblet cells.
 
-    Args:
+    Attributes:
         kind: Kind of each nucleus, (N,) int8.
         outline: Where and how large.
         haematoxylin: Mean optical density of the nuclear stain, (N,).

@@ -34,6 +34,7 @@ from .sample import PhantomSample, cohort_genes, draw_sample
 from .scanner import MARK
 
 TASK = "PHANTOM"
+"""Name of the task's folder within a cohort."""
 _NUM_LISTED_GENES = 50
 _MAX_FOLDS = 4
 
@@ -42,7 +43,7 @@ _MAX_FOLDS = 4
 class PhantomSummary:
     """What was written.
 
-    Args:
+    Attributes:
         output: The cohort's folder.
         task: The task's folder within it, in the HEST layout.
         num_studies: Studies.
@@ -63,7 +64,7 @@ class PhantomSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class _Drawn:
-    """What remains of a sample in memory once its files are written."""
+    """What stays in memory of a sample after its files are written."""
 
     sample_id: str
     study: str
@@ -87,11 +88,11 @@ def write_phantom(
     and Pillow.
 
     Args:
-        output: Folder to write: `PHANTOM/` in the HEST layout, `studies.csv`, `montage.png`, `README.md`.
+        output: Folder to write: ``PHANTOM/`` in the HEST layout, ``studies.csv``, ``montage.png``, ``README.md``.
         options: What to draw; None takes the defaults.
         num_workers: Processes that draw; 0 draws in this one.
-        overwrite: Whether an earlier phantom may be replaced. Any other folder never is.
-        on_sample: Called after each sample with the number done and the number in all.
+        overwrite: Whether an earlier phantom may be replaced; any other folder never is.
+        on_sample: Called after each sample with the number done and the total.
 
     Returns:
         What was written.
@@ -161,7 +162,7 @@ def _draw_all(options: PhantomOptions, task: Path, num_workers: int) -> Iterator
         try:
             yield from pool.map(draw, places)
         except BaseException:
-            # after a full disk the samples that still wait are drawn for nothing
+            # after a full disk, drawing the remaining samples would be useless
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 

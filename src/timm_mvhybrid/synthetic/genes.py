@@ -18,10 +18,10 @@ _NUM_GRADIENTS = 3
 class GenePanel:
     """The genes of a cohort.
 
-    Args:
-        names: Symbols that say what drives the gene: `LOW-GLANDS-01`, `HIGH-CHROMATIN-02`, `NONE-03`.
-        bands: `low`, `high` or `none`.
-        drivers: The factor of `FACTORS`, or an empty string.
+    Attributes:
+        names: Symbols that say what drives the gene: ``LOW-GLANDS-01``, ``HIGH-CHROMATIN-02``, ``NONE-03``.
+        bands: ``low``, ``high`` or ``none``.
+        drivers: The factor of ``FACTORS``, or an empty string.
         effects: Change of the logarithm of the expected count per standard unit of the driver, (G,).
         log_level: Logarithm of the expected count in a typical spot, (G,).
         gradients: Loadings on each slide's smooth fields, (3, G).
@@ -92,7 +92,7 @@ def draw_counts(
     """Draws the counts of one sample.
 
     log μ = level + effect · driver + study + gradient + noise + log size; the count is negative binomial with mean μ
-    and variance μ + dispersion · μ², then lost with the probability `dropout`.
+    and variance μ + dispersion · μ², then lost with the probability ``dropout``.
 
     Args:
         panel: The genes.

@@ -1,4 +1,4 @@
-"""A cohort at a glance: task folder → one picture, a row for each of some studies."""
+"""A cohort at a glance: task folder → one picture, with one row for each of up to four studies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def draw_montage(task: Path) -> Image.Image:
     """Draws slides beside patches of up to four studies.
 
     Args:
-        task: The task's folder with `wsis/` and `patches/`.
+        task: The task's folder with ``wsis/`` and ``patches/``.
 
     Returns:
         The picture, RGB, titled as generated.
@@ -52,7 +52,7 @@ def draw_montage(task: Path) -> Image.Image:
 
 
 def _varied_patches(path: Path) -> list[np.ndarray]:
-    """Chooses patches that differ: each next one is the farthest from those chosen, by colour and contrast."""
+    """Chooses patches that differ: each is the farthest from those already chosen, by colour and contrast."""
     with h5py.File(path, "r") as file:
         images = file["img"][()]
     look = np.concatenate([images.mean((1, 2)), images.std((1, 2))], axis=1)

@@ -14,8 +14,11 @@ from .cells import EPITHELIAL, FIBROBLAST, LYMPHOCYTE, MITOSIS, Cells
 from .tissue import EPITHELIUM, LUMEN, STROMA, Tissue
 
 LOW_FREQUENCY = ("glands", "lymphocytes", "fibrosis", "tumour")
+"""Factors of tissue architecture, which survives blurring."""
 HIGH_FREQUENCY = ("chromatin", "nucleoli", "mitoses")
+"""Factors of detail within nuclei, which does not."""
 FACTORS = LOW_FREQUENCY + HIGH_FREQUENCY
+"""All factors, in the order of the columns of the morphology."""
 
 # mean and deviation over the spots of 40 slides of 40 studies at the default options: constants, so that a sample's
 # values do not depend on which others were drawn with it
@@ -30,11 +33,10 @@ def measure_morphology(
 ) -> NDArray[np.float64]:
     """Measures the morphology around spots.
 
-    `glands`: share of the area within glands. `lymphocytes`: square root of their number per
-    1000 µm². `fibrosis`: share of the area
-    under stroma, times its density. `tumour`: the smooth field of malignancy. `chromatin`: amplitude of the grain in
-    epithelial and fibroblast nuclei. `nucleoli`: their contrast in epithelial nuclei. `mitoses`: share of the
-    epithelial cells that divide.
+    ``glands``: fraction of the area within glands. ``lymphocytes``: square root of their number per 1000 µm².
+    ``fibrosis``: fraction of the area under stroma, times its density. ``tumour``: the smooth field of malignancy.
+    ``chromatin``: amplitude of the grain in epithelial and fibroblast nuclei. ``nucleoli``: their contrast in
+    epithelial nuclei. ``mitoses``: fraction of the epithelial cells that divide.
 
     Args:
         tissue: The tissue.
@@ -44,7 +46,7 @@ def measure_morphology(
         radius_px: Radius of the disc around each spot.
 
     Returns:
-        Values in standard units within ±3, (N, 7), in the order of `FACTORS`.
+        Values in standard units within ±3, (N, 7), in the order of ``FACTORS``.
     """
     spacing = max(radius_px / 16, 1.0)
     offset = np.arange(-radius_px, radius_px + spacing / 2, spacing)

@@ -20,7 +20,7 @@ class PhantomOptions:
     Effects are standard deviations of the natural logarithm of a gene's expected count, per standard deviation of
     the morphology that drives it.
 
-    Args:
+    Attributes:
         num_studies: Studies, each with its own stain, scanner and laboratory effects.
         num_samples: Samples of each study; two successive ones are of one patient.
         num_spots: Spots of each sample, on a hexagonal grid of 100 µm.

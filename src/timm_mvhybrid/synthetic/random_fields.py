@@ -20,7 +20,7 @@ def resize(field: Map, shape: tuple[int, int]) -> Map:
 
     Args:
         field: (H, W) float32.
-        shape: Height and width wanted.
+        shape: Height and width of the result.
 
     Returns:
         The map, float32 of that shape.

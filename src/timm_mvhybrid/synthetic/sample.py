@@ -23,7 +23,7 @@ _GENES, _STUDY, _SAMPLE = range(3)
 class PhantomStudy:
     """What the samples of one study share.
 
-    Args:
+    Attributes:
         scanner: Its stain and scanner.
         field_means: Mean of each tissue field.
         gene_level: Shift of each gene's log level, (G,).
@@ -38,10 +38,10 @@ class PhantomStudy:
 class PhantomSample:
     """One slide and its spots.
 
-    Args:
-        sample_id: Such as `GEN03-02`: study and sample, counted from 1.
-        study: Such as `GEN03`.
-        patient: Such as `GEN03-P1`.
+    Attributes:
+        sample_id: Such as ``GEN03-02``: study and sample, counted from 1.
+        study: Such as ``GEN03``.
+        patient: Such as ``GEN03-P1``.
         scanner: Its stain and scanner.
         slide: The slide, (H, W, 3) uint8.
         slide_file: The slide as a TIFF file.
@@ -77,7 +77,7 @@ class PhantomSample:
 
 
 def _generator(options: PhantomOptions, *key: int) -> np.random.Generator:
-    # one stream for each part: what one sample draws depends on no other sample, nor on the order of drawing
+    # one stream for each part, so that a sample depends neither on other samples nor on the order of drawing
     return np.random.default_rng(np.random.SeedSequence(options.seed, spawn_key=key))
 
 
@@ -113,7 +113,7 @@ def draw_study(options: PhantomOptions, study: int) -> PhantomStudy:
 
 
 def draw_sample(options: PhantomOptions, study: int, sample: int) -> PhantomSample:
-    """Draws one sample, by itself.
+    """Draws one sample, independently of the others.
 
     Args:
         options: The cohort's options.

@@ -170,7 +170,7 @@ def _nucleoli(
     shape: tuple[int, int],
     generator: np.random.Generator,
 ) -> Map:
-    """Dark dots, paid for by the rest of the nucleus, so that its mean stays."""
+    """Dark dots, balanced by the rest of the nucleus, so that its mean stays."""
     outline = cells.outline
     with_one = np.flatnonzero(cells.nucleolus > 0)
     num = len(with_one)

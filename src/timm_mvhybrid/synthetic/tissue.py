@@ -1,4 +1,4 @@
-"""Where tissue lies: smooth fields → glands, stroma, fat, necrosis and glass, as a label of each pixel."""
+"""Where tissue is: smooth fields → glands, stroma, fat, necrosis and glass, as a label of each pixel."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _GLAND_PITCH_UM = 104.0
 class Gland:
     """One crypt: an irregular ring of epithelium.
 
-    Args:
+    Attributes:
         x: Centre in px.
         y: Centre in px.
         radius: Mean outer radius in px.
@@ -70,7 +70,7 @@ class Gland:
 class Tissue:
     """A section before it is stained.
 
-    Args:
+    Attributes:
         px_per_um: Pixels per µm.
         label: Kind of tissue, (H, W) uint8.
         gland_of: Index of the gland, −1 outside, (H, W) int16.
@@ -131,7 +131,7 @@ def grow_tissue(
     Args:
         shape: Height and width in px.
         px_per_um: Pixels per µm.
-        means: Mean of each field of `FIELDS` on this slide.
+        means: Mean of each field of ``FIELDS`` on this slide.
         generator: Source of randomness.
 
     Returns:
@@ -142,7 +142,7 @@ def grow_tissue(
     fields = {name: means[name] + smooth_field(coarse, scale, generator) for name in FIELDS}
     fields["tumour"] = fields["tumour"] * np.float32(0.6) + _ramp(coarse, generator)
     wobble = smooth_field(coarse, 12 * px_per_um / _FIELD_STEP, generator)
-    # the two kinds without glands stay islands: rare on average, and only where their fields are high
+    # the two kinds without glands remain islands: rare on average, and only where their fields are high
     fat: Map = fields["fat"] + np.float32(0.12) * wobble - np.float32(1.9)
     necrosis: Map = fields["necrosis"] + np.float32(0.12) * wobble - np.float32(1.9)
     necrosis[fat > 0] = -1
@@ -180,7 +180,7 @@ def _outside(shape: tuple[int, int], px_per_um: float, generator: np.random.Gene
 def jittered_grid(
     shape: tuple[int, int], pitch_px: float, jitter: float, generator: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Scatters points that keep their distance: a hexagonal grid, each point moved a little.
+    """Scatters points at a distance from each other: a hexagonal grid, each point moved a little.
 
     Args:
         shape: Height and width in px.

@@ -1,7 +1,7 @@
-"""Checkpoints of other origins → state dicts that cover a backbone, or an error that says why not.
+"""Checkpoints of other origins → state dicts that fill a backbone, or an error that says why they cannot.
 
 Accepted: this package's own format; the official MV_Hybrid repository's keys; DINOv2 training checkpoints and released
-DINOv2 weights; timm's ViT; stock Vision Mamba; each of them as any training framework wraps it (`key_conversion`).
+DINOv2 weights; timm's ViT; stock Vision Mamba; each of them as any training framework wraps it (``key_conversion``).
 """
 
 import logging
@@ -34,9 +34,9 @@ def checkpoint_filter_fn(
 ) -> dict[str, Tensor]:
     """Converts a checkpoint's state dict into the model's names and shapes.
 
-    Renames, resizes position embedding and patch projection, and then demands that every parameter of the backbone is
-    there. A classifier head that is missing or has another shape is left out, and timm makes a new one. A checkpoint
-    without LayerScale fills the model's with ones, which is the same function.
+    Renames, resizes position embedding and patch projection, and then requires every parameter of the backbone. A
+    classifier head that is missing or has another shape is left out, and timm makes a new one. A checkpoint without
+    LayerScale fills the model's with ones, which is the same function.
 
     Args:
         state_dict: A state dict, or a training checkpoint that holds one.
@@ -69,7 +69,7 @@ def fit_backbone(
     grid: Grid | None = None,
     input_size: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
-    """Converts a checkpoint as `checkpoint_filter_fn` does, and adapts the patch projection to the input channels.
+    """Converts a checkpoint as ``checkpoint_filter_fn`` does, and adapts the patch projection to the input channels.
 
     Channels are repeated or cut off and scaled, as timm 1.0.31 does, so that the same value in every channel gives the
     same features; a single channel takes the sum.
@@ -105,15 +105,15 @@ def fit_backbone(
 def whole_state(state_dict: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
     """Turns a state dict in memory into one that fills a backbone, or says why it cannot.
 
-    Under the model's own names and shapes it stays what it is, parts of sharded tensors and placeholders included;
-    under others it is converted.
+    If its names and shapes are the model's own it stays as it is, including parts of sharded tensors and placeholders;
+    otherwise it is converted.
 
     Args:
         state_dict: A state dict, or a training checkpoint that holds one.
         model: The backbone that will load the result.
 
     Returns:
-        A state dict with every tensor of the model, its head's too.
+        A state dict with every tensor of the model, including its head's.
 
     Raises:
         CheckpointError: It does not cover the model, or is not of finite floating-point numbers.
@@ -250,7 +250,7 @@ def check_cover(weights: Mapping[str, Tensor], model: nn.Module, optional: Colle
         optional: Names that may be missing.
 
     Raises:
-        CheckpointError: It differs; the message says in what.
+        CheckpointError: It differs; the message says how.
     """
     if misfit := describe_misfit(weights, model, optional=optional):
         raise CheckpointError(
@@ -260,9 +260,9 @@ def check_cover(weights: Mapping[str, Tensor], model: nn.Module, optional: Colle
 
 
 def check_types(weights: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Raises CheckpointError where a state dict holds whole or complex numbers in the place of real ones.
+    """Raises CheckpointError where a state dict holds whole or complex numbers instead of real ones.
 
-    Loading would convert them without a word, the codes of quantised weights too.
+    Loading would silently convert them, even the codes of quantised weights.
 
     Args:
         weights: A state dict that fits the model.
@@ -291,7 +291,7 @@ def describe_misfit(
     optional: Collection[str] = (),
     any_channels: bool = False,
 ) -> str:
-    """Says in what a state dict differs from a model's names and shapes.
+    """Describes how a state dict differs from a model's names and shapes.
 
     Args:
         weights: The state dict.

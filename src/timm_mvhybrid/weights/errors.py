@@ -1,4 +1,4 @@
-"""The error of everything that has to do with weights."""
+"""The error of everything to do with weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..runtime.printable import printable
 class CheckpointError(TimmMVHybridError, RuntimeError):
     """A checkpoint that cannot be read or does not fit the model.
 
-    Its message may quote names out of the file; they are made printable here, once for all who raise it.
+    Its message may quote names in the file; they are made printable here, once for every place that raises it.
 
     Args:
         *values: The message.

@@ -1,4 +1,4 @@
-"""Features of one fixed image → a fingerprint by which a loaded model shows that it computes what was exported."""
+"""Features of one fixed image → a fingerprint by which a loaded model proves that it computes what was exported."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# least tolerances: on CPUs 15 times the largest rounding measured on the six models; elsewhere wide enough for TF32
+# smallest tolerances: on CPUs 15 times the largest rounding measured on the six models; elsewhere enough for TF32
 CPU_TOLERANCE = 1e-4
 OTHER_TOLERANCE = 1e-2
-# weights that amplify rounding get as many times the rounding they show themselves
+# weights that amplify rounding get this many times the rounding that they show themselves
 _ROUNDINGS = 20
 _CHANNELS = 3
 _DIGITS = 7
 
 
 def synthetic_image(height: int, width: int) -> Tensor:
-    """Draws the fixed image: chirps in both directions, another one per channel, from integers alone.
+    """Draws the fixed image: chirps in both directions, different in each channel, from integers alone.
 
     Args:
         height: Height in px.
@@ -41,9 +41,9 @@ def synthetic_image(height: int, width: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """What a model makes of the synthetic image.
+    """The features that a model computes of the synthetic image.
 
-    Args:
+    Attributes:
         size_px: Height and width of the image.
         patch_px: Height and width of the model's patches.
         features: Class token, where there is one, and mean of the patch tokens, after the final norm.
@@ -84,7 +84,7 @@ class Fingerprint:
 
     @classmethod
     def from_json(cls, text: str) -> Fingerprint:
-        """Reads what `to_json` wrote.
+        """Reads what ``to_json`` wrote.
 
         Args:
             text: The JSON.
@@ -115,8 +115,8 @@ class Fingerprint:
     def applies_to(self, model: nn.Module) -> bool:
         """Says whether the model, as it was built, must reproduce the fingerprint.
 
-        It need not on the meta device, in half precision, with other than three input channels, or at another image
-        or patch size, where position embedding and patch projection are resampled.
+        It need not do so on the meta device, in half precision, with other than three input channels, or at another
+        image or patch size, where position embedding and patch projection are resampled.
 
         Args:
             model: The model, its weights loaded.
@@ -147,7 +147,7 @@ class Fingerprint:
             model: The model.
 
         Returns:
-            The largest allowed value of `error`.
+            The largest allowed value of ``error``.
         """
         on_cpu = next(model.parameters()).device.type == "cpu"
         return self.cpu_tolerance if on_cpu else self.other_tolerance
@@ -156,10 +156,11 @@ class Fingerprint:
         """Compares a model with the fingerprint.
 
         Args:
-            model: A model that `applies_to` admits.
+            model: A model for which ``applies_to`` is True.
 
         Returns:
-            Norm of the difference of the features in units of the fingerprint's norm; infinite where that is not a number.
+            Norm of the difference of the features in units of the fingerprint's norm; infinite where that is not a
+            number.
         """
         expected = torch.tensor(self.features, dtype=torch.float64)
         found = _features(model, self.size_px)
@@ -196,7 +197,7 @@ def _features(model: Any, size: tuple[int, int]) -> Tensor:
     """Computes class token and mean patch token of the synthetic image, (n,) float64 on the CPU."""
     parameter = next(model.parameters())
     image = synthetic_image(*size).to(device=parameter.device, dtype=parameter.dtype)
-    # no inference mode: constants that layers cache in it could not be used in training later
+    # not inference mode: constants that layers cache in it could not be used in training later
     with _evaluation(model), torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
         tokens = model.forward_features(image)[0].to(device="cpu", dtype=torch.float64)
     num_prefix = model.num_prefix_tokens

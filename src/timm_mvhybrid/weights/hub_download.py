@@ -1,4 +1,4 @@
-"""Repository and file name → the file in the local cache, or an error that says who is at fault and what to do."""
+"""Repository and file name → the file in the local cache, or an error that says what failed and what to do."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from .errors import CheckpointError
 
 _logger = logging.getLogger(__name__)
 
-# huggingface_hub has spoken through each of them
+# huggingface_hub has used each of them
 _TRANSPORTS = ("requests", "urllib3", "httpx", "httpcore", "httpx2", "httpcore2")
 
 
 class HubError(CheckpointError):
-    """Something the Hub did not give or take; the message says what, why, and what to do."""
+    """A download or upload that failed; the message says what, why, and what to do."""
 
 
 class MissingFileError(HubError):
@@ -44,7 +44,7 @@ class MissingFileError(HubError):
 
 
 class NotPublishedError(HubError):
-    """The repository does not exist, as far as the Hub tells this user."""
+    """The repository does not exist, or the Hub does not show it to this user."""
 
 
 def download(
@@ -52,8 +52,8 @@ def download(
 ) -> Path:
     """Fetches a file of a repository into huggingface_hub's cache.
 
-    One request asks whether the cached file is the current one. Without network, or while the server fails, a cached
-    file is taken at once, and the lack of one is an error at once.
+    One request asks whether the cached file is current. Without network, or if the server fails, a cached file is taken
+    at once, and if there is none that is an error at once.
 
     Args:
         repo_id: "organisation/name".
@@ -62,10 +62,10 @@ def download(
         cache_dir: The cache; None for huggingface_hub's own.
 
     Returns:
-        The file in the cache. Its parent folder bears the commit's name.
+        The file in the cache. Its parent folder has the commit's name.
 
     Raises:
-        HubError: It cannot be had.
+        HubError: It cannot be downloaded, and is not in the cache.
     """
     what = f"{repo_id}{'@' + revision if revision else ''}/{filename}"
     if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
@@ -113,7 +113,7 @@ def _cached(repo_id: str, filename: str, revision: str | None, cache_dir: str | 
 
 
 def _is_known(repo_id: str, revision: str | None, commit: str | None, cache_dir: str | Path | None) -> bool:
-    """Says whether the cache knows that a revision is this commit, which loading without network relies on."""
+    """Says whether the cache records that a revision is this commit, on which loading without network relies."""
     if revision == commit:
         return True
     root = Path(cache_dir or constants.HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}"
@@ -126,15 +126,15 @@ def explain(error: Exception, repo_id: str, what: str, *, action: str = "downloa
 
     Args:
         error: The error.
-        repo_id: The repository that was asked for.
-        what: The file that was asked for, or the act that failed.
-        action: What to repeat when the fault has passed, a verb.
+        repo_id: The repository.
+        what: The file, or the action that failed.
+        action: What to repeat when the fault is over, a verb.
 
     Returns:
         The error to raise.
 
     Raises:
-        Exception: `error` itself, if it comes from neither.
+        Exception: ``error`` itself, if it comes from neither.
     """
     endpoint = constants.ENDPOINT
     if isinstance(error, HFValidationError):
@@ -160,7 +160,7 @@ def explain(error: Exception, repo_id: str, what: str, *, action: str = "downloa
         return MissingFileError(
             f"{what}: {endpoint}/{repo_id} has no such file; publish it again, or name another repository"
         )
-    # servers other than the Hub's say 404 and no more
+    # servers other than the Hub's only say 404
     if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
         return _not_found_or_refused(status, repo_id, what, endpoint)
     if status == 403:
@@ -192,7 +192,7 @@ def explain(error: Exception, repo_id: str, what: str, *, action: str = "downloa
 
 
 def redact(text: str) -> str:
-    """Takes the user's token out of a text that a server may have written.
+    """Removes the user's token from a text that a server may have written.
 
     Args:
         text: Any text.
@@ -205,7 +205,7 @@ def redact(text: str) -> str:
 
 
 def _not_found_or_refused(status: int | None, repo_id: str, what: str, endpoint: str) -> HubError:
-    """Tells a repository that is not there from a token that is missing or refused, as far as the server does."""
+    """Distinguishes a missing repository from a missing or refused token, as far as the server does."""
     has_token = get_hub_token() is not None
     if status == 401 and has_token:
         return HubError(

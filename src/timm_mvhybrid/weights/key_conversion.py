@@ -1,8 +1,8 @@
-"""Any program's checkpoint → the names and tensors of one backbone in it; wrappers are taken off here and nowhere else.
+"""Any program's checkpoint → the names and tensors of one backbone in it; wrappers are removed here and nowhere else.
 
 A backbone is known by its patch projection, which every accepted format calls ``patch_embed.proj.weight``: whatever
-stands in front of that name is the backbone's prefix, however a training framework, a wrapper or an average of the
-weights came to call it. Names that do not begin with it belong to heads, losses and optimisers.
+precedes that name is the backbone's prefix, whichever training framework, wrapper or average of the weights put it
+there. Names that do not begin with it belong to heads, losses and optimisers.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Branch = Literal["teacher", "student"]
 # modules that wrap another one, at any depth: DDP, SWA and DeepSpeed, torch.compile, FSDP, activation checkpointing
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module")
 _DOT = rf"\.(?:(?:{'|'.join(_WRAPPERS)})\.)*"
-# the later ones speak where a damaged file lacks the projection
+# the later ones serve where a damaged file lacks the projection
 _ANCHORS = ("patch_embed.proj.weight", "patch_embed.proj.bias", "cls_token", "pos_embed")
-# what to do about weights that lie scattered over processes
+# what to do about weights that are scattered over processes
 GATHER = (
     "save the whole weights with torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
     "options=StateDictOptions(full_state_dict=True)), or save by torch.distributed.checkpoint.save and give its folder to "
@@ -37,25 +37,25 @@ GATHER = (
 # words of a prefix: an average of the weights over the steps comes before the weights, these before a named student
 _AVERAGES = {"teacher", "ema", "momentum", "target", "averaged", "average", "swa", "shadow"}
 _STUDENTS = {"student", "online"}
-# of two places of equal rank, the one that frameworks mean to be loaded
+# of two places of equal rank, the one that frameworks intend to be loaded
 _CONTAINERS = ("state_dict", "model")
-# what lies beside a backbone under the same prefix
+# what is found beside a backbone under the same prefix
 _NO_WEIGHT = re.compile(r"optim|scaler|n_averaged$|.+head")
 _FLATTENED = re.compile(r"(?:.*\.)?_?flat_param(?:_\d+)?")
 
 
 class KeyConversionError(CheckpointError):
-    """A checkpoint in which no whole backbone was found; the message does not name the file, whoever read it does."""
+    """A checkpoint in which no whole backbone was found; the caller that read the file adds its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneNames:
-    """Where a backbone lies in a checkpoint.
+    """Where a backbone is found in a checkpoint.
 
     Attributes:
-        prefix: What stands in front of all its names.
+        prefix: What precedes all its names.
         branch: Whether it is an average of weights ("teacher") or what is averaged ("student"); None where the
-            checkpoint knows no such thing.
+            checkpoint has no such distinction.
         names: The checkpoint's names by the backbone's own.
     """
 
@@ -71,14 +71,15 @@ def take_backbone(
 
     Args:
         checkpoint: A state dict, or nested mappings that hold one.
-        model_names: All names of a model of another make, by which its weights are known; None for ours.
+        model_names: All names of a model of another make, by which its weights are found; None for ours.
         branch: Whose weights are preferred.
 
     Returns:
-        Where they lay, and whole floating-point or integer tensors in memory by their own names.
+        Where they were, and whole floating-point or integer tensors in memory by their own names.
 
     Raises:
-        KeyConversionError: There is no backbone, there are several with nothing to choose by, or its weights are not whole.
+        KeyConversionError: There is no backbone, there are several with nothing to choose by, or its weights are not
+            whole.
     """
     tensors = flatten(checkpoint)
     found = find_backbone(
@@ -95,10 +96,10 @@ def flatten(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Tensor]:
 
     Args:
         values: A checkpoint.
-        prefix: What to put in front of all names.
+        prefix: What to put before all names.
 
     Returns:
-        Tensors, and arrays as tensors; nothing else.
+        Tensors, and arrays as tensors; everything else is left out.
     """
     flat: dict[str, Tensor] = {}
     for name, value in values.items():
@@ -121,13 +122,13 @@ def find_backbone(
     """Finds the one backbone that a checkpoint is about.
 
     An average of the weights (a teacher, an EMA, a momentum encoder) comes before the weights themselves, and these
-    before a named student; with ``branch="student"`` it is the other way round.
+    before a named student; with ``branch="student"`` the order is reversed.
 
     Args:
         names: All names of tensors in the checkpoint, nested ones joined by dots.
         model_names: All names of a model of another make; None for ours.
         branch: Whose weights are preferred.
-        equal: Says whether the tensors of pairs of names are equal, of which one stands for both.
+        equal: Says whether the tensors of pairs of names are equal, so that one stands for both.
 
     Returns:
         The backbone; it may lack weights, and its branch may be the other one.
@@ -174,7 +175,7 @@ def whole_tensor(name: str, tensor: Tensor) -> Tensor:
         The same numbers as a dense tensor.
 
     Raises:
-        KeyConversionError: It is a part of the weights, or a placeholder for them.
+        KeyConversionError: It is only a part of the weights, or a placeholder for them.
     """
     if tensor.is_meta:
         raise KeyConversionError(
@@ -188,7 +189,7 @@ def whole_tensor(name: str, tensor: Tensor) -> Tensor:
     if tensor.numel() == 0:
         raise KeyConversionError(
             f"{name} is empty, as DeepSpeed's ZeRO-3 leaves it in each process's file; join them with the zero_to_fp32.py "
-            "that lies beside them, and give what it writes"
+            "beside them, and give the file that it writes"
         )
     if tensor.is_quantized:
         return tensor.dequantize()
@@ -199,12 +200,12 @@ def whole_tensor(name: str, tensor: Tensor) -> Tensor:
 
 
 def _pattern(anchor: str) -> re.Pattern[str]:
-    """Matches a name that ends in an anchor, wrappers in between, and catches what stands in front."""
+    """Matches a name that ends in an anchor, with wrappers in between, and captures what precedes it."""
     return re.compile(rf"(?P<prefix>.*?){_DOT.join(map(re.escape, anchor.split('.')))}", re.DOTALL)
 
 
 def _prefixes(names: Collection[str]) -> list[str]:
-    """Lists what stands in front of patch projections, shortest first."""
+    """Lists what precedes patch projections, shortest first."""
     for anchor in _ANCHORS:
         pattern = _pattern(anchor)
         matches = [match for name in names if (match := pattern.fullmatch(name))]
@@ -217,7 +218,7 @@ def _prefixes(names: Collection[str]) -> list[str]:
 
 
 def _prefixes_of_model(names: Collection[str], model_names: Collection[str]) -> list[str]:
-    """Lists the prefixes under which all names of a model lie; "" where there are none."""
+    """Lists the prefixes under which all names of a model are found; "" if there are none."""
     anchor = _pattern(next(iter(model_names)))
     found = [match["prefix"] for name in names if (match := anchor.fullmatch(name))]
     covered = [
@@ -238,7 +239,7 @@ def _words(prefix: str) -> set[str]:
 
 
 def _rank(prefix: str, branch: Branch) -> tuple[int, int, int]:
-    """Sorts the places of backbones; the least is taken."""
+    """Ranks the places of backbones; the lowest is taken."""
     words = _words(prefix)
     averages, students = len(words & _AVERAGES), len(words & _STUDENTS)
     container = prefix.split(".")[0]
@@ -282,17 +283,15 @@ def _equal(first: Tensor, second: Tensor) -> bool:
 
 
 def _flattened(names: Iterable[str]) -> str:
-    """Says so where some of the parameters lie in one vector; "" otherwise."""
+    """Returns a message if some of the parameters are in one vector; "" otherwise."""
     found = next((name for name in names if _FLATTENED.fullmatch(name)), None)
     if found is None:
         return ""
-    return (
-        f"holds FSDP's flattened parameters ('{found}'), from which no names and shapes can be told; {GATHER}"
-    )
+    return f"holds FSDP's flattened parameters ('{found}'), which have neither names nor shapes; {GATHER}"
 
 
 def _what_else(names: Collection[str]) -> str:
-    """Says what a checkpoint holds in which no backbone was found, and what to do."""
+    """Describes a checkpoint in which no backbone was found, and says what to do."""
     if not names:
         return "holds no tensors at all; give the file that holds the weights"
     if flattened := _flattened(names):

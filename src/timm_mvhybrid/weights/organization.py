@@ -1,4 +1,4 @@
-"""Where the weights are published: model and tag → repository, in an organisation that is named here alone."""
+"""Where the weights are published: model and tag → repository, in an organisation that is named only here."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _chosen: str | None = None
 
 
 def organization() -> str:
-    """Returns the organisation or user whose repositories ``pretrained=True`` asks for.
+    """Returns the organisation or user whose repositories ``pretrained=True`` downloads from.
 
-    What `set_organization` chose comes first, then the environment variable TIMM_MVHYBRID_ORGANIZATION, then
+    The choice of ``set_organization`` comes first, then the environment variable TIMM_MVHYBRID_ORGANIZATION, then
     "timm-mvhybrid".
     """
     return _chosen or os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_ORGANIZATION
 
 
 def set_organization(name: str | None) -> None:
-    """Chooses the organisation or user whose repositories ``pretrained=True`` asks for from now on.
+    """Chooses the organisation or user whose repositories ``pretrained=True`` downloads from, from now on.
 
     Args:
         name: Its name on the Hub; None for the environment variable's or the default.

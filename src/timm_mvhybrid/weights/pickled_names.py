@@ -11,17 +11,17 @@ from typing import IO
 
 import torch
 
-# of what tensors and their containers consist
+# what tensors and their containers consist of
 _TENSORS = re.compile(
     r"torch\.(?:\w+Storage|Size|Tensor|device|_utils\.\w+|_tensor\._rebuild\w+|storage\.\w+|nn\.parameter\.Parameter|"
     r"serialization\._get_layout)|collections\.OrderedDict|_codecs\.encode"
 )
-# pickles that stand in front of the weights in torch's format of before 2020, and the weights'
+# pickles that precede the weights in torch's format of before 2020, and the weights' own
 _MAX_PICKLES = 4
 
 
 def unsafe_names(path: Path) -> list[str]:
-    """Lists the functions and classes that a file asks for and that torch.load refuses with ``weights_only``.
+    """Lists the functions and classes that a file refers to and that torch.load refuses with ``weights_only``.
 
     The pickle is taken apart, operation by operation; nothing is imported or called.
 
@@ -29,11 +29,11 @@ def unsafe_names(path: Path) -> list[str]:
         path: A file of torch.save in either format, or a plain pickle.
 
     Returns:
-        Names with their modules, sorted; empty where the file asks for none, or is not a pickle.
+        Names with their modules, sorted; empty where the file refers to none, or is not a pickle.
     """
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    # torch takes apart what torch.save writes by default; other files raise errors of many kinds
+    # torch reads what torch.save writes by default; other files raise errors of many kinds
     except Exception:
         return sorted(
             name
@@ -63,7 +63,7 @@ def _names(path: Path) -> set[str]:
 
 
 def _pickle_names(file: IO[bytes]) -> Iterator[str]:
-    """Yields what one pickle asks for, by either operation that asks."""
+    """Yields what one pickle refers to, by either of the two operations that do so."""
     strings: list[str] = []
     memo: dict[int, str] = {}
     for operation, argument, _ in pickletools.genops(file):

@@ -1,4 +1,4 @@
-"""Which grid of patches a position embedding belongs to, and how it gets onto another one."""
+"""Which grid of patches a position embedding belongs to, and how it is resampled to another."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def grid_to_text(grid: Grid) -> str:
 
 
 def grid_from_text(text: str) -> Grid:
-    """Reads what `grid_to_text` wrote.
+    """Reads what ``grid_to_text`` wrote.
 
     Args:
         text: The text.
@@ -113,7 +113,7 @@ def trained_grid(
 
 
 def _input_sizes(model: nn.Module) -> tuple[Sequence[int] | None, Sequence[int] | None]:
-    """Reads the input size that somebody gave the model's configuration, and the registered one."""
+    """Reads the input size that was given in the model's configuration, and the registered one."""
     config: Any = getattr(model, "pretrained_cfg", None) or {}
     found = config.get("input_size")
     entry = get_pretrained_cfg(config.get("architecture") or "", allow_unregistered=True)
@@ -134,14 +134,14 @@ def resample_with_older_timm(
 ) -> Tensor:
     """Resamples a position embedding as timm does, also onto a square grid of as many patches.
 
-    timm 1.0.26 takes equal numbers of tokens for equal grids, whatever the old grid was; single values in the place of
-    tokens keep it from counting them.
+    timm 1.0.26 takes equal numbers of tokens for equal grids, whatever the old grid was; passing single values instead
+    of tokens keeps it from counting them.
 
     Args:
         posemb: Position embedding, (1, prefix + patches, dim).
-        new_size: Rows and columns wanted.
+        new_size: Rows and columns of the result.
         old_size: Rows and columns that it has.
-        num_prefix_tokens: Tokens in front, which are kept.
+        num_prefix_tokens: Leading tokens, which are kept.
 
     Returns:
         The position embedding of the new grid.
@@ -156,11 +156,11 @@ def resample_with_older_timm(
 
 
 def _sees_grids() -> bool:
-    """Says whether this timm tells a column of two patches from a square."""
+    """Says whether this timm distinguishes a column of patches from a square."""
     column = torch.tensor([0.0, 1.0, 2.0, 3.0], device="cpu").view(1, 4, 1)
     square = resample_abs_pos_embed(column, new_size=[2, 2], old_size=[4, 1], num_prefix_tokens=0)
     return not torch.equal(square, column)
 
 
-# timm's own where it can be had: it knows how to be exported and traced
+# timm's own where it is right: it can be exported and traced
 resample_position = resample_abs_pos_embed if _sees_grids() else resample_with_older_timm

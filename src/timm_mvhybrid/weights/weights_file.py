@@ -1,4 +1,4 @@
-"""A weights file → its tensors, after every check that the file alone allows, or an error that names it."""
+"""A weights file → its tensors, after every check that needs only the file, or an error that names it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.\w+$")
 class WeightsFile:
     """What a file holds.
 
-    Args:
+    Attributes:
         path: The file.
         sha256: Its sha256 in hex.
         checkpoint: A state dict, or a training checkpoint that holds one.
@@ -67,7 +67,7 @@ class WeightsFile:
 def read_weights(
     path: str | Path, *, sha256: str | None = None, stated_in: str = "", remedy: str = COPY_AGAIN
 ) -> WeightsFile:
-    """Reads a weights file without running anything that it holds.
+    """Reads a weights file without running anything in it.
 
     The file's bytes are compared with the sha256 before a tensor is used; without one, the tensors of a file that this
     package exported are compared with the digest in its metadata.
@@ -116,7 +116,7 @@ def read_weights(
             f"{path}: its sha256 is {digest}, but {stated_in or 'its record'} states {sha256}: the file is damaged, or "
             f"belongs to another configuration; {remedy}"
         )
-    # a device context, of which meta is one, must not reach the tensors that are read
+    # a surrounding device context, such as meta, must not affect the tensors that are read
     with torch.device("cpu"):
         checkpoint, metadata = (
             _read_safetensors(path, remedy)
@@ -136,7 +136,7 @@ def read_weights(
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Computes one sha256 over names, types, shapes and values, whatever the order of the names.
+    """Computes one sha256 over names, types, shapes and values, independent of the order of the names.
 
     Args:
         tensors: Tensors by name, on the CPU.
@@ -156,7 +156,7 @@ def check_finite(tensors: Mapping[str, Tensor], path: str | Path, remedy: str = 
     """Raises CheckpointError, naming the file, if a tensor holds NaN or Inf.
 
     Args:
-        tensors: Tensors by name; of a sharded one this process's part is looked at, of a placeholder nothing.
+        tensors: Tensors by name; only this process's part of a sharded one is checked, and nothing of a placeholder.
         path: The file, for the message.
         remedy: What to do, half a sentence.
 
@@ -182,7 +182,7 @@ def _is_finite(tensor: Any) -> bool:
 
 
 def _what_it_is(head: bytes, path: Path) -> str | None:
-    """Recognises by its first bytes what is often saved in the place of weights."""
+    """Recognises by its first bytes what is often saved instead of weights."""
     start = head.lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         return "is a web page (an error or login page that was saved), not weights"
@@ -202,7 +202,7 @@ def _read_safetensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[
         raise CheckpointError(
             f"{path}: not a readable safetensors file, perhaps cut short or damaged ({error}); {remedy}"
         ) from error
-    # safetensors.torch.save_model writes a tensor that has several names once, and the other names so
+    # safetensors.torch.save_model writes a tensor that has several names once, and the other names in the metadata
     aliases = {name: tensors[kept] for name, kept in metadata.items() if kept in tensors}
     return {**aliases, **tensors}, metadata
 
@@ -212,7 +212,7 @@ def _read_torch(path: Path, remedy: str) -> Mapping[str, Any]:
         checkpoint = _load_tensors(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: {_refusal(path, error, remedy)}") from error
-    # the unpickler meets damaged bytes with exceptions of many kinds
+    # on damaged bytes the unpickler raises exceptions of many kinds
     except Exception as error:
         if "TorchScript" in str(error):
             raise CheckpointError(
@@ -231,7 +231,7 @@ def _read_torch(path: Path, remedy: str) -> Mapping[str, Any]:
 
 def _load_tensors(path: Path) -> Any:
     with warnings.catch_warnings():
-        # what it cannot read of newer protocols is an error all the same, and a look at every sparse entry is wanted
+        # newer protocols that it cannot read are an error anyway, and every sparse entry is to be checked
         warnings.filterwarnings("ignore", message="Detected pickle protocol|Validating sparse tensor")
         return _load_with_torch(path)
 
@@ -242,16 +242,16 @@ def _load_with_torch(path: Path) -> Any:
     except pickle.UnpicklingError:
         if not any(name.startswith("torch.distributed.") for name in unsafe_names(path)):
             raise
-        # torch admits its distributed tensors where their module was imported
+        # torch accepts its distributed tensors once their module was imported
         importlib.import_module("torch.distributed.tensor")
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _refusal(path: Path, error: pickle.UnpicklingError, remedy: str) -> str:
-    """Names the objects in a file that are not tensors or, where there are none, what the unpickler met."""
+    """Names the objects in a file that are not tensors or, if there are none, what the unpickler reported."""
     names = unsafe_names(path)
     if not names:
-        # torch's advice stands around the reason, in bold face
+        # torch surrounds the reason with advice in bold face
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         stated = [line for line in lines if "WeightsUnpickler error" in line]
         reason = (stated or lines or ["not a pickle"])[0].removeprefix("WeightsUnpickler error:").strip()

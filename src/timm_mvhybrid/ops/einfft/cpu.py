@@ -1,4 +1,4 @@
-"""EinFFT in place, slab by slab of the batch, so that its many light steps stay in the cache; with its gradient.
+"""EinFFT in place, part by part of the batch, so that its many light steps stay in the cache; with its gradient.
 
 Layouts: spectra are (rows, 2 · half, d_model), real above imaginary parts of the frequencies 0 … length // 2 (half of
 them); rows of the maps are (4, rows · half, d_model / 2), one matrix a block, real before imaginary channels.
@@ -10,9 +10,18 @@ import torch
 from torch import Tensor
 
 from ..spectral import forward_basis, inverse_basis
+from ..workspace import cut_batch
+from .blocks import (
+    butterfly,
+    butterfly_backward,
+    fold_blocks,
+    fold_blocks_backward,
+    unfold_blocks,
+    unfold_blocks_backward,
+)
 
-SLAB_ELEMENTS = 1 << 20
-"""Elements of one work buffer; a larger batch is worked off in slabs of this size."""
+PART_ELEMENTS = 1 << 20
+"""Elements of one work buffer; a larger batch is worked off in parts of this size."""
 
 
 class _Transform(NamedTuple):
@@ -31,7 +40,7 @@ class _Transform(NamedTuple):
 
 
 class _Workspace:
-    """Buffers for a slab of up to ``rows`` images, cut to the rows at hand."""
+    """Buffers for a part of up to ``rows`` images, cut to the rows at hand."""
 
     def __init__(self, x: Tensor, rows: int) -> None:
         self.x, self.rows = x, rows
@@ -39,7 +48,7 @@ class _Workspace:
         self._room: dict[str, Tensor] = {}
 
     def cut(self, rows: slice) -> slice:
-        """Where the rows of the maps lie among those of the whole batch."""
+        """Returns where the rows of the maps are among those of the whole batch."""
         return slice(rows.start * self.half, rows.stop * self.half)
 
     def _take(self, name: str, rows: int, a_row: int) -> Tensor:
@@ -89,7 +98,7 @@ def forward(
         save: Whether to keep what backward needs.
 
     Returns:
-        The result, (batch, length, d_model); the rows of the first map and what lies behind the ReLU for positive and
+        The result, (batch, length, d_model); the rows of the first map and what comes after the ReLU for positive and
         for negative frequencies, (3, *saved_shape); and where the shrinkage lets something through, bool,
         (2, *saved_shape).
     """
@@ -100,13 +109,13 @@ def forward(
     passed = x.new_empty([2, *saved_shape(x, save)], dtype=torch.bool)
     maps_1, maps_2 = _real_maps(weight_1, True), _real_maps(weight_2, False)
     bias_1, bias_2 = _real_biases(bias_1), _real_biases(bias_2)
-    slabs = _slabs(x)
-    space = _Workspace(x, _most_rows(slabs))
-    for rows in slabs:
+    parts, most_rows = cut_batch(x, PART_ELEMENTS)
+    space = _Workspace(x, most_rows)
+    for rows in parts:
         count, cut = rows.stop - rows.start, space.cut(rows)
         spectrum = space.spectrum("spectrum", count)
-        _to_spectrum(_butterfly(x[rows], space.tokens("tokens", count)), analysis, spectrum)
-        folded = _fold_blocks(spectrum, saved[0][:, cut] if save else space.blocks("rows", count))
+        _to_spectrum(butterfly(x[rows], space.tokens("tokens", count)), analysis, spectrum)
+        folded = fold_blocks(spectrum, saved[0][:, cut] if save else space.blocks("rows", count))
         mapped = []
         for sign, name in enumerate(("positive", "negative")):
             hidden = saved[1 + sign][:, cut] if save else space.blocks("hidden", count)
@@ -123,7 +132,7 @@ def forward(
         # only the conjugate-symmetric half of the spectrum has a real inverse
         real.add_(real_negative)
         imaginary.sub_(imaginary_negative)
-        _to_tokens(_unfold_blocks(real, imaginary, negative, spectrum), synthesis, result[rows])
+        _to_tokens(unfold_blocks(real, imaginary, negative, spectrum), synthesis, result[rows])
     return result, saved, passed
 
 
@@ -158,12 +167,12 @@ def backward(
     maps_1, maps_2 = _real_maps(weight_1, True), _real_maps(weight_2, False)
     grad_maps_1, grad_maps_2 = torch.zeros_like(maps_1), torch.zeros_like(maps_2)
     grad_bias_1, grad_bias_2 = (maps.new_zeros(maps.shape[:-1]) for maps in (maps_1, maps_2))
-    slabs = _slabs(x)
-    space = _Workspace(x, _most_rows(slabs))
-    for rows in slabs:
+    parts, most_rows = cut_batch(x, PART_ELEMENTS)
+    space = _Workspace(x, most_rows)
+    for rows in parts:
         count, cut = rows.stop - rows.start, space.cut(rows)
         spectrum = _to_spectrum(grad[rows], synthesis, space.spectrum("spectrum", count))
-        grad_blocks = _unfold_blocks_backward(spectrum, space.blocks("blocks", count))
+        grad_blocks = unfold_blocks_backward(spectrum, space.blocks("blocks", count))
         grad_rows = space.blocks("rows", count).zero_()
         for sign in range(2):
             if sign == 1:
@@ -178,10 +187,10 @@ def backward(
             grad_bias_1[sign] += grad_hidden.sum(1)
             grad_maps_1[sign].baddbmm_(folded.mT, grad_hidden)
             grad_rows.baddbmm_(grad_hidden, maps_1[sign].mT)
-        _fold_blocks_backward(grad_rows, spectrum)
+        fold_blocks_backward(grad_rows, spectrum)
         grad_tokens = space.tokens("tokens", count)
         _to_tokens(spectrum, analysis, grad_tokens)
-        _butterfly_backward(grad_tokens, grad_x[rows])
+        butterfly_backward(grad_tokens, grad_x[rows])
     return (
         grad_x,
         _real_maps_backward(grad_maps_1, True),
@@ -192,7 +201,7 @@ def backward(
 
 
 def _real_maps(weight: Tensor, conjugate: bool) -> Tensor:
-    """Writes complex maps as real ones, as the function of this name of ``plain`` does, with fewer copies."""
+    """Writes complex maps as real ones, as the function of this name in ``portable`` does, with fewer copies."""
     _, blocks, width, _ = weight.shape
     maps = weight.new_empty(2, blocks, 2 * width, 2 * width)
     for signed, source in zip(maps, (weight, _mirrored(weight)), strict=True):
@@ -269,132 +278,3 @@ def _to_tokens(spectrum: Tensor, transform: _Transform, out: Tensor) -> None:
     paired = head[:, 1 : pairs + 1]
     out[:, half:] = torch.sub(paired, odd).flip(1)
     paired.add_(odd)
-
-
-def _butterfly(x: Tensor, out: Tensor) -> Tensor:
-    """Sums and differences of the blocks: even + odd, b0 − b2, even − odd, b1 − b3.
-
-    Blocks 0 and 2 of the transform over blocks are then real before the token transform; 1 and 3 are p − iq, p + iq.
-    """
-    b0, b1, b2, b3 = x.chunk(4, dim=-1)
-    total, p, difference, q = out.chunk(4, dim=-1)
-    even, odd = b0 + b2, b1 + b3
-    torch.add(even, odd, out=total)
-    torch.sub(b0, b2, out=p)
-    torch.sub(even, odd, out=difference)
-    torch.sub(b1, b3, out=q)
-    return out
-
-
-def _butterfly_backward(grad: Tensor, out: Tensor) -> None:
-    """Applies the transpose of :func:`_butterfly`."""
-    total, p, difference, q = grad.chunk(4, dim=-1)
-    b0, b1, b2, b3 = out.chunk(4, dim=-1)
-    even, odd = total + difference, total - difference
-    torch.add(even, p, out=b0)
-    torch.sub(even, p, out=b2)
-    torch.add(odd, q, out=b1)
-    torch.sub(odd, q, out=b3)
-
-
-def _fold_blocks(spectrum: Tensor, out: Tensor) -> Tensor:
-    """Completes the transform over the blocks: spectra → rows of the maps."""
-    r0, rp, r2, rq, i0, ip, i2, iq = _channels_of(spectrum)
-    (real_0, imaginary_0), (real_1, imaginary_1), (real_2, imaginary_2), (real_3, imaginary_3) = _parts(
-        out, len(spectrum)
-    )
-    real_0.copy_(r0)
-    imaginary_0.copy_(i0)
-    real_2.copy_(r2)
-    imaginary_2.copy_(i2)
-    torch.add(rp, iq, out=real_1)
-    torch.sub(ip, rq, out=imaginary_1)
-    torch.sub(rp, iq, out=real_3)
-    torch.add(ip, rq, out=imaginary_3)
-    return out
-
-
-def _fold_blocks_backward(grad: Tensor, out: Tensor) -> None:
-    """Applies the transpose of :func:`_fold_blocks`."""
-    (real_0, imaginary_0), (real_1, imaginary_1), (real_2, imaginary_2), (real_3, imaginary_3) = _parts(
-        grad, len(out)
-    )
-    r0, rp, r2, rq, i0, ip, i2, iq = _channels_of(out)
-    r0.copy_(real_0)
-    i0.copy_(imaginary_0)
-    r2.copy_(real_2)
-    i2.copy_(imaginary_2)
-    torch.add(real_1, real_3, out=rp)
-    torch.sub(real_1, real_3, out=iq)
-    torch.add(imaginary_1, imaginary_3, out=ip)
-    torch.sub(imaginary_3, imaginary_1, out=rq)
-
-
-def _unfold_blocks(real: Tensor, imaginary: Tensor, scratch: Tensor, out: Tensor) -> Tensor:
-    """Inverts the transform over the blocks: rows of the maps → spectra of the tokens' channels.
-
-    Of i (Z₁ − Z₃) the real part is i₃ − i₁ and the imaginary part r₁ − r₃. ``scratch``, of the shape of the rows, is
-    overwritten.
-    """
-    count = len(out)
-    r0, r1, r2, r3 = real.unflatten(1, (count, -1)).unbind(0)
-    i0, i1, i2, i3 = imaginary.unflatten(1, (count, -1)).unbind(0)
-    (total, difference), (odd, turned), _, _ = _parts(scratch, count)
-    halves = _channels_of(out)
-    for (c0, c1, c2, c3), (z0, z1, z2, z3), (plus, minus) in (
-        (halves[:4], (r0, r1, r2, r3), (i3, i1)),
-        (halves[4:], (i0, i1, i2, i3), (r1, r3)),
-    ):
-        torch.add(z0, z2, out=total)
-        torch.sub(z0, z2, out=difference)
-        torch.add(z1, z3, out=odd)
-        torch.sub(plus, minus, out=turned)
-        torch.add(total, odd, out=c0)
-        torch.add(difference, turned, out=c1)
-        torch.sub(total, odd, out=c2)
-        torch.sub(difference, turned, out=c3)
-    return out
-
-
-def _unfold_blocks_backward(grad: Tensor, out: Tensor) -> Tensor:
-    """Applies the transpose of :func:`_unfold_blocks`; the rows hold real and imaginary parts."""
-    c0, c1, c2, c3, e0, e1, e2, e3 = _channels_of(grad)
-    (r0, i0), (r1, i1), (r2, i2), (r3, i3) = _parts(out, len(grad))
-    even, odd = c0 + c2, c1 + c3
-    torch.add(even, odd, out=r0)
-    torch.sub(even, odd, out=r2)
-    torch.add(e0, e2, out=even)
-    torch.add(e1, e3, out=odd)
-    torch.add(even, odd, out=i0)
-    torch.sub(even, odd, out=i2)
-    torch.sub(c0, c2, out=even)
-    torch.sub(e1, e3, out=odd)
-    torch.add(even, odd, out=r1)
-    torch.sub(even, odd, out=r3)
-    torch.sub(e0, e2, out=even)
-    torch.sub(c1, c3, out=odd)
-    torch.sub(even, odd, out=i1)
-    torch.add(even, odd, out=i3)
-    return out
-
-
-def _channels_of(spectrum: Tensor) -> tuple[Tensor, ...]:
-    """Views the four blocks of channels of the real parts, then of the imaginary parts, (rows, half, width) each."""
-    real, imaginary = spectrum.chunk(2, dim=1)
-    return (*real.chunk(4, dim=-1), *imaginary.chunk(4, dim=-1))
-
-
-def _parts(blocks: Tensor, count: int) -> list[tuple[Tensor, ...]]:
-    """Views (real, imaginary) of each of the four blocks, (rows, half, width) each."""
-    return [block.chunk(2, dim=-1) for block in blocks.unflatten(1, (count, -1)).unbind(0)]
-
-
-def _slabs(x: Tensor) -> list[slice]:
-    """Cuts the batch."""
-    rows = max(1, SLAB_ELEMENTS // max(1, x.shape[1:].numel()))
-    return [slice(first, min(first + rows, len(x))) for first in range(0, len(x), rows)]
-
-
-def _most_rows(slabs: list[slice]) -> int:
-    """Rows of the largest slab."""
-    return max((rows.stop - rows.start for rows in slabs), default=0)

@@ -26,7 +26,7 @@ def einfft_portable(
     real, imaginary = F.softshrink(positive, threshold).chunk(2, dim=-1)
     real_negative, imaginary_negative = F.softshrink(negative, threshold).chunk(2, dim=-1)
 
-    # Of the inverse transform only the real part is wanted, that of the conjugate-symmetric half of the spectrum:
+    # Of the inverse transform only the real part is needed, that of the conjugate-symmetric half of the spectrum:
     # (Z[b, k] + conj Z[−b, −k]) / 2; the half goes into the scale.
     shape = [4, batch, length // 2 + 1, dim // 4]
     real = (real + real_negative).view(shape)

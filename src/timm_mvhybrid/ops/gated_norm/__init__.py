@@ -24,7 +24,7 @@ def gated_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float, overwrite: bool
         z: Gate before its activation, of the shape of ``y``.
         weight: (channels,).
         eps: Added to the mean square.
-        overwrite: Whether the memory of ``y`` may become the result's; it does where autograd does not want it.
+        overwrite: Whether the result may overwrite ``y``; it does where autograd does not need it.
 
     Returns:
         (batch, length, channels) in the dtype of ``y``. On a CPU sums and products run in float32, or in float64 for

@@ -1,13 +1,13 @@
-"""The gated norm slab by slab, in memory that stays in the cache; with its gradient."""
+"""The gated norm part by part, in memory that stays in the cache; with its gradient."""
 
 import torch
 from torch import Tensor
 
 from ..precision import accumulation_dtype
-from ..workspace import scratch
+from ..workspace import cut_batch, scratch
 
-SLAB_ELEMENTS = 1 << 18
-"""Elements of one work buffer; more tokens are worked off in slabs of this size."""
+PART_ELEMENTS = 1 << 18
+"""Elements of one work buffer; more tokens are worked off in parts of this size."""
 
 
 def forward(y: Tensor, z: Tensor, weight: Tensor, eps: float, out: Tensor) -> Tensor:
@@ -27,9 +27,9 @@ def forward(y: Tensor, z: Tensor, weight: Tensor, eps: float, out: Tensor) -> Te
     y, z, out = _by_token(y), _by_token(z), _by_token(out)
     weight = weight.to(dtype)
     scale = y.new_empty(len(y), 1, dtype=dtype)
-    slabs, shape = _slabs(y)
-    rooms = scratch(scale, shape, shape)
-    for rows in slabs:
+    parts, most_rows = cut_batch(y, PART_ELEMENTS)
+    rooms = scratch(scale, *[(most_rows, y.shape[1])] * 2)
+    for rows in parts:
         values, gate = (_widened(v[rows], room) for v, room in zip((y, z), rooms, strict=True))
         gated = rooms[1][: len(values)]
         torch.ops.aten.silu.out(gate, out=gated)
@@ -63,9 +63,9 @@ def backward(
     grad_y, grad_z = y.new_empty(y.shape), z.new_empty(z.shape)
     grad_weight, factor = scale.new_zeros(weight.shape), weight.to(dtype)
     grad, y, z, to_y, to_z = (_by_token(v) for v in (grad, y, z, grad_y, grad_z))
-    slabs, shape = _slabs(y)
-    rooms = scratch(scale, *[shape] * 6)
-    for rows in slabs:
+    parts, most_rows = cut_batch(y, PART_ELEMENTS)
+    rooms = scratch(scale, *[(most_rows, y.shape[1])] * 6)
+    for rows in parts:
         grad_out, values, gate = (
             _widened(v[rows], room) for v, room in zip((grad, y, z), rooms[:3], strict=True)
         )
@@ -91,14 +91,6 @@ def backward(
 def _by_token(values: Tensor) -> Tensor:
     """Views (..., channels) as (tokens, channels); what cannot be viewed so is copied."""
     return values.reshape(values.shape[:-1].numel(), values.shape[-1])
-
-
-def _slabs(tokens: Tensor) -> tuple[list[slice], tuple[int, int]]:
-    """Cuts tokens into slabs, and says what shape the largest has."""
-    count, channels = tokens.shape
-    rows = max(1, SLAB_ELEMENTS // max(1, channels))
-    slabs = [slice(first, min(first + rows, count)) for first in range(0, count, rows)]
-    return slabs, (min(rows, count), channels)
 
 
 def _widened(values: Tensor, room: Tensor) -> Tensor:

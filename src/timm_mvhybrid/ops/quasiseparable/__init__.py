@@ -24,8 +24,8 @@ def quasiseparable(
 
         y_t = s_{t−1}(forward) + s_{t+1}(backward) + diagonal_t x_t
 
-    where scans are zero outside the sequence; :func:`quasiseparable_reference` writes it out. Source: Hwang et al., "Hydra: Bidirectional State Space Models Through
-    Generalized Matrix Mixers" (arXiv 2407.09941), section 4.
+    where scans are zero outside the sequence; :func:`quasiseparable_reference` writes it out. Source: Hwang et al.,
+    "Hydra: Bidirectional State Space Models Through Generalized Matrix Mixers" (arXiv 2407.09941), section 4.
 
     Args:
         x: Input, (batch, length, heads, headdim), float16, bfloat16, float32 or float64.

@@ -5,83 +5,34 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ..ssd.inputs import Inputs as ScanInputs
+from .inputs import Gradients, Inputs
 from .portable import earlier, later
 
 
-def forward(
-    scan: ModuleType,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    dt_bias: Tensor,
-    diagonal: Tensor,
-    save_states: bool,
-) -> tuple[Tensor, Tensor]:
+def forward(scan: ModuleType, inputs: Inputs, save_states: bool) -> tuple[Tensor, Tensor]:
     """Multiplies tokens by the matrix with the scan of an implementation.
 
     Args:
         scan: The implementation's module, which has ``forward`` and ``backward``.
-        x: As for :func:`.quasiseparable`, as are all but the last.
-        dt: As there.
-        A: As there.
-        B: As there.
-        C: As there.
-        dt_bias: As there.
-        diagonal: As there.
+        inputs: Arguments of the product.
         save_states: Whether to return the states that backward starts from.
 
     Returns:
         y, and the states of both directions, (2, chunks, batch, heads, headdim, d_state).
     """
     (y, _, states), (y_b, _, states_b) = (
-        scan.forward(
-            x,
-            dt[:, :, direction],
-            A,
-            B[:, :, direction],
-            C[:, :, direction],
-            None,
-            dt_bias,
-            True,
-            save_states,
-            direction == 1,
-        )
-        for direction in range(2)
+        scan.forward(_of_direction(inputs, direction), save_states) for direction in range(2)
     )
-    y = torch.addcmul(later(y) + earlier(y_b), x, diagonal.to(x.dtype).unsqueeze(-1))
+    y = torch.addcmul(later(y) + earlier(y_b), inputs.x, inputs.diagonal.to(y.dtype).unsqueeze(-1))
     return y, torch.stack([states, states_b])
 
 
-def backward(
-    scan: ModuleType,
-    grad_y: Tensor,
-    states: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    dt_bias: Tensor,
-    diagonal: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def backward(scan: ModuleType, grad_y: Tensor, states: Tensor, inputs: Inputs) -> Gradients:
     """Differentiates :func:`forward`; arguments and results as for :func:`.cpu_backward.backward`."""
+    x, diagonal = inputs.x, inputs.diagonal
     grads = [
-        scan.backward(
-            grad_scan,
-            None,
-            states[direction],
-            x,
-            dt[:, :, direction],
-            A,
-            B[:, :, direction],
-            C[:, :, direction],
-            None,
-            dt_bias,
-            True,
-            direction == 1,
-        )
+        scan.backward(grad_scan, None, states[direction], _of_direction(inputs, direction))
         # the scans' outputs were shifted, so the gradient is shifted back
         for direction, grad_scan in enumerate((earlier(grad_y), later(grad_y)))
     ]
@@ -96,3 +47,10 @@ def backward(
         grad_bias + grad_bias_b,
         (grad_y * x).sum(-1).to(diagonal.dtype),
     )
+
+
+def _of_direction(inputs: Inputs, direction: int) -> ScanInputs:
+    """Takes the scan of one direction out of both."""
+    x, dt, A, B, C, dt_bias, _ = inputs
+    dt, B, C = (v[:, :, direction] for v in (dt, B, C))
+    return ScanInputs(x, dt, A, B, C, None, dt_bias, dt_softplus=True, reverse=direction == 1)

@@ -9,7 +9,7 @@ i + 1. With log-decays l cumulated in a chunk, q_i = Σ_{k≤i} l_k and p_i = q_
 
 so that one product with x serves both directions. Between chunks each direction carries a state, as in ``ssd.cpu``,
 which also explains the chunks and the two parts of a decay. A direction's first chunk receives no state and its last
-one hands none on; neither is computed.
+one passes none on; neither is computed.
 
 Layouts: numbers of a step are (2, rows, chunks, heads, steps), forward direction first; tokens are head-major, (rows,
 chunks, heads, steps, headdim), where the steps of a chunk mix; states and what makes them share B and C among the heads
@@ -22,11 +22,13 @@ from torch import Tensor
 
 from ..precision import accumulation_dtype
 from ..ssd.cpu import num_chunks
+from ..workspace import cut_batch
+from .inputs import Inputs
 from .layout import (
+    PART_ELEMENTS,
     Rooms,
     add_group_tokens,
     carried_chunks,
-    cut_batch,
     group_matrices,
     group_tokens,
     head_major,
@@ -41,26 +43,11 @@ def saved_shape(x: Tensor, B: Tensor, save_states: bool) -> list[int]:
     return [2, num_chunks(length) - 1, batch if save_states else 0, heads, headdim, B.shape[-1]]
 
 
-def forward(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    dt_bias: Tensor,
-    diagonal: Tensor,
-    save_states: bool,
-) -> tuple[Tensor, Tensor]:
+def forward(inputs: Inputs, save_states: bool) -> tuple[Tensor, Tensor]:
     """Multiplies tokens by the matrix.
 
     Args:
-        x: Input, (batch, length, heads, headdim).
-        dt: Step sizes before bias and softplus, (batch, length, 2, heads), forward direction first.
-        A: Decay rates, (heads,).
-        B: Input matrices, (batch, length, 2, groups, d_state).
-        C: Output matrices, of the shape of ``B``.
-        dt_bias: Added to ``dt``, (heads,).
-        diagonal: The matrix's diagonal, (batch, length, heads).
+        inputs: Arguments of the product.
         save_states: Whether to return the states that backward starts from.
 
     Returns:
@@ -68,6 +55,7 @@ def forward(
         (2, chunks − 1, batch, heads, headdim, d_state) but in the layout of this module, in the accumulation dtype.
         Without ``save_states`` the latter have no elements.
     """
+    x, dt, A, B, C, dt_bias, diagonal = inputs
     dtype = accumulation_dtype(x.dtype)
     size = sizes(x, B)
     y = x.new_empty(x.shape)
@@ -75,7 +63,7 @@ def forward(
     steps = step_numbers(dt, A, dt_bias, size, dtype)
     on_diagonal = by_step(diagonal.to(dtype), size)
     reach = reachable(x, size.steps, dtype)
-    slabs, rows = cut_batch(x)
+    parts, rows = cut_batch(x, PART_ELEMENTS)
     rooms = Rooms(
         steps.step,
         {
@@ -89,32 +77,32 @@ def forward(
             "states": (0 if save_states else rows, *size.states),
         },
     )
-    for slab in slabs:
-        count = slab.stop - slab.start
-        tokens = head_major(x[slab], rooms.take("x", count, *size.tokens))
-        b, c = group_matrices(B[slab], C[slab], size, rooms)
+    for part in parts:
+        count = part.stop - part.start
+        tokens = head_major(x[part], rooms.take("x", count, *size.tokens))
+        b, c = group_matrices(B[part], C[part], size, rooms)
         scores = pair_scores(b, c, rooms)
-        pairs = pair_decays(steps, slab, reach, size, rooms)
+        pairs = pair_decays(steps, part, reach, size, rooms)
         mixing = pairs[0].mul_(scores[0]).addcmul_(pairs[1], scores[1])
-        write_diagonal(mixing, on_diagonal[slab])
+        write_diagonal(mixing, on_diagonal[part])
         out = rooms.take("out", count, *size.tokens)
         torch.bmm(mixing.flatten(0, 3), tokens.flatten(0, 2), out=out.flatten(0, 2))
         for direction in range(2 if size.chunks > 1 else 0):
             feeding, reached = carried_chunks(direction)
             driven = group_tokens(
                 tokens[:, feeding],
-                steps.entering[direction, slab, feeding],
+                steps.entering[direction, part, feeding],
                 rooms.take("group_tokens", count, *size.group_tokens),
             )
-            state = states[direction, slab] if save_states else rooms.take("states", count, *size.states)
+            state = states[direction, part] if save_states else rooms.take("states", count, *size.states)
             torch.bmm(
                 b[direction, :, feeding].flatten(0, 2).mT, driven.flatten(0, 2), out=state.flatten(0, 2)
             )
-            carry(state, steps.total[direction, slab, 1:-1], direction == 1)
+            carry(state, steps.total[direction, part, 1:-1], direction == 1)
             # into the room of what made the states
             torch.bmm(c[direction, :, reached].flatten(0, 2), state.flatten(0, 2), out=driven.flatten(0, 2))
-            add_group_tokens(out[:, reached], driven, steps.leaving[direction, slab, reached])
-        token_major(out, y[slab])
+            add_group_tokens(out[:, reached], driven, steps.leaving[direction, part, reached])
+        token_major(out, y[part])
     return y, states.view(saved_shape(x, B, save_states))
 
 
@@ -146,18 +134,18 @@ def write_diagonal(mixing: Tensor, values: Tensor) -> None:
     mixing.flatten(2, 3).diagonal(dim1=-2, dim2=-1).copy_(values)
 
 
-def carry(states: Tensor, total: Tensor, from_behind: bool) -> None:
-    """Adds to what each chunk hands on, in place, what the chunks before it left.
+def carry(states: Tensor, total: Tensor, from_last: bool) -> None:
+    """Adds to what each chunk passes on, in place, what the chunks before it left.
 
     Args:
         states: (rows, chunks − 1, groups, d_state, heads a group · headdim).
         total: What the chunks between two states leave of the first, (rows, chunks − 2, heads).
-        from_behind: Whether the last state is the first.
+        from_last: Whether the last state is the first.
     """
     rows, gaps, heads = total.shape
     groups = states.shape[2]
     factors = total.view(rows, gaps, groups, 1, heads // groups, 1).unbind(1)
     each = states.unflatten(-1, (heads // groups, -1)).unbind(1)
-    for gap in reversed(range(gaps)) if from_behind else range(gaps):
-        source, target = (gap + 1, gap) if from_behind else (gap, gap + 1)
+    for gap in reversed(range(gaps)) if from_last else range(gaps):
+        source, target = (gap + 1, gap) if from_last else (gap, gap + 1)
         each[target].addcmul_(each[source], factors[gap])

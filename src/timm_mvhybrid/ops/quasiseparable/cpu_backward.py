@@ -12,12 +12,14 @@ from torch import Tensor
 
 from ..precision import accumulation_dtype
 from ..step_sizes import softplus_slope
+from ..workspace import cut_batch
 from .cpu import carry, pair_decays, pair_scores, reachable, write_diagonal
+from .inputs import Gradients, Inputs
 from .layout import (
+    PART_ELEMENTS,
     Rooms,
     add_group_tokens,
     carried_chunks,
-    cut_batch,
     group_matrices,
     group_tokens,
     head_major,
@@ -26,33 +28,18 @@ from .layout import (
 from .steps import Sizes, Steps, by_step, sizes, step_numbers
 
 
-def backward(
-    grad_y: Tensor,
-    states: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    dt_bias: Tensor,
-    diagonal: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def backward(grad_y: Tensor, states: Tensor, inputs: Inputs) -> Gradients:
     """Differentiates :func:`.cpu.forward`.
 
     Args:
         grad_y: Gradient of y, (batch, length, heads, headdim).
         states: What forward returned with ``save_states``.
-        x: As for forward, as are all that follow.
-        dt: As for forward.
-        A: As for forward.
-        B: As for forward.
-        C: As for forward.
-        dt_bias: As for forward.
-        diagonal: As for forward.
+        inputs: As for forward.
 
     Returns:
-        The gradients of x, dt, A, B, C, dt_bias and diagonal in their dtypes.
+        The gradients.
     """
+    x, dt, A, B, C, dt_bias, diagonal = inputs
     dtype = accumulation_dtype(x.dtype)
     size = sizes(x, B)
     states = states.view(2, size.batch, *size.states)
@@ -64,7 +51,7 @@ def backward(
     grad_row, grad_column = (x.new_empty(steps.step.shape, dtype=torch.float64) for _ in range(2))
     grad_total = x.new_zeros(steps.total.shape, dtype=torch.float64)
     reach = reachable(x, size.steps, dtype)
-    slabs, rows = cut_batch(x)
+    parts, rows = cut_batch(x, PART_ELEMENTS)
     pairs_shape = (rows, size.chunks, size.heads, size.steps, size.steps)
     rooms = Rooms(
         steps.step,
@@ -79,44 +66,44 @@ def backward(
             **dict.fromkeys(("grad_states", "crossing"), (rows, *size.states)),
         },
     )
-    for slab in slabs:
-        count = slab.stop - slab.start
+    for part in parts:
+        count = part.stop - part.start
         shape = (count, *size.tokens)
-        tokens = head_major(x[slab], rooms.take("x", *shape))
-        grad_out = head_major(grad_y[slab], rooms.take("grad_y", *shape))
-        b, c = group_matrices(B[slab], C[slab], size, rooms)
+        tokens = head_major(x[part], rooms.take("x", *shape))
+        grad_out = head_major(grad_y[part], rooms.take("grad_y", *shape))
+        b, c = group_matrices(B[part], C[part], size, rooms)
         scores = pair_scores(b, c, rooms)
-        pairs = pair_decays(steps, slab, reach, size, rooms)
+        pairs = pair_decays(steps, part, reach, size, rooms)
         mixing, grad_mixing = (rooms.take(name, *pairs.shape[1:]) for name in ("mixing", "grad_mixing"))
         torch.mul(pairs[0], scores[0], out=mixing).addcmul_(pairs[1], scores[1])
-        write_diagonal(mixing, on_diagonal[slab])
+        write_diagonal(mixing, on_diagonal[part])
         grad_tokens = rooms.take("grad_x", *shape)
         torch.bmm(mixing.flatten(0, 3).mT, grad_out.flatten(0, 2), out=grad_tokens.flatten(0, 2))
         torch.bmm(grad_out.flatten(0, 2), tokens.flatten(0, 2).mT, out=grad_mixing.flatten(0, 3))
-        grad_on_diagonal[slab] = grad_mixing.flatten(2, 3).diagonal(dim1=-2, dim2=-1)
+        grad_on_diagonal[part] = grad_mixing.flatten(2, 3).diagonal(dim1=-2, dim2=-1)
 
         grad_scores = pairs.mul_(grad_mixing).sum(4).flatten(0, 3)
         terms = pairs.mul_(scores).flatten(3, 4)
         wide = _in_float64(terms, rooms)
-        grad_row[:, slab] = wide.sum(-1)
-        grad_column[:, slab] = wide.sum(-2)
+        grad_row[:, part] = wide.sum(-1)
+        grad_column[:, part] = wide.sum(-2)
         grad_b, grad_c = (rooms.take(name, *b.shape) for name in ("grad_B", "grad_C"))
         torch.bmm(grad_scores.mT, c.flatten(0, 3), out=grad_b.flatten(0, 3))
         torch.bmm(grad_scores, b.flatten(0, 3), out=grad_c.flatten(0, 3))
         for direction in range(2 if size.chunks > 1 else 0):
             _between_chunks(
                 direction,
-                slab,
+                part,
                 steps,
                 size,
                 rooms,
-                states[direction, slab],
+                states[direction, part],
                 (tokens, grad_out, b[direction], c[direction]),
                 (grad_tokens, grad_b[direction], grad_c[direction]),
-                (grad_row[direction, slab], grad_column[direction, slab], grad_total[direction, slab]),
+                (grad_row[direction, part], grad_column[direction, part], grad_total[direction, part]),
             )
-        token_major(grad_tokens, grad_x[slab])
-        _write_matrices(grad_b, grad_c, grad_B[slab], grad_C[slab])
+        token_major(grad_tokens, grad_x[part])
+        _write_matrices(grad_b, grad_c, grad_B[part], grad_C[part])
     grad_dt, grad_A = _through_steps(grad_row, grad_column, grad_total, steps, A, size)
     grad_diagonal = diagonal.new_empty(diagonal.shape)
     grad_diagonal.copy_(grad_on_diagonal.movedim(-1, 2).flatten(1, 2)[:, : size.length])
@@ -133,7 +120,7 @@ def backward(
 
 def _between_chunks(
     direction: int,
-    slab: slice,
+    part: slice,
     steps: Steps,
     size: Sizes,
     rooms: Rooms,
@@ -146,7 +133,7 @@ def _between_chunks(
 
     Args:
         direction: 0 forward, 1 backward.
-        slab: Rows of the batch.
+        part: Rows of the batch.
         steps: Numbers of the whole batch.
         size: Sizes of the call.
         rooms: Scratch memory.
@@ -160,11 +147,11 @@ def _between_chunks(
     grad_tokens, grad_b, grad_c = grads
     grad_row, grad_column, grad_total = grad_numbers
     feeding, reached = carried_chunks(direction)
-    count = slab.stop - slab.start
+    count = part.stop - part.start
     driven, carried = (rooms.take(name, count, *size.group_tokens) for name in ("driven", "carried"))
     grad_states = rooms.take("grad_states", count, *size.states)
-    leaving, entering = steps.leaving[direction, slab, reached], steps.entering[direction, slab, feeding]
-    total = steps.total[direction, slab, 1:-1]
+    leaving, entering = steps.leaving[direction, part, reached], steps.entering[direction, part, feeding]
+    total = steps.total[direction, part, 1:-1]
 
     grad_received = group_tokens(grad_out[:, reached], leaving, driven)
     read = c[:, reached].flatten(0, 2)
@@ -197,7 +184,7 @@ def _between_chunks(
 
 
 def _in_float64(terms: Tensor, rooms: Rooms) -> Tensor:
-    """Widens terms that are to be summed; ``sum`` would do so in fresh memory, and anew for every sum."""
+    """Widens terms that are to be summed; ``sum`` would do so in fresh memory, once for every sum."""
     if terms.dtype == torch.float64:
         return terms
     # two float32 numbers make room for one

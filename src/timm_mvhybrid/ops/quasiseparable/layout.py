@@ -9,8 +9,8 @@ from torch import Tensor
 from ..workspace import scratch
 from .steps import Sizes
 
-SLAB_ELEMENTS = 1 << 19
-"""Elements of x that are worked off at once on a CPU; the rest of the batch waits for its turn."""
+PART_ELEMENTS = 1 << 19
+"""Elements of one work buffer; on a CPU a larger batch is worked off in parts of this size."""
 
 
 class Rooms:
@@ -26,16 +26,9 @@ class Rooms:
         (self._memory,) = scratch(like, (end,))
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """A contiguous tensor of ``shape``, no larger than what was asked for, that starts where the room does."""
+        """Returns a contiguous tensor of ``shape``, no larger than the room, that starts where the room does."""
         start = self._starts[name]
         return self._memory[start : start + math.prod(shape)].view(shape)
-
-
-def cut_batch(x: Tensor) -> tuple[list[slice], int]:
-    """Cuts the batch into slabs, and says how many rows the largest has; other devices than CPUs take it whole."""
-    batch, tokens = x.shape[0], x.shape[1:].numel()
-    rows = max(1, SLAB_ELEMENTS // max(1, tokens)) if x.device.type == "cpu" else max(1, batch)
-    return [slice(first, min(first + rows, batch)) for first in range(0, batch, rows)], min(rows, batch)
 
 
 def head_major(tokens: Tensor, out: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from ..autograd import register
 from ..implementation import load
 from ..precision import accumulation_dtype
 from . import composed, cpu, cpu_backward
+from .inputs import Gradients, Inputs
 
 _SCAN = "ssd_scan"
 
@@ -24,10 +25,10 @@ def _forward(
     save_states: bool,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
-    arguments = (x, dt, A, B, C, dt_bias, diagonal, save_states)
+    inputs = Inputs(x, dt, A, B, C, dt_bias, diagonal)
     if implementation == "cpu":
-        return cpu.forward(*arguments)
-    return composed.forward(load(_SCAN, implementation), *arguments)
+        return cpu.forward(inputs, save_states)
+    return composed.forward(load(_SCAN, implementation), inputs, save_states)
 
 
 def _describe(
@@ -52,11 +53,11 @@ def _backward(
     dt_bias: Tensor,
     diagonal: Tensor,
     implementation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    arguments = (grad_y, states, x, dt, A, B, C, dt_bias, diagonal)
+) -> Gradients:
+    inputs = Inputs(x, dt, A, B, C, dt_bias, diagonal)
     if implementation == "cpu":
-        return cpu_backward.backward(*arguments)
-    return composed.backward(load(_SCAN, implementation), *arguments)
+        return cpu_backward.backward(grad_y, states, inputs)
+    return composed.backward(load(_SCAN, implementation), grad_y, states, inputs)
 
 
 register("quasiseparable", _forward, _backward, _describe, save="save_states", operation=_SCAN)

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from ..precision import accumulation_dtype
 from ..step_sizes import biased_steps, softplus_, softplus_slope, write_step_sizes
-from ..workspace import scratch
+from ..workspace import cut_batch, scratch
+from .inputs import Gradients, Inputs, Outputs
 
 CHUNK = 16
 """Time steps a chunk: fewer cost dispatch, more fall out of the cache (measured at 384 channels, 16 states)."""
 
-SLAB_ELEMENTS = 1 << 20
-"""Elements of one work buffer; a larger batch is worked off in slabs of this size."""
+PART_ELEMENTS = 1 << 20
+"""Elements of one work buffer; a larger batch is worked off in parts of this size."""
 
 LOG2_E = math.log2(math.e)
 """Decays are powers of two of δ (A log2 e): torch's exp2 takes a quarter of the time of its exp on a CPU."""
@@ -34,39 +35,17 @@ def num_chunks(length: int) -> int:
     return (length + CHUNK - 1) // CHUNK
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    save_states: bool,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, save_states: bool) -> Outputs:
     """Runs the scan in token-major layout.
 
     Args:
-        u: Input, (batch, length, d_inner).
-        delta: Step sizes before bias and softplus, (batch, length, d_inner).
-        A: State matrix, (d_inner, d_state).
-        B: Input matrix, (batch, length, groups, d_state).
-        C: Output matrix, (batch, length, groups, d_state).
-        D: Skip weights, (d_inner,).
-        z: Gate, (batch, length, d_inner).
-        delta_bias: Added to ``delta``, (d_inner,).
-        delta_softplus: Whether δ is the softplus of the biased ``delta``.
+        inputs: Arguments of the scan.
         save_states: Whether to return the states that backward starts from.
-        reverse: Whether time runs from the last token to the first.
 
     Returns:
-        y in the dtype of ``u``, (batch, length, d_inner); the last state and the states before each chunk,
-        (batch, groups, d_state, channels) and (chunks, batch, groups, d_state, channels), in the accumulation dtype.
-        Without ``save_states`` the latter has no elements.
+        The outputs.
     """
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse = inputs
     dtype = accumulation_dtype(u.dtype)
     batch, length, _ = u.shape
     groups = B.shape[2]
@@ -74,12 +53,12 @@ def forward(
     y = u.new_empty(u.shape, dtype=dtype)
     last_state = y.new_empty(batch, *rates.shape)
     states = y.new_empty(num_chunks(length) if save_states else 0, batch, *rates.shape)
-    slab = _slab_size(u, rates.numel())
-    steps = CHUNK if save_states else _longest_chunk(slab * rates.numel())
-    room = (steps, slab, *rates.shape)
-    decay_room, state_room, *token_rooms = scratch(rates, room, room, *[(slab, *u.shape[1:])] * 2)
+    parts, most_rows = cut_batch(u, PART_ELEMENTS, CHUNK * rates.numel())
+    steps = CHUNK if save_states else _longest_chunk(most_rows * rates.numel())
+    room = (steps, most_rows, *rates.shape)
+    decay_room, state_room, *token_rooms = scratch(rates, room, room, *[(most_rows, *u.shape[1:])] * 2)
     decays, trajectory = _Buffer(decay_room), _Buffer(state_room)
-    for rows in _slabs(batch, slab):
+    for rows in parts:
         x, b, c = (v[rows].to(dtype) for v in (u, B, C))
         step, driven = (v[: len(x)] for v in token_rooms)
         write_step_sizes(step, delta[rows], delta_bias, delta_softplus)
@@ -108,21 +87,7 @@ def forward(
     return y.to(u.dtype), last_state, states
 
 
-def backward(
-    grad_y: Tensor,
-    grad_last_state: Tensor | None,
-    states: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inputs: Inputs) -> Gradients:
     """Differentiates :func:`forward`.
 
     With the adjoint state g_t = C_t ḡ_t + exp(δ_{t+1} A) g_{t+1}, where ḡ is the gradient of the ungated y::
@@ -134,22 +99,14 @@ def backward(
         grad_y: Gradient of y, (batch, length, d_inner).
         grad_last_state: Gradient of the last state, (batch, groups, d_state, channels), or None for zero.
         states: What forward returned with ``save_states``.
-        u: As for :func:`forward`, as are all that follow.
-        delta: As for forward.
-        A: As for forward.
-        B: As for forward.
-        C: As for forward.
-        D: As for forward.
-        z: As for forward.
-        delta_bias: As for forward.
-        delta_softplus: As for forward.
-        reverse: As for forward.
+        inputs: As for :func:`forward`.
 
     Returns:
-        The gradients of u, delta, A, B, C, D, z and delta_bias in their dtypes; those of absent inputs are empty.
+        The gradients.
     """
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse = inputs
     dtype = accumulation_dtype(u.dtype)
-    batch, length, _ = u.shape
+    length = u.shape[1]
     groups = B.shape[2]
     Ag = _grouped_matrix(A, groups, dtype)
     rates = Ag * LOG2_E
@@ -157,11 +114,11 @@ def backward(
     grad_A = torch.zeros_like(Ag)
     grad_D, grad_bias = (None if v is None else grad_A.new_zeros(v.shape) for v in (D, delta_bias))
     grad_z = None if z is None else z.new_empty(z.shape, dtype=dtype)
-    slab = _slab_size(u, rates.numel())
+    parts, most_rows = cut_batch(u, PART_ELEMENTS, CHUNK * rates.numel())
     decays, trajectory, adjoints = (
-        _Buffer(room) for room in scratch(rates, *[(CHUNK, slab, *rates.shape)] * 3)
+        _Buffer(room) for room in scratch(rates, *[(CHUNK, most_rows, *rates.shape)] * 3)
     )
-    for rows in _slabs(batch, slab):
+    for rows in parts:
         x, b, c, grad_out = (v[rows].to(dtype) for v in (u, B, C, grad_y))
         biased = biased_steps(delta[rows], delta_bias, dtype)
         step = biased
@@ -251,7 +208,7 @@ class _Buffer:
         return self._values[:steps, :rows]
 
     def each(self, step: Tensor, reverse: bool) -> tuple[Tensor, ...]:
-        """Views the steps of a chunk one by one; the views are made once, because they cost as much as the arithmetic."""
+        """Views the steps of a chunk one by one; the views, as costly as the arithmetic, are made once."""
         steps, rows = step.shape[:2]
         if rows not in self._each:
             self._each[rows] = self._values[:, :rows].unbind(0)
@@ -278,11 +235,6 @@ def _trajectory(
     return trajectory
 
 
-def _slabs(batch: int, slab: int) -> list[slice]:
-    """Cuts the batch into slabs."""
-    return [slice(first, min(first + slab, batch)) for first in range(0, batch, slab)]
-
-
 def _chunks(length: int, steps: int, reverse: bool) -> list[tuple[int, slice]]:
     """Cuts the sequence into chunks, numbered and listed in scan order."""
     starts = range(0, length, steps)
@@ -300,12 +252,6 @@ def _grouped_matrix(A: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
     return A.to(dtype).unflatten(0, (groups, -1)).transpose(1, 2).contiguous()
 
 
-def _slab_size(u: Tensor, state_elements: int) -> int:
-    """Rows of the batch that fill one work buffer, at least one; other devices than CPUs take all at once."""
-    batch = max(1, u.shape[0])
-    return max(1, min(batch, SLAB_ELEMENTS // (CHUNK * state_elements))) if u.device.type == "cpu" else batch
-
-
 def _longest_chunk(elements: int) -> int:
     """Steps of a chunk whose start need not be saved: as a step gets cheaper, the calls a chunk weigh more."""
-    return CHUNK * max(1, min(4, SLAB_ELEMENTS // (CHUNK * elements)))
+    return CHUNK * max(1, min(4, PART_ELEMENTS // (CHUNK * elements)))

@@ -1,6 +1,6 @@
 """The selective scan on mamba-ssm's CUDA kernels, ``selective_scan_cuda`` of the installed package.
 
-Its kernels want channel-major tensors, unit stride along time, one dtype for u, δ, B and C, and float32 for A, D and
+Its kernels take channel-major tensors, unit stride along time, one dtype for u, δ, B and C, and float32 for A, D and
 the bias; this adapter brings ours into that form. They keep nothing from the forward pass for sequences of up to 2,048
 steps, so none of our states is saved. Source of the interface: mamba_ssm 2.3, ``selective_scan_interface.py``.
 """
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import cpu
+from .inputs import Gradients, Inputs, Outputs
 
 MAX_STATE = 256
 """Largest d_state of the kernels."""
@@ -23,52 +24,24 @@ def num_chunks(length: int) -> int:
     return 0
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    save_states: bool,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, save_states: bool) -> Outputs:
     """Runs the scan; arguments and results as for the plain implementation, :func:`.cpu.forward`."""
-    _check(A)
-    arguments = _kernel_arguments(u, delta, A, B, C, D, z, delta_bias, reverse)
-    y, pieces, *gated = selective_scan_cuda.fwd(*arguments, delta_softplus)
+    _check(inputs.A)
+    y, pieces, *gated = selective_scan_cuda.fwd(*_kernel_arguments(inputs), inputs.delta_softplus)
     y = gated[0] if gated else y
     # the kernels keep pairs (product of decays, state) at the end of every piece, (batch, d_inner, pieces, 2 d_state)
-    last_state = pieces[:, :, -1, 1::2].unflatten(1, (B.shape[2], -1)).transpose(2, 3)
+    last_state = pieces[:, :, -1, 1::2].unflatten(1, (inputs.B.shape[2], -1)).transpose(2, 3)
     states = last_state.new_empty((0, *last_state.shape))
-    return _in_time(y, reverse).transpose(1, 2).contiguous(), last_state.contiguous(), states
+    return _in_time(y, inputs.reverse).transpose(1, 2).contiguous(), last_state.contiguous(), states
 
 
-def backward(
-    grad_y: Tensor,
-    grad_last_state: Tensor | None,
-    states: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inputs: Inputs) -> Gradients:
     """Differentiates :func:`forward`; arguments and results as for :func:`.cpu.backward`."""
     if grad_last_state is not None:
         # the kernels ignore this gradient, so plain torch takes the whole pass
-        inputs = (u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-        states = cpu.forward(*inputs, save_states=True, reverse=reverse)[2]
-        return cpu.backward(grad_y, grad_last_state, states, *inputs, reverse=reverse)
-    arguments = _kernel_arguments(u, delta, A, B, C, D, z, delta_bias, reverse)
+        return cpu.backward(grad_y, grad_last_state, cpu.forward(inputs, save_states=True)[2], inputs)
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse = inputs
+    arguments = _kernel_arguments(inputs)
     pieces, y = None, None
     if z is not None or u.shape[1] > KERNEL_CHUNK:
         y, pieces, *_ = selective_scan_cuda.fwd(*arguments, delta_softplus)
@@ -88,18 +61,9 @@ def backward(
     )
 
 
-def _kernel_arguments(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    reverse: bool,
-) -> tuple[Tensor | None, ...]:
+def _kernel_arguments(inputs: Inputs) -> tuple[Tensor | None, ...]:
     """Brings token-major tensors into the kernels' layout and dtypes."""
+    u, delta, A, B, C, D, z, delta_bias, _, reverse = inputs
 
     def channel_major(values: Tensor) -> Tensor:
         return _in_time(values.to(u.dtype).transpose(1, 2), reverse).contiguous()

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..autograd import register
 from ..implementation import load
 from ..precision import accumulation_dtype
+from .inputs import Gradients, Inputs, Outputs
 
 _SCAN = "selective_scan"
 
@@ -25,16 +26,14 @@ def _forward(
     save_states: bool,
     implementation: str,
     reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    outputs: tuple[Tensor, Tensor, Tensor] = load(_SCAN, implementation).forward(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, save_states, reverse
+) -> Outputs:
+    outputs: Outputs = load(_SCAN, implementation).forward(
+        Inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse), save_states
     )
     return outputs
 
 
-def _describe(
-    *, u: Tensor, B: Tensor, save_states: bool, implementation: str, **_: object
-) -> tuple[Tensor, Tensor, Tensor]:
+def _describe(*, u: Tensor, B: Tensor, save_states: bool, implementation: str, **_: object) -> Outputs:
     dtype = accumulation_dtype(u.dtype)
     batch, length, d_inner = u.shape
     groups, d_state = B.shape[2:]
@@ -62,10 +61,9 @@ def _backward(
     delta_softplus: bool,
     implementation: str,
     reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grads: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] = load(
-        _SCAN, implementation
-    ).backward(grad_y, grad_last_state, states, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
+) -> Gradients:
+    inputs = Inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
+    grads: Gradients = load(_SCAN, implementation).backward(grad_y, grad_last_state, states, inputs)
     return grads
 
 

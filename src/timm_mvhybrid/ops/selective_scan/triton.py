@@ -18,14 +18,14 @@ The tiling follows from ``d_state`` alone, without timing, so that a sequence's 
 float64 runs too, for checks, but its backward pass does not fit in the registers.
 """
 
-import contextlib
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 import triton
 from torch import Tensor
 
 from ..precision import accumulation_dtype
+from ..triton_launch import Arguments, Launch, check_device, run, strides
+from .inputs import Gradients, Inputs, Outputs
 from .triton_backward import backward_kernel
 from .triton_forward import forward_kernel
 
@@ -37,126 +37,40 @@ STEPS = 4
 """Steps a tile: with 8, backward would spill and forward would leave room for fewer programs."""
 
 
-class Launch(NamedTuple):
-    """A kernel with all that it is launched with."""
-
-    kernel: Any
-    programs: int
-    arguments: dict[str, Tensor | int | None]
-    constants: dict[str, Any]
-    num_warps: int
-
-
 def num_chunks(length: int) -> int:
     """How many states forward saves: one before each chunk."""
     return (length + CHUNK - 1) // CHUNK
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    save_states: bool,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Runs the scan in token-major layout.
-
-    Args:
-        u: Input, (batch, length, d_inner).
-        delta: Step sizes before bias and softplus, (batch, length, d_inner).
-        A: State matrix, (d_inner, d_state).
-        B: Input matrix, (batch, length, groups, d_state).
-        C: Output matrix, (batch, length, groups, d_state).
-        D: Skip weights, (d_inner,).
-        z: Gate, (batch, length, d_inner).
-        delta_bias: Added to ``delta``, (d_inner,).
-        delta_softplus: Whether δ is the softplus of the biased ``delta``.
-        save_states: Whether to return the states that backward starts from.
-        reverse: Whether time runs from the last token to the first.
-
-    Returns:
-        y in the dtype of ``u``, (batch, length, d_inner); the last state and the states before the chunks,
-        (batch, groups, d_state, channels) and (chunks, batch, groups, d_state, channels), in the accumulation dtype.
-        Without ``save_states`` the latter has no elements.
-    """
-    launch = plan_forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, save_states, reverse)
-    _run(u, launch)
+def forward(inputs: Inputs, save_states: bool) -> Outputs:
+    """Runs the scan; arguments and results as for :func:`.cpu.forward`."""
+    launch = plan_forward(inputs, save_states)
+    _run(inputs.u, launch)
     y, last_state, states = (launch.arguments[name] for name in ("y", "last_state", "states"))
     return y, last_state, states  # type: ignore[return-value]  # the arguments hold numbers too
 
 
-def plan_forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    save_states: bool,
-    reverse: bool = False,
-) -> Launch:
+def plan_forward(inputs: Inputs, save_states: bool) -> Launch:
     """Allocates what :func:`forward` returns and says how its kernel is launched; tensors may be on meta."""
+    u, B = inputs.u, inputs.B
     batch, length, d_inner = u.shape
     groups, d_state = B.shape[2:]
     state = (batch, groups, d_state, d_inner // groups)
     dtype = accumulation_dtype(u.dtype)
-    arguments: dict[str, Tensor | int | None] = {
-        **_inputs(u, delta, A, B, C, D, z, delta_bias),
+    arguments: Arguments = {
+        **_read(inputs),
         "y": u.new_empty(u.shape),
         "last_state": u.new_empty(state, dtype=dtype),
         "states": u.new_empty((num_chunks(length) if save_states else 0, *state), dtype=dtype),
     }
-    constants = {**_constants(d_state, delta_softplus, reverse), "SAVE_STATES": save_states}
+    constants = {**_constants(inputs), "SAVE_STATES": save_states}
     return _launch(forward_kernel, arguments, constants, B, d_inner)
 
 
-def backward(
-    grad_y: Tensor,
-    grad_last_state: Tensor | None,
-    states: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Differentiates :func:`forward`; the formulas are those of ``cpu``.
-
-    Args:
-        grad_y: Gradient of y, (batch, length, d_inner).
-        grad_last_state: Gradient of the last state, (batch, groups, d_state, channels), or None for zero.
-        states: What forward returned with ``save_states``.
-        u: As for :func:`forward`, as are all that follow.
-        delta: As for forward.
-        A: As for forward.
-        B: As for forward.
-        C: As for forward.
-        D: As for forward.
-        z: As for forward.
-        delta_bias: As for forward.
-        delta_softplus: As for forward.
-        reverse: As for forward.
-
-    Returns:
-        The gradients of u, delta, A, B, C, D, z and delta_bias in their dtypes; those of absent inputs are empty.
-    """
-    launch = plan_backward(
-        grad_y, grad_last_state, states, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse
-    )
+def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inputs: Inputs) -> Gradients:
+    """Differentiates :func:`forward`; arguments, results and formulas are those of :func:`.cpu.backward`."""
+    u, _, A, B, C, D, z, delta_bias, _, _ = inputs
+    launch = plan_backward(grad_y, grad_last_state, states, inputs)
     _run(u, launch)
     sums: dict[str, Any] = launch.arguments
     return (
@@ -169,34 +83,20 @@ def backward(
     )
 
 
-def plan_backward(
-    grad_y: Tensor,
-    grad_last_state: Tensor | None,
-    states: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool = False,
-) -> Launch:
+def plan_backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inputs: Inputs) -> Launch:
     """Allocates the gradients and partial sums and says how the kernel is launched; tensors may be on meta."""
+    u, delta, A, B, C, D, z, delta_bias, _, _ = inputs
     batch, _, d_inner = u.shape
-    groups, d_state = B.shape[2:]
-    constants = _constants(d_state, delta_softplus, reverse)
-    blocks = _num_blocks(d_inner // groups, constants)
+    constants = _constants(inputs)
+    blocks = _num_blocks(d_inner // B.shape[2], constants)
 
     def partial(number: int, x: Tensor) -> Tensor:
         return x.new_empty((number, *x.shape), dtype=states.dtype)
 
-    arguments: dict[str, Tensor | int | None] = {
-        **_inputs(u, delta, A, B, C, D, z, delta_bias),
+    arguments: Arguments = {
+        **_read(inputs),
         "grad_y": grad_y,
-        **_strides("grad_y", grad_y, ("batch", "step", "channel")),
+        **strides("grad_y", grad_y, ("batch", "step", "channel")),
         "grad_last_state": None if grad_last_state is None else grad_last_state.contiguous(),
         "states": states,
         "grad_u": u.new_empty(u.shape),
@@ -211,17 +111,9 @@ def plan_backward(
     return _launch(backward_kernel, arguments, constants, B, d_inner)
 
 
-def _inputs(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-) -> dict[str, Tensor | int | None]:
+def _read(inputs: Inputs) -> Arguments:
     """Names what both kernels read; only the parameters are made contiguous, if they are not."""
+    u, delta, A, B, C, D, z, delta_bias, _, _ = inputs
     axes, matrix_axes = ("batch", "step", "channel"), ("batch", "step", "group", "state")
     return {
         "u": u,
@@ -232,11 +124,11 @@ def _inputs(
         "D": None if D is None else D.contiguous(),
         "z": z,
         "delta_bias": None if delta_bias is None else delta_bias.contiguous(),
-        **_strides("u", u, axes),
-        **_strides("delta", delta, axes),
-        **_strides("B", B, matrix_axes),
-        **_strides("C", C, matrix_axes),
-        **_strides("z", z, axes),
+        **strides("u", u, axes),
+        **strides("delta", delta, axes),
+        **strides("B", B, matrix_axes),
+        **strides("C", C, matrix_axes),
+        **strides("z", z, axes),
         "batch_size": u.shape[0],
         "length": u.shape[1],
         "groups": B.shape[2],
@@ -244,19 +136,14 @@ def _inputs(
     }
 
 
-def _strides(name: str, tensor: Tensor | None, axes: tuple[str, ...]) -> dict[str, int]:
-    """Names the strides of a tensor, in elements; zero for an absent one."""
-    strides = [0] * len(axes) if tensor is None else tensor.stride()
-    return {f"{name}_{axis}": stride for axis, stride in zip(axes, strides, strict=True)}
-
-
-def _constants(d_state: int, delta_softplus: bool, reverse: bool) -> dict[str, Any]:
+def _constants(inputs: Inputs) -> dict[str, Any]:
     """Chooses what a kernel is compiled for: as many channels as fill a warp, twice where states are few."""
+    d_state = inputs.B.shape[3]
     states = triton.next_power_of_2(d_state)
     return {
         "D_STATE": d_state,
-        "DELTA_SOFTPLUS": delta_softplus,
-        "REVERSE": reverse,
+        "DELTA_SOFTPLUS": inputs.delta_softplus,
+        "REVERSE": inputs.reverse,
         "CHUNK": CHUNK,
         "STEPS": STEPS,
         "REPEAT": 2 if states <= 16 else 1,
@@ -278,18 +165,10 @@ def _launch(
     batch, _, groups, _ = B.shape
     elements = constants["REPEAT"] * constants["STATES"] * constants["LANES"]
     programs = batch * groups * _num_blocks(d_inner // groups, constants)
-    return Launch(kernel, programs, arguments, constants, min(16, max(1, elements // 256)))
+    options = {"num_warps": min(16, max(1, elements // 256))}
+    return Launch(kernel, programs, arguments, constants, options)
 
 
 def _run(u: Tensor, launch: Launch) -> None:
-    """Launches a kernel where ``u`` lies; one without programs has nothing to do."""
-    if u.device.type == "cpu" and isinstance(launch.kernel, triton.JITFunction):
-        raise RuntimeError(
-            'the Triton kernels need a GPU, but u is on the CPU; choose the "cpu" implementation, or set '
-            "TRITON_INTERPRET=1 before the first call to run them in Triton's interpreter"
-        )
-    if launch.programs:
-        with torch.cuda.device(u.device) if u.is_cuda else contextlib.nullcontext():
-            launch.kernel[(launch.programs,)](
-                **launch.arguments, **launch.constants, num_warps=launch.num_warps, enable_fp_fusion=True
-            )
+    check_device("u", u, interpreted=not isinstance(launch.kernel, triton.JITFunction))
+    run(u, launch)

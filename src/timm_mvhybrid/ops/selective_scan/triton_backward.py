@@ -77,7 +77,7 @@ def backward_kernel(
 ):
     """Walks one sequence from its end, with the adjoint state of one block of channels in registers.
 
-    The states of a tile are computed anew from the saved state before its chunk. What is summed over time or channels
+    The states of a tile are computed again from the saved state before its chunk. What is summed over time or channels
     is written as the sums within this program: grad_A, grad_D and grad_delta_bias for each sequence, grad_B and grad_C
     for each block of channels.
     """

@@ -19,7 +19,7 @@ SOFTPLUS_THRESHOLD = tl.constexpr(20.0)
 
 @triton.jit
 def locate(groups, channels, BLOCK: tl.constexpr):
-    """Tells which sequence, group and block of its channels a program owns; neighbours share B and C."""
+    """Says which sequence, group and block of channels a program owns; neighbours share B and C."""
     program = tl.program_id(0)
     blocks = tl.cdiv(channels, BLOCK)
     batch = (program // (blocks * groups)).to(tl.int64)
@@ -41,7 +41,7 @@ def with_step(tile, index, step, row):
 
 @triton.jit
 def place_of(t, length, REVERSE: tl.constexpr):
-    """Tells which token a step of the scan reads and writes."""
+    """Says which token a step of the scan reads and writes."""
     if REVERSE:
         t = length - 1 - t
     return t
@@ -69,7 +69,7 @@ def step_sizes(delta, bias, softplus_delta: tl.constexpr, inside):
 
 @triton.jit
 def add_compensated(total, lost, x):
-    """Adds to a sum and keeps what rounding lost, so that a long walk costs no accuracy beside a pairwise sum."""
+    """Adds to a sum and keeps what rounding lost, so that a long walk is as accurate as a pairwise sum."""
     x = x - lost
     raised = total + x
     return raised, (raised - total) - x
@@ -106,7 +106,7 @@ def _exp_of_minus_abs(x):
     The hardware's powers of two are less exact, and −|x| · log2 e, once rounded, costs as many bits as |x| has.
     """
     x = -tl.abs(x)
-    # no number for NaN must come out, and 2^−1154 is zero
+    # NaN must stay NaN, and 2^−1154 is zero
     x = tl.where(x < -800.0, -800.0, x)
     k = tl.floor(x * LOG2_E + 0.5)
     # ln 2 in two parts, of which k times the first, 355/512, is exact

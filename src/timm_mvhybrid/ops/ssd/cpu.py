@@ -6,14 +6,14 @@ Within a chunk with cumulated log-decays s_i = Σ_{k≤i} δ_k A, start state h 
     h'  = exp(s_last) h + Σ_j exp(s_last − s_j) v_j ⊗ B_j
 
 Only the recurrence of h is a loop; all chunks share every other step. Backward keeps the chunks' start states and
-rebuilds the matrices. A reversed scan sums from the other end and takes j ≥ i. The batch is worked off in slabs that
+rebuilds the matrices. A reversed scan sums from the other end and takes j ≥ i. The batch is worked off in parts that
 fit the cache. Behind the end of the sequence the last chunk is filled with steps of δ = 0, which change nothing.
 
 Two layouts meet. What couples the steps of a chunk is one matrix a head, so its operands are head-major,
 (rows · chunks · heads, steps, headdim); what couples chunks shares B and C among the heads of a group, so its operands
-stay token-major, (rows · chunks · groups, steps, heads a group · headdim), and states are (rows, chunks, groups, d_state,
-heads a group · headdim): one product a group. Source: Dao and Gu (arXiv 2405.21060), section 6; the gradients are
-derived by hand.
+stay token-major, (rows · chunks · groups, steps, heads a group · headdim), and states are (rows, chunks, groups,
+d_state, heads a group · headdim): one product a group. Source: Dao and Gu (arXiv 2405.21060), section 6; the gradients
+are derived by hand.
 """
 
 import math
@@ -23,14 +23,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..chunked_time import cut_time
 from ..precision import accumulation_dtype
 from ..step_sizes import biased_steps, softplus_slope, step_sizes
+from ..workspace import cut_batch
+from .inputs import Gradients, Inputs, Outputs
 
 CHUNK = 64
 """Longest chunk in steps: the products cost length × CHUNK, the states between chunks length / CHUNK."""
 
-SLAB_ELEMENTS = 1 << 19
-"""Elements of one work buffer; on a CPU a larger batch is worked off in slabs of this size."""
+PART_ELEMENTS = 1 << 19
+"""Elements of one work buffer; on a CPU a larger batch is worked off in parts of this size."""
 
 LOG2_E = math.log2(math.e)
 """Decays are powers of two: torch's exp2 takes a quarter of the time of its exp on a CPU."""
@@ -57,37 +60,17 @@ def num_chunks(length: int) -> int:
     return (length + CHUNK - 1) // CHUNK
 
 
-def forward(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_softplus: bool,
-    save_states: bool,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, save_states: bool) -> Outputs:
     """Runs the scan.
 
     Args:
-        x: Input, (batch, length, heads, headdim).
-        dt: Step sizes before bias and softplus, (batch, length, heads).
-        A: Decay rates, (heads,).
-        B: Input matrix, (batch, length, groups, d_state).
-        C: Output matrix, (batch, length, groups, d_state).
-        D: Skip weights, (heads,).
-        dt_bias: Added to ``dt``, (heads,).
-        dt_softplus: Whether δ is the softplus of the biased ``dt``.
+        inputs: Arguments of the scan.
         save_states: Whether to return the states that backward starts from.
-        reverse: Whether time runs from the last token to the first.
 
     Returns:
-        y in the dtype of ``x``, (batch, length, heads, headdim); the last state, (batch, heads, headdim, d_state), in
-        the accumulation dtype; and the states before each chunk, of the shape (chunks, batch, heads, headdim, d_state)
-        but in the layout of this module. Without ``save_states`` the latter has no elements.
+        The outputs; the states are those before each chunk.
     """
+    x, dt, A, B, C, D, dt_bias, dt_softplus, reverse = inputs
     dtype = accumulation_dtype(x.dtype)
     batch, length, heads, headdim = x.shape
     groups, d_state = B.shape[2:]
@@ -95,12 +78,12 @@ def forward(
     y = x.new_empty(x.shape, dtype=dtype)
     last_state = y.new_empty(batch, heads, headdim, d_state)
     states = y.new_empty(batch if save_states else 0, chunks, groups, d_state, heads // groups * headdim)
-    for rows in _slabs(x):
+    for rows in cut_batch(x, PART_ELEMENTS)[0]:
         xf = x[rows].to(dtype)
         step = step_sizes(dt[rows], dt_bias, dt_softplus, dtype)
-        decays = _decays(_log_decay(step, A, chunks), reverse, dtype)
-        b, c = (_group_major(m[rows].to(dtype), chunks) for m in (B, C))
-        v = _chunked(xf * step.unsqueeze(-1), chunks)
+        decays = _decays(_log_decay(step, A), reverse, dtype)
+        b, c = (_group_major(m[rows].to(dtype)) for m in (B, C))
+        v = cut_chunks(xf * step.unsqueeze(-1))
         mixing = _pairwise(decays.coarse, groups, reverse).mul_(_scores(b, c, decays))
         mixed = torch.bmm(mixing.flatten(0, 3), _head_major(v, decays.unrefine))
         ends = torch.bmm(b.mT, _group_tokens(v * _per_token(decays.to_end), groups))
@@ -119,39 +102,19 @@ def forward(
     return y.to(x.dtype), last_state, states.view(saved)
 
 
-def backward(
-    grad_y: Tensor,
-    grad_last_state: Tensor | None,
-    states: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_softplus: bool,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inputs: Inputs) -> Gradients:
     """Differentiates :func:`forward`.
 
     Args:
         grad_y: Gradient of y, (batch, length, heads, headdim).
         grad_last_state: Gradient of the last state, (batch, heads, headdim, d_state), or None for zero.
         states: What forward returned with ``save_states``.
-        x: As for :func:`forward`, as are all that follow.
-        dt: As for forward.
-        A: As for forward.
-        B: As for forward.
-        C: As for forward.
-        D: As for forward.
-        dt_bias: As for forward.
-        dt_softplus: As for forward.
-        reverse: As for forward.
+        inputs: As for :func:`forward`.
 
     Returns:
-        The gradients of x, dt, A, B, C, D and dt_bias in their dtypes; those of absent inputs are empty.
+        The gradients.
     """
+    x, dt, A, B, C, D, dt_bias, dt_softplus, reverse = inputs
     dtype = accumulation_dtype(x.dtype)
     batch, length, heads, headdim = x.shape
     groups, d_state = B.shape[2:]
@@ -161,13 +124,13 @@ def backward(
     grad_dt = dt.new_empty(dt.shape, dtype=torch.float64)
     grad_A = A.new_zeros(A.shape, dtype=torch.float64)
     grad_D = None if D is None else D.new_zeros(D.shape, dtype=dtype)
-    for rows in _slabs(x):
+    for rows in cut_batch(x, PART_ELEMENTS)[0]:
         xf, grad_out = x[rows].to(dtype), grad_y[rows].to(dtype)
         biased = biased_steps(dt[rows], dt_bias, dtype)
         step = F.softplus(biased) if dt_softplus else biased
-        decays = _decays(_log_decay(step, A, chunks), reverse, dtype)
-        b, c = (_group_major(m[rows].to(dtype), chunks) for m in (B, C))
-        v, g = _chunked(xf * step.unsqueeze(-1), chunks), _chunked(grad_out, chunks)
+        decays = _decays(_log_decay(step, A), reverse, dtype)
+        b, c = (_group_major(m[rows].to(dtype)) for m in (B, C))
+        v, g = cut_chunks(xf * step.unsqueeze(-1)), cut_chunks(grad_out)
         scores = _scores(b, c, decays)
         pairs = _pairwise(decays.coarse, groups, reverse)
         g_heads, v_heads = _head_major(g, decays.refine), _head_major(v, decays.unrefine)
@@ -224,29 +187,20 @@ def backward(
     )
 
 
-def _slabs(x: Tensor) -> list[slice]:
-    """Cuts the batch so that a slab's input fits one work buffer; other devices than CPUs take it whole."""
-    batch, tokens = x.shape[0], x.shape[1:].numel()
-    rows = max(1, SLAB_ELEMENTS // max(1, tokens)) if x.device.type == "cpu" else max(1, batch)
-    return [slice(first, min(first + rows, batch)) for first in range(0, batch, rows)]
-
-
-def _chunked(tokens: Tensor, chunks: int) -> Tensor:
+def cut_chunks(tokens: Tensor) -> Tensor:
     """Cuts (rows, length, heads, width) into (rows, chunks, steps, heads, width), zeros after the end.
 
     The chunks are as short as their number allows, so that few zeros are needed.
     """
     length = tokens.shape[1]
-    steps = -(-length // chunks)
-    missing = chunks * steps - length
-    padded = F.pad(tokens, [0, 0, 0, 0, 0, missing]) if missing else tokens
-    return padded.unflatten(1, (chunks, steps))
+    chunks = num_chunks(length)
+    return cut_time(tokens, chunks, -(-length // chunks))
 
 
-def _log_decay(step: Tensor, A: Tensor, chunks: int) -> Tensor:
+def _log_decay(step: Tensor, A: Tensor) -> Tensor:
     """Computes log2 of the decays in float64, (rows, chunks, heads, steps)."""
     log_decay = step.double() * (A.double() * LOG2_E)
-    return _chunked(log_decay.unsqueeze(-1), chunks).squeeze(-1).transpose(2, 3)
+    return cut_chunks(log_decay.unsqueeze(-1)).squeeze(-1).transpose(2, 3)
 
 
 def _cumulate(values: Tensor, reverse: bool) -> Tensor:
@@ -321,9 +275,9 @@ def _matrix_state(state: Tensor, groups: int) -> Tensor:
     return state.unflatten(1, (groups, -1)).permute(0, 1, 4, 2, 3).flatten(3)
 
 
-def _group_major(matrix: Tensor, chunks: int) -> Tensor:
+def _group_major(matrix: Tensor) -> Tensor:
     """Turns (rows, length, groups, d_state) into (rows · chunks · groups, steps, d_state)."""
-    return _chunked(matrix, chunks).transpose(2, 3).flatten(0, 2)
+    return cut_chunks(matrix).transpose(2, 3).flatten(0, 2)
 
 
 def _head_major(values: Tensor, factors: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 from torch import Tensor
 
+from .inputs import Gradients, Inputs, Outputs
+
 KERNEL_CHUNK = 64
 """Steps a chunk; a power of two of at least 16."""
 
@@ -22,66 +24,34 @@ def num_chunks(length: int) -> int:
     return 0
 
 
-def forward(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_softplus: bool,
-    save_states: bool,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, save_states: bool) -> Outputs:
     """Runs the scan; arguments and results as for the plain implementation, :func:`.cpu.forward`."""
-    y, last_state = _scan(_kernel_inputs(x, dt, A, B, C, D, dt_bias, reverse), dt_softplus)
+    y, last_state = _scan(_kernel_inputs(inputs), inputs.dt_softplus)
     last_state = last_state.to(torch.float32).contiguous()
-    return _in_time(y, reverse).contiguous(), last_state, last_state.new_empty((0, *last_state.shape))
+    return _in_time(y, inputs.reverse).contiguous(), last_state, last_state.new_empty((0, *last_state.shape))
 
 
-def backward(
-    grad_y: Tensor,
-    grad_last_state: Tensor | None,
-    states: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_softplus: bool,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inputs: Inputs) -> Gradients:
     """Differentiates :func:`forward`; arguments and results as for :func:`.cpu.backward`."""
-    inputs = (x, dt, A, B, C, D, dt_bias)
-    leaves = [None if v is None else v.detach().requires_grad_() for v in _kernel_inputs(*inputs, reverse)]
+    reverse = inputs.reverse
+    leaves = [None if v is None else v.detach().requires_grad_() for v in _kernel_inputs(inputs)]
     # the package's scan is a single autograd function, which records itself within an operator too
     with torch.enable_grad():
-        y, last_state = _scan(leaves, dt_softplus)
+        y, last_state = _scan(leaves, inputs.dt_softplus)
     outputs, cotangents = [y], [_in_time(grad_y.to(y.dtype), reverse).contiguous()]
     if grad_last_state is not None:
         outputs, cotangents = [y, last_state], [*cotangents, grad_last_state.to(last_state.dtype)]
     present = [v for v in leaves if v is not None]
     found = iter(torch.autograd.grad(outputs, present, cotangents))
-    grads = [x.new_empty(0) if v is None else next(found).to(v.dtype) for v in inputs]
+    grads = [inputs.x.new_empty(0) if v is None else next(found).to(v.dtype) for v in inputs[:7]]
     for index in _TIMED:
         grads[index] = _in_time(grads[index], reverse)
     return tuple(grads)  # type: ignore[return-value]
 
 
-def _kernel_inputs(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    reverse: bool,
-) -> tuple[Tensor | None, ...]:
+def _kernel_inputs(inputs: Inputs) -> tuple[Tensor | None, ...]:
     """Brings B and C to the dtype of x, parameters to float32, and everything into scan order."""
+    x, dt, A, B, C, D, dt_bias, _, reverse = inputs
     D, dt_bias = (None if v is None else v.float() for v in (D, dt_bias))
     x, dt, B, C = (_in_time(v, reverse) for v in (x, dt, B.to(x.dtype), C.to(x.dtype)))
     return x, dt, A.float(), B, C, D, dt_bias

@@ -5,6 +5,7 @@ from torch import Tensor
 from ..autograd import register
 from ..implementation import load
 from ..precision import accumulation_dtype
+from .inputs import Gradients, Inputs, Outputs
 
 _SCAN = "ssd_scan"
 
@@ -21,16 +22,14 @@ def _forward(
     save_states: bool,
     implementation: str,
     reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    outputs: tuple[Tensor, Tensor, Tensor] = load(_SCAN, implementation).forward(
-        x, dt, A, B, C, D, dt_bias, dt_softplus, save_states, reverse
+) -> Outputs:
+    outputs: Outputs = load(_SCAN, implementation).forward(
+        Inputs(x, dt, A, B, C, D, dt_bias, dt_softplus, reverse), save_states
     )
     return outputs
 
 
-def _describe(
-    *, x: Tensor, B: Tensor, save_states: bool, implementation: str, **_: object
-) -> tuple[Tensor, Tensor, Tensor]:
+def _describe(*, x: Tensor, B: Tensor, save_states: bool, implementation: str, **_: object) -> Outputs:
     dtype = accumulation_dtype(x.dtype)
     batch, length, heads, headdim = x.shape
     state = (batch, heads, headdim, B.shape[-1])
@@ -52,10 +51,9 @@ def _backward(
     dt_softplus: bool,
     implementation: str,
     reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grads: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] = load(
-        _SCAN, implementation
-    ).backward(grad_y, grad_last_state, states, x, dt, A, B, C, D, dt_bias, dt_softplus, reverse)
+) -> Gradients:
+    inputs = Inputs(x, dt, A, B, C, D, dt_bias, dt_softplus, reverse)
+    grads: Gradients = load(_SCAN, implementation).backward(grad_y, grad_last_state, states, inputs)
     return grads
 
 

@@ -1,10 +1,10 @@
-"""The backward kernels of the scan: gradients of the states between the chunks, of all chunks at once, of the steps.
+"""The backward kernels of the scan: gradients of the states between the chunks, then of all chunks at once.
 
 ``state_gradient_kernel`` walks each head's chunks from the end, as forward does from the start, and writes the
 gradient of the state at every boundary. With these, and the states that forward saved, the chunks are independent: a
-program of ``chunk_gradient_kernel`` takes one chunk and several heads of a group in turn. What the heads share is
-therefore summed in registers, in a fixed order and without atomics: the gradients of B, of C and of their scores. What
-a step and head has one of is left to ``step_gradient_kernel``.
+program of ``head_gradient_kernel`` takes one chunk of a head, and one of ``group_gradient_kernel`` a chunk and several
+heads of a group in turn. What the heads share is therefore summed in registers, in a fixed order and without atomics:
+the gradients of B, of C and of their scores. What a step and head has one of is left to ``step_gradient_kernel``.
 """
 
 # a kernel's arguments have the types that it is launched with
@@ -13,15 +13,7 @@ a step and head has one of is left to ``step_gradient_kernel``.
 import triton
 import triton.language as tl
 
-from .triton_forward import (
-    SOFTPLUS_THRESHOLD,
-    biased_steps,
-    decays,
-    load_tile,
-    pairwise_decays,
-    product,
-    tokens_at,
-)
+from .triton_tile import decays, load_tile, pairwise_decays, product, tokens_at
 
 
 @triton.jit
@@ -380,60 +372,3 @@ def group_gradient_kernel(
     in_matrix = valid[:, None] & (columns[None, :] < d_state)
     tl.store(grad_B + offsets, grad_inputs.to(grad_B.dtype.element_ty), mask=in_matrix)
     tl.store(grad_C + offsets, grad_outputs.to(grad_C.dtype.element_ty), mask=in_matrix)
-
-
-@triton.jit
-def step_gradient_kernel(
-    steps,
-    grad_sums,
-    grad_over_chunk,
-    grad_driven,
-    dt,
-    A,
-    dt_bias,
-    grad_dt,
-    grad_A,
-    grad_dt_bias,
-    length,
-    heads,
-    blocks,
-    dt_batch,
-    dt_step,
-    dt_head,
-    DT_SOFTPLUS: tl.constexpr,
-    REVERSE: tl.constexpr,
-    WIDE: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    """Computes the gradient of dt, and those of A and dt_bias by chunk, (batch, heads, chunks); programs as for steps.
-
-    The sums over a chunk run in float64.
-    """
-    program = tl.program_id(0).to(tl.int64)
-    chunks = tl.cdiv(length, CHUNK)
-    row = program // chunks
-    batch = row // heads
-    head = row % heads
-    order = tl.arange(0, CHUNK)
-    times = (program % chunks) * CHUNK + order
-    tokens, valid = tokens_at(times, length, REVERSE), times < length
-
-    through_sums = tl.zeros((CHUNK,), tl.float64)
-    driven = tl.zeros((CHUNK,), tl.float64)
-    for block in range(0, blocks):
-        place = program * blocks + block
-        # s_i sums the log-decays up to i, so each gathers the gradients of all later sums
-        through_sums += tl.cumsum(tl.load(grad_sums + place * CHUNK + order), 0, reverse=True)
-        through_sums += tl.load(grad_over_chunk + place)
-        driven += tl.load(grad_driven + place * CHUNK + order).to(tl.float64)
-    grad = through_sums * tl.load(A + head).to(tl.float64) + driven
-    if DT_SOFTPLUS:
-        biased = biased_steps(dt, dt_bias, tokens, valid, dt_batch, dt_step, dt_head, batch, head, WIDE)
-        slope = 1.0 / (1.0 + tl.exp(-biased))
-        grad *= tl.where(biased > SOFTPLUS_THRESHOLD, 1.0, slope).to(tl.float64)
-    step = tl.load(steps + program * 3 * CHUNK + order)
-    tl.store(grad_A + program, tl.sum(through_sums * step.to(tl.float64), 0))
-    if dt_bias is not None:
-        tl.store(grad_dt_bias + program, tl.sum(tl.where(valid, grad, 0.0), 0))
-    pointers = grad_dt + (batch * length + tokens) * heads + head
-    tl.store(pointers, grad.to(WIDE).to(grad_dt.dtype.element_ty), mask=valid)

@@ -6,14 +6,14 @@ import torch
 from support.bounds import assert_near
 
 import timm_mvhybrid
-from timm_mvhybrid.models import TEST_MODEL_NAMES, slabs
-from timm_mvhybrid.models.slabs import num_slabs
+from timm_mvhybrid.models import TEST_MODEL_NAMES, chunks
+from timm_mvhybrid.models.chunks import num_chunks
 
 
 @pytest.fixture
-def small_slabs(monkeypatch):
-    """Slabs of three images of 17 tokens, 64 wide."""
-    monkeypatch.setattr(slabs, "_NUMBERS_PER_SLAB", 3 * 17 * 64)
+def small_chunks(monkeypatch):
+    """Chunks of three images of 17 tokens, 64 wide."""
+    monkeypatch.setattr(chunks, "_NUMBERS_PER_CHUNK", 3 * 17 * 64)
 
 
 def make(name):
@@ -23,13 +23,13 @@ def make(name):
 
 def count_parts(model, monkeypatch):
     parts = []
-    run = model._run_slab
-    monkeypatch.setattr(model, "_run_slab", lambda x, *rest: parts.append(len(x)) or run(x, *rest))
+    run = model._run_chunk
+    monkeypatch.setattr(model, "_run_chunk", lambda x, *rest: parts.append(len(x)) or run(x, *rest))
     return parts
 
 
 @pytest.mark.parametrize("name", TEST_MODEL_NAMES)
-def test_slabs_change_no_result(name, small_slabs, monkeypatch):
+def test_chunks_change_no_result(name, small_chunks, monkeypatch):
     model, x = make(name)
     whole = model(x)
     whole_tokens, whole_maps = model.forward_intermediates(x, indices=[0, 2])
@@ -44,7 +44,7 @@ def test_slabs_change_no_result(name, small_slabs, monkeypatch):
 
 
 @pytest.mark.parametrize("name", TEST_MODEL_NAMES)
-def test_hooks_see_whole_batches(name, small_slabs, monkeypatch):
+def test_hooks_see_whole_batches(name, small_chunks, monkeypatch):
     model, x = make(name)
     seen = []
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_hooks_see_whole_batches(name, small_slabs, monkeypatch):
     assert parts == [4, 3, 3]
 
 
-def test_training_and_gradients_take_the_batch_whole(small_slabs, monkeypatch):
+def test_training_and_gradients_take_the_batch_whole(small_chunks, monkeypatch):
     model, x = make("test_mvhybrid")
     parts = count_parts(model, monkeypatch)
     model(x)
@@ -77,7 +77,7 @@ def test_training_and_gradients_take_the_batch_whole(small_slabs, monkeypatch):
 
 # the patch embedding looks at sizes, which a trace freezes and warns of
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_a_trace_records_no_slabs(small_slabs):
+def test_a_trace_records_no_chunks(small_chunks):
     model, x = make("test_mvhybrid")
     with torch.no_grad():
         traced = torch.jit.trace(model, x)
@@ -86,10 +86,10 @@ def test_a_trace_records_no_slabs(small_slabs):
 
 
 @torch.no_grad()
-def test_slabs_are_of_about_twelve_images_and_never_of_none():
+def test_chunks_are_of_about_twelve_images_and_never_of_none():
     blocks = timm_mvhybrid.create_model("test_mvhybrid").eval().blocks
     sizes = (1, 12, 23, 24, 32, 64)
-    assert [num_slabs(torch.empty(size, 257, 384), blocks) for size in sizes] == [1, 1, 1, 2, 2, 5]
-    assert num_slabs(torch.empty(32, 257, 384, device="meta"), blocks) == 1
-    assert num_slabs(torch.empty(3, 25700, 384), blocks) == 3
-    assert num_slabs(torch.empty(0, 257, 384), blocks) == 1
+    assert [num_chunks(torch.empty(size, 257, 384), blocks) for size in sizes] == [1, 1, 1, 2, 2, 5]
+    assert num_chunks(torch.empty(32, 257, 384, device="meta"), blocks) == 1
+    assert num_chunks(torch.empty(3, 25700, 384), blocks) == 3
+    assert num_chunks(torch.empty(0, 257, 384), blocks) == 1
