@@ -202,7 +202,10 @@ def test_a_file_that_is_no_result_is_named(tmp_path, result):
         ("{}", "not a result"),
         (result.to_json().replace('"panel"', '"pane"'), "missing or unknown: pane, panel"),
         (result.to_json().replace('"schema": 1', '"schema": 99'), "another version"),
-        (result.to_json().replace('"panel_size": 6', '"panel_size": "6"'), r"panel_size: '6' is not"),
+        (
+            result.to_json().replace('"panel_size": 6', '"panel_size": "6"'),
+            r"panel_size is '6'; it must be of type int",
+        ),
     ):
         with pytest.raises(EvaluationError, match=message):
             result_from_json(text)

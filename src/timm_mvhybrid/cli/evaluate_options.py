@@ -156,7 +156,7 @@ class ModelOptions(OutputOptions):
         from ..runtime.ranks import Ranks
 
         # before models are built, and also where all embeddings are in the cache
-        choose_device(Ranks.from_environment().device(self.device))
+        choose_device(Ranks.from_environment().own_device(self.device))
         return EmbeddingOptions(
             cache=self.cache,
             batch_size=self.batch_size,

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import h5py
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from timm.data.config import resolve_data_config
 
 from ..data import PatchSource
+from ..runtime.digest import tensors_sha256
 from ..runtime.errors import EvaluationError, writing
 from ..runtime.provenance import ModelRecord
 from ..runtime.ranks import Ranks
@@ -88,12 +88,7 @@ def weights_digest(backbone: Backbone) -> str:
     """
     if _SHA256.fullmatch(backbone.weights_sha256):
         return backbone.weights_sha256
-    digest = hashlib.sha256()
-    for name, tensor in sorted(backbone.model.state_dict().items()):
-        values = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return tensors_sha256(backbone.model.state_dict())
 
 
 def embed_sources(
@@ -149,7 +144,7 @@ def embed_sources(
                 backbone,
                 files[name],
                 batch_size=options.batch_size,
-                device=ranks.device(options.device),
+                device=ranks.own_device(options.device),
                 dtype=options.dtype,
                 num_workers=options.num_workers,
                 pool=options.pool,

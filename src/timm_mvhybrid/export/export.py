@@ -18,12 +18,12 @@ from ..models.hybrid_vision_transformer import HybridVisionTransformer
 from ..models.loading import CONFIG_FILE, CONFIG_SECTION, WEIGHTS_FILE
 from ..runtime.atomic_folder import OutputFolder
 from ..runtime.claim import claimed
-from ..runtime.digest import file_sha256
+from ..runtime.digest import file_sha256, tensors_sha256
 from ..version import __version__
 from ..weights.fingerprint import Fingerprint, relative_error
 from ..weights.key_conversion import Branch
 from ..weights.position_grid import PATCH_GRID, grid_of, grid_to_text
-from ..weights.weights_file import FINGERPRINT, TENSORS_SHA256, check_finite, tensors_sha256
+from ..weights.weights_file import FINGERPRINT, TENSORS_SHA256, check_finite
 from .errors import ExportError
 from .model_card import CardFacts, write_card
 from .output_folder import check_folder

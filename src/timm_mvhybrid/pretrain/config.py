@@ -1,20 +1,30 @@
-"""All that decides a run: sections of frozen dataclasses, each field with its unit.
-
-A resolved configuration is written beside the run's outputs as JSON; :mod:`config_file` reads it back. Schedules count
-optimiser steps, never epochs, so that they do not change with the number of patches or of processes.
-"""
+"""All that decides a pretraining run: sections of frozen dataclasses, each field with its unit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..data import Edge
 from ..runtime.errors import PretrainError
-from ..training.config import CheckpointConfig, MonitorConfig, OptimizerConfig, ParallelConfig
+from ..training.config import AdamWConfig, CheckpointConfig, LogConfig, ParallelConfig, RunConfig
 from ..training.settings import JsonObject, require, require_range, require_share
+
+__all__ = [
+    "CheckpointConfig",
+    "CropConfig",
+    "DataConfig",
+    "HeadConfig",
+    "LossConfig",
+    "MaskConfig",
+    "ModelConfig",
+    "MonitorConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "PretrainConfig",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,11 +197,71 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
+class OptimizerConfig(AdamWConfig):
+    """AdamW, its schedules, and the teacher's."""
+
+    teacher_momentum: float = 0.992
+    """Momentum of the teacher at the first step; it rises to final_teacher_momentum by a cosine."""
+    final_teacher_momentum: float = 1.0
+    """Momentum of the teacher at the last step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("teacher_momentum", "final_teacher_momentum"):
+            require_share(f"optimizer.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorConfig(LogConfig):
+    """What is watched while the run goes on."""
+
+    collapse_checks: int = 5
+    """Lines in a row below the limits before collapse is reported."""
+    min_feature_std: float = 0.01
+    """Smallest standard deviation of normalised class features, times √dim."""
+    min_rankme: float = 2.0
+    """Smallest effective rank of class features."""
+    stop_on_collapse: bool = False
+    """Whether a collapse stops the run instead of being reported."""
+    probe: Path | None = None
+    """Labelled patches for an online probe: a folder per class, or a CSV (see docs/guide/pretrain.md)."""
+    probe_counts_layer: str | None = None
+    """Where each h5ad of the probe keeps its raw counts: a layer, or raw; X by default."""
+    probe_every_steps: int = 1000
+    """Steps between two probes."""
+    probe_batch_size: int = 64
+    """Patches per batch of the probe."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("collapse_checks", "probe_every_steps", "probe_batch_size"):
+            require(getattr(self, name) >= 1, f"monitor.{name}", getattr(self, name), "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(RunConfig):
     """A whole run."""
 
-    output: Path
-    """Folder of the run; a run that is there already is resumed."""
+    free: ClassVar[tuple[str, ...]] = (
+        *RunConfig.free,
+        "data.sources",
+        "data.slides",
+        "data.edge",
+        "data.num_workers",
+        "data.max_corrupt",
+        "data.name",
+        "data.obtained",
+        "data.license",
+        "data.hub_datasets",
+        "head.ibot_chunk_rows",
+    )
+    architecture: ClassVar[tuple[str, ...]] = (
+        "model.name",
+        "model.arguments",
+        "head",
+        "crops.global_size_px",
+    )
+
     data: DataConfig
     num_steps: int = 98_600
     """Optimiser steps."""
@@ -205,41 +275,4 @@ class PretrainConfig:
     crops: CropConfig = field(default_factory=CropConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
-
-    def __post_init__(self) -> None:
-        require(self.num_steps >= 1, "num_steps", self.num_steps, "at least 1")
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        require(
-            self.optimizer.warmup_steps <= self.num_steps,
-            "optimizer.warmup_steps",
-            self.optimizer.warmup_steps,
-            f"at most num_steps, which is {self.num_steps}",
-        )
-
-    @property
-    def peak_learning_rate(self) -> float:
-        """The learning rate behind the warm-up: base · √(batch_size / 1024)."""
-        return self.optimizer.base_learning_rate * (self.batch_size / 1024) ** 0.5
-
-    def images_per_pass(self, world_size: int) -> int:
-        """Divides the batch among processes and backward passes.
-
-        Args:
-            world_size: Number of processes.
-
-        Returns:
-            Patches of one process in one backward pass.
-
-        Raises:
-            PretrainError: The batch cannot be divided evenly.
-        """
-        parts = world_size * self.parallel.accumulate
-        if self.batch_size % parts:
-            raise PretrainError(
-                f"batch_size is {self.batch_size}, which {world_size} processes × parallel.accumulate "
-                f"{self.parallel.accumulate} do not divide; take a multiple of {parts}"
-            )
-        return self.batch_size // parts

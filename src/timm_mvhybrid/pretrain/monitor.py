@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
-
-from ..runtime.errors import PretrainError
 
 
 @torch.no_grad()
@@ -85,52 +82,6 @@ def prototype_usage(probabilities: Tensor) -> float:
     """
     mean = probabilities.detach().mean(dim=0, dtype=torch.float64)
     return float(torch.special.entr(mean).sum().exp()) / mean.shape[0]
-
-
-def as_numbers(values: Mapping[str, Tensor | float]) -> dict[str, float]:
-    """Turns scalars into floats, those of one device with one transfer instead of one each.
-
-    Args:
-        values: Tensors of one element, and numbers.
-
-    Returns:
-        The numbers, in the given order.
-    """
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    numbers: dict[str, float] = {}
-    for device in {value.device for value in tensors.values()}:
-        names = [name for name, value in tensors.items() if value.device == device]
-        stacked = torch.stack([tensors[name].detach().double().reshape(()) for name in names])
-        numbers.update(zip(names, stacked.tolist(), strict=True))
-    return {name: numbers[name] if name in numbers else float(values[name]) for name in values}
-
-
-def check_finite(
-    step: int,
-    values: Mapping[str, Tensor | float],
-    save: Callable[[], object] | None = None,
-) -> None:
-    """Stops a run whose losses or gradient norms are no longer finite.
-
-    Call it before the optimiser's step, so that what is saved are the weights that led there; on several ranks with
-    values that all of them share, for the ones that go on would wait for the others forever.
-
-    Args:
-        step: Number of optimiser steps done.
-        values: Losses and norms by name.
-        save: Writes down the state of the step and returns where; called once, before the error is raised.
-
-    Raises:
-        PretrainError: A value is NaN or infinite; the message names all that are.
-    """
-    bad = {name: value for name, value in as_numbers(values).items() if not math.isfinite(value)}
-    if not bad:
-        return
-    named = ", ".join(f"{name} = {value}" for name, value in bad.items())
-    message = f"step {step}: {named}"
-    if save is not None:
-        message += f"; the state before the step is in {save()}"
-    raise PretrainError(f"{message}; try a lower learning rate, or fp32 in place of half precision")
 
 
 class CollapseAlarm:

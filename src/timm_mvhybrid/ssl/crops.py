@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..data.samples import CorruptSample
 from ..runtime.errors import PretrainError
 from .counter_random import UInt64Array, combine, uniforms
 
@@ -82,21 +83,6 @@ class CropOptions:
     def num_crops(self) -> int:
         """Crops of a patch: two global ones, then the local ones."""
         return NUM_GLOBAL + self.num_local
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorruptSample:
-    """A sample that could not be read and was replaced.
-
-    Args:
-        index: Of the sample, over all sources.
-        name: Its file and its place there.
-        message: Why it could not be read.
-    """
-
-    index: int
-    name: str
-    message: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..data import DataError, PatchError, Samples
+from ..data.samples import CorruptSample
 from ..runtime.cores import num_loader_workers
 from ..runtime.errors import PretrainError
 from .augmentation import Recipe
-from .crops import CorruptSample, CropBatch, CropOptions, make_crops
+from .crops import CropBatch, CropOptions, make_crops
 from .photometric import PhotometricOptions
 from .sampler import SampleOrder, rank_positions
 

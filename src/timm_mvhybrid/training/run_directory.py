@@ -19,6 +19,7 @@ import torch
 
 from ..runtime.atomic_file import write_file
 from ..runtime.errors import PretrainError, writing
+from ..runtime.ranks import Ranks
 from ..version import __version__
 
 _PACKAGES = (
@@ -216,7 +217,7 @@ def describe_environment() -> dict[str, Any]:
         "versions": versions,
         "num_cpus": num_cpus,
         "num_threads": torch.get_num_threads(),
-        "world_size": _world_size(),
+        "world_size": Ranks.from_environment().world_size,
         "command": sys.argv,
     }
     if torch.cuda.is_available():
@@ -266,9 +267,3 @@ def git_state(folder: Path) -> tuple[dict[str, Any] | None, bytes]:
         "dirty": bool(status.strip()),
         "diff_sha256": hashlib.sha256(patch).hexdigest() if patch else None,
     }, patch or b""
-
-
-def _world_size() -> int:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size()
-    return int(os.environ.get("WORLD_SIZE", "1"))

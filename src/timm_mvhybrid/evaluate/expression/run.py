@@ -91,8 +91,8 @@ def evaluate_expression(
     if not backbones and not embeddings:
         raise EvaluationError("no model to evaluate; name one with --model")
     task = open_task(root, options.task)
-    with Ranks.from_environment() as ranks:
-        choose_device(ranks.device(options.embedding.device))
+    with Ranks.from_environment().joined() as ranks:
+        choose_device(ranks.own_device(options.embedding.device))
         sources = {name: PatchH5Source(task.files[name][0]) for name in task.samples}
         digests = {name: file_sha256(task.files[name][0]) for name in task.samples}
         records, matrices = _given(task, sources, embeddings or {})

@@ -197,8 +197,8 @@ def _embed(
         raise EvaluationError("no model to evaluate; name one with --model")
     images = open_images(root, options.layout)
     records, embeddings = {}, {}
-    with Ranks.from_environment() as ranks:
-        choose_device(ranks.device(options.embedding.device))
+    with Ranks.from_environment().joined() as ranks:
+        choose_device(ranks.own_device(options.embedding.device))
         digest = images.digest()
         for label, backbone in unique_labels(backbones).items():
             embedded = embed_sources(
