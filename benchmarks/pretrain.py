@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from timm_mvhybrid.pretrain.config import CheckpointConfig, DataConfig, MonitorConfig, PretrainConfig
-from timm_mvhybrid.pretrain.dinov2 import DINOv2Objective, crop_options
+from timm_mvhybrid.pretrain.dinov2 import DINOv2Objective
 from timm_mvhybrid.pretrain.presets import paper, smoke
 from timm_mvhybrid.pretrain.train import train
 from timm_mvhybrid.ssl.crops import CropBatch, make_crops
@@ -167,7 +167,7 @@ def _one_batch(config: PretrainConfig) -> CropBatch:
     side = PATCH_SIZE_PX
     images = (random.integers(0, 256, (side, side, 3), dtype=np.uint8) for _ in range(config.batch_size))
     keys = np.arange(config.batch_size, dtype=np.int64)
-    cut = make_crops(images, keys, crop_options(config))
+    cut = make_crops(images, keys, config.crops)
     return CropBatch(
         step=0,
         global_crops=cut[0],

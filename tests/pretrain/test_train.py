@@ -141,7 +141,7 @@ def test_a_damaged_newest_checkpoint_falls_back_loudly_to_the_one_before(
     errors = capsys.readouterr().err
     assert "damaged" in errors
     assert str(newest) in errors
-    assert "resumed behind step 2" in errors
+    assert "resumed after step 2" in errors
     assert find_damage(newest) is None
     assert (newest.parent / "damaged_step_00000004").is_dir()
 
@@ -167,7 +167,7 @@ def test_another_recipe_is_refused_unless_allowed_and_another_architecture_alway
     train(config, show_progress=False)
     changed = change(config, num_steps=3, optimizer__weight_decay=0.1)
     with pytest.raises(
-        PretrainError, match=r"optimizer\.weight_decay was 0\.04 and is 0\.1.*--allow-changes"
+        PretrainError, match=r"optimizer\.weight_decay was 0\.04 and is 0\.1.*allow_changes=True"
     ):
         train(changed, show_progress=False)
     assert train(changed, allow_changes=True, show_progress=False).step == 3

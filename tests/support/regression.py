@@ -1,6 +1,6 @@
 """An objective of a user's own: regression by one layer, on noisy samples, kept near a layer that stays frozen.
 
-``python -m support.regression CONFIG_JSON [KILL_STEP]`` runs it; with a step, the process is killed within it.
+``python -m support.regression CONFIG_JSON [STEP]`` runs it; with a step, the process is killed within it.
 """
 
 import os
@@ -46,8 +46,9 @@ class Regression(Objective):
     num_samples = 1200
     data_fingerprint = "drawn"
 
-    def __init__(self, config, world, kill_step=None):
-        self.config, self.world, self.kill_step = config, world, kill_step
+    def __init__(self, config, world, signals=None):
+        self.config, self.world = config, world
+        self.signals = signals or {}
         torch.manual_seed(config.seed)
         self.trained, self.anchor = nn.Linear(WIDTH, 2), nn.Linear(WIDTH, 2).requires_grad_(False)
         self.truth = torch.randn(2, WIDTH)
@@ -72,8 +73,8 @@ class Regression(Objective):
         return x, y
 
     def losses(self, batch, step):
-        if step == self.kill_step:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if step in self.signals:
+            os.kill(os.getpid(), self.signals[step])
         x, y = batch
         self.mean = 0.9 * self.mean + 0.1 * y.mean(0)
         self.num_samples_seen += len(x)
@@ -119,16 +120,13 @@ def _whole(value):
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
-def run_regression(config, **options):
-    kill_step = options.pop("kill_step", None)
-    return run_training(
-        config, partial(Regression, config, kill_step=kill_step), **{"show_progress": False, **options}
-    )
+def run_regression(config, signals=None, **options):
+    return run_training(config, partial(Regression, config, signals=signals), show_progress=False, **options)
 
 
 if __name__ == "__main__":
     values = read_config_file(Path(sys.argv[1]))
     run_regression(
         update(regression_config(Path(values["output"])), values),
-        kill_step=int(sys.argv[2]) if len(sys.argv) > 2 else None,
+        signals={int(step): signal.SIGKILL for step in sys.argv[2:]},
     )

@@ -91,6 +91,38 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(finished, tmp_path):
     assert lines(config.output) == lines(finished)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+def test_a_signal_stops_after_the_step_and_the_run_goes_on_bit_for_bit(finished, tmp_path):
+    config = regression_config(tmp_path / "run")
+    stopped = run_regression(config, signals={4: signal.SIGUSR1})
+    assert (stopped.step, stopped.stopped_by, stopped.weights) == (5, "SIGUSR1", None)
+    assert max(finished_steps(config.output / "checkpoints")) == 5
+    with pytest.raises(PretrainError, match="holds a run already"):
+        run_regression(config, resume="never")
+    assert run_regression(config, resume="must").step == NUM_STEPS
+    assert_equal(weights(config.output), weights(finished))
+    assert lines(config.output) == lines(finished)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+def test_parameters_that_need_no_gradient_stay_and_the_others_resume_bit_for_bit(tmp_path, monkeypatch):
+    """As of an encoder whose adapters alone are trained."""
+    build = Regression.__init__
+
+    def frozen(self, *arguments, **options):
+        build(self, *arguments, **options)
+        self.trained.weight.requires_grad_(False)
+
+    monkeypatch.setattr(Regression, "__init__", frozen)
+    whole, stopped = (regression_config(tmp_path / name) for name in ("whole", "stopped"))
+    run_regression(whole)
+    run_regression(stopped, signals={2: signal.SIGTERM})
+    run_regression(stopped)
+    assert_equal(weights(stopped.output), weights(whole.output))
+    steps = [line for line in lines(whole.output) if "loss/fit" in line]
+    assert {name for name in steps[0] if name.startswith("grad_norm/")} == {"grad_norm/bias"}
+
+
 @pytest.mark.parametrize(
     "changes", [{"accumulate": 3}, {"precision": "bf16"}, {"precision": "fp16"}], ids=str
 )
@@ -156,6 +188,14 @@ def test_another_recipe_is_refused_and_what_only_changes_speed_is_not(finished, 
     with pytest.raises(PretrainError, match=r"optimizer\.clip_norm was 1\.0 and is 2\.0"):
         run_regression(regression_config(tmp_path / "run", optimizer={"clip_norm": 2.0}))
     assert run_regression(regression_config(tmp_path / "run", monitor={"log_every_steps": 5})).step == 7
+
+
+@pytest.mark.parametrize("name", ["optimizer", "step"])
+def test_a_state_under_the_loops_names_is_refused(tmp_path, monkeypatch, name):
+    state = Regression.state_dict
+    monkeypatch.setattr(Regression, "state_dict", lambda self: {**state(self), name: self.mean})
+    with pytest.raises(PretrainError, match=f"Regression names {name} in its state_dict"):
+        run_regression(regression_config(tmp_path / "run"))
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_anything_is_built(tmp_path):

@@ -14,7 +14,7 @@ from ..data.manifest import open_samples
 from ..data.samples import CorruptSample
 from ..ssl.augmentation import DeviceAugmentation
 from ..ssl.compute_losses import Losses, compute_losses
-from ..ssl.crops import CropBatch, CropOptions
+from ..ssl.crops import CropBatch
 from ..ssl.loader import make_loader
 from ..ssl.losses import DINOv2Loss
 from ..ssl.masking import MaskedPatches, masks_of_step
@@ -152,7 +152,7 @@ class DINOv2Objective(Objective):
         config, world = self.config, self.world
         loader = make_loader(
             self.samples,
-            crops=crop_options(config),
+            crops=config.crops,
             augmentation=config.crops.augmentation,
             photometric=self._colour,
             batch_size=config.images_per_pass(world.world_size),
@@ -276,22 +276,3 @@ class DINOv2Objective(Objective):
     def write_weights(self, folder: Path) -> Path:
         """Writes the teacher's backbone."""
         return write_teacher(self.teacher, folder, self.world)
-
-
-def crop_options(config: PretrainConfig) -> CropOptions:
-    """Picks what the workers need to know.
-
-    Args:
-        config: The run.
-    """
-    crops = config.crops
-    return CropOptions(
-        global_size_px=crops.global_size_px,
-        local_size_px=crops.local_size_px,
-        num_local=crops.num_local,
-        global_scale=crops.global_scale,
-        local_scale=crops.local_scale,
-        horizontal_flip=crops.horizontal_flip,
-        vertical_flip=crops.vertical_flip,
-        rotation=crops.rotation,
-    )

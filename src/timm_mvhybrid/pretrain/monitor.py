@@ -19,7 +19,7 @@ def rankme(features: Tensor, epsilon: float = 1e-7) -> float:
 
     Args:
         features: (N, D), N at least 1; values for different N do not compare where N is near D or below.
-        epsilon: ε, added to each share.
+        epsilon: ε, added to each fraction.
 
     Returns:
         The rank; NaN if a feature is not finite, 0 if all are zero.
@@ -31,8 +31,8 @@ def rankme(features: Tensor, epsilon: float = 1e-7) -> float:
     total = singular.sum()
     if total == 0:
         return 0.0
-    shares = singular / total + epsilon
-    return float(torch.exp(-(shares * shares.log()).sum()))
+    fractions = singular / total + epsilon
+    return float(torch.exp(-(fractions * fractions.log()).sum()))
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def teacher_entropy(probabilities: Tensor) -> float:
 
 @torch.no_grad()
 def prototype_usage(probabilities: Tensor) -> float:
-    """Computes over how many prototypes the images spread, as a share of all: exp of the mean target's entropy over K.
+    """Computes over how many prototypes the images spread, as a fraction of all: exp of the mean target's entropy over K.
 
     Bounded by N / K for sharp targets, so that it compares between steps of equal batches only.
 
@@ -88,8 +88,8 @@ class CollapseAlarm:
     """Notices features that stay collapsed over several checks.
 
     Args:
-        min_feature_std: Smallest healthy `feature_std`.
-        min_rankme: Smallest healthy `rankme`.
+        min_feature_std: Smallest healthy ``feature_std``.
+        min_rankme: Smallest healthy ``rankme``.
         num_checks: Checks in a row below a limit until it speaks, at least 1.
     """
 
@@ -106,8 +106,8 @@ class CollapseAlarm:
 
         Args:
             step: Number of optimiser steps done.
-            feature_std: See `feature_std`; NaN counts as collapsed.
-            rankme: See `rankme`; NaN counts as collapsed.
+            feature_std: See ``feature_std``; NaN counts as collapsed.
+            rankme: See ``rankme``; NaN counts as collapsed.
 
         Returns:
             A warning at the check that fills the row, once for each collapse; otherwise None.
@@ -126,7 +126,7 @@ class CollapseAlarm:
 
 
 class FeatureWindow:
-    """Keeps the features of the last images, for one batch alone is too small to tell a rank.
+    """Keeps the features of the last images, because one batch alone is too small to tell a rank.
 
     Args:
         num_rows: Features to keep.
@@ -142,7 +142,7 @@ class FeatureWindow:
         Args:
             features: (N, D).
         """
-        # a copy, for a view would keep the whole tensor that it looks into
+        # a copy, because a view would keep the whole tensor that it looks into
         self._parts.append(features.detach()[-self.num_rows :].clone())
         surplus = sum(len(part) for part in self._parts) - self.num_rows
         while surplus > 0:
@@ -156,7 +156,7 @@ class FeatureWindow:
         """Measures the features that are kept.
 
         Returns:
-            `feature_std` and `rankme`; nothing before the first features.
+            ``feature_std`` and ``rankme``; nothing before the first features.
         """
         if not self._parts:
             return {}

@@ -1,4 +1,4 @@
-"""Pretraining from a configuration to the teacher's weights: DINOv2's objective in the loop of `training`."""
+"""Pretraining from a configuration to the teacher's weights: DINOv2's objective in the loop of ``training``."""
 
 from __future__ import annotations
 

@@ -52,11 +52,11 @@ def dump(value: Any) -> str:
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:
-    """Turns JSON back into what `dump` was given.
+    """Turns JSON back into what ``dump`` was given.
 
     Args:
         kind: The type wanted, such as a dataclass, all of whose fields must be there.
-        value: What `json.loads` gave.
+        value: What ``json.loads`` gave.
         where: Names the file in messages.
 
     Returns:

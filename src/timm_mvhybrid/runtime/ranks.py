@@ -71,7 +71,7 @@ class Ranks:
         return self.rank == 0
 
     def own_device(self, name: str) -> str:
-        """Spreads `auto` and `cuda` over the machine's devices.
+        """Spreads ``auto`` and ``cuda`` over the machine's devices.
 
         Args:
             name: As given by the user.

@@ -33,6 +33,7 @@ from .world import World
 
 FILES = "files.json"
 BEST = "best.json"
+_RESERVED = {"optimizer", "loss_scale", "step"}
 _NAME = re.compile(r"step_(\d+)")
 
 
@@ -52,8 +53,14 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         """Names every tensor: the objective's as it names them, beside ``optimizer.…`` and ``loss_scale.…``."""
+        own = self.objective.state_dict()
+        if taken := own.keys() & _RESERVED:
+            raise PretrainError(
+                f"{type(self.objective).__name__} names {', '.join(sorted(taken))} in its state_dict, which the loop "
+                "keeps itself; choose other names"
+            )
         return {
-            **self.objective.state_dict(),
+            **own,
             "optimizer": get_optimizer_state_dict(self.objective.trained, self.optimizer),
             "loss_scale": self.loss_scale.state_dict(),
         }
@@ -62,7 +69,7 @@ class TrainState:
         """Takes up a state.
 
         Args:
-            state: As `state_dict` gives it.
+            state: As ``state_dict`` gives it.
         """
         self.objective.load_state_dict(state)
         set_optimizer_state_dict(self.objective.trained, self.optimizer, state["optimizer"])

@@ -52,7 +52,7 @@ class CheckpointWrite:
             self._end(lambda: dcp.save(values, **self._place))
             return
         future = _async_save(_snapshot(values), **self._place)
-        # not one that keeps the process alive, for the process may have to end while others are gone
+        # not one that keeps the process alive, because the process may have to end while others are gone
         self._thread = threading.Thread(target=self._end, args=(future.result,), daemon=True)
         self._thread.start()
 

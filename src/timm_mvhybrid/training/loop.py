@@ -1,6 +1,6 @@
 """The loop: configuration and objective → a run's folder with logs, checkpoints and weights.
 
-What is learned stands in the objective, one step in `step`, what is saved in `checkpoint`.
+What is learned stands in the objective, one step in ``step``, what is saved in ``checkpoint``.
 """
 
 from __future__ import annotations
@@ -132,13 +132,13 @@ class _Run:
             for problem in damaged:
                 self.report.warn(f"{problem}; an earlier one is taken")
             if start:
-                progress.say(f"resumed behind step {start} of {config.num_steps}")
+                progress.say(f"resumed after step {start} of {config.num_steps}")
             step = self._steps(start, stop)
             self.checkpoints.save(step, self.state)
             self.checkpoints.wait()
             if step < config.num_steps:
                 progress.say(
-                    f"stopped by {stop.name or 'a signal'} behind step {step}, saved; start again to go on"
+                    f"stopped by {stop.name or 'a signal'} after step {step}, saved; start again to go on"
                 )
                 return RunResult(step=step, stopped_by=stop.name or "SIGTERM")
             return RunResult(step=step, weights=self.objective.write_weights(self.directory.path))
@@ -150,7 +150,7 @@ class _Run:
         changes: list[str] = []
         if before is None and resume == "must":
             raise PretrainError(
-                f"{self.directory.path}: holds no run to resume; leave --resume out to start one"
+                f"{self.directory.path}: holds no run to resume; start one with resume='auto'"
             )
         if before is not None and resume != "never":
             changes = check_recipe(before, record, type(self.config), allow_changes=allow_changes)

@@ -85,15 +85,15 @@ class Objective(ABC):
         """Lists what could not be read of a batch and was replaced.
 
         Args:
-            batch: Of `batches`.
+            batch: Of ``batches``.
         """
         return ()
 
     def prepare(self, batch: Any, step: int) -> Any:
-        """Turns a batch into what `losses` takes, in float32: moved to the device, and augmented.
+        """Turns a batch into what ``losses`` takes, in float32: moved to the device, and augmented.
 
         Args:
-            batch: Of `batches`.
+            batch: Of ``batches``.
             step: Number of finished steps.
         """
         return batch
@@ -103,7 +103,7 @@ class Objective(ABC):
         """Computes the losses of one backward pass, under autocast.
 
         Args:
-            batch: Of `prepare`.
+            batch: Of ``prepare``.
             step: Number of finished steps.
 
         Returns:
@@ -124,7 +124,8 @@ class Objective(ABC):
 
         Returns:
             Nested dictionaries of tensors and numbers; of models as
-            :func:`torch.distributed.checkpoint.state_dict.get_model_state_dict` gives them.
+            :func:`torch.distributed.checkpoint.state_dict.get_model_state_dict` gives them. The names ``optimizer``,
+            ``loss_scale`` and ``step`` are the loop's.
         """
 
     @abstractmethod
@@ -132,7 +133,7 @@ class Objective(ABC):
         """Takes up what a checkpoint kept.
 
         Args:
-            state: As `state_dict` gives it; it may hold more.
+            state: As ``state_dict`` gives it; it may hold more.
         """
 
     def facts(self) -> dict[str, Tensor]:

@@ -78,10 +78,10 @@ def _layer(name: str, num_blocks: int) -> int:
 def make_adamw(
     groups: Iterable[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8
 ) -> torch.optim.AdamW:
-    """Makes the optimiser; `apply_schedules` sets its learning rates before the first step.
+    """Makes the optimiser; ``apply_schedules`` sets its learning rates before the first step.
 
     Args:
-        groups: Of `parameter_groups`.
+        groups: Of ``parameter_groups``.
         betas: Momenta.
         epsilon: Added to the root of the second moment.
 
@@ -100,7 +100,7 @@ def apply_schedules(
     """Sets learning rate and weight decay of every group for the coming step.
 
     Args:
-        optimizer: Made of `parameter_groups`.
+        optimizer: Made of ``parameter_groups``.
         lr: Learning rate.
         weight_decay: Weight decay.
         last_layer_lr: Learning rate of the prototypes, 0 while they are frozen.

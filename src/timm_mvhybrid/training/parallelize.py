@@ -60,7 +60,8 @@ def parallelize(
             )
             shard([block.attn, block.mlp], mp_policy=halved)
     for head in network.children() if backbone is not None else ():
-        if head is not backbone:
+        # containers have no forward that could gather their weights; the root gathers them with its own
+        if head is not backbone and not isinstance(head, nn.ModuleDict | nn.ModuleList):
             shard(head, mp_policy=float32)
     shard(network, mp_policy=float32)
 

@@ -49,13 +49,13 @@ def check_recipe(
     architecture = [change for change in changes if _within(change.split()[0], recipe.architecture)]
     if architecture:
         raise PretrainError(
-            f"the run that is there has another architecture ({'; '.join(architecture)}); choose another --output, and "
-            "start from its weights by --model.weights if they fit"
+            f"the run that is there has another architecture ({'; '.join(architecture)}); choose another output, and "
+            "start from its weights by model.weights if they fit"
         )
     if changes and not allow_changes:
         raise PretrainError(
             f"the run that is there has another recipe ({'; '.join(changes)}); restore it, allow the change by "
-            "--allow-changes, or choose another --output"
+            "allow_changes=True, or choose another output"
         )
     return changes
 

@@ -48,7 +48,7 @@ class RunReport:
         self.progress.say(f"warning: {message}", style="yellow")
 
     def collectives(self, done: int, watched: CollectivesTime) -> None:
-        """Logs the share of a profiled step's time that went to collectives."""
+        """Logs the fraction of a profiled step's time that went to collectives."""
         if watched.share is not None:
             shares = self.world.mean({"share_collectives": watched.share})
             if self.log is not None:
