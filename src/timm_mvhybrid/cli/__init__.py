@@ -82,8 +82,9 @@ def main(args: Sequence[str] | None = None) -> int:
 def _parse(arguments: list[str]) -> Command:
     """Parses all commands; wrong usage exits with code 2."""
     if arguments[:1] == ["pretrain"]:
-        return parse_pretrain(arguments[1:])
-    command: Command = tyro.cli(
+        command: Command = parse_pretrain(arguments[1:])
+        return command
+    command = tyro.cli(
         Annotated[Embed, subcommand("embed")]
         | Annotated[Tile, subcommand("tile")]
         | Annotated[Pretrain, subcommand("pretrain")]
