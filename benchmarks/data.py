@@ -20,7 +20,8 @@ from torchvision.transforms import v2
 from timm_mvhybrid.data import FolderSource, PatchH5Source, SlideSource, TilingOptions
 from timm_mvhybrid.runtime.errors import NotASlideError
 from timm_mvhybrid.ssl.augmentation import DeviceAugmentation
-from timm_mvhybrid.ssl.crops import CropBatch, CropOptions, make_crops
+from timm_mvhybrid.ssl.config import CropConfig
+from timm_mvhybrid.ssl.crops import CropBatch, make_crops
 from timm_mvhybrid.ssl.photometric import PhotometricOptions
 from timm_mvhybrid.ssl.pil_augmentation import make_pil_crops
 
@@ -57,7 +58,7 @@ def run(settings: Settings) -> Report:
     Returns:
         The report.
     """
-    options = CropOptions(global_size_px=64, local_size_px=28) if settings.quick else CropOptions()
+    options = CropConfig(global_size_px=64, local_size_px=28) if settings.quick else CropConfig()
     size = 64 if settings.quick else 256
     num_images = 2 if settings.quick else 16
     patches = example_patches(num_images, size)
@@ -125,7 +126,7 @@ def _batch(crops: tuple[Tensor, Tensor], keys: NDArray[np.int64]) -> CropBatch:
     )
 
 
-def _check_agreement(patches: Patches, options: CropOptions) -> float:
+def _check_agreement(patches: Patches, options: CropConfig) -> float:
     """Returns the largest mean difference of a crop to Pillow's, in levels of 255."""
     keys = np.arange(len(patches))
     identity: dict[str, Any] = {"mean": (0, 0, 0), "std": (1, 1, 1)}
@@ -142,7 +143,7 @@ def _check_agreement(patches: Patches, options: CropOptions) -> float:
     return worst
 
 
-def _crop_contenders(patches: Patches, options: CropOptions) -> list[Contender]:
+def _crop_contenders(patches: Patches, options: CropConfig) -> list[Contender]:
     keys = np.arange(len(patches))
     augment = DeviceAugmentation("paper", mean=MEAN, std=STD)
     calls: dict[str, Callable[[], object]] = {
@@ -158,7 +159,7 @@ def _crop_contenders(patches: Patches, options: CropOptions) -> list[Contender]:
     return [Contender(name=name, call=call) for name, call in calls.items()]
 
 
-def _pil_pipelines(library: Any, options: CropOptions) -> list[Callable[[Image.Image], Tensor]]:
+def _pil_pipelines(library: Any, options: CropConfig) -> list[Callable[[Image.Image], Tensor]]:
     """Composes the ten pipelines of a patch, with the probabilities that the published models saw."""
     if library is v1:
         to_tensor = [library.ToTensor()]

@@ -9,15 +9,11 @@ import h5py
 import numpy as np
 import torch
 
-from timm_mvhybrid.pretrain.build import build_state, crop_options
-from timm_mvhybrid.pretrain.config import DataConfig, PretrainConfig
+from timm_mvhybrid.pretrain.config import CheckpointConfig, DataConfig, MonitorConfig, PretrainConfig
+from timm_mvhybrid.pretrain.dinov2 import DINOv2Objective
 from timm_mvhybrid.pretrain.presets import paper, smoke
 from timm_mvhybrid.pretrain.train import train
-from timm_mvhybrid.ssl.augmentation import DeviceAugmentation
-from timm_mvhybrid.ssl.crops import make_crops
-from timm_mvhybrid.ssl.masking import masks_of_step
-from timm_mvhybrid.ssl.objective import compute_losses
-from timm_mvhybrid.training.config import CheckpointConfig, MonitorConfig
+from timm_mvhybrid.ssl.crops import CropBatch, make_crops
 from timm_mvhybrid.training.parallelize import DTYPES
 from timm_mvhybrid.training.world import join_world
 
@@ -151,49 +147,34 @@ def time_passes(config: PretrainConfig, settings: Settings) -> Spread:
     """Times forward and backward of a step on a batch that is on the device, in s."""
     with join_world(config.parallel) as world:
         device = world.device
-        state, grid, mean, std = build_state(config, world)
-        global_crops, local_crops = _one_batch(config, mean, std, device)
-        mask = masks_of_step(
-            grid,
-            positions=range(config.batch_size),
-            num_images=config.batch_size,
-            share=config.mask.share,
-            ratio=config.mask.ratio,
-        )
+        objective = DINOv2Objective(config, world)
+        views = objective.prepare(_one_batch(config), step=0)
         precision = config.parallel.precision
 
         def passes() -> None:
-            state.optimizer.zero_grad(set_to_none=True)
+            objective.trained.zero_grad(set_to_none=True)
             with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
-                losses = compute_losses(
-                    state.student, state.teacher, state.criterion, global_crops, local_crops, mask, 0.05
-                )
-            losses.total.backward()
+                losses = objective.losses(views, step=0)
+            losses["total"].backward()
 
         contender = Contender(name="passes", call=passes)
         times = measure([contender], settings.effort(min_rounds=10, warmups=3), timer_for(device))
         return times.spread("passes")
 
 
-def _one_batch(
-    config: PretrainConfig, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    from timm_mvhybrid.ssl.crops import CropBatch
-
+def _one_batch(config: PretrainConfig) -> CropBatch:
     random = np.random.default_rng(1)
     side = PATCH_SIZE_PX
     images = (random.integers(0, 256, (side, side, 3), dtype=np.uint8) for _ in range(config.batch_size))
     keys = np.arange(config.batch_size, dtype=np.int64)
-    cut = make_crops(images, keys, crop_options(config))
-    batch = CropBatch(
+    cut = make_crops(images, keys, config.crops)
+    return CropBatch(
         step=0,
         global_crops=cut[0],
         local_crops=cut[1],
         sample_keys=torch.from_numpy(keys),
         indices=torch.from_numpy(keys),
     )
-    augment = DeviceAugmentation(config.crops.augmentation, mean=mean, std=std)
-    return augment(batch.to(device))
 
 
 def read_lines(run: Path) -> list[dict[str, float]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from timm_mvhybrid.pretrain.command import parse
+from timm_mvhybrid.cli.pretrain import parse_pretrain
 
 ARGUMENTS = ["--preset", "paper", "--output", "/runs/two words", "--data.sources", "a.h5"]
 SCRIPT = Path(__file__).parents[1] / "examples" / "slurm" / "pretrain.sbatch"
@@ -133,7 +133,7 @@ def test_each_node_starts_one_torchrun_that_meets_on_the_first(cluster):
 
 def test_the_training_takes_what_the_script_adds():
     added = ["--parallel.sharding", "hybrid", "--parallel.shard-size", "8"]
-    parallel = parse([*ARGUMENTS, *added], "pretrain").config.parallel
+    parallel = parse_pretrain([*ARGUMENTS, *added]).config.parallel
     assert (parallel.sharding, parallel.shard_size) == ("hybrid", 8)
 
 

@@ -1,5 +1,4 @@
 import math
-import time
 
 import pytest
 import torch
@@ -7,15 +6,11 @@ import torch
 from timm_mvhybrid.pretrain.monitor import (
     CollapseAlarm,
     FeatureWindow,
-    as_numbers,
-    check_finite,
     feature_std,
     prototype_usage,
     rankme,
     teacher_entropy,
 )
-from timm_mvhybrid.runtime.errors import PretrainError
-from timm_mvhybrid.training.throughput import Throughput
 
 
 @pytest.fixture
@@ -61,29 +56,6 @@ def test_entropy_and_usage_between_their_ends():
     assert (teacher_entropy(half), prototype_usage(half)) == pytest.approx((0.5, 0.5))
 
 
-def test_numbers_keep_names_and_order():
-    values = {"b": torch.tensor(2, dtype=torch.int64), "a": 1, "c": torch.tensor([0.1], dtype=torch.float64)}
-    numbers = as_numbers(values)
-    assert list(numbers.items()) == [("b", 2.0), ("a", 1.0), ("c", 0.1)]
-
-
-def test_finite_values_save_nothing():
-    check_finite(3, {"loss": torch.tensor(1.0), "norm": 2.0}, save=lambda: pytest.fail("saved"))
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_value_that_is_not_finite_stops_after_the_state_is_saved(bad):
-    saved = []
-
-    def save():
-        saved.append(True)
-        return "run/failed"
-
-    with pytest.raises(PretrainError, match=r"step 3: ibot = (nan|inf|-inf); the state .* is in run/failed"):
-        check_finite(3, {"total": 1.0, "ibot": torch.tensor(bad)}, save)
-    assert saved == [True]
-
-
 def test_the_alarm_waits_for_a_row_and_speaks_once():
     alarm = CollapseAlarm(min_feature_std=0.1, min_rankme=2.0, num_checks=3)
     low, well = {"feature_std": 0.01, "rankme": 10.0}, {"feature_std": 0.5, "rankme": 10.0}
@@ -118,55 +90,3 @@ def test_a_window_holds_no_graph():
     features = torch.ones(2, 3, requires_grad=True) * 2
     window.add(features)
     assert not window._parts[0].requires_grad
-
-
-def test_shares_of_time_add_up(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-
-    def spend(seconds):
-        now[0] += seconds
-
-    throughput = Throughput("cpu")
-    for _ in range(2):
-        with throughput.measure("data"):
-            spend(1)
-        with throughput.measure("compute"):
-            spend(2)
-        throughput.count(8)
-        spend(1)
-    assert throughput.summary() == pytest.approx(
-        {"images_per_second": 2, "share_data": 0.25, "share_compute": 0.5, "share_other": 0.25}
-    )
-    spend(4)
-    throughput.count(8)
-    assert throughput.summary() == pytest.approx({"images_per_second": 2, "share_other": 1})
-
-
-def test_a_phase_that_fails_is_counted(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    throughput = Throughput("cpu")
-
-    def read():
-        with throughput.measure("data"):
-            now[0] += 3
-            raise EOFError
-
-    with pytest.raises(EOFError):
-        read()
-    now[0] += 1
-    assert throughput.summary()["share_data"] == pytest.approx(0.75)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_compute_on_cuda_counts_kernels_and_not_calls():
-    matrix = torch.randn(4096, 4096, device="cuda")
-    matrix @ matrix
-    torch.cuda.synchronize()
-    throughput = Throughput("cuda")
-    with throughput.measure("compute"):
-        for _ in range(20):
-            matrix @ matrix
-    assert throughput.summary()["share_compute"] > 0.8

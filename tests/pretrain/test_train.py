@@ -102,8 +102,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_weights_bit_for_bit(patches, fin
 
 def _stop_behind(config, step, patch):
     """Raises the signal's flag once a step is done."""
-    from timm_mvhybrid.pretrain import run_report
-    from timm_mvhybrid.training import stop_signal
+    from timm_mvhybrid.training import run_report, stop_signal
 
     signals = []
     patch.setattr(stop_signal.StopSignal, "__enter__", lambda self: signals.append(self) or self)
@@ -142,7 +141,7 @@ def test_a_damaged_newest_checkpoint_falls_back_loudly_to_the_one_before(
     errors = capsys.readouterr().err
     assert "damaged" in errors
     assert str(newest) in errors
-    assert "resumed behind step 2" in errors
+    assert "resumed after step 2" in errors
     assert find_damage(newest) is None
     assert (newest.parent / "damaged_step_00000004").is_dir()
 
@@ -168,7 +167,7 @@ def test_another_recipe_is_refused_unless_allowed_and_another_architecture_alway
     train(config, show_progress=False)
     changed = change(config, num_steps=3, optimizer__weight_decay=0.1)
     with pytest.raises(
-        PretrainError, match=r"optimizer\.weight_decay was 0\.04 and is 0\.1.*--allow-changes"
+        PretrainError, match=r"optimizer\.weight_decay was 0\.04 and is 0\.1.*allow_changes=True"
     ):
         train(changed, show_progress=False)
     assert train(changed, allow_changes=True, show_progress=False).step == 3
@@ -199,9 +198,9 @@ def test_only_the_newest_checkpoints_are_kept(patches, tmp_path, keep):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_led_to_it(patches, tmp_path, monkeypatch):
-    from timm_mvhybrid.pretrain import step
+    from timm_mvhybrid.pretrain import dinov2
 
-    original = step.compute_losses
+    original = dinov2.compute_losses
     calls = []
 
     def poisoned(*arguments, **keywords):
@@ -211,17 +210,19 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_led_to_it(patche
             losses.parts["total"] = losses.parts["total"] * float("nan")
         return losses
 
-    monkeypatch.setattr(step, "compute_losses", poisoned)
+    monkeypatch.setattr(dinov2, "compute_losses", poisoned)
     config = small(tmp_path / "run", patches)
-    with pytest.raises(PretrainError, match=r"step 2: total = nan.*the state before it and its crops are in"):
+    with pytest.raises(
+        PretrainError, match=r"step 2: total = nan.*the state before it and its batches are in"
+    ):
         train(config, show_progress=False)
     (failure,) = (tmp_path / "run/failures").iterdir()
     assert find_damage(failure / "step_00000002") is None
     from safetensors.torch import load_file
 
-    assert load_file(failure / "crops_rank0.safetensors")["0.global_crops"].shape == (8, 3, 64, 64)
+    assert load_file(failure / "batches_rank0.safetensors")["0.global_crops"].shape == (8, 3, 64, 64)
     # weights from before the step go on
-    monkeypatch.setattr(step, "compute_losses", original)
+    monkeypatch.setattr(dinov2, "compute_losses", original)
     assert train(config, show_progress=False).step == NUM_STEPS
 
 

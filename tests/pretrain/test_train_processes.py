@@ -84,7 +84,7 @@ def test_a_run_of_two_processes_goes_on_with_two_bit_for_bit_and_with_one_closel
             (config.output / name).write_bytes((two.output / name).read_bytes())
         _copy(two.output / "checkpoints/step_00000004", config.output / "checkpoints/step_00000004")
         _, errors = run(file, ranks=ranks)
-        assert "resumed behind step 4" in errors
+        assert "resumed after step 4" in errors
         assert largest_difference(student(config.output), student(two.output)) <= tolerance
 
 
@@ -127,7 +127,7 @@ def test_a_signal_saves_the_step_and_exits_with_75_or_through_torchrun_and_the_r
         assert json.loads(output)["stopped_by"] == signal.Signals(number).name
     newest = max(finished_steps(config.output / "checkpoints"))
     assert newest < 400
-    assert f"behind step {newest}, saved" in errors
+    assert f"after step {newest}, saved" in errors
     assert newest == lines(config.output)[-1]["step"]
 
 

@@ -7,7 +7,7 @@ from support.generated_patches import random_patches, write_hest
 from timm_mvhybrid.data import open_samples, open_source
 from timm_mvhybrid.embed.patch_loader import num_available_workers, patch_loader
 from timm_mvhybrid.runtime.cores import num_loader_workers, num_usable_cores
-from timm_mvhybrid.ssl.crops import CropOptions
+from timm_mvhybrid.ssl.config import CropConfig
 from timm_mvhybrid.ssl.loader import make_loader
 
 
@@ -16,7 +16,7 @@ def of_evaluation(path, num_workers):
 
 
 def of_pretraining(path, num_workers):
-    crops = CropOptions(global_size_px=16, local_size_px=8, num_local=1)
+    crops = CropConfig(global_size_px=16, local_size_px=8, num_local=1)
     loader = make_loader(
         open_samples([path]), crops=crops, batch_size=1, num_steps=64, seed=0, num_workers=num_workers
     )

@@ -10,14 +10,15 @@ from torchvision.transforms.v2 import functional as F
 from timm_mvhybrid.runtime.errors import PretrainError
 from timm_mvhybrid.ssl.augmentation import DeviceAugmentation
 from timm_mvhybrid.ssl.colour import COLOUR_OPERATIONS, adjust_hue, gaussian_blur, grayscale
+from timm_mvhybrid.ssl.config import CropConfig
 from timm_mvhybrid.ssl.counter_random import combine
-from timm_mvhybrid.ssl.crops import CropBatch, CropOptions, crop_keys, make_crops
+from timm_mvhybrid.ssl.crops import CropBatch, crop_keys, make_crops
 from timm_mvhybrid.ssl.photometric import PhotometricOptions, draw_parameters
 from timm_mvhybrid.ssl.pil_augmentation import make_pil_crops
 from timm_mvhybrid.ssl.stain import jitter_stains
 
 THEIRS = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
-CROPS = CropOptions(global_size_px=32, local_size_px=14, num_local=3)
+CROPS = CropConfig(global_size_px=32, local_size_px=14, num_local=3)
 IDENTITY = {"mean": (0, 0, 0), "std": (1, 1, 1)}
 
 

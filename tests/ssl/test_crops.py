@@ -6,18 +6,18 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
 from timm_mvhybrid.runtime.errors import PretrainError
+from timm_mvhybrid.ssl.config import CropConfig
 from timm_mvhybrid.ssl.counter_random import combine
 from timm_mvhybrid.ssl.crops import (
     CropBatch,
     CropGeometry,
-    CropOptions,
     crop_keys,
     cut,
     draw_geometry,
     make_crops,
 )
 
-SMALL = CropOptions(global_size_px=32, local_size_px=14, num_local=3)
+SMALL = CropConfig(global_size_px=32, local_size_px=14, num_local=3)
 
 
 def same_distribution(first, second):
@@ -33,7 +33,6 @@ def picture(height=60, width=48, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(
     "geometry",
     [
@@ -44,7 +43,7 @@ def picture(height=60, width=48, seed=0):
         CropGeometry(0, 0, 50, 20, quarter_turns=1),
     ],
 )
-def test_a_crop_is_torchvisions(geometry, interpolation):
+def test_a_crop_is_torchvisions(geometry):
     image = torch.from_numpy(picture()).permute(2, 0, 1)
     expected = F.resized_crop(
         image,
@@ -53,7 +52,7 @@ def test_a_crop_is_torchvisions(geometry, interpolation):
         geometry.height,
         geometry.width,
         [32, 32],
-        InterpolationMode(interpolation),
+        InterpolationMode.BICUBIC,
         antialias=True,
     )
     if geometry.horizontal_flip:
@@ -61,16 +60,14 @@ def test_a_crop_is_torchvisions(geometry, interpolation):
     if geometry.vertical_flip:
         expected = F.vertical_flip(expected)
     expected = F.rotate(expected, 90.0 * geometry.quarter_turns)
-    crop = cut(image, geometry, 32, interpolation)
+    crop = cut(image, geometry, 32)
     assert crop.dtype == torch.uint8
-    # older torchvision goes through float32 for bilinear on some CPUs, and rounds once more
-    tolerance = 1 if interpolation == "bilinear" else 0
-    assert (crop.int() - expected.int()).abs().max() <= tolerance
+    assert torch.equal(crop, expected)
 
 
 @pytest.mark.parametrize(("size", "scale"), [((60, 48), (0.32, 1.0)), ((224, 224), (0.05, 0.32))])
 def test_boxes_are_distributed_as_torchvisions(size, scale):
-    geometries = draw_geometry(combine(0, np.arange(3000)), size, scale, CropOptions())
+    geometries = draw_geometry(combine(0, np.arange(3000)), size, scale, CropConfig())
     ours = np.array([[g.top, g.left, g.height, g.width] for g in geometries])
     torch.manual_seed(0)
     blank = torch.empty(3, *size)
@@ -86,18 +83,18 @@ def test_boxes_are_distributed_as_torchvisions(size, scale):
 @pytest.mark.parametrize("size", [(10, 400), (400, 10)])
 def test_where_no_box_fits_the_largest_centred_one_is_taken(size):
     expected = RandomResizedCrop.get_params(torch.empty(3, *size), [0.9, 1.0], [3 / 4, 4 / 3])
-    (geometry,) = draw_geometry(combine(0), size, (0.9, 1.0), CropOptions())
+    (geometry,) = draw_geometry(combine(0), size, (0.9, 1.0), CropConfig())
     assert (geometry.top, geometry.left, geometry.height, geometry.width) == expected
 
 
 def test_flips_and_rotations_come_with_their_probabilities():
-    options = CropOptions(horizontal_flip=0.5, vertical_flip=0.2, rotation=True)
+    options = CropConfig(horizontal_flip=0.5, vertical_flip=0.2, rotation=True)
     drawn = draw_geometry(combine(1, np.arange(4000)), (32, 32), (0.3, 1.0), options)
     assert abs(np.mean([g.horizontal_flip for g in drawn]) - 0.5) < 0.03
     assert abs(np.mean([g.vertical_flip for g in drawn]) - 0.2) < 0.025
     turns = np.bincount([g.quarter_turns for g in drawn], minlength=4) / 4000
     assert np.abs(turns - 0.25).max() < 0.03
-    plain = draw_geometry(combine(1, np.arange(200)), (32, 32), (0.3, 1.0), CropOptions(horizontal_flip=0.0))
+    plain = draw_geometry(combine(1, np.arange(200)), (32, 32), (0.3, 1.0), CropConfig(horizontal_flip=0.0))
     assert not any(g.horizontal_flip or g.vertical_flip or g.quarter_turns for g in plain)
     assert [(g.top, g.width) for g in plain] == [(g.top, g.width) for g in drawn[:200]]
 
@@ -137,7 +134,7 @@ def test_global_and_local_crops_have_the_scales_of_theirs():
 
 
 def test_no_local_crops_and_tiny_patches():
-    options = CropOptions(global_size_px=8, local_size_px=4, num_local=0)
+    options = CropConfig(global_size_px=8, local_size_px=4, num_local=0)
     global_crops, local_crops = make_crops([picture(1, 1), picture(1, 9)], np.arange(2), options)
     assert local_crops.shape == (0, 3, 4, 4)
     assert torch.equal(global_crops[0, :, 0, 0], torch.from_numpy(picture(1, 1)[0, 0]))
@@ -184,18 +181,16 @@ def test_cropping_leaves_torchs_random_numbers_alone():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_local": -1}, "-1 local crops"),
-        ({"local_size_px": 0}, "0 px"),
+        ({"num_local": -1}, r"crops\.num_local is -1; it must be at least 0"),
+        ({"local_size_px": 0}, r"crops\.local_size_px is 0; it must be at least 1"),
         (
             {"global_scale": (0.5, 0.3)},
-            "global_scale must be two rising numbers above 0, at most 1.0, not 0.5, 0.3",
+            r"crops\.global_scale is \(0\.5, 0\.3\); it must be two rising numbers above 0, at most 1",
         ),
         ({"local_scale": (0.0, 0.3)}, "local_scale"),
-        ({"ratio": (0, 1)}, "ratio"),
-        ({"vertical_flip": 1.5}, "vertical_flip must be a probability between 0 and 1, not 1.5"),
-        ({"interpolation": "nearest"}, "interpolation"),
+        ({"vertical_flip": 1.5}, r"crops\.vertical_flip is 1\.5; it must be between 0 and 1"),
     ],
 )
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(PretrainError, match=message):
-        CropOptions(**options)
+        CropConfig(**options)

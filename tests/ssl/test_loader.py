@@ -14,10 +14,10 @@ from support.generated_patches import random_patches, write_hest
 from timm_mvhybrid.data import DataError, PatchError, Samples, open_samples
 from timm_mvhybrid.runtime.errors import PretrainError
 from timm_mvhybrid.ssl.augmentation import DeviceAugmentation
-from timm_mvhybrid.ssl.crops import CropOptions
+from timm_mvhybrid.ssl.config import CropConfig
 from timm_mvhybrid.ssl.loader import make_loader
 
-CROPS = CropOptions(global_size_px=16, local_size_px=8, num_local=2)
+CROPS = CropConfig(global_size_px=16, local_size_px=8, num_local=2)
 
 
 class Patches:
@@ -67,13 +67,14 @@ def samples():
     return Samples([Patches(10), Patches(7, seed=1)], weights=[1, 2])
 
 
-def test_a_batch_holds_the_crops_of_its_samples(samples):
+def test_a_batch_holds_the_crops_of_its_samples(samples, monkeypatch):
     (batch,) = batches(samples, num_steps=1)
     assert batch.global_crops.shape == (8, 3, 16, 16)
     assert batch.local_crops.shape == (8, 3, 8, 8)
     assert len(batch) == len(batch.sample_keys) == 4
-    whole = CropOptions(
-        global_size_px=20, local_size_px=8, num_local=0, global_scale=(1, 1), ratio=(1, 1), horizontal_flip=0
+    monkeypatch.setattr("timm_mvhybrid.ssl.crops._RATIO", (1, 1))
+    whole = CropConfig(
+        global_size_px=20, local_size_px=8, num_local=0, global_scale=(1, 1), horizontal_flip=0
     )
     (batch,) = make_loader(samples, crops=whole, batch_size=4, num_steps=1, seed=0)
     for i, index in enumerate(batch.indices.tolist()):
@@ -278,9 +279,9 @@ def test_a_process_that_ends_by_an_error_does_not_wait_for_its_workers(tmp_path)
     program = (
         "import sys; from pathlib import Path\n"
         "from timm_mvhybrid.data.manifest import open_samples\n"
-        "from timm_mvhybrid.ssl.crops import CropOptions\n"
+        "from timm_mvhybrid.ssl.config import CropConfig\n"
         "from timm_mvhybrid.ssl.loader import make_loader\n"
-        "crops = CropOptions(global_size_px=16, local_size_px=8, num_local=1)\n"
+        "crops = CropConfig(global_size_px=16, local_size_px=8, num_local=1)\n"
         "loader = make_loader(open_samples((sys.argv[1],)), crops=crops, batch_size=2, num_steps=50, seed=0, num_workers=2)\n"
         "batches = iter(loader)\n"
         "next(batches)\n"

@@ -159,7 +159,7 @@ def test_training_can_start_from_a_weights_file(model, tmp_path):
         ("resnet10t", {}, "resnet10t cannot be made with.*VisionTransformers"),
         ("nothing_like_it", {}, "timm has no model 'nothing_like_it'"),
         ("test_mvhybrid", {"class_token": False, "global_pool": "avg"}, "has no class token"),
-        (STOCK, {"global_pool": "avg", "depth": 1}, "normalises behind its pooling"),
+        (STOCK, {"global_pool": "avg", "depth": 1}, "normalises after its pooling"),
         (STOCK, {"num_classes": 5, "depth": 1}, "has a classifier"),
         (STOCK, {"global_pool": "map", "depth": 1}, "pools by attention"),
         ("test_vit12", {"patch_drop_rate": 0.5}, "drops patches"),

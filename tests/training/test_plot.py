@@ -62,7 +62,7 @@ def test_every_metric_of_a_run_has_the_panel_meant_for_it(tmp_path):
     members = {panel.title: [curve.name for curve in curves] for panel, curves in panels}
     assert members["Loss"] == ["loss/total", "loss/ibot"]
     assert members["Gradient norm"] == ["grad_norm/backbone"]
-    assert members["Share of time"] == ["share_data", "share_compute", "share_other"]
+    assert members["Fraction of time"] == ["share_data", "share_compute", "share_other"]
     assert members["Online probe"] == ["knn_accuracy"]
     assert set(members) <= {panel.title for panel in PANELS}
     assert sum(map(len, members.values())) == 15
@@ -147,7 +147,7 @@ def test_the_command_draws_and_says_where(tmp_path, capsys, monkeypatch):
     [
         (["missing"], r"missing/metrics.jsonl: no such log; give the folder of a run"),
         (["empty"], r"empty/metrics.jsonl: holds no numbers yet"),
-        (["run", "other"], "give --output FILE.png"),
+        (["run", "other"], "FILE.png"),
         (["run", "--output", "curves.pdf"], "curves.pdf: the picture is a PNG"),
         (["run", "--smoothing", "2"], "smoothing is 2.0; it must lie between 0 and 1"),
     ],

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from timm_mvhybrid.pretrain.command import parse
+from timm_mvhybrid.cli.pretrain import parse_pretrain
 from timm_mvhybrid.runtime.errors import PretrainError
 from timm_mvhybrid.training.config import ParallelConfig
 from timm_mvhybrid.training.world import join_world
@@ -33,7 +33,7 @@ def test_cuda_that_is_not_there_is_refused():
 @pytest.mark.parametrize("device", ["xpu", "hpu", "meta", "gpu", "cuda:7"])
 def test_devices_that_pretraining_does_not_take_are_wrong_usage(device, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
-        parse(["--output", str(tmp_path), "--data.sources", "x", "--parallel.device", device], "pretrain")
+        parse_pretrain(["--output", str(tmp_path), "--data.sources", "x", "--parallel.device", device])
     assert caught.value.code == 2
     said = " ".join(capsys.readouterr().err.split())
     assert f"'{device}'" in said
@@ -43,4 +43,4 @@ def test_devices_that_pretraining_does_not_take_are_wrong_usage(device, tmp_path
     with pytest.raises(
         PretrainError, match=rf"c\.json: parallel.device is '{device}'; it must be one of auto, cpu"
     ):
-        parse(["--output", str(tmp_path), "--data.sources", "x", "--config", str(file)], "pretrain")
+        parse_pretrain(["--output", str(tmp_path), "--data.sources", "x", "--config", str(file)])

@@ -18,7 +18,7 @@ from ..evaluate import BackboneOptions, Progress, Result, Task, registered_tasks
 from ..export.evaluations import check_weights, record_result
 from ..report import check_report_folder, write_report
 from ..runtime.claim import claimed
-from ..runtime.provenance import plain
+from ..runtime.codec import encode
 from ..runtime.ranks import Ranks
 from ..version import __version__
 from .messages import say
@@ -91,7 +91,7 @@ def run_task(task: Task[Any], options: Any, output: OutputOptions) -> None:
     is_first = Ranks.from_environment().is_first
     log = RunLog(output.log if is_first else None, output.log_every)
     with claimed(folder / "results.json") if is_first else nullcontext():
-        log.write("start", version=__version__, options=plain(options))
+        log.write("start", version=__version__, options=encode(options, path=str))
         try:
             with RunDisplay(None if is_first else Console(quiet=True)) as display:
                 result = task.run(options, _progress(display, log))

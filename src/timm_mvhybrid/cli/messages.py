@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -28,12 +29,13 @@ def report(summary: dict[str, Any]) -> None:
 
 
 def say(message: str) -> None:
-    """Prints one line on stderr.
+    """Prints one line on stderr; under torchrun it says whose.
 
     Args:
         message: Any text; its line breaks become spaces, and what would steer the terminal is escaped.
     """
-    print(printable(" ".join(message.split())), file=sys.stderr)
+    rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+    print(rank + printable(" ".join(message.split())), file=sys.stderr)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,21 @@ from .source import PatchSource
 # each open h5 file costs a descriptor, of which systems grant 1024; each slide also caches up to 32 MB
 _MAX_OPEN_FILES = 256
 _MAX_OPEN_SLIDES = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorruptSample:
+    """A sample that could not be read and was replaced.
+
+    Args:
+        index: Of the sample, over all sources.
+        name: Its file and its place there.
+        message: Why it could not be read.
+    """
+
+    index: int
+    name: str
+    message: str
 
 
 class Samples:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from timm.data.config import resolve_data_config
 from tyro.conf import arg
 
 from ..data import DataError, PatchSource
+from ..runtime.digest import tensors_sha256
 from ..runtime.errors import EvaluationError, writing
 from ..runtime.provenance import ModelRecord
 from ..runtime.ranks import Ranks
@@ -62,7 +62,7 @@ class EmbeddingOptions:
             EvaluationError: The device cannot be used.
             OutputError: The cache cannot be made.
         """
-        choose_device(Ranks.from_environment().device(self.device))
+        choose_device(Ranks.from_environment().own_device(self.device))
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -101,12 +101,7 @@ def weights_digest(backbone: Backbone) -> str:
     """
     if _SHA256.fullmatch(backbone.weights_sha256):
         return backbone.weights_sha256
-    digest = hashlib.sha256()
-    for name, tensor in sorted(backbone.model.state_dict().items()):
-        values = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return tensors_sha256(backbone.model.state_dict())
 
 
 def embed_sources(
@@ -162,7 +157,7 @@ def embed_sources(
                 backbone,
                 files[name],
                 batch_size=options.batch_size,
-                device=ranks.device(options.device),
+                device=ranks.own_device(options.device),
                 dtype=options.dtype,
                 num_workers=num_available_workers() if options.num_workers == "auto" else options.num_workers,
                 pool=options.pool,

@@ -52,7 +52,7 @@ def embed_models(
         digests = {name: source_digest(source) for name, source in sources.items()}
     records: list[ModelRecord] = []
     embeddings: Embeddings = {}
-    with Ranks.from_environment() as ranks:
+    with Ranks.from_environment().joined() as ranks:
         for label, backbone in labels.items():
             found = embed_sources(
                 sources, digests, backbone, options, label=label, ranks=ranks, on_batch=on_batch

@@ -18,13 +18,13 @@ from ..models.hybrid_vision_transformer import HybridVisionTransformer
 from ..models.loading import CONFIG_FILE, CONFIG_SECTION, WEIGHTS_FILE
 from ..runtime.atomic_folder import OutputFolder
 from ..runtime.claim import claimed
-from ..runtime.digest import file_sha256
+from ..runtime.digest import file_sha256, tensors_sha256
 from ..version import __version__
 from ..weights.errors import CheckpointError
 from ..weights.fingerprint import Fingerprint, relative_error
 from ..weights.key_conversion import Branch
 from ..weights.position_grid import PATCH_GRID, grid_of, grid_to_text
-from ..weights.weights_file import FINGERPRINT, TENSORS_SHA256, check_finite, tensors_sha256
+from ..weights.weights_file import FINGERPRINT, TENSORS_SHA256, check_finite
 from .errors import ExportError
 from .evaluations import read_rows, weights_of_run
 from .model_card import CardFacts, write_card

@@ -1,20 +1,31 @@
-"""All that decides a run: sections of frozen dataclasses, each field with its unit.
-
-A resolved configuration is written beside the run's outputs as JSON; :mod:`config_file` reads it back. Schedules count
-optimiser steps, never epochs, so that they do not change with the number of patches or of processes.
-"""
+"""All that decides a pretraining run: sections of frozen dataclasses, each field with its unit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar
 
 from ..data import Edge
 from ..runtime.errors import PretrainError
-from ..training.config import CheckpointConfig, MonitorConfig, OptimizerConfig, ParallelConfig
-from ..training.settings import JsonObject, require, require_range, require_share
+from ..ssl.config import CropConfig, HeadConfig, LossConfig, MaskConfig
+from ..training.config import AdamWConfig, CheckpointConfig, LogConfig, ParallelConfig, RunConfig
+from ..training.settings import JsonObject, require, require_share
+
+__all__ = [
+    "CheckpointConfig",
+    "CropConfig",
+    "DataConfig",
+    "HeadConfig",
+    "LossConfig",
+    "MaskConfig",
+    "ModelConfig",
+    "MonitorConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "PretrainConfig",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,123 +47,6 @@ class ModelConfig:
         require(0 <= self.drop_path_rate < 1, "model.drop_path_rate", self.drop_path_rate, "in [0, 1)")
         if self.pretrained and self.weights is not None:
             raise PretrainError("model.pretrained and model.weights exclude each other; give one of them")
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadConfig:
-    """The projection heads: class tokens (DINO) and patch tokens (iBOT)."""
-
-    num_prototypes: int = 65_536
-    """Prototypes of each head."""
-    hidden_dim: int = 2048
-    """Width of the hidden layers."""
-    bottleneck_dim: int = 256
-    """Width in front of the prototypes."""
-    num_layers: int = 3
-    """Layers in front of the prototypes."""
-    separate_ibot_head: bool = True
-    """Whether patch tokens have a head of their own."""
-    learn_gain: bool = True
-    """Whether the length of each prototype is learned, as in DINOv2's code; otherwise it is 1."""
-    ibot_chunk_rows: int = 512
-    """Masked patches whose prototype scores are in memory at a time; 0 for all at once."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_prototypes", "hidden_dim", "bottleneck_dim", "num_layers"):
-            require(getattr(self, name) >= 1, f"head.{name}", getattr(self, name), "at least 1")
-        require(self.ibot_chunk_rows >= 0, "head.ibot_chunk_rows", self.ibot_chunk_rows, "at least 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """The objective: DINO on class tokens, iBOT on masked patches, and what keeps features apart."""
-
-    dino_weight: float = 1.0
-    """Weight of the class-token loss."""
-    ibot_weight: float = 1.0
-    """Weight of the masked-patch loss."""
-    centering: Literal["sinkhorn_knopp", "centering"] = "sinkhorn_knopp"
-    """How teacher scores become targets: optimal transport over the batch, or a running mean."""
-    sinkhorn_iterations: int = 3
-    """Iterations of sinkhorn_knopp."""
-    center_momentum: float = 0.9
-    """Momentum of the running mean of centering."""
-    student_temperature: float = 0.1
-    """Temperature of the student's softmax."""
-    teacher_temperature_start: float = 0.04
-    """Temperature of the teacher's targets at the first step."""
-    teacher_temperature: float = 0.06
-    """Temperature of the teacher's targets after the warm-up."""
-    teacher_temperature_warmup_steps: int = 14_790
-    """Steps over which it rises."""
-    regularizer: Literal["koleo", "kde", "none"] = "koleo"
-    """What spreads class tokens: distance to the nearest (KoLeo), kernel density (KDE), or nothing."""
-    regularizer_weight: float = 0.1
-    """Its weight."""
-    regularizer_scope: Literal["rank", "world"] = "rank"
-    """Among which images: those of a process, as DINOv2 does, or all of a step; then results do not depend on the number of processes."""
-    kde_concentration: float = 5.0
-    """Concentration κ of the kernel of KDE."""
-
-    def __post_init__(self) -> None:
-        for name in ("student_temperature", "teacher_temperature_start", "teacher_temperature"):
-            require(getattr(self, name) > 0, f"loss.{name}", getattr(self, name), "above 0")
-        for name in ("dino_weight", "ibot_weight", "regularizer_weight", "teacher_temperature_warmup_steps"):
-            require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "at least 0")
-        require(
-            self.sinkhorn_iterations >= 1, "loss.sinkhorn_iterations", self.sinkhorn_iterations, "at least 1"
-        )
-        require_share("loss.center_momentum", self.center_momentum)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CropConfig:
-    """What student and teacher see of a patch."""
-
-    global_size_px: int = 256
-    """Side of the two global crops in px."""
-    local_size_px: int = 112
-    """Side of the local crops in px."""
-    num_local: int = 8
-    """Local crops of a patch."""
-    global_scale: tuple[float, float] = (0.32, 1.0)
-    """Share of the patch's area that a global crop takes."""
-    local_scale: tuple[float, float] = (0.05, 0.32)
-    """Share of the patch's area that a local crop takes."""
-    augmentation: Literal["paper", "paper_pil"] = "paper"
-    """Colour and blur on the device, or the same by Pillow in the workers, for comparison."""
-    horizontal_flip: float = 0.5
-    """Probability of a horizontal flip."""
-    vertical_flip: float = 0.0
-    """Probability of a vertical flip."""
-    rotation: bool = False
-    """Whether crops are turned by multiples of 90°."""
-    hed_jitter: float = 0.0
-    """Strength of random changes of haematoxylin, eosin and residue, relative; 0 for none."""
-
-    def __post_init__(self) -> None:
-        for name in ("global_size_px", "local_size_px"):
-            require(getattr(self, name) >= 1, f"crops.{name}", getattr(self, name), "at least 1")
-        require(self.num_local >= 0, "crops.num_local", self.num_local, "at least 0")
-        require_range("crops.global_scale", self.global_scale)
-        require_range("crops.local_scale", self.local_scale)
-        require_share("crops.horizontal_flip", self.horizontal_flip)
-        require_share("crops.vertical_flip", self.vertical_flip)
-        require(self.hed_jitter >= 0, "crops.hed_jitter", self.hed_jitter, "at least 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskConfig:
-    """Which patches of a global crop the student does not see."""
-
-    share: float = 0.5
-    """Share of the global crops that are masked."""
-    ratio: tuple[float, float] = (0.1, 0.5)
-    """Share of the patches that are hidden in those, from and to."""
-
-    def __post_init__(self) -> None:
-        require_share("mask.share", self.share)
-        require_range("mask.ratio", self.ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,11 +81,71 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
+class OptimizerConfig(AdamWConfig):
+    """AdamW, its schedules, and the teacher's."""
+
+    teacher_momentum: float = 0.992
+    """Momentum of the teacher at the first step; it rises to final_teacher_momentum by a cosine."""
+    final_teacher_momentum: float = 1.0
+    """Momentum of the teacher at the last step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("teacher_momentum", "final_teacher_momentum"):
+            require_share(f"optimizer.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorConfig(LogConfig):
+    """What is watched while the run goes on."""
+
+    collapse_checks: int = 5
+    """Lines in a row below the limits before collapse is reported."""
+    min_feature_std: float = 0.01
+    """Smallest standard deviation of normalised class features, times √dim."""
+    min_rankme: float = 2.0
+    """Smallest effective rank of class features."""
+    stop_on_collapse: bool = False
+    """Whether a collapse stops the run instead of being reported."""
+    probe: Path | None = None
+    """Labelled patches for an online probe: a folder per class, or a CSV (see docs/guide/pretrain.md)."""
+    probe_counts_layer: str | None = None
+    """Where each h5ad of the probe keeps its raw counts: a layer, or raw; X by default."""
+    probe_every_steps: int = 1000
+    """Steps between two probes."""
+    probe_batch_size: int = 64
+    """Patches per batch of the probe."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("collapse_checks", "probe_every_steps", "probe_batch_size"):
+            require(getattr(self, name) >= 1, f"monitor.{name}", getattr(self, name), "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(RunConfig):
     """A whole run."""
 
-    output: Path
-    """Folder of the run; a run that is there already is resumed."""
+    free: ClassVar[tuple[str, ...]] = (
+        *RunConfig.free,
+        "data.sources",
+        "data.slides",
+        "data.edge",
+        "data.num_workers",
+        "data.max_corrupt",
+        "data.name",
+        "data.obtained",
+        "data.license",
+        "data.hub_datasets",
+        "head.ibot_chunk_rows",
+    )
+    architecture: ClassVar[tuple[str, ...]] = (
+        "model.name",
+        "model.arguments",
+        "head",
+        "crops.global_size_px",
+    )
+
     data: DataConfig
     num_steps: int = 98_600
     """Optimiser steps."""
@@ -205,41 +159,4 @@ class PretrainConfig:
     crops: CropConfig = field(default_factory=CropConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
-
-    def __post_init__(self) -> None:
-        require(self.num_steps >= 1, "num_steps", self.num_steps, "at least 1")
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        require(
-            self.optimizer.warmup_steps <= self.num_steps,
-            "optimizer.warmup_steps",
-            self.optimizer.warmup_steps,
-            f"at most num_steps, which is {self.num_steps}",
-        )
-
-    @property
-    def peak_learning_rate(self) -> float:
-        """The learning rate behind the warm-up: base · √(batch_size / 1024)."""
-        return self.optimizer.base_learning_rate * (self.batch_size / 1024) ** 0.5
-
-    def images_per_pass(self, world_size: int) -> int:
-        """Divides the batch among processes and backward passes.
-
-        Args:
-            world_size: Number of processes.
-
-        Returns:
-            Patches of one process in one backward pass.
-
-        Raises:
-            PretrainError: The batch cannot be divided evenly.
-        """
-        parts = world_size * self.parallel.accumulate
-        if self.batch_size % parts:
-            raise PretrainError(
-                f"batch_size is {self.batch_size}, which {world_size} processes × parallel.accumulate "
-                f"{self.parallel.accumulate} do not divide; take a multiple of {parts}"
-            )
-        return self.batch_size // parts

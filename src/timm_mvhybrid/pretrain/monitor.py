@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
-
-from ..runtime.errors import PretrainError
 
 
 @torch.no_grad()
@@ -22,7 +19,7 @@ def rankme(features: Tensor, epsilon: float = 1e-7) -> float:
 
     Args:
         features: (N, D), N at least 1; values for different N do not compare where N is near D or below.
-        epsilon: ε, added to each share.
+        epsilon: ε, added to each fraction.
 
     Returns:
         The rank; NaN if a feature is not finite, 0 if all are zero.
@@ -34,8 +31,8 @@ def rankme(features: Tensor, epsilon: float = 1e-7) -> float:
     total = singular.sum()
     if total == 0:
         return 0.0
-    shares = singular / total + epsilon
-    return float(torch.exp(-(shares * shares.log()).sum()))
+    fractions = singular / total + epsilon
+    return float(torch.exp(-(fractions * fractions.log()).sum()))
 
 
 @torch.no_grad()
@@ -73,7 +70,7 @@ def teacher_entropy(probabilities: Tensor) -> float:
 
 @torch.no_grad()
 def prototype_usage(probabilities: Tensor) -> float:
-    """Computes over how many prototypes the images spread, as a share of all: exp of the mean target's entropy over K.
+    """Computes over how many prototypes the images spread, as a fraction of all: exp of the mean target's entropy over K.
 
     Bounded by N / K for sharp targets, so that it compares between steps of equal batches only.
 
@@ -87,58 +84,12 @@ def prototype_usage(probabilities: Tensor) -> float:
     return float(torch.special.entr(mean).sum().exp()) / mean.shape[0]
 
 
-def as_numbers(values: Mapping[str, Tensor | float]) -> dict[str, float]:
-    """Turns scalars into floats, those of one device with one transfer instead of one each.
-
-    Args:
-        values: Tensors of one element, and numbers.
-
-    Returns:
-        The numbers, in the given order.
-    """
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    numbers: dict[str, float] = {}
-    for device in {value.device for value in tensors.values()}:
-        names = [name for name, value in tensors.items() if value.device == device]
-        stacked = torch.stack([tensors[name].detach().double().reshape(()) for name in names])
-        numbers.update(zip(names, stacked.tolist(), strict=True))
-    return {name: numbers[name] if name in numbers else float(values[name]) for name in values}
-
-
-def check_finite(
-    step: int,
-    values: Mapping[str, Tensor | float],
-    save: Callable[[], object] | None = None,
-) -> None:
-    """Stops a run whose losses or gradient norms are no longer finite.
-
-    Call it before the optimiser's step, so that what is saved are the weights that led there; on several ranks with
-    values that all of them share, for the ones that go on would wait for the others forever.
-
-    Args:
-        step: Number of optimiser steps done.
-        values: Losses and norms by name.
-        save: Writes down the state of the step and returns where; called once, before the error is raised.
-
-    Raises:
-        PretrainError: A value is NaN or infinite; the message names all that are.
-    """
-    bad = {name: value for name, value in as_numbers(values).items() if not math.isfinite(value)}
-    if not bad:
-        return
-    named = ", ".join(f"{name} = {value}" for name, value in bad.items())
-    message = f"step {step}: {named}"
-    if save is not None:
-        message += f"; the state before the step is in {save()}"
-    raise PretrainError(f"{message}; try a lower learning rate, or fp32 in place of half precision")
-
-
 class CollapseAlarm:
     """Notices features that stay collapsed over several checks.
 
     Args:
-        min_feature_std: Smallest healthy `feature_std`.
-        min_rankme: Smallest healthy `rankme`.
+        min_feature_std: Smallest healthy ``feature_std``.
+        min_rankme: Smallest healthy ``rankme``.
         num_checks: Checks in a row below a limit until it speaks, at least 1.
     """
 
@@ -155,8 +106,8 @@ class CollapseAlarm:
 
         Args:
             step: Number of optimiser steps done.
-            feature_std: See `feature_std`; NaN counts as collapsed.
-            rankme: See `rankme`; NaN counts as collapsed.
+            feature_std: See ``feature_std``; NaN counts as collapsed.
+            rankme: See ``rankme``; NaN counts as collapsed.
 
         Returns:
             A warning at the check that fills the row, once for each collapse; otherwise None.
@@ -175,7 +126,7 @@ class CollapseAlarm:
 
 
 class FeatureWindow:
-    """Keeps the features of the last images, for one batch alone is too small to tell a rank.
+    """Keeps the features of the last images, because one batch alone is too small to tell a rank.
 
     Args:
         num_rows: Features to keep.
@@ -191,7 +142,7 @@ class FeatureWindow:
         Args:
             features: (N, D).
         """
-        # a copy, for a view would keep the whole tensor that it looks into
+        # a copy, because a view would keep the whole tensor that it looks into
         self._parts.append(features.detach()[-self.num_rows :].clone())
         surplus = sum(len(part) for part in self._parts) - self.num_rows
         while surplus > 0:
@@ -205,7 +156,7 @@ class FeatureWindow:
         """Measures the features that are kept.
 
         Returns:
-            `feature_std` and `rankme`; nothing before the first features.
+            ``feature_std`` and ``rankme``; nothing before the first features.
         """
         if not self._parts:
             return {}

@@ -28,10 +28,10 @@ _DAYS = (1, 3, 7)
 class Plan:
     """What a run will need.
 
-    Args:
+    Attributes:
         num_samples: Patches of all sources.
         num_epochs: How often each patch of weight 1 is drawn.
-        peak_learning_rate: Behind the warm-up.
+        peak_learning_rate: After the warm-up.
         images_per_pass: Patches of a process in a backward pass.
         backbone_parameters: Parameters of the backbone.
         head_parameters: Parameters of the heads.
@@ -107,7 +107,7 @@ def format_plan(plan: Plan, config: PretrainConfig, world_size: int) -> str:
         "patches": f"{plan.num_samples:,}, each seen {plan.num_epochs:.1f} times",
         "steps": f"{config.num_steps:,} of {config.batch_size} patches: {world_size} processes × "
         f"{config.parallel.accumulate} passes × {plan.images_per_pass}",
-        "learning rate": f"{plan.peak_learning_rate:.3g} at its peak, behind step {config.optimizer.warmup_steps:,}",
+        "learning rate": f"{plan.peak_learning_rate:.3g} at its peak, after step {config.optimizer.warmup_steps:,}",
         "parameters": f"{plan.backbone_parameters / 1e6:.2f} M backbone, {plan.head_parameters / 1e6:.2f} M heads",
         "patches/s needed": speeds,
         "memory of a process": f"about {sum(plan.memory_gib.values()):.2f} GiB: {memory}",

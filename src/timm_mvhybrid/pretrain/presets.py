@@ -5,8 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..training.config import CheckpointConfig, MonitorConfig, OptimizerConfig, ParallelConfig
-from .config import CropConfig, DataConfig, HeadConfig, LossConfig, ModelConfig, PretrainConfig
+from .config import (
+    CheckpointConfig,
+    CropConfig,
+    DataConfig,
+    HeadConfig,
+    LossConfig,
+    ModelConfig,
+    MonitorConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PretrainConfig,
+)
 
 
 def paper(*, output: Path, data: DataConfig) -> PretrainConfig:

@@ -1,86 +1,38 @@
-"""Frozen dataclasses of results ↔ strict JSON, in which a number that does not exist is null."""
+"""Dataclasses ↔ JSON, by the types of their fields: results, whole and strict, and settings, of which any part may be given."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import math
 import types
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from .errors import EvaluationError
+from .errors import EvaluationError, PretrainError, TimmMVHybridError
+
+_T = TypeVar("_T")
 
 
-def encode(value: Any) -> Any:
-    """Turns a result into what JSON can hold.
+def encode(value: Any, *, path: Callable[[Path], str] = str) -> Any:
+    """Turns a value into what JSON can hold.
 
     Args:
-        value: A dataclass, or what its fields hold: tuples, dictionaries with string keys, strings, numbers, None.
+        value: A dataclass, mapping, sequence, path or scalar.
+        path: What is left of a path.
 
     Returns:
-        Lists, dictionaries and scalars; NaN and infinite numbers become None.
+        Lists, dictionaries with texts as keys, and scalars.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {key: encode(item) for key, item in value.items()}
+        return {field.name: encode(getattr(value, field.name), path=path) for field in _fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): encode(item, path=path) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [encode(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value
-
-
-def decode(kind: Any, value: Any, where: str) -> Any:
-    """Turns JSON back into a dataclass, by the types of its fields.
-
-    Args:
-        kind: The type wanted.
-        value: What `json.loads` gave.
-        where: Names the place in messages.
-
-    Returns:
-        The value; null becomes NaN where a float is wanted, and None where None is allowed.
-
-    Raises:
-        EvaluationError: If the value is not of that type.
-    """
-    origin, arguments = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return value
-    if origin in (Union, types.UnionType):
-        if value is None:
-            return None
-        return decode(next(a for a in arguments if a is not type(None)), value, where)
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise EvaluationError(f"{where}: must be an object, not {value!r:.60}")
-        hints = get_type_hints(kind)
-        names = {field.name for field in dataclasses.fields(kind)}
-        if set(value) != names:
-            wrong = ", ".join(sorted(set(value) ^ names))
-            raise EvaluationError(f"{where}: missing or unknown: {wrong}; was it written by another version?")
-        fields = {name: decode(hints[name], value[name], f"{where}.{name}") for name in names}
-        make: Any = kind
-        return make(**fields)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise EvaluationError(f"{where}: must be a list, not {value!r:.60}")
-        return tuple(decode(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise EvaluationError(f"{where}: must be an object, not {value!r:.60}")
-        return {key: decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if kind is float:
-        if value is None:
-            return math.nan
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    elif isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-        return value
-    elif not isinstance(kind, type) and value in arguments:
-        return value
-    raise EvaluationError(f"{where}: {value!r:.60} is not what belongs there")
+        return [encode(item, path=path) for item in value]
+    return path(value) if isinstance(value, Path) else value
 
 
 def dump(value: Any) -> str:
@@ -90,10 +42,160 @@ def dump(value: Any) -> str:
         value: The dataclass.
 
     Returns:
-        Strict JSON.
+        Strict JSON, in which numbers that do not exist (NaN) or are infinite are null.
     """
     items = ",\n".join(
-        f"{json.dumps(key)}: {json.dumps(item, ensure_ascii=False, allow_nan=False)}"
+        f"{json.dumps(key)}: {json.dumps(_finite(item), ensure_ascii=False, allow_nan=False)}"
         for key, item in encode(value).items()
     )
     return f"{{\n{items}\n}}\n"
+
+
+def decode(kind: Any, value: Any, where: str) -> Any:
+    """Turns JSON back into what ``dump`` was given.
+
+    Args:
+        kind: The type wanted, such as a dataclass, all of whose fields must be there.
+        value: What ``json.loads`` gave.
+        where: Names the file in messages.
+
+    Returns:
+        The value; null becomes NaN where a float is wanted, and None where None is allowed.
+
+    Raises:
+        EvaluationError: The value is not of that type.
+    """
+    return _Decoder(where, settings=False).decode(kind, value, "")
+
+
+def update(settings: _T, values: Mapping[str, Any], where: str = "the configuration") -> _T:
+    """Replaces settings by values of a file.
+
+    Args:
+        settings: A dataclass, sections of which are dataclasses; left as it is.
+        values: New values by name, nested like the settings, as JSON or YAML give them; fields that are not named stay.
+        where: Where the values are from, for messages.
+
+    Returns:
+        The new settings.
+
+    Raises:
+        PretrainError: A name is unknown, or a value of the wrong type or outside its range.
+    """
+    found: _T = _Decoder(where, settings=True).update(settings, values, "")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decoder:
+    """Values by the types of fields; what is wrong is named by file, place and value, in an error of whoever reads."""
+
+    where: str
+    settings: bool
+
+    @property
+    def error(self) -> type[TimmMVHybridError]:
+        return PretrainError if self.settings else EvaluationError
+
+    def decode(self, kind: Any, value: Any, name: str) -> Any:
+        origin, arguments = get_origin(kind), get_args(kind)
+        if kind is Any:
+            return value
+        if origin is Annotated:
+            return self.decode(arguments[0], value, name)
+        if origin in (Union, types.UnionType):
+            if value is None and types.NoneType in arguments:
+                return None
+            return self.decode(next(a for a in arguments if a is not types.NoneType), value, name)
+        if dataclasses.is_dataclass(kind):
+            return self._whole(kind, self._mapping(value, name), name)
+        if origin is Literal:
+            # True equals 1, and is not it
+            if any(value == allowed and type(value) is type(allowed) for allowed in arguments):
+                return value
+            raise self._wrong(name, value, f"one of {', '.join(map(str, arguments))}")
+        if origin is tuple and isinstance(value, list | tuple):
+            kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+            if len(kinds) == len(value):
+                return tuple(
+                    self.decode(kind, item, f"{name}[{index}]")
+                    for index, (kind, item) in enumerate(zip(kinds, value, strict=True))
+                )
+        if origin is dict:
+            items = self._mapping(value, name).items()
+            return {key: self.decode(arguments[1], item, f"{name}.{key}") for key, item in items}
+        found = self._scalar(kind, value) if origin is None else None
+        if found is None:
+            raise self._wrong(name, value, f"of type {getattr(kind, '__name__', str(kind))}")
+        return found
+
+    def update(self, settings: Any, values: Mapping[str, Any], name: str) -> Any:
+        hints = get_type_hints(type(settings), include_extras=True)
+        known = [field.name for field in _fields(settings)]
+        changes: dict[str, Any] = {}
+        for key, value in values.items():
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {_join(name, close[0])}?" if close else f"there are {', '.join(known)}"
+                raise self.error(f"{self.where}: there is no setting {_join(name, key)}; {hint}")
+            old, place = getattr(settings, key), _join(name, key)
+            if dataclasses.is_dataclass(old):
+                changes[key] = self.update(old, self._mapping(value, place), place)
+            else:
+                changes[key] = self.decode(hints[key], value, place)
+        try:
+            return dataclasses.replace(settings, **changes)
+        except self.error as error:
+            raise self.error(f"{self.where}: {error}") from error
+
+    def _whole(self, kind: Any, values: Mapping[str, Any], name: str) -> Any:
+        names = {field.name for field in _fields(kind)}
+        if set(values) != names:
+            wrong = ", ".join(sorted(set(values) ^ names))
+            place = f" in {name}" if name else ""
+            raise self.error(
+                f"{self.where}: missing or unknown{place}: {wrong}; was it written by another version?"
+            )
+        hints = get_type_hints(kind, include_extras=True)
+        return kind(**{key: self.decode(hints[key], values[key], _join(name, key)) for key in names})
+
+    def _scalar(self, kind: Any, value: Any) -> Any:
+        """Converts what JSON and YAML cannot say; None is a value that does not fit."""
+        if kind is Path and isinstance(value, str):
+            return Path(value)
+        if kind is float and value is None and not self.settings:
+            return math.nan
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if kind is float and isinstance(value, str) and self.settings:
+            # YAML reads 1e-6 as a text
+            try:
+                return float(value)
+            except ValueError:
+                return None
+        fits = isinstance(kind, type) and isinstance(value, kind)
+        return value if fits and (kind is bool or not isinstance(value, bool)) else None
+
+    def _mapping(self, value: Any, name: str) -> Mapping[str, Any]:
+        if not isinstance(value, Mapping):
+            raise self._wrong(name, value, "an object of names and values")
+        return value
+
+    def _wrong(self, name: str, value: Any, wanted: str) -> TimmMVHybridError:
+        return self.error(f"{self.where}: {name or 'it'} is {value!r:.60}; it must be {wanted}")
+
+
+def _fields(value: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(value)
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,16 +1,55 @@
-"""The end of a process group: closed by all processes together, or lost because one ended before the others."""
+"""A process group, from its start to its end: of all processes together, or of one before the others."""
 
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+from .errors import TimmMVHybridError
 
 # torch 2.8 closes groups without the interpreter's lock
 _CLOSES_WITHOUT_LOCK = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)
 _PAUSE_S = 0.5
 # of gloo and of NCCL
 _SIGNS_OF_LOSS = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
-LOST = "another process of this run ended; what it printed says why, and the run can be started again"
+
+
+class LostProcessError(TimmMVHybridError, RuntimeError):
+    """Another process of a common work is gone."""
+
+
+@contextmanager
+def process_group(backend: str, timeout: timedelta) -> Iterator[None]:
+    """Joins the processes that torchrun started, or opens a group of one, while the block runs.
+
+    Args:
+        backend: Of torch.distributed.
+        timeout: How long a collective waits for the other processes.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        LostProcessError: A collective failed because another process was gone.
+    """
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _SIGNS_OF_LOSS):
+            raise
+        raise LostProcessError(
+            "another process of this run ended; what it printed says why, and the run can be started again"
+        ) from error
+    finally:
+        close_process_group()
 
 
 def close_process_group() -> None:
@@ -22,12 +61,3 @@ def close_process_group() -> None:
     if not _CLOSES_WITHOUT_LOCK:
         time.sleep(_PAUSE_S)
     dist.destroy_process_group()
-
-
-def is_loss(error: BaseException) -> bool:
-    """Says whether a collective failed because another process was gone.
-
-    Args:
-        error: What it raised.
-    """
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS_OF_LOSS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib.metadata
 import platform
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..version import __version__
+from .codec import encode
 from .digest import file_sha256
 
 PACKAGES = (
@@ -133,25 +133,6 @@ def hash_files(root: Path, files: Sequence[Path]) -> dict[str, str]:
     return dict(sorted(names.items()))
 
 
-def plain(value: Any) -> Any:
-    """Turns options into what JSON holds.
-
-    Args:
-        value: A dataclass, mapping, sequence, path or scalar.
-
-    Returns:
-        Dictionaries, lists and scalars.
-    """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    # where the data lie is this machine's business; their hashes say what they are
-    return value.name if isinstance(value, Path) else value
-
-
 def collect_provenance(
     *, seed: int, options: Any, data: Mapping[str, str], generated: bool = False
 ) -> Provenance:
@@ -169,7 +150,8 @@ def collect_provenance(
     return Provenance(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         seed=seed,
-        options=plain(options),
+        # where the data lie is this machine's business; their hashes say what they are
+        options=encode(options, path=lambda path: path.name),
         versions={**installed_versions(), "python": platform.python_version()},
         data=dict(data),
         generated=generated,

@@ -1,36 +1,40 @@
-"""torchrun's ranks → each rank's share of the files, and a wait until all are written."""
+"""The processes that torchrun started, or one alone: who is who, what each says to the others, and who does what."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
-from .errors import EvaluationError
-from .process_group import LOST, close_process_group, is_loss
+from .errors import TimmMVHybridError
+from .process_group import process_group
 
 # the slowest rank may embed for days after the fastest is done
 _TIMEOUT = timedelta(days=14)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """The processes that torchrun started, as a context manager around their common work.
+    """What a process knows of the processes of its work.
 
-    Args:
-        rank: Of this process.
+    Attributes:
+        rank: Of this process, from 0.
         local_rank: On this machine.
         world_size: Number of processes; 1 without torchrun.
+        group: Process group on the CPU of the messages below; None for the default one.
     """
 
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    group: Any = None
 
     @staticmethod
     def from_environment() -> Ranks:
@@ -45,35 +49,29 @@ class Ranks:
             world_size=int(os.environ.get("WORLD_SIZE", 1)),
         )
 
-    def __enter__(self) -> Ranks:
-        """Joins the other processes."""
-        if self.world_size > 1 and not dist.is_initialized():
-            dist.init_process_group("gloo", timeout=_TIMEOUT)
-        return self
+    @contextmanager
+    def joined(self) -> Iterator[Ranks]:
+        """Joins the other processes for the block; one alone, and those that are joined already, stay as they are.
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Leaves them.
+        Yields:
+            The ranks.
 
         Raises:
-            EvaluationError: One of them was lost.
+            LostProcessError: One of them was lost.
         """
-        if self.world_size > 1 and dist.is_initialized():
-            close_process_group()
-        if error is not None and is_loss(error):
-            raise EvaluationError(LOST) from error
+        if self.world_size == 1 or dist.is_initialized():
+            yield self
+            return
+        with process_group("gloo", _TIMEOUT):
+            yield self
 
     @property
     def is_first(self) -> bool:
-        """Whether this process computes and writes what is computed once."""
+        """Whether this process does what is done once: computing it, writing it, showing it."""
         return self.rank == 0
 
-    def device(self, name: str) -> str:
-        """Spreads `auto` and `cuda` over the machine's devices.
+    def own_device(self, name: str) -> str:
+        """Spreads ``auto`` and ``cuda`` over the machine's devices.
 
         Args:
             name: As given by the user.
@@ -81,8 +79,6 @@ class Ranks:
         Returns:
             The device of this process.
         """
-        import torch
-
         if self.world_size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
             return f"cuda:{self.local_rank % torch.cuda.device_count()}"
         return name
@@ -107,16 +103,76 @@ class Ranks:
         return sorted(mine)
 
     def gather(self, value: Any) -> list[Any]:
-        """Waits for all ranks and collects one value from each.
+        """Waits for all processes and collects a small object of each, for each.
 
         Args:
-            value: Of this rank.
+            value: This process's object.
 
         Returns:
-            Of all ranks, in order.
+            Of all processes, in order.
         """
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
+
+    def any(self, flag: bool) -> bool:
+        """Says whether the flag is up in any process; every process must ask.
+
+        Args:
+            flag: This process's flag.
+        """
+        if self.world_size == 1:
+            return flag
+        flags = torch.tensor([int(flag)])
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.group)
+        return bool(flags.item())
+
+    def mean(self, values: dict[str, float]) -> dict[str, float]:
+        """Averages numbers over the processes; every process must give the same names in the same order.
+
+        Args:
+            values: This process's numbers.
+        """
+        if self.world_size == 1:
+            return values
+        sums = torch.tensor(list(values.values()), dtype=torch.float64)
+        dist.all_reduce(sums, group=self.group)
+        return dict(zip(values, (sums / self.world_size).tolist(), strict=True))
+
+    def from_first(self, value: Any) -> Any:
+        """Hands the first process's small object to every process.
+
+        Args:
+            value: The first process's object; what the others give is ignored.
+        """
+        if self.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.group)
+        return values[0]
+
+    def on_first(self, action: Callable[[], _T]) -> _T:
+        """Does something on the first process; every process calls it, and where it fails, it fails for all.
+
+        Args:
+            action: What to do.
+
+        Returns:
+            What it returned, a small object, in every process.
+
+        Raises:
+            TimmMVHybridError: It failed; of its own class on the first process.
+        """
+        outcome: tuple[_T | None, str | None] = (None, None)
+        failure: TimmMVHybridError | None = None
+        if self.is_first:
+            try:
+                outcome = (action(), None)
+            except TimmMVHybridError as error:
+                failure, outcome = error, (None, str(error))
+        value, problem = self.from_first(outcome)
+        if problem is not None:
+            raise failure or TimmMVHybridError(problem)
+        return value

@@ -29,7 +29,7 @@ class DeviceAugmentation:
     of a crop do not depend on its batch. Nothing waits for the device.
 
     Args:
-        recipe: "paper" changes colours and blurs here; "paper_pil" only normalises, for the workers did the rest.
+        recipe: "paper" changes colours and blurs here; "paper_pil" only normalises, because the workers did the rest.
         mean: Of the channels red, green, blue, for values from 0 to 1.
         std: Likewise.
         options: Probabilities and strengths; the paper's by default.

@@ -74,7 +74,7 @@ def _check(backbone: nn.Module, name: str) -> None:
         ),
         (
             isinstance(backbone.norm, nn.Identity),
-            "normalises behind its pooling; make it with global_pool='token'",
+            "normalises after its pooling; make it with global_pool='token'",
         ),
         (
             backbone.attn_pool is not None,
@@ -96,11 +96,11 @@ def _check(backbone: nn.Module, name: str) -> None:
 class PatchMasking:
     """Runs a backbone with the mask token in place of some patches.
 
-    Ours takes masks itself. In any other VisionTransformer a hook behind the patch embedding puts the token in; the
+    Ours takes masks itself. In any other VisionTransformer a hook after the patch embedding puts the token in; the
     position embedding is added to it, as in DINOv2.
 
     Args:
-        backbone: Of `create_backbone`.
+        backbone: Of ``create_backbone``.
     """
 
     def __init__(self, backbone: nn.Module) -> None:

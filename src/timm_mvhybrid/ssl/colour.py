@@ -49,7 +49,7 @@ def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
     Returns:
         (n, 3, H, W), 0 to 1.
     """
-    # row by row, for a single sum over an image may be split among threads, by the size of the batch
+    # row by row, because a single sum over an image may be split among threads, by the size of the batch
     means = grayscale(images).mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
     return _blend(images, means, factors)
 
@@ -75,8 +75,8 @@ def _blend(images: Tensor, others: Tensor, factors: Tensor) -> Tensor:
 def adjust_hue(images: Tensor, shifts: Tensor) -> Tensor:
     """Turns the hue of images, saturation and value kept (HSV).
 
-    Source: Smith, SIGGRAPH 1978, "Color gamut transform pairs", in the branchless form `channel = value − chroma ·
-    max(0, min(k, 4 − k, 1))` with `k = (n + 6 · hue) mod 6` and n = 5, 3, 1 for red, green, blue.
+    Source: Smith, SIGGRAPH 1978, "Color gamut transform pairs", in the branchless form channel = value − chroma ·
+    max(0, min(k, 4 − k, 1)) with k = (n + 6 · hue) mod 6 and n = 5, 3, 1 for red, green, blue.
 
     Args:
         images: (n, 3, H, W), 0 to 1.
@@ -88,7 +88,7 @@ def adjust_hue(images: Tensor, shifts: Tensor) -> Tensor:
     red, green, blue = images.unbind(1)
     value = images.amax(1)
     chroma = value - images.amin(1)
-    # grey has no hue; any will do, for its chroma is 0
+    # grey has no hue; any will do, because its chroma is 0
     inverse = 1 / torch.where(chroma > 0, chroma, 1)
     sextant = torch.where(
         value == red,

@@ -62,7 +62,7 @@ def uniforms(keys: UInt64Array, stream: int, count: int) -> NDArray[np.float64]:
         count: Numbers for each key.
 
     Returns:
-        The keys' shape and a last dimension of `count`.
+        The keys' shape and a last dimension of ``count``.
     """
     bits = combine(keys[..., None], stream, np.arange(count))
     return (bits >> np.uint64(11)) * 2.0**-53

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,93 +16,22 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..runtime.errors import PretrainError
+from ..data.samples import CorruptSample
+from .config import CropConfig
 from .counter_random import UInt64Array, combine, uniforms
 
-Interpolation = Literal["bicubic", "bilinear"]
-
 NUM_GLOBAL = 2
+# width / height of what is cropped, drawn evenly on a logarithmic scale
+_RATIO = (3 / 4, 4 / 3)
 _BOX, _ORIENTATION = 0, 1
 _ATTEMPTS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class CropOptions:
-    """What student and teacher see of a patch.
-
-    Args:
-        global_size_px: Side of the two global crops in px.
-        local_size_px: Side of the local crops in px.
-        num_local: Local crops of a patch.
-        global_scale: Share of the patch's area that a global crop takes, from and to.
-        local_scale: Share of the patch's area that a local crop takes, from and to.
-        ratio: Width / height of what is cropped, from and to, drawn evenly on a logarithmic scale.
-        horizontal_flip: Probability of a horizontal flip.
-        vertical_flip: Probability of a vertical flip.
-        rotation: Whether crops are turned by a random multiple of 90°.
-        interpolation: Of the resize, with antialiasing.
-
-    Raises:
-        PretrainError: If a value is outside its range.
-    """
-
-    global_size_px: int = 256
-    local_size_px: int = 112
-    num_local: int = 8
-    global_scale: tuple[float, float] = (0.32, 1.0)
-    local_scale: tuple[float, float] = (0.05, 0.32)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    horizontal_flip: float = 0.5
-    vertical_flip: float = 0.0
-    rotation: bool = False
-    interpolation: Interpolation = "bicubic"
-
-    def __post_init__(self) -> None:
-        if self.global_size_px < 1 or self.local_size_px < 1 or self.num_local < 0:
-            raise PretrainError(
-                "crops must have at least 1 px and their number cannot be negative, not "
-                f"{self.global_size_px} px, {self.local_size_px} px and {self.num_local} local crops"
-            )
-        for name, highest in (("global_scale", 1.0), ("local_scale", 1.0), ("ratio", math.inf)):
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= highest:
-                raise PretrainError(
-                    f"{name} must be two rising numbers above 0, at most {highest}, not {low}, {high}"
-                )
-        for name in ("horizontal_flip", "vertical_flip"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise PretrainError(
-                    f"{name} must be a probability between 0 and 1, not {getattr(self, name)}"
-                )
-        if self.interpolation not in ("bicubic", "bilinear"):
-            raise PretrainError(f"interpolation must be 'bicubic' or 'bilinear', not {self.interpolation!r}")
-
-    @property
-    def num_crops(self) -> int:
-        """Crops of a patch: two global ones, then the local ones."""
-        return NUM_GLOBAL + self.num_local
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorruptSample:
-    """A sample that could not be read and was replaced.
-
-    Args:
-        index: Of the sample, over all sources.
-        name: Its file and its place there.
-        message: Why it could not be read.
-    """
-
-    index: int
-    name: str
-    message: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class CropBatch:
-    """The crops of one rank at one step; row `c * B + i` is crop c of image i.
+    """The crops of one rank at one step; row ``c * B + i`` is crop c of image i.
 
-    Args:
+    Attributes:
         step: The step.
         global_crops: (2·B, 3, G, G) uint8.
         local_crops: (L·B, 3, l, l) uint8.
@@ -150,7 +78,7 @@ class CropBatch:
 class CropGeometry:
     """Where a crop lies in its patch, and how it is turned afterwards.
 
-    Args:
+    Attributes:
         top: First row.
         left: First column.
         height: Rows.
@@ -183,18 +111,18 @@ def crop_keys(sample_keys: NDArray[np.int64] | UInt64Array, num_crops: int) -> U
 
 
 def draw_geometry(
-    keys: UInt64Array, size: tuple[int, int], scale: tuple[float, float], options: CropOptions
+    keys: UInt64Array, size: tuple[int, int], scale: tuple[float, float], options: CropConfig
 ) -> list[CropGeometry]:
     """Draws where crops lie in a patch.
 
-    The share of the area is drawn evenly, the ratio of the sides evenly on a logarithmic scale. What does not fit is
+    The fraction of the area is drawn evenly, the ratio of the sides evenly on a logarithmic scale. What does not fit is
     drawn again, ten times; then the largest centred box of an allowed ratio is taken, as torchvision does.
 
     Args:
         keys: One a crop, (n,).
         size: Height and width of the patch in pixels.
-        scale: Share of the patch's area, from and to.
-        options: Ratio, flips and rotation.
+        scale: Fraction of the patch's area, from and to.
+        options: Flips and rotation.
 
     Returns:
         n geometries.
@@ -203,7 +131,7 @@ def draw_geometry(
     turns = uniforms(keys, _ORIENTATION, 3).tolist()
     return [
         CropGeometry(
-            *_draw_box(attempts, size, scale, options.ratio),
+            *_draw_box(attempts, size, scale),
             mirrored < options.horizontal_flip,
             upended < options.vertical_flip,
             int(4 * turned) if options.rotation else 0,
@@ -213,33 +141,29 @@ def draw_geometry(
 
 
 def _draw_box(
-    attempts: Sequence[Sequence[float]],
-    size: tuple[int, int],
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
+    attempts: Sequence[Sequence[float]], size: tuple[int, int], scale: tuple[float, float]
 ) -> tuple[int, int, int, int]:
     patch_height, patch_width = size
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    for share, shape, down, right in attempts:
-        area = patch_height * patch_width * (scale[0] + (scale[1] - scale[0]) * share)
+    low, high = math.log(_RATIO[0]), math.log(_RATIO[1])
+    for fraction, shape, down, right in attempts:
+        area = patch_height * patch_width * (scale[0] + (scale[1] - scale[0]) * fraction)
         wanted = math.exp(low + (high - low) * shape)
         width, height = round(math.sqrt(area * wanted)), round(math.sqrt(area / wanted))
         if 0 < width <= patch_width and 0 < height <= patch_height:
             top, left = int(down * (patch_height - height + 1)), int(right * (patch_width - width + 1))
             return top, left, height, width
-    width = min(patch_width, max(round(patch_height * ratio[1]), 1))
-    height = min(patch_height, max(round(patch_width / ratio[0]), 1))
+    width = min(patch_width, max(round(patch_height * _RATIO[1]), 1))
+    height = min(patch_height, max(round(patch_width / _RATIO[0]), 1))
     return (patch_height - height) // 2, (patch_width - width) // 2, height, width
 
 
-def cut(image: Tensor, geometry: CropGeometry, size_px: int, interpolation: Interpolation) -> Tensor:
-    """Cuts one crop from a patch.
+def cut(image: Tensor, geometry: CropGeometry, size_px: int) -> Tensor:
+    """Cuts one crop from a patch, resized bicubically with antialiasing.
 
     Args:
         image: The patch, (3, H, W) uint8; fastest if the channels are last in memory.
         geometry: Where it lies and how it is turned.
         size_px: Side of the crop in px.
-        interpolation: Of the resize, with antialiasing.
 
     Returns:
         (3, size_px, size_px) uint8.
@@ -247,9 +171,7 @@ def cut(image: Tensor, geometry: CropGeometry, size_px: int, interpolation: Inte
     bottom, right = geometry.top + geometry.height, geometry.left + geometry.width
     region = image[None, :, geometry.top : bottom, geometry.left : right]
     # torch's kernel for uint8 with the channels last, which torchvision's v2 resize calls as well
-    crop = F.interpolate(region, (size_px, size_px), mode=interpolation, align_corners=False, antialias=True)[
-        0
-    ]
+    (crop,) = F.interpolate(region, (size_px, size_px), mode="bicubic", align_corners=False, antialias=True)
     flipped = [
         dimension for dimension, flip in ((2, geometry.horizontal_flip), (1, geometry.vertical_flip)) if flip
     ]
@@ -271,7 +193,7 @@ def as_pixels(image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def make_crops(
-    images: Iterable[Image.Image | NDArray[np.uint8]], sample_keys: NDArray[np.int64], options: CropOptions
+    images: Iterable[Image.Image | NDArray[np.uint8]], sample_keys: NDArray[np.int64], options: CropConfig
 ) -> tuple[Tensor, Tensor]:
     """Cuts all crops of a batch.
 
@@ -281,7 +203,7 @@ def make_crops(
         options: Sizes, scales and orientations.
 
     Returns:
-        Global crops, (2·B, 3, G, G) uint8, and local crops, (L·B, 3, l, l) uint8; row `c * B + i` is crop c of
+        Global crops, (2·B, 3, G, G) uint8, and local crops, (L·B, 3, l, l) uint8; row ``c * B + i`` is crop c of
         image i.
     """
     num_images = len(sample_keys)
@@ -299,5 +221,5 @@ def make_crops(
         for output, (view_keys, size_px, scale) in zip(outputs, views, strict=True):
             geometries = draw_geometry(view_keys[:, i], (pixels.shape[1], pixels.shape[2]), scale, options)
             for c, geometry in enumerate(geometries):
-                output[c * num_images + i] = cut(pixels, geometry, size_px, options.interpolation)
+                output[c * num_images + i] = cut(pixels, geometry, size_px)
     return outputs[0], outputs[1]

@@ -18,10 +18,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..data import DataError, PatchError, Samples
+from ..data.samples import CorruptSample
 from ..runtime.cores import num_loader_workers
 from ..runtime.errors import PretrainError
 from .augmentation import Recipe
-from .crops import CorruptSample, CropBatch, CropOptions, make_crops
+from .config import CropConfig
+from .crops import CropBatch, make_crops
 from .photometric import PhotometricOptions
 from .sampler import SampleOrder, rank_positions
 
@@ -29,13 +31,13 @@ _MAX_ATTEMPTS = 10
 
 
 class _StepBatches(Dataset[CropBatch | str]):
-    """Step → batch of crops of one rank; or what is wrong, for an exception would lose its type on its way."""
+    """Step → batch of crops of one rank; or what is wrong, because an exception would lose its type on its way."""
 
     def __init__(
         self,
         samples: Samples,
         order: SampleOrder,
-        crops: CropOptions,
+        crops: CropConfig,
         photometric: PhotometricOptions | None,
         layout: dict[str, int],
     ) -> None:
@@ -72,7 +74,7 @@ class _StepBatches(Dataset[CropBatch | str]):
     def _images(
         self, positions: NDArray[np.int64], indices: NDArray[np.int64], corrupt: list[CorruptSample]
     ) -> Iterator[Image.Image | NDArray[np.uint8]]:
-        """Reads the batch's samples; what cannot be read is entered in `corrupt` and replaced in `indices`."""
+        """Reads the batch's samples; what cannot be read is entered in ``corrupt`` and replaced in ``indices``."""
         for i, position in enumerate(positions.tolist()):
             for attempt in range(1, _MAX_ATTEMPTS + 1):
                 index = int(indices[i])
@@ -130,7 +132,7 @@ class CropLoader:
             collate_fn=_same,
             pin_memory=pin_memory,
             worker_init_fn=_leave_signals_to_the_parent,
-            # its own, for a loader draws a number that it does not need from torch's
+            # its own, because a loader draws a number that it does not need from torch's
             generator=torch.Generator(),
             **options,
         )
@@ -214,7 +216,7 @@ def _kill(children: Iterable[BaseProcess]) -> None:
 def make_loader(
     samples: Samples,
     *,
-    crops: CropOptions,
+    crops: CropConfig,
     batch_size: int,
     num_steps: int,
     seed: int,
@@ -252,7 +254,7 @@ def make_loader(
             another one. The next one raises.
 
     Returns:
-        An iterable of `num_steps - start_step` batches.
+        An iterable of ``num_steps - start_step`` batches.
 
     Raises:
         PretrainError: If a number is outside its range.

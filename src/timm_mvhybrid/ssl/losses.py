@@ -48,7 +48,7 @@ class DINOv2Loss(nn.Module):
         regularizer_scope: "rank" compares the images of a process, as DINOv2 does; "world" those of all processes,
             which must then have equally many.
         kde_concentration: Concentration κ of "kde".
-        ibot_chunk_rows: Masked patches whose scores `compute_losses` holds at a time; 0 for all.
+        ibot_chunk_rows: Masked patches whose scores ``compute_losses`` holds at a time; 0 for all.
         group: Process group of targets and regulariser; None for the default one.
 
     Raises:
@@ -103,7 +103,7 @@ class DINOv2Loss(nn.Module):
             return RunningMean(num_prototypes, center_momentum, group)
 
         self.class_centering, self.patch_centering = make_centering(), make_centering()
-        # not children, for their centres of zero are no state
+        # not children, because their centres of zero are not state
         self._losses = ClassTokenLoss(student_temp), PatchTokenLoss(student_temp)
         self._regularizer: nn.Module | None = None
         if regularizer != "none":
@@ -189,7 +189,7 @@ class DINOv2Loss(nn.Module):
         """Centres the teacher's masked patches without computing them all at once.
 
         Updates the running mean, if there is one. ``prototype_cross_entropy`` turns the targets into the same loss as
-        `patch_loss`.
+        ``patch_loss``.
 
         Args:
             scores: The teacher's scores.
@@ -219,11 +219,11 @@ class DINOv2Loss(nn.Module):
         """Adds the class tokens' losses and the regulariser to the patches' loss.
 
         Args:
-            class_targets: Of `class_targets`, (2B, K).
+            class_targets: Of ``class_targets``, (2B, K).
             student_global_cls: The student's scores of the global crops, (2B, K).
             student_local_cls: Those of the local crops, (L·B, K).
             student_feature: The student's class features of the global crops, (2B, D).
-            ibot: Of `patch_loss`.
+            ibot: Of ``patch_loss``.
 
         Returns:
             As ``forward``.

@@ -45,8 +45,8 @@ def masks_of_step(
         grid: Rows and columns of patches.
         positions: Places of the wanted images among the step's, each below ``num_images``.
         num_images: Images of the step, over all processes.
-        share: Share of the global crops that are masked.
-        ratio: Least and largest share of a crop's patches that are hidden.
+        share: Fraction of the global crops that are masked.
+        ratio: Least and largest fraction of a crop's patches that are hidden.
         seed: Seed of the run.
         step: Step of the run.
 
@@ -54,7 +54,7 @@ def masks_of_step(
         True where a patch is hidden, bool, (2 · positions, rows · columns), crop by crop, on the CPU.
 
     Raises:
-        PretrainError: A size or a share is out of its range.
+        PretrainError: A size or a fraction is out of its range.
     """
     rows, columns = grid
     low, high = ratio
@@ -117,7 +117,7 @@ class MaskedPatches:
 
     A plain object, so that FSDP leaves it alone.
 
-    Args:
+    Attributes:
         mask: (images, patches), bool.
         positions: Places of its True entries in the flattened mask, (M,), int64.
         row_weights: 1 / (hidden patches of the entry's image · images), (M,), float64.

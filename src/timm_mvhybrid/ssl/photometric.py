@@ -21,7 +21,7 @@ class PhotometricOptions:
     DINOv2 names its blurs "p = 1.0, 0.1, 0.5", but what it hands to torchvision is 1 − p; the published models saw the
     probabilities below. The paper leaves DINOv2's solarisation out.
 
-    Args:
+    Attributes:
         jitter_probability: Probability that brightness, contrast, saturation and hue change, in random order.
         brightness: Largest relative change.
         contrast: Largest relative change.
@@ -72,7 +72,7 @@ class PhotometricOptions:
 class PhotometricParameters:
     """What happens to n crops, in this order: stains, colours, grayscale, blur.
 
-    Args:
+    Attributes:
         stain_scales: α of haematoxylin, eosin and residue, (n, 3).
         stain_shifts: β of the same, (n, 3).
         jitter: Whether the colours change, (n,).
@@ -99,7 +99,7 @@ def draw_parameters(
     """Draws what happens to crops.
 
     Args:
-        keys: What `crop_keys` made, (crops, B).
+        keys: What ``crop_keys`` made, (crops, B).
         options: Probabilities and strengths.
         first_crop: Number of the first row's crop; 0 and 1 are the global crops.
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from .crops import NUM_GLOBAL, CropGeometry, CropOptions, Interpolation, crop_keys, draw_geometry
+from .config import CropConfig
+from .crops import NUM_GLOBAL, CropGeometry, crop_keys, draw_geometry
 from .photometric import PhotometricOptions, PhotometricParameters, draw_parameters
 from .stain import jitter_stains
 
@@ -26,7 +27,7 @@ _COLOUR_OPERATIONS = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturatio
 def make_pil_crops(
     images: Iterable[Image.Image | NDArray[np.uint8]],
     sample_keys: NDArray[np.int64],
-    options: CropOptions,
+    options: CropConfig,
     photometric: PhotometricOptions,
 ) -> tuple[Tensor, Tensor]:
     """Cuts and augments all crops of a batch; only normalisation is left to do.
@@ -38,7 +39,7 @@ def make_pil_crops(
         photometric: Colour and blur.
 
     Returns:
-        Global crops, (2·B, 3, G, G) uint8, and local crops, (L·B, 3, l, l) uint8; row `c * B + i` is crop c of image i.
+        Global crops, (2·B, 3, G, G) uint8, and local crops, (L·B, 3, l, l) uint8; row ``c * B + i`` is crop c of image i.
     """
     num_images = len(sample_keys)
     keys = crop_keys(sample_keys, options.num_crops)
@@ -55,7 +56,7 @@ def make_pil_crops(
             *draw_geometry(keys[NUM_GLOBAL:, i], size, options.local_scale, options),
         ]
         for c, geometry in enumerate(geometries):
-            crop = _cut(picture, geometry, sides[c], options.interpolation)
+            crop = _cut(picture, geometry, sides[c])
             crop = _augment(crop, parameters, c * num_images + i, photometric.blur_kernel_size)
             outputs[c][i] = F.pil_to_tensor(crop)
     local_size = (0, 3, options.local_size_px, options.local_size_px)
@@ -63,9 +64,7 @@ def make_pil_crops(
     return torch.cat(outputs[:NUM_GLOBAL]), torch.cat([*outputs[NUM_GLOBAL:], empty])
 
 
-def _cut(
-    picture: Image.Image, geometry: CropGeometry, side: int, interpolation: Interpolation
-) -> Image.Image:
+def _cut(picture: Image.Image, geometry: CropGeometry, side: int) -> Image.Image:
     crop = F.resized_crop(
         picture,
         geometry.top,
@@ -73,7 +72,7 @@ def _cut(
         geometry.height,
         geometry.width,
         [side, side],
-        InterpolationMode(interpolation),
+        InterpolationMode.BICUBIC,
     )
     if geometry.horizontal_flip:
         crop = F.horizontal_flip(crop)

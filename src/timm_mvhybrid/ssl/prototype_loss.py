@@ -24,7 +24,7 @@ class PatchTargets:
 
     A plain object, so that FSDP does not cast what is in it.
 
-    Args:
+    Attributes:
         scores: The teacher's scores of the masked patches.
         temperature: Its temperature.
         offset: (K,), from Sinkhorn-Knopp or the running mean.

@@ -26,7 +26,7 @@ class PrototypeScores:
 
     A plain object, not a tuple or a dictionary: FSDP casts tensors that it finds in a forward's arguments.
 
-    Args:
+    Attributes:
         rows: Scores (M, K), or features (M, d) where ``prototypes`` are given.
         prototypes: (K, d), or None.
         chunk_rows: Rows computed at a time; 0 for all.

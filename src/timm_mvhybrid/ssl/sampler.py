@@ -1,7 +1,7 @@
 """Which sample stands where: position in the run → sample, for any number of ranks and workers.
 
-The positions of a run count all images that all ranks ever see: step `t`, rank `r`, image `i` of a batch of `B` is
-position `(t · world_size + r) · B + i`. Everything here is a pure function of the seed and the position, so that a run
+The positions of a run count all images that all ranks ever see: step ``t``, rank ``r``, image ``i`` of a batch of ``B`` is
+position ``(t · world_size + r) · B + i``. Everything here is a pure function of the seed and the position, so that a run
 can be resumed at any step and split over ranks and workers at will.
 """
 
@@ -27,7 +27,7 @@ def permute(values: NDArray[np.int64], size: NDArray[np.int64] | int, keys: UInt
     6 · log₂ size rounds to resist an adversary; a shuffle needs fewer, 4 · log₂ size and at least 24 here.
 
     Args:
-        values: Numbers from 0 to `size`, (n,).
+        values: Numbers from 0 to ``size``, (n,).
         size: Of the permutation; one for all, or (n,).
         keys: Choose the permutation; (1,) for all, or (n,).
 
@@ -50,7 +50,7 @@ def permute(values: NDArray[np.int64], size: NDArray[np.int64] | int, keys: UInt
 class SampleOrder:
     """The order in which a run draws samples from weighted sources.
 
-    An epoch holds `round(weight · size)` draws of each source, at least one, in a random order of its own. The draws of
+    An epoch holds ``round(weight · size)`` draws of each source, at least one, in a random order of its own. The draws of
     a source go on from epoch to epoch through one permutation of it after the other: with weight 1 each epoch holds
     every sample once, with weight 2 twice, and with weight 0.3 no sample comes again before all others have come.
 
@@ -94,7 +94,7 @@ class SampleOrder:
     def keys(self, positions: ArrayLike) -> NDArray[np.int64]:
         """Gives each position the key that everything random about its image derives from.
 
-        Positions and not samples have keys, for a sample that is drawn twice shall not look the same twice.
+        Positions and not samples have keys, because a sample that is drawn twice shall not look the same twice.
 
         Args:
             positions: Integers from 0, (n,).

@@ -18,8 +18,8 @@ from .prototype_loss import PatchTargets
 class NetworkOutput(NamedTuple):
     """What a network makes of the crops of a batch; FSDP looks into tuples for what needs a gradient.
 
-    Args:
-        class_features: Class tokens of the global crops, behind the final norm, (2B, D).
+    Attributes:
+        class_features: Class tokens of the global crops, after the final norm, (2B, D).
         class_scores: The class head's scores of all crops, the global ones first, (2B + L·B, K).
         patch_scores: The patch head's scores of the masked patches, (M, K), if asked for whole.
         patch_factors: Their factors, (M, d) and (K, d), if asked for.

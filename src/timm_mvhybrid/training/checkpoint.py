@@ -18,52 +18,50 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import nn
 from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
     get_optimizer_state_dict,
-    set_model_state_dict,
     set_optimizer_state_dict,
 )
 
 from ..runtime.atomic_file import write_file
 from ..runtime.digest import file_sha256
 from ..runtime.errors import PretrainError, writing
-from ..weights.position_grid import PATCH_GRID, grid_of
 from .checkpoint_write import CheckpointWrite
 from .loss_scale import LossScale
+from .objective import Objective
 from .world import World
 
 FILES = "files.json"
 BEST = "best.json"
+_RESERVED = {"optimizer", "loss_scale", "step"}
 _NAME = re.compile(r"step_(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """All that changes while a run goes on; schedules, samples and masks follow from the step.
+    """All that changes while a run goes on; schedules, samples and random numbers follow from the step.
 
-    Args:
-        student: The student.
-        teacher: The teacher.
-        optimizer: The student's optimiser.
-        criterion: The loss, which may hold running centres.
+    Attributes:
+        objective: What is learned.
+        optimizer: The optimiser of ``objective.trained``.
         loss_scale: The loss scale.
     """
 
-    student: nn.Module
-    teacher: nn.Module
+    objective: Objective
     optimizer: torch.optim.Optimizer
-    criterion: Any
     loss_scale: LossScale
 
     def state_dict(self) -> dict[str, Any]:
-        """Names every tensor as ``student.…``, ``teacher.…``, ``optimizer.…``, ``criterion.…``, ``loss_scale.…``."""
+        """Names every tensor: the objective's as it names them, beside ``optimizer.…`` and ``loss_scale.…``."""
+        own = self.objective.state_dict()
+        if taken := own.keys() & _RESERVED:
+            raise PretrainError(
+                f"{type(self.objective).__name__} names {', '.join(sorted(taken))} in its state_dict, which the loop "
+                "keeps itself; choose other names"
+            )
         return {
-            "student": get_model_state_dict(self.student),
-            "teacher": get_model_state_dict(self.teacher),
-            "optimizer": get_optimizer_state_dict(self.student, self.optimizer),
-            "criterion": self.criterion.state_dict(),
+            **own,
+            "optimizer": get_optimizer_state_dict(self.objective.trained, self.optimizer),
             "loss_scale": self.loss_scale.state_dict(),
         }
 
@@ -71,12 +69,10 @@ class TrainState:
         """Takes up a state.
 
         Args:
-            state: As `state_dict` gives it.
+            state: As ``state_dict`` gives it.
         """
-        set_model_state_dict(self.student, state["student"])
-        set_model_state_dict(self.teacher, state["teacher"])
-        set_optimizer_state_dict(self.student, self.optimizer, state["optimizer"])
-        self.criterion.load_state_dict(state["criterion"])
+        self.objective.load_state_dict(state)
+        set_optimizer_state_dict(self.objective.trained, self.optimizer, state["optimizer"])
         self.loss_scale.load_state_dict(state["loss_scale"])
 
 
@@ -112,13 +108,9 @@ class Checkpointer:
         final = self.folder / step_name(step)
         if final.is_dir():
             if score is not None:
-                self.world.on_main(lambda: self._mark_best(step, score))
+                self.world.on_first(lambda: self._mark_best(step, score))
             return
-        values = state.state_dict()
-        values["step"] = step
-        # of no use to a run that goes on, which builds the same model again; whoever takes the weights elsewhere needs it
-        backbone: Any = state.teacher.backbone
-        values[PATCH_GRID] = torch.tensor(grid_of(backbone), device="cpu")
+        values = {**state.state_dict(), **state.objective.facts(), "step": step}
         self._write = CheckpointWrite(
             values,
             final,
@@ -156,7 +148,7 @@ class Checkpointer:
         Raises:
             PretrainError: There are checkpoints, but none is whole.
         """
-        step, messages = self.world.on_main(self._choose)
+        step, messages = self.world.on_first(self._choose)
         if step == 0:
             if messages:
                 raise PretrainError(
@@ -164,8 +156,7 @@ class Checkpointer:
                     "away to start anew"
                 )
             return 0, messages
-        values = state.state_dict()
-        values["step"] = 0
+        values = {**state.state_dict(), "step": 0}
         dcp.load(
             values,
             checkpoint_id=self.folder / step_name(step),

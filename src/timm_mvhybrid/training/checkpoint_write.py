@@ -24,7 +24,7 @@ class CheckpointWrite:
         values: What to save.
         final: The checkpoint's folder, which gets its name when all is written.
         world: The processes.
-        publish: Called on the main process with the hidden folder when all is written; gives it its name.
+        publish: Called on the first process with the hidden folder when all is written; gives it its name.
         asynchronous: Whether to write while training goes on.
 
     Raises:
@@ -47,12 +47,12 @@ class CheckpointWrite:
         self._publish = publish
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
-        world.on_main(self._make_folder)
+        world.on_first(self._make_folder)
         if not asynchronous:
             self._end(lambda: dcp.save(values, **self._place))
             return
         future = _async_save(_snapshot(values), **self._place)
-        # not one that keeps the process alive, for the process may have to end while others are gone
+        # not one that keeps the process alive, because the process may have to end while others are gone
         self._thread = threading.Thread(target=self._end, args=(future.result,), daemon=True)
         self._thread.start()
 
@@ -66,7 +66,7 @@ class CheckpointWrite:
         causes = self.world.gather(None if self._failure is None else _cause(self._failure))
         first = next((cause for cause in causes if cause is not None), None)
         if first is not None:
-            self.world.on_main(lambda: self._give_up(*first))
+            self.world.on_first(lambda: self._give_up(*first))
 
     def join(self) -> None:
         """Waits until this process's part is written, or has failed."""
@@ -86,9 +86,9 @@ class CheckpointWrite:
 
     def _end(self, write: Callable[[], Any]) -> None:
         try:
-            # of this process's part and, as the main one coordinates, there of everyone's
+            # of this process's part and, as the first one coordinates, there of everyone's
             write()
-            if self.world.is_main:
+            if self.world.is_first:
                 self._publish(self.temporary)
         except Exception as error:
             self._failure = error

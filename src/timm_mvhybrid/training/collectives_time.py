@@ -1,4 +1,4 @@
-"""One step under the profiler → the share of its time in which processes exchange tensors."""
+"""One step under the profiler → the fraction of its time in which processes exchange tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CollectivesTime:
 
     def __init__(self) -> None:
         self.share: float | None = None
-        """Wall-clock share, 0 to 1, during which a collective was running, beside computing or not; None before."""
+        """Fraction of the wall-clock time, 0 to 1, during which a collective was running, beside computing or not; None before."""
 
 
 @contextmanager

@@ -1,17 +1,22 @@
-"""What any training run is told: optimiser, processes, checkpoints and monitoring, each field with its unit."""
+"""What any training run is told, each field with its unit; a recipe adds sections of its own.
+
+A resolved configuration is written beside the run's outputs as JSON; :mod:`config_file` reads it back. Schedules count
+optimiser steps, never epochs, so that they do not change with the number of samples or of processes.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from .settings import require, require_share
+from ..runtime.errors import PretrainError
+from .settings import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW, its schedules, and the teacher's."""
+class AdamWConfig:
+    """AdamW and its schedules."""
 
     base_learning_rate: float = 2e-3
     """Peak learning rate for a batch of 1024; it is scaled by √(batch / 1024)."""
@@ -34,11 +39,7 @@ class OptimizerConfig:
     layer_decay: float = 1.0
     """Factor of the learning rate from a block to the one before it."""
     freeze_last_layer_steps: int = 493
-    """Steps during which the prototypes do not change."""
-    teacher_momentum: float = 0.992
-    """Momentum of the teacher at the first step; it rises to final_teacher_momentum by a cosine."""
-    final_teacher_momentum: float = 1.0
-    """Momentum of the teacher at the last step."""
+    """Steps during which last layers, such as DINOv2's prototypes, do not change."""
 
     def __post_init__(self) -> None:
         require(
@@ -53,8 +54,6 @@ class OptimizerConfig:
         ):
             require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "at least 0")
         require(0 < self.layer_decay <= 1, "optimizer.layer_decay", self.layer_decay, "above 0, at most 1")
-        for name in ("teacher_momentum", "final_teacher_momentum"):
-            require_share(f"optimizer.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +102,7 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MonitorConfig:
+class LogConfig:
     """What is watched while the run goes on."""
 
     log_every_steps: int = 10
@@ -112,25 +111,80 @@ class MonitorConfig:
     """Write TensorBoard files too."""
     collectives_every_steps: int = 500
     """Steps between two that are profiled for the time of collectives, with several processes; 0 for none."""
-    collapse_checks: int = 5
-    """Lines in a row below the limits before collapse is reported."""
-    min_feature_std: float = 0.01
-    """Smallest standard deviation of normalised class features, times √dim."""
-    min_rankme: float = 2.0
-    """Smallest effective rank of class features."""
-    stop_on_collapse: bool = False
-    """Whether a collapse stops the run instead of being reported."""
-    probe: Path | None = None
-    """Labelled patches for an online probe: a folder per class, or a CSV (see docs/guide/pretrain.md)."""
-    probe_counts_layer: str | None = None
-    """Where each h5ad of the probe keeps its raw counts: a layer, or raw; X by default."""
-    probe_every_steps: int = 1000
-    """Steps between two probes."""
-    probe_batch_size: int = 64
-    """Patches per batch of the probe."""
 
     def __post_init__(self) -> None:
         every = self.collectives_every_steps
         require(every >= 0, "monitor.collectives_every_steps", every, "at least 0")
-        for name in ("log_every_steps", "collapse_checks", "probe_every_steps", "probe_batch_size"):
-            require(getattr(self, name) >= 1, f"monitor.{name}", getattr(self, name), "at least 1")
+        require(self.log_every_steps >= 1, "monitor.log_every_steps", self.log_every_steps, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run of any objective.
+
+    Attributes:
+        free: Settings, and sections of them, that change speed, memory, or what is written, and not what is learned.
+        architecture: Those that the shapes of the weights depend on.
+    """
+
+    free: ClassVar[tuple[str, ...]] = (
+        "output",
+        "checkpoint",
+        "monitor",
+        "parallel.device",
+        "parallel.sharding",
+        "parallel.shard_size",
+        "parallel.activation_checkpointing",
+        "parallel.compile",
+        "parallel.tf32",
+        "parallel.threads",
+    )
+    architecture: ClassVar[tuple[str, ...]] = ()
+
+    output: Path
+    """Folder of the run; a run that is there already is resumed."""
+    num_steps: int
+    """Optimiser steps."""
+    batch_size: int
+    """Samples per optimiser step, over all processes and backward passes."""
+    seed: int = 0
+    """Seed of weights, order and everything else that is drawn."""
+    optimizer: AdamWConfig = field(default_factory=AdamWConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    monitor: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        require(self.num_steps >= 1, "num_steps", self.num_steps, "at least 1")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        require(
+            self.optimizer.warmup_steps <= self.num_steps,
+            "optimizer.warmup_steps",
+            self.optimizer.warmup_steps,
+            f"at most num_steps, which is {self.num_steps}",
+        )
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate after the warm-up: base · √(batch_size / 1024)."""
+        return self.optimizer.base_learning_rate * (self.batch_size / 1024) ** 0.5
+
+    def images_per_pass(self, world_size: int) -> int:
+        """Divides the batch among processes and backward passes.
+
+        Args:
+            world_size: Number of processes.
+
+        Returns:
+            Samples of one process in one backward pass.
+
+        Raises:
+            PretrainError: The batch cannot be divided evenly.
+        """
+        parts = world_size * self.parallel.accumulate
+        if self.batch_size % parts:
+            raise PretrainError(
+                f"batch_size is {self.batch_size}, which {world_size} processes × parallel.accumulate "
+                f"{self.parallel.accumulate} do not divide; take a multiple of {parts}"
+            )
+        return self.batch_size // parts

@@ -21,7 +21,7 @@ _BOOKKEEPING = re.compile(r"step|time|epoch")
 class Curve:
     """One metric of one run.
 
-    Args:
+    Attributes:
         run: Label of the run.
         name: The metric.
         steps: (N,), rising.

@@ -65,7 +65,7 @@ class LossScale:
         """Takes up a kept state.
 
         Args:
-            state: Of `state_dict`.
+            state: Of ``state_dict``.
         """
         if self.enabled:
             self.factor = float(state["factor"])

@@ -23,7 +23,7 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class MetricsLog:
-    """Appends metrics to the log of a run; each line is in the file when `write` returns.
+    """Appends metrics to the log of a run; each line is in the file when ``write`` returns.
 
     A step is the number of optimiser steps that were done. Names with a slash, such as ``loss/dino_global``, form
     groups, and a mapping given as ``loss={"dino_global": ...}`` becomes such names. JSON knows no NaN and no
@@ -48,7 +48,7 @@ class MetricsLog:
         if resume_step is None:
             if lines:
                 raise PretrainError(
-                    f"{self.path}: holds {len(lines)} lines of an earlier run; resume it, or choose another --output"
+                    f"{self.path}: holds {len(lines)} lines of an earlier run; resume it, or choose another output"
                 )
             kept = lines
         else:
@@ -139,7 +139,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
                 raise ValueError("no object with a whole number as its step")
         except ValueError as error:
             raise PretrainError(
-                f"{path}: line {number} is damaged ({error}); mend it, or move the file away"
+                f"{path}: line {number} is damaged ({error}); repair it, or move the file away"
             ) from error
         lines.append(
             {
@@ -194,7 +194,7 @@ class _TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise PretrainError(
-                f"TensorBoard is not installed ({error}); pip install tensorboard, or leave --tensorboard out"
+                f"TensorBoard is not installed ({error}); pip install tensorboard, or leave monitor.tensorboard off"
             ) from error
         self._folder = folder
         # what its thread meets is raised by its next call here, and would be printed with a traceback as well

@@ -78,10 +78,10 @@ def _layer(name: str, num_blocks: int) -> int:
 def make_adamw(
     groups: Iterable[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8
 ) -> torch.optim.AdamW:
-    """Makes the optimiser; `apply_schedules` sets its learning rates before the first step.
+    """Makes the optimiser; ``apply_schedules`` sets its learning rates before the first step.
 
     Args:
-        groups: Of `parameter_groups`.
+        groups: Of ``parameter_groups``.
         betas: Momenta.
         epsilon: Added to the root of the second moment.
 
@@ -100,7 +100,7 @@ def apply_schedules(
     """Sets learning rate and weight decay of every group for the coming step.
 
     Args:
-        optimizer: Made of `parameter_groups`.
+        optimizer: Made of ``parameter_groups``.
         lr: Learning rate.
         weight_decay: Weight decay.
         last_layer_lr: Learning rate of the prototypes, 0 while they are frozen.
@@ -110,20 +110,23 @@ def apply_schedules(
         group["weight_decay"] = weight_decay * group["wd_multiplier"]
 
 
-def clip_gradients(student: nn.Module, max_norm: float | None = 3.0) -> dict[str, Tensor]:
-    """Limits the gradient norm of each submodule by itself, in place.
+def clip_gradients(module: nn.Module, max_norm: float | None = 3.0) -> dict[str, Tensor]:
+    """Limits the gradient norm of each child of a module by itself, in place; a parameter of its own counts as a child.
 
     Args:
-        student: A network, sharded or not; every process must call it.
-        max_norm: Largest norm of the backbone's, and of each head's gradient; None or 0 for no limit.
+        module: A network, sharded or not; every process must call it.
+        max_norm: Largest norm of the gradient of each child, such as backbone and heads; None or 0 for no limit.
 
     Returns:
-        The norms before, by name (``backbone``, ``dino_head``, ``ibot_head``), of the whole gradients; scalars on the
+        The norms before, by the child's name (``backbone``, ``dino_head``, …), of the whole gradients; scalars on the
         device, not finite where a gradient is not.
     """
+    children: dict[str, list[Tensor]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            children.setdefault(name.partition(".")[0], []).append(parameter)
     norms: dict[str, Tensor] = {}
-    for name, child in student.named_children():
-        parameters = [p for p in child.parameters() if p.grad is not None]
+    for name, parameters in children.items():
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm or torch.inf)
         # of a sharded module it is a DTensor
         whole = getattr(norm, "full_tensor", None)

@@ -30,12 +30,14 @@ def parallelize(
     float32: rounding A_log would shift every eigenvalue, and EinFFT and the prototypes' norm compute in float32.
 
     Args:
-        network: Student or teacher, with ``backbone.blocks`` and heads.
+        network: A network with ``backbone.blocks``, such as student or teacher, whose other children are heads; or any
+            module, which is sharded as a whole.
         mesh: Where to shard; None for one process.
         config: What to do.
         recompute: Whether there is a backward pass for which activations may be recomputed.
     """
-    blocks: list[nn.Module] = list(network.backbone.blocks)  # type: ignore[arg-type, union-attr]
+    backbone: Any = getattr(network, "backbone", None)
+    blocks: list[nn.Module] = [] if backbone is None else list(backbone.blocks)
     if config.activation_checkpointing and recompute:
         for block in blocks:
             block.forward = _recomputed(block.forward)
@@ -57,9 +59,9 @@ def parallelize(
                 param_dtype=DTYPES[config.precision], reduce_dtype=torch.float32, cast_forward_inputs=False
             )
             shard([block.attn, block.mlp], mp_policy=halved)
-    for name in ("dino_head", "ibot_head"):
-        head = getattr(network, name, None)
-        if head is not None:
+    for head in network.children() if backbone is not None else ():
+        # containers have no forward that could gather their weights; the root gathers them with its own
+        if head is not backbone and not isinstance(head, nn.ModuleDict | nn.ModuleList):
             shard(head, mp_policy=float32)
     shard(network, mp_policy=float32)
 

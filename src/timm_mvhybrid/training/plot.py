@@ -29,12 +29,12 @@ _LINE_STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)), 
 class Panel:
     """Metrics that are drawn together.
 
-    Args:
+    Attributes:
         title: Above the panel.
         names: Which metrics, a pattern for their whole names.
         unit: At the vertical axis.
         logarithmic: Whether the axis is, where all values are above 0.
-        stacked: Whether the curves of a single run are shares that stand on each other.
+        stacked: Whether the curves of a single run are fractions that stand on each other.
         exact: Whether the curves follow a formula, which smoothing would only bend.
         only_if_varied: Whether the panel is left out where no value ever changes, as most runs are.
     """
@@ -54,14 +54,14 @@ PANELS = (
     Panel("Online probe", r".*(knn|expression)_.*"),
     Panel("Effective rank (RankMe)", r".*rankme"),
     Panel("Spread of features (std · √dim)", r".*feature_std"),
-    Panel("Teacher entropy, prototype usage", r".*(entropy|usage).*", "share of the maximum"),
+    Panel("Teacher entropy, prototype usage", r".*(entropy|usage).*", "fraction of the maximum"),
     Panel("Gradient norm", r".*grad(ient)?_norm.*", logarithmic=True),
     Panel("Learning rate", r".*(learning_rate|_lr|\blr)", exact=True),
     Panel("Weight decay", r".*weight_decay", exact=True),
     Panel("Teacher momentum", r".*momentum", exact=True),
     Panel("Teacher temperature", r".*temperature", exact=True),
     Panel("Throughput", r".*images_per_second.*", "images/s"),
-    Panel("Share of time", r".*share_\w+", stacked=True),
+    Panel("Fraction of time", r".*share_\w+", stacked=True),
     Panel("Loss scale", r".*loss_scale", logarithmic=True, only_if_varied=True),
     Panel("Memory", r".*memory.*", "GiB"),
     Panel("Unreadable patches", r".*corrupt.*", only_if_varied=True),
@@ -76,7 +76,7 @@ def plot_runs(
     Args:
         runs: Folders of runs; several are drawn over each other, a colour each.
         output: PNG to write; None is ``plots/curves.png`` in the only run.
-        smoothing: Share of the curve's length, 0 to 1, over which it is averaged; the raw curve stays, faint.
+        smoothing: Fraction of the curve's length, 0 to 1, over which it is averaged; the raw curve stays, faint.
 
     Returns:
         The picture's path.
@@ -93,7 +93,7 @@ def plot_runs(
     if output is None:
         if len(folders) > 1:
             raise PretrainError(
-                "several runs are drawn to one file, which needs a name: give --output FILE.png"
+                "several runs are drawn to one file, which needs a name: give output=FILE.png"
             )
         target = folders[0].plots / "curves.png"
     else:
@@ -216,7 +216,7 @@ def _lines(axes: Any, curves: Sequence[Curve], colours: Mapping[str, str], smoot
 
 
 def _stack(axes: Any, curves: Sequence[Curve]) -> None:
-    """Stacks the shares of one run."""
+    """Stacks the fractions of one run."""
     steps = np.array(sorted({step for curve in curves for step in curve.steps}))
     rows = [np.nan_to_num(np.interp(steps, curve.steps, np.nan_to_num(curve.values))) for curve in curves]
     names = [curve.name.split("share_")[-1] for curve in curves]

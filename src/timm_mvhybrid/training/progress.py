@@ -20,18 +20,25 @@ class TrainingProgress:
 
     Args:
         num_steps: Steps of the whole run.
+        name: What the run does, in a word.
         start_step: Steps that earlier starts did; they count as done, and not for the time left.
         enabled: Whether this process shows anything; the first one only, so that messages stand there once.
         console: Where to draw; None takes stderr.
     """
 
     def __init__(
-        self, num_steps: int, *, start_step: int = 0, enabled: bool = True, console: Console | None = None
+        self,
+        num_steps: int,
+        *,
+        name: str = "training",
+        start_step: int = 0,
+        enabled: bool = True,
+        console: Console | None = None,
     ) -> None:
         self.console = console or Console(stderr=True)
         self.enabled = enabled
         self._bar = Progress(
-            TextColumn("pretraining"),
+            TextColumn(name),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[values]}"),
@@ -43,7 +50,7 @@ class TrainingProgress:
             speed_estimate_period=300,
             disable=not (enabled and self.console.is_terminal),
         )
-        self._task = self._bar.add_task("pretraining", total=num_steps, completed=start_step, values="")
+        self._task = self._bar.add_task(name, total=num_steps, completed=start_step, values="")
 
     def __enter__(self) -> TrainingProgress:
         """Shows the bar."""

@@ -6,40 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..runtime.errors import PretrainError
-
-# what changes speed, memory, or what is written, and not what is learned
-_FREE = (
-    "output",
-    "checkpoint",
-    "monitor",
-    "data.sources",
-    "data.slides",
-    "data.edge",
-    "data.num_workers",
-    "data.max_corrupt",
-    "data.name",
-    "data.obtained",
-    "data.license",
-    "data.hub_datasets",
-    "head.ibot_chunk_rows",
-    "parallel.device",
-    "parallel.sharding",
-    "parallel.shard_size",
-    "parallel.activation_checkpointing",
-    "parallel.compile",
-    "parallel.tf32",
-    "parallel.threads",
-)
-# what the shapes of the weights depend on
-_ARCHITECTURE = ("model.name", "model.arguments", "head", "crops.global_size_px")
+from .config import RunConfig
 
 
-def find_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def find_changes(before: Mapping[str, Any], now: Mapping[str, Any], recipe: type[RunConfig]) -> list[str]:
     """Compares what is learned in two configurations.
 
     Args:
         before: Configuration of the run so far, of JSON's types.
         now: Configuration of this start.
+        recipe: The kind of configuration, which knows what is free to change.
 
     Returns:
         Name, earlier and new value of each difference, as text.
@@ -48,16 +24,19 @@ def find_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     return [
         f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
         for name in sorted({*old, *new})
-        if old.get(name) != new.get(name) and not _within(name, _FREE)
+        if old.get(name) != new.get(name) and not _within(name, recipe.free)
     ]
 
 
-def check_recipe(before: Mapping[str, Any], now: Mapping[str, Any], *, allow_changes: bool) -> list[str]:
+def check_recipe(
+    before: Mapping[str, Any], now: Mapping[str, Any], recipe: type[RunConfig], *, allow_changes: bool
+) -> list[str]:
     """Decides whether a run may go on.
 
     Args:
         before: Configuration of the run so far.
         now: Configuration of this start.
+        recipe: The kind of configuration, which knows what is free to change and what decides the architecture.
         allow_changes: Whether the recipe may change; the architecture never may.
 
     Returns:
@@ -66,17 +45,17 @@ def check_recipe(before: Mapping[str, Any], now: Mapping[str, Any], *, allow_cha
     Raises:
         PretrainError: The recipe changed and may not, or the architecture did.
     """
-    changes = find_changes(before, now)
-    architecture = [change for change in changes if _within(change.split()[0], _ARCHITECTURE)]
+    changes = find_changes(before, now, recipe)
+    architecture = [change for change in changes if _within(change.split()[0], recipe.architecture)]
     if architecture:
         raise PretrainError(
-            f"the run that is there has another architecture ({'; '.join(architecture)}); choose another --output, and "
-            "start from its weights by --model.weights if they fit"
+            f"the run that is there has another architecture ({'; '.join(architecture)}); choose another output, and "
+            "start from its weights by model.weights if they fit"
         )
     if changes and not allow_changes:
         raise PretrainError(
             f"the run that is there has another recipe ({'; '.join(changes)}); restore it, allow the change by "
-            "--allow-changes, or choose another --output"
+            "allow_changes=True, or choose another output"
         )
     return changes
 

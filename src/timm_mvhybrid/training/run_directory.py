@@ -19,6 +19,7 @@ import torch
 from ..runtime.atomic_file import write_file
 from ..runtime.errors import PretrainError, writing
 from ..runtime.provenance import installed_versions
+from ..runtime.ranks import Ranks
 
 _GIT_TIMEOUT_S = 30
 
@@ -81,7 +82,7 @@ class RunDirectory:
         return self.path / "tensorboard"
 
     def holds_run(self) -> bool:
-        """Says whether a run was started here; other files in the folder, such as a scheduler's logs, are none."""
+        """Says whether a run was started here; other files in the folder, such as a scheduler's logs, are not a run."""
         return any(path.exists() for path in (self.config, self.metrics, self.checkpoints))
 
     def create(self, config: Mapping[str, Any], *, resume: bool) -> None:
@@ -89,21 +90,21 @@ class RunDirectory:
 
         Args:
             config: The resolved configuration, of JSON's types. On resuming it replaces the earlier one; whether
-                the two agree is for the caller to check before, with `read_config`.
+                the two agree is for the caller to check before, with ``read_config``.
             resume: Go on where a run is there already; where none is, this starts one.
 
         Raises:
-            PretrainError: A run is there already and `resume` is off, or the configuration is not strict JSON.
+            PretrainError: A run is there already and ``resume`` is off, or the configuration is not strict JSON.
             OutputError: The folder cannot be written.
         """
         if self.holds_run() and not resume:
             raise PretrainError(
-                f"{self.path}: holds a run already; go on with --resume, or choose another --output"
+                f"{self.path}: holds a run already; go on with resume='auto', or choose another output"
             )
         try:
             text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         except (TypeError, ValueError) as error:
-            raise PretrainError(f"{self.config}: the configuration is no JSON ({error})") from error
+            raise PretrainError(f"{self.config}: the configuration is not JSON ({error})") from error
         for folder in (self.path, self.checkpoints, self.plots):
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -134,11 +135,11 @@ class RunDirectory:
             return None
         except (OSError, ValueError) as error:
             raise PretrainError(
-                f"{self.config}: not readable as JSON ({error}); mend it, or choose another --output"
+                f"{self.config}: not readable as JSON ({error}); repair it, or choose another output"
             ) from error
         if not isinstance(config, dict):
             raise PretrainError(
-                f"{self.config}: must hold a JSON object; mend it, or choose another --output"
+                f"{self.config}: must hold a JSON object; repair it, or choose another output"
             )
         return config
 
@@ -156,17 +157,21 @@ class RunDirectory:
             OutputError: The records cannot be written.
         """
         if not math.isfinite(value):
-            raise PretrainError(f"{self.evaluations}: {metric} on {dataset} is {value}, which is no result")
+            raise PretrainError(
+                f"{self.evaluations}: {metric} on {dataset} is {value}, which is not a result"
+            )
         try:
             entries = json.loads(self.evaluations.read_text(encoding="utf-8"))
         except FileNotFoundError:
             entries = []
         except (OSError, ValueError) as error:
             raise PretrainError(
-                f"{self.evaluations}: not readable as JSON ({error}); mend it, or move it away"
+                f"{self.evaluations}: not readable as JSON ({error}); repair it, or move it away"
             ) from error
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise PretrainError(f"{self.evaluations}: must hold a list of objects; mend it, or move it away")
+            raise PretrainError(
+                f"{self.evaluations}: must hold a list of objects; repair it, or move it away"
+            )
         entry = {"metric": metric, "value": value, "dataset": dataset, "protocol": protocol}
         key = ("metric", "dataset", "protocol")
         kept = [old for old in entries if [old.get(name) for name in key] != [entry[name] for name in key]]
@@ -180,7 +185,7 @@ class RunDirectory:
             return []
         except (OSError, ValueError) as error:
             raise PretrainError(
-                f"{self.starts}: cannot be read ({error}); mend it, or move it away"
+                f"{self.starts}: cannot be read ({error}); repair it, or move it away"
             ) from error
 
 
@@ -198,7 +203,7 @@ def describe_environment() -> dict[str, Any]:
         "versions": installed_versions(),
         "num_cpus": num_cpus,
         "num_threads": torch.get_num_threads(),
-        "world_size": _world_size(),
+        "world_size": Ranks.from_environment().world_size,
         "command": sys.argv,
     }
     if torch.cuda.is_available():
@@ -219,7 +224,7 @@ def git_state(folder: Path) -> tuple[dict[str, Any] | None, bytes]:
         folder: Any folder.
 
     Returns:
-        Commit (None before the first one), whether files differ from it or are not tracked (`dirty`), and the SHA-256
+        Commit (None before the first one), whether files differ from it or are not tracked (``dirty``), and the SHA-256
         of the differences of tracked files; and the differences themselves. None and nothing outside a repository or
         without git.
     """
@@ -248,9 +253,3 @@ def git_state(folder: Path) -> tuple[dict[str, Any] | None, bytes]:
         "dirty": bool(status.strip()),
         "diff_sha256": hashlib.sha256(patch).hexdigest() if patch else None,
     }, patch or b""
-
-
-def _world_size() -> int:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size()
-    return int(os.environ.get("WORLD_SIZE", "1"))

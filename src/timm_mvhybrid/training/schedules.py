@@ -15,7 +15,7 @@ def linear_warmup(step: int, *, start: float, end: float, num_steps: int) -> flo
     Args:
         step: Step, from 0.
         start: Value at step 0, if there is a warm-up at all.
-        end: Value behind the warm-up.
+        end: Value after the warm-up.
         num_steps: Steps of the warm-up; 0 or 1 has ``end`` or ``start`` at step 0.
 
     Returns:
@@ -42,7 +42,7 @@ def cosine_schedule(
 ) -> float:
     """Warms up along a line, then goes from ``start`` to ``end`` along half a cosine.
 
-    With s steps behind the warm-up and S = ``num_steps - warmup_steps``: end + (start − end) (1 + cos(π s / S)) / 2. The
+    With s steps after the warm-up and S = ``num_steps - warmup_steps``: end + (start − end) (1 + cos(π s / S)) / 2. The
     last step of a run, ``num_steps - 1``, is thus just short of ``end``; ``end`` itself stands from ``num_steps`` on.
 
     Source: DINOv2 (arXiv 2304.07193), whose published code has these end points. Frozen steps do not shift the rest,

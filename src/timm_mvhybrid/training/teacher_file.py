@@ -30,7 +30,7 @@ def gather_backbone(network: nn.Module, world: World) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for name, value in backbone.state_dict().items():
         whole = value.full_tensor() if hasattr(value, "full_tensor") else value
-        if world.is_main and name != "mask_token":
+        if world.is_first and name != "mask_token":
             weights[name] = whole.detach().to("cpu", copy=True).contiguous()
     return weights
 
@@ -54,5 +54,5 @@ def write_teacher(network: nn.Module, folder: Path, world: World) -> Path:
     assert isinstance(backbone, nn.Module)
     path = folder / NAME
     metadata = {"format": "pt", PATCH_GRID: grid_to_text(grid_of(backbone))}
-    world.on_main(lambda: write_file(path, save(weights, metadata)))
+    world.on_first(lambda: write_file(path, save(weights, metadata)))
     return path

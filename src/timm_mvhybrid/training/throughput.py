@@ -1,4 +1,4 @@
-"""Marks within a step → images per second, and the shares of time in data, compute and communication."""
+"""Marks within a step → images per second, and the fractions of time in data, compute and communication."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Throughput:
     On CUDA, kernels run after the call that queues them returned, so that phases other than ``data`` are measured by
     events on the current stream, and read when all of them have passed; nothing waits for the device in between.
     ``data`` is the wall-clock time that the loop waits for a batch, on any device; kernels may still run meanwhile, so
-    that on CUDA shares may add up to more than 1. FSDP's own communication overlaps
+    that on CUDA fractions may add up to more than 1. FSDP's own communication overlaps
     with ``compute`` and counts there; ``communication`` is what the loop itself waits for.
 
     Args:
@@ -71,7 +71,7 @@ class Throughput:
         """Ends the interval and starts the next.
 
         Returns:
-            ``images_per_second``, and the share of the interval's wall-clock time, 0 to 1, by phase as
+            ``images_per_second``, and the fraction of the interval's wall-clock time, 0 to 1, by phase as
             ``share_data``, ``share_compute`` and so on; ``share_other`` is the rest: logging, checkpoints, Python.
         """
         if self._events:

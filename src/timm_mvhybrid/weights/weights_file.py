@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import pickle
 import re
@@ -16,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..runtime.digest import file_sha256
+from ..runtime.digest import file_sha256, tensors_sha256
 from .errors import CheckpointError
 from .key_conversion import GATHER
 from .pickled_names import unsafe_names
@@ -133,23 +132,6 @@ def read_weights(
             f"metadata): the file is damaged; {remedy}"
         )
     return WeightsFile(path=path, sha256=digest, checkpoint=checkpoint, metadata=metadata, remedy=remedy)
-
-
-def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Computes one sha256 over names, types, shapes and values, independent of the order of the names.
-
-    Args:
-        tensors: Tensors by name, on the CPU.
-
-    Returns:
-        Hexadecimal digits.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach()
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: str | Path, remedy: str = COPY_AGAIN) -> None:

@@ -17,7 +17,7 @@ from .student_teacher import NetworkOutput
 class Losses:
     """The loss of a backward pass.
 
-    Args:
+    Attributes:
         parts: ``dino_local``, ``dino_global``, the regulariser's name, ``ibot`` and ``total``; scalars of this process,
             ``total`` to be differentiated.
         class_targets: What softmax turns into the teacher's targets of the class tokens, (2B, K); no gradient.

@@ -1,15 +1,14 @@
 """The command line of a run, in this process."""
 
 import json
-import sys
 
 import pytest
 from support.generated_patches import trident_attributes, write_coordinates
 from support.generated_slides import write_slide
 from support.pretraining import NUM_STEPS, small, write_config, write_patches
 
-from timm_mvhybrid.pretrain.__main__ import main
-from timm_mvhybrid.pretrain.command import parse
+from timm_mvhybrid.cli import main
+from timm_mvhybrid.cli.pretrain import parse_pretrain
 
 pytest.importorskip("lightly")
 
@@ -20,11 +19,10 @@ def patches(tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(capsys):
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pretrain", *map(str, arguments)])
         try:
-            code = main()
+            code = main(["pretrain", *map(str, arguments)])
         except SystemExit as error:
             code = error.code
         return code, *capsys.readouterr()
@@ -97,9 +95,8 @@ def test_mistakes_are_one_line_that_says_what_to_do(patches, tmp_path, run, argu
 def test_flags_go_before_the_file_and_the_file_before_the_preset(tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text("num_steps: 50\nbatch_size: 8\noptimizer: {base_learning_rate: 1e-3}\noutput: there\n")
-    command = parse(
-        ["--preset", "smoke", "--config", str(file), "--batch-size", "2", "--data.sources", "a", "b"],
-        "pretrain",
+    command = parse_pretrain(
+        ["--preset", "smoke", "--config", str(file), "--batch-size", "2", "--data.sources", "a", "b"]
     )
     config = command.config
     assert (config.num_steps, config.batch_size, config.model.name) == (50, 2, "test_mvhybrid")
@@ -110,7 +107,7 @@ def test_flags_go_before_the_file_and_the_file_before_the_preset(tmp_path):
 
 def test_help_names_every_section_with_its_units(capsys):
     with pytest.raises(SystemExit) as stopped:
-        parse(["--help"], "pretrain")
+        parse_pretrain(["--help"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
     for flag in (
