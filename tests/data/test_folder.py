@@ -3,6 +3,7 @@ import tarfile
 
 import imagecodecs
 import numpy as np
+import PIL
 import pytest
 import tifffile
 from PIL import Image
@@ -147,6 +148,10 @@ def test_a_grey_image_may_carry_a_thumbnail(tmp_path):
 def test_other_colours_become_rgb(tmp_path, mode):
     image = Image.fromarray(COLOURS).convert(mode)
     image.save(tmp_path / "image.tif")
+    try:
+        Image.open(tmp_path / "image.tif").load()
+    except OSError as error:
+        pytest.skip(f"Pillow {PIL.__version__} does not read what it wrote: {error}")
     np.testing.assert_array_equal(FolderSource(tmp_path)[0], np.asarray(image.convert("RGB")))
 
 

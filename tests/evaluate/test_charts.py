@@ -15,6 +15,8 @@ from timm_mvhybrid.evaluate.patch_charts import confusion_matrix, precision_bars
 from timm_mvhybrid.evaluate.slide_charts import RocCurve, roc_curves, survival_curves
 from timm_mvhybrid.probes.cox import log_rank_p_value
 
+pytestmark = pytest.mark.fixed_seed  # results are drawn, and what is asserted names the best of them
+
 PX = 0.02
 """Positions are written in hundredths of a px; a difference of two has at most twice half of that."""
 

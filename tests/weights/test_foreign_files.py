@@ -220,3 +220,15 @@ def test_distributed_tensors_of_two_processes_are_whole_or_refused(tmp_path):
             CheckpointError, match="is one process's part of a sharded tensor; save the whole weights"
         ):
             way()
+
+
+def test_a_header_of_any_length_is_that_of_a_safetensors_file(tmp_path):
+    """Its length stands first, and may look like the start of a pickle: 0x80, then the protocol."""
+    path = tmp_path / "model.safetensors"
+    tensors = {name: value.contiguous() for name, value in OWN.items()}
+    for padding in range(0, 1 << 16, 8):
+        save_file(tensors, path, {"note": "x" * padding})
+        if path.read_bytes()[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+            break
+    assert path.read_bytes()[0] == 0x80
+    load_weights(perturbed(MODEL, 9), path)

@@ -24,7 +24,8 @@ def check_resolution(um_per_px: tuple[float, float] | None) -> tuple[float | Non
     if um_per_px is None:
         return None, "the slide states no usable resolution"
     x, y = um_per_px
-    stated = f"{x:g}" if f"{x:g}" == f"{y:g}" else f"{x:g} × {y:g}"
+    # files keep the resolution as a fraction, of more or less accuracy
+    stated = f"{x:.4g}" if f"{x:.4g}" == f"{y:.4g}" else f"{x:.4g} × {y:.4g}"
     if not (0 < x < _COARSEST_UM_PER_PX and 0 < y < _COARSEST_UM_PER_PX):
         return None, f"the slide states {stated} µm/px, which no scanner has"
     if min(x, y) < _FINEST_UM_PER_PX:

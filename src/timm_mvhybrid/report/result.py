@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ..probes.resampling import MetricSummary, PairedComparison
 from ..runtime.atomic_file import write_file
-from ..runtime.codec import decode, encode
+from ..runtime.codec import decode, encode, finite
 from ..runtime.errors import EvaluationError
 from ..runtime.provenance import ModelRecord, Provenance
 from .earlier_results import from_schema_1
@@ -210,7 +210,7 @@ class Result:
         values: dict[str, Any] = {"schema": SCHEMA_VERSION}
         for one in fields(self):
             value = getattr(self, one.name)
-            values[one.name] = _to_columns(value) if one.name == "scores" else encode(value)
+            values[one.name] = _to_columns(value) if one.name == "scores" else finite(encode(value))
         lines = (
             f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}"
             for name, value in values.items()
@@ -309,7 +309,7 @@ def _to_columns(scores: Sequence[Score]) -> dict[str, Any]:
         names: dict[str, int] = {}
         codes = [names.setdefault(str(row[position]), len(names)) for row in scores]
         columns[name] = {"names": list(names), "codes": codes}
-    columns["value"] = encode([row.value for row in scores])
+    columns["value"] = finite([row.value for row in scores])
     return columns
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..probes.resampling import NUM_RESAMPLES, Interval, PairedComparison, compare_paired, summarise
-from ..runtime.codec import encode
+from ..runtime.codec import encode, finite
 from ..runtime.provenance import ModelRecord, collect_provenance
 from .result import FoldRecord, Metric, Result, Score, Summary
 
@@ -84,7 +84,7 @@ class ScoreSheet:
                 name=fold,
                 num_train=num_train,
                 num_test=num_test,
-                facts=encode(facts),
+                facts=finite(encode(facts)),
             )
         )
         for metric, value in values.items():
@@ -201,14 +201,14 @@ class ScoreSheet:
         return Result(
             task=task,
             dataset=dataset,
-            settings=encode(dict(settings or {})),
+            settings=finite(encode(dict(settings or {}))),
             metrics=self.metrics,
             models=tuple(models),
             folds=tuple(self.folds),
             scores=tuple(self.scores),
             summaries=self.summaries(),
             comparisons=self.comparisons(compared),
-            arrays=encode(dict(arrays or {})),
+            arrays=finite(encode(dict(arrays or {}))),
             provenance=collect_provenance(seed=self.seed, options=options, data=data, generated=generated),
             notes=tuple(notes),
         )

@@ -45,7 +45,7 @@ def dump(value: Any) -> str:
         Strict JSON, in which numbers that do not exist (NaN) or are infinite are null.
     """
     items = ",\n".join(
-        f"{json.dumps(key)}: {json.dumps(_finite(item), ensure_ascii=False, allow_nan=False)}"
+        f"{json.dumps(key)}: {json.dumps(finite(item), ensure_ascii=False, allow_nan=False)}"
         for key, item in encode(value).items()
     )
     return f"{{\n{items}\n}}\n"
@@ -193,9 +193,10 @@ def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Makes numbers that do not exist (NaN) or are infinite null, in what ``encode`` gave."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

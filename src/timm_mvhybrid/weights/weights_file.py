@@ -170,7 +170,9 @@ def _what_it_is(head: bytes, path: Path) -> str | None:
         return "is a web page (an error or login page that was saved), not weights"
     if start.startswith(b"version https://git-lfs"):
         return "is a git-lfs pointer, not the weights themselves (git lfs pull)"
-    if path.suffix == ".safetensors" and head.startswith((b"\x80", b"PK\x03\x04")):
+    # a safetensors file starts with the length of its header, whose lowest byte may be that of a pickle
+    is_safetensors = head[4:9] == b"\0\0\0\0{"
+    if path.suffix == ".safetensors" and not is_safetensors and head.startswith((b"\x80", b"PK\x03\x04")):
         return "is a PyTorch or pickle file under the name of a safetensors file; nothing of it was run"
     return None
 
