@@ -14,8 +14,7 @@ from .patch_h5 import PatchH5Source
 from .samples import Samples
 from .slide import Slide
 from .slide_source import SlideSource
-from .source import PatchSource, open_source
-from .source_digest import source_digest
+from .source import PatchSource, open_source, source_digest
 from .tar import TarSource
 from .tile_store import TiledSlide, TilingSummary, tile_slides
 from .tissue import TilingOptions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Protocol
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..runtime.digest import file_sha256
 from ..runtime.errors import DataError, NotASlideError
 from .coordinate_h5 import CoordinateH5Source, Edge
 from .folder import FolderSource
@@ -68,6 +70,27 @@ class PatchSource(Protocol):
 
     def close(self) -> None:
         """Closes what this process holds open; the next read opens it again."""
+
+
+def source_digest(source: PatchSource) -> str:
+    """Hashes the content of a source: its file, or its files and their names, and which patches are taken of it.
+
+    Args:
+        source: The patches.
+
+    Returns:
+        SHA-256 in hex.
+    """
+    if source.path.is_dir() and source.paths is not None:
+        found = hashlib.sha256()
+        for name in source.paths:
+            found.update(f"{name}\n{file_sha256(source.path / name)}\n".encode())
+        return found.hexdigest()
+    found = hashlib.sha256(file_sha256(source.path).encode())
+    found.update(f"{len(source)} {source.patch_size_px} {source.resolution_um_per_px}".encode())
+    if source.coords is not None:
+        found.update(source.coords.tobytes())
+    return found.hexdigest()
 
 
 def open_source(
