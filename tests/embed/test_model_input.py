@@ -108,7 +108,7 @@ def test_other_devices_are_refused_before_models_are_built_or_files_are_read(tmp
     write_task(tmp_path, num_samples=2)
     options = EmbeddingOptions(device="meta")
     backbone = Backbone(model=torch.nn.Identity(), name="identity")
-    for module in ("evaluate.expression.task", "data.source_digest"):
+    for module in ("evaluate.expression.task", "data.source"):
         monkeypatch.setattr(import_module(f"timm_mvhybrid.{module}"), "file_sha256", too_late)
     with pytest.raises(EvaluationError, match="device 'meta' is not available"):
         evaluate_expression(tmp_path, [backbone], ExpressionOptions(embedding=options))
