@@ -11,6 +11,7 @@ from PIL import Image
 from support import chromium
 
 from timm_mvhybrid.evaluate import read_result
+from timm_mvhybrid.evaluate.expression.tables import find_drops
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,7 +49,7 @@ def test_loso_phantom(phantom):
     assert {(scores.model, scores.protocol) for scores in found.scores} == {
         (name, protocol) for name in ("test_mvhybrid", "test_vit12") for protocol in ("random", "loso")
     }
-    for drop in found.drops:
+    for drop in find_drops(found):
         if drop.metric == "pcc" and drop.percent is not None:
             assert f"{drop.model}: PCC {drop.random:.3f} → {drop.loso:.3f}" in shown
     assert "Generated data" in (report / "index.html").read_text()

@@ -206,7 +206,10 @@ def test_a_file_that_is_no_result_is_named(tmp_path, result):
         ("{}", "not a result"),
         (result.to_json().replace('"notes"', '"note"'), "missing or unknown: note, notes"),
         (result.to_json().replace('"schema": 2', '"schema": 99'), "another version"),
-        (result.to_json().replace('"num_test": 48', '"num_test": "48"'), r"num_test: '48' is not"),
+        (
+            result.to_json().replace('"num_test": 48', '"num_test": "48"'),
+            r"num_test is '48'; it must be of type int",
+        ),
         (result.to_json().replace('"codes": [0', '"codes": [99', 1), "its table of scores is damaged"),
     ):
         with pytest.raises(EvaluationError, match=message):
