@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from support import results
+from support.slide_bags import write_bags, write_labels
 
 from timm_mvhybrid.cli import main
 from timm_mvhybrid.evaluate import EvaluationError, read_result
 from timm_mvhybrid.export import export
-from timm_mvhybrid.export.evaluations import check_weights, record_result, rows_of_card
+from timm_mvhybrid.export.evaluations import check_run, record_result, rows_of_card
 from timm_mvhybrid.report import compare_reports, write_report
 
 NAME = "test_mvhybrid"
@@ -108,7 +109,7 @@ def test_results_of_other_weights_are_refused(run, images, tmp_path, capsys):
     assert "none of the models has this run's weights" in capsys.readouterr().err
     assert not list((tmp_path / "again-cache").rglob("*.h5"))
     with pytest.raises(EvaluationError, match="is not the folder of a run that left weights"):
-        check_weights(tmp_path, [other])
+        check_run(tmp_path, ["0" * 64])
     with pytest.raises(EvaluationError, match="no model of the result has this run's weights"):
         record_result(run, results.classification())
 
@@ -123,3 +124,17 @@ def test_rows_of_a_card_are_those_of_its_weights(tmp_path):
     generated = rows_of_card(read_result(tmp_path), {result.models[0].weights_sha256})
     assert all(row.protocol.startswith("generated data; expression, ") for row in generated)
     assert json.loads((tmp_path / "results.json").read_text())["schema"] == 2
+
+
+def test_slides_of_other_weights_and_a_run_that_takes_no_results_are_refused_first(
+    run, images, tmp_path, capsys
+):
+    slides = write_bags(tmp_path / "bags", num_patients=4)
+    labels = write_labels(tmp_path / "labels.csv", slides)
+    words = [str(tmp_path / "bags"), "--labels", str(labels), "--output", str(tmp_path / "slides")]
+    assert main(["evaluate", "slides", *words, "--run", str(run)]) == 1
+    assert "none of the models has this run's weights" in capsys.readouterr().err
+    (run / "evaluations").write_text("a file stands where the folder goes")
+    assert evaluate(run, images, tmp_path / "again", "--run", str(run)) == 1
+    assert f"error: {run / 'evaluations'}: cannot be written" in capsys.readouterr().err
+    assert not list((tmp_path / "again-cache").rglob("*.h5"))

@@ -14,8 +14,8 @@ import tyro
 from rich.console import Console
 from tyro.conf import arg, subcommand
 
-from ..evaluate import BackboneOptions, Progress, Result, Task, registered_tasks
-from ..export.evaluations import check_weights, record_result
+from ..evaluate import Progress, Result, Task, registered_tasks
+from ..export.evaluations import check_run, record_result
 from ..report import check_report_folder, write_report
 from ..runtime.claim import claimed
 from ..runtime.codec import encode
@@ -85,9 +85,8 @@ def run_task(task: Task[Any], options: Any, output: OutputOptions) -> None:
     """
     folder = output.output or Path("outputs", f"{task.name}-{task.data(options).resolve().stem}")
     check_report_folder(folder, overwrite=output.overwrite)
-    models = getattr(options, "models", None)
-    if output.run_folder is not None and isinstance(models, BackboneOptions):
-        check_weights(output.run_folder, [Path(file) for file in models.checkpoint if file])
+    if output.run_folder is not None:
+        check_run(output.run_folder, task.weights(options))
     is_first = Ranks.from_environment().is_first
     log = RunLog(output.log if is_first else None, output.log_every)
     with claimed(folder / "results.json") if is_first else nullcontext():

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,7 +17,7 @@ from ..runtime.line_file import LineFile
 from ..runtime.stage import StageReport
 
 
-class RunDisplay:
+class RunDisplay(AbstractContextManager["RunDisplay"]):
     """A progress bar on stderr, silent unless that is a terminal.
 
     Unreadable patches are reported by name either way.
@@ -46,12 +45,7 @@ class RunDisplay:
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         """Leaves the bar as it stands."""
         self._bar.stop()
 

@@ -86,6 +86,22 @@ def bag_folder(folder: str | Path) -> Path:
     return inner if inner.is_dir() and not any(folder.glob("*.h5")) else folder
 
 
+def weights_of_bags(folder: str | Path) -> str | None:
+    """Looks up which weights embedded the slides of a folder.
+
+    Args:
+        folder: As for ``read_bags``.
+
+    Returns:
+        SHA-256 that its first file states; None where there is no file.
+
+    Raises:
+        DataError: There is no such folder, or the file holds no embeddings.
+    """
+    first = next(iter(sorted(bag_folder(folder).glob("*.h5"))), None)
+    return None if first is None else read_embeddings(first).weights_sha256
+
+
 def read_bags(folder: str | Path, slides: Sequence[str]) -> tuple[list[NDArray[np.float32]], ModelRecord]:
     """Reads the embeddings of slides.
 

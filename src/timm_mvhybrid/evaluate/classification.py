@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
 from ..cohorts.labelled_images import LabelledImages
 from ..embed.backbone import Backbone
@@ -21,8 +21,14 @@ from ..report import Metric, Result, ScoreSheet
 from ..report.page import figure, section
 from ..runtime.errors import EvaluationError
 from ..runtime.stage import OnStage, stage_reporter
-from .arguments import BackboneOptions
-from .labelled_patches import LabelledPatchOptions, dataset_name, embed_images, image_files, split_notes
+from .labelled_patches import (
+    LabelledPatchCommand,
+    LabelledPatchOptions,
+    dataset_name,
+    embed_images,
+    image_files,
+    split_notes,
+)
 from .patch_charts import confusion_matrix
 from .task import OnBatch, Progress, Task, register_task
 
@@ -51,17 +57,13 @@ class ClassificationOptions(LabelledPatchOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationCommand:
+class ClassificationCommand(LabelledPatchCommand):
     """What the command is told.
 
     Attributes:
-        root: Folder of classes, table (path, label[, split][, patient]), or MHIST or UniToPatho as distributed.
-        models: Which models embed.
         options: Everything else.
     """
 
-    root: Annotated[Positional[Path], arg(metavar="ROOT")]
-    models: Annotated[BackboneOptions, arg(name="")]
     options: Annotated[ClassificationOptions, arg(name="")] = field(
         default_factory=lambda: ClassificationOptions(embedding=EmbeddingOptions(num_workers="auto"))
     )

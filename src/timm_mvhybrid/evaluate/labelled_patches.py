@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
 from ..cohorts.labelled_images import LabelledImages, Layout, open_images
 from ..embed.backbone import Backbone
@@ -17,6 +17,7 @@ from ..embed.embedding_cache import EmbeddingOptions
 from ..embed.models import embed_models
 from ..runtime.errors import EvaluationError
 from ..runtime.provenance import ModelRecord, hash_files
+from .arguments import BackboneOptions
 from .task import OnBatch
 
 
@@ -37,6 +38,19 @@ class LabelledPatchOptions:
     ddof: Literal[0, 1] = 0
     seed: int = 0
     embedding: Annotated[EmbeddingOptions, arg(name="")] = field(default_factory=EmbeddingOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledPatchCommand:
+    """What the commands of the tasks on labelled patches share.
+
+    Attributes:
+        root: Folder of classes, table (path, label[, split][, patient]), or MHIST or UniToPatho as distributed.
+        models: Which models embed.
+    """
+
+    root: Annotated[Positional[Path], arg(metavar="ROOT")]
+    models: Annotated[BackboneOptions, arg(name="")]
 
 
 def embed_images(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
 from ..embed.backbone import Backbone
 from ..embed.embedding_cache import EmbeddingOptions
@@ -18,8 +18,14 @@ from ..report import Metric, Result, ScoreSheet
 from ..report.page import figure, section
 from ..report.presentation import metric_of
 from ..report.table import Table, number_cell, text_cell
-from .arguments import BackboneOptions
-from .labelled_patches import LabelledPatchOptions, dataset_name, embed_images, image_files, split_notes
+from .labelled_patches import (
+    LabelledPatchCommand,
+    LabelledPatchOptions,
+    dataset_name,
+    embed_images,
+    image_files,
+    split_notes,
+)
 from .patch_charts import precision_bars
 from .task import OnBatch, Progress, Task, register_task
 
@@ -38,17 +44,13 @@ class RetrievalOptions(LabelledPatchOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievalCommand:
+class RetrievalCommand(LabelledPatchCommand):
     """What the command is told.
 
     Attributes:
-        root: Folder of classes, table (path, label[, split][, patient]), or MHIST or UniToPatho as distributed.
-        models: Which models embed.
         options: Everything else.
     """
 
-    root: Annotated[Positional[Path], arg(metavar="ROOT")]
-    models: Annotated[BackboneOptions, arg(name="")]
     options: Annotated[RetrievalOptions, arg(name="")] = field(
         default_factory=lambda: RetrievalOptions(embedding=EmbeddingOptions(num_workers="auto"))
     )

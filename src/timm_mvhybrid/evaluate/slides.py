@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tyro.conf import arg
 
-from ..cohorts.bags import SlideTable, read_slides
+from ..cohorts.bags import SlideTable, read_slides, weights_of_bags
 from ..probes.attention_mil import AttentionOptions, attention_mil
 from ..probes.splits import patient_folds
 from ..report import Metric, Result, ScoreSheet
@@ -145,6 +145,10 @@ class Slides(Task[SlidesCommand]):
     def data(self, options: SlidesCommand) -> Path:
         """Names the data by the table of labels."""
         return options.labels
+
+    def weights(self, options: SlidesCommand) -> list[str]:
+        """Reads it off the embeddings."""
+        return [found for folder in options.bags if (found := weights_of_bags(folder)) is not None]
 
     def run(self, options: SlidesCommand, progress: Progress) -> Result:
         """Evaluates; the one seed is that of training, too."""

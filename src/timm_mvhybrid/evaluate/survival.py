@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tyro.conf import arg
 
-from ..cohorts.bags import SlideTable, read_slides
+from ..cohorts.bags import SlideTable, read_slides, weights_of_bags
 from ..probes.concordance import concordance_index
 from ..probes.cox import cox_risks, log_rank_p_value
 from ..probes.mixture import mixture_prototypes, slide_mixture_embedding
@@ -160,6 +160,10 @@ class Survival(Task[SurvivalCommand]):
     def data(self, options: SurvivalCommand) -> Path:
         """Names the data by the table of follow-up."""
         return options.follow_up
+
+    def weights(self, options: SurvivalCommand) -> list[str]:
+        """Reads it off the embeddings."""
+        return [found for folder in options.bags if (found := weights_of_bags(folder)) is not None]
 
     def run(self, options: SurvivalCommand, progress: Progress) -> Result:
         """Evaluates."""

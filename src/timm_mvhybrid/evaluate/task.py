@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from ..embed.embeddings import BatchReport
 from ..report import Presentation, Result, register_presentation
+from ..runtime.digest import file_sha256
 from ..runtime.stage import OnStage
 
 Options = TypeVar("Options")
@@ -30,7 +32,7 @@ class Progress:
     on_warning: Callable[[str], None] | None = None
 
 
-class Task(Presentation, Generic[Options]):
+class Task(Presentation, ABC, Generic[Options]):
     """One kind of evaluation; a subclass in one file and its registration are all that a new one takes.
 
     Its first docstring line is the help of its command. Tables, intervals, paired comparisons, page, results.json,
@@ -55,6 +57,20 @@ class Task(Presentation, Generic[Options]):
         root: Path = getattr(options, "root")  # noqa: B009 - not every task's options have it
         return root
 
+    def weights(self, options: Options) -> list[str]:
+        """Says which weights will be evaluated, before time is spent on it.
+
+        Args:
+            options: What the command was told.
+
+        Returns:
+            SHA-256 of the files of weights; files that are missing are left to those who read them.
+        """
+        models = getattr(options, "models", None)
+        files = [Path(file) for file in models.checkpoint if file] if models is not None else []
+        return [file_sha256(file) for file in files if file.is_file()]
+
+    @abstractmethod
     def run(self, options: Options, progress: Progress) -> Result | None:
         """Evaluates.
 
@@ -65,7 +81,6 @@ class Task(Presentation, Generic[Options]):
         Returns:
             The result; None on ranks other than the first.
         """
-        raise NotImplementedError
 
 
 _TASKS: dict[str, Task[Any]] = {}

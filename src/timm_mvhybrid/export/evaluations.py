@@ -47,15 +47,16 @@ def weights_of_run(run: Path) -> dict[str, Path]:
     return {file_sha256(file): file for file in sorted(run.glob("*.safetensors"))}
 
 
-def check_weights(run: Path, checkpoints: Sequence[Path]) -> None:
-    """Refuses to evaluate for a run what is not of it, before time is spent.
+def check_run(run: Path, weights: Sequence[str]) -> None:
+    """Refuses to evaluate for a run what is not of it, or what it could not keep, before time is spent.
 
     Args:
         run: The run's folder.
-        checkpoints: The files of weights that are evaluated.
+        weights: SHA-256 of the files of weights that are evaluated.
 
     Raises:
         EvaluationError: None of them is the run's.
+        OutputError: The run's folder takes no results.
     """
     known = weights_of_run(run)
     if not known:
@@ -63,10 +64,11 @@ def check_weights(run: Path, checkpoints: Sequence[Path]) -> None:
             f"{run}: is not the folder of a run that left weights, such as teacher.safetensors; name the run whose "
             "weights are evaluated"
         )
-    # a file that is missing is named by whoever loads it
-    if not any(file.is_file() and file_sha256(file) in known for file in checkpoints):
+    if not known.keys() & set(weights):
         names = ", ".join(str(file) for file in known.values())
         raise EvaluationError(f"{run}: none of the models has this run's weights; give {names} as checkpoint")
+    with writing(run / RESULTS_OF_RUN):
+        (run / RESULTS_OF_RUN).mkdir(exist_ok=True)
 
 
 def record_result(run: Path, result: Result) -> Path:

@@ -56,7 +56,6 @@ class Presentation:
         title: Heading of its page; the name by default.
         setting: Heading of the column of protocols.
         protocols: Protocol → what it is called; others are called by their names.
-        setting_names: Setting of a result → what it is called where two results differ in it.
     """
 
     name: ClassVar[str] = ""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ..probes.resampling import MetricSummary, PairedComparison
 from ..runtime.atomic_file import write_file
-from ..runtime.codec import decode, encode, finite
+from ..runtime.codec import decode, dump
 from ..runtime.errors import EvaluationError
 from ..runtime.provenance import ModelRecord, Provenance
 from .earlier_results import from_schema_1
@@ -210,12 +210,8 @@ class Result:
         values: dict[str, Any] = {"schema": SCHEMA_VERSION}
         for one in fields(self):
             value = getattr(self, one.name)
-            values[one.name] = _to_columns(value) if one.name == "scores" else finite(encode(value))
-        lines = (
-            f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}"
-            for name, value in values.items()
-        )
-        return "{\n" + ",\n".join(lines) + "\n}\n"
+            values[one.name] = _to_columns(value) if one.name == "scores" else value
+        return dump(values)
 
     def write(self, path: str | Path) -> None:
         """Writes the file, complete or not at all.
@@ -309,7 +305,7 @@ def _to_columns(scores: Sequence[Score]) -> dict[str, Any]:
         names: dict[str, int] = {}
         codes = [names.setdefault(str(row[position]), len(names)) for row in scores]
         columns[name] = {"names": list(names), "codes": codes}
-    columns["value"] = finite([row.value for row in scores])
+    columns["value"] = [row.value for row in scores]
     return columns
 
 

@@ -36,10 +36,10 @@ def encode(value: Any, *, path: Callable[[Path], str] = str) -> Any:
 
 
 def dump(value: Any) -> str:
-    """Encodes a dataclass as one line of JSON for each field, and ends it with a newline.
+    """Encodes a dataclass or mapping as one line of JSON for each field, and ends it with a newline.
 
     Args:
-        value: The dataclass.
+        value: The dataclass or mapping.
 
     Returns:
         Strict JSON, in which numbers that do not exist (NaN) or are infinite are null.
