@@ -63,9 +63,6 @@ def compute_losses(
         mask: True where a patch of a global crop is hidden from the student, bool, (2B, N). On the CPU it costs no
             synchronisation with a GPU.
         teacher_temp: Temperature of the teacher.
-
-    Returns:
-        The loss.
     """
     masked = MaskedPatches.of(mask, global_crops.device)
     chunk_rows = criterion.ibot_chunk_rows

@@ -190,14 +190,6 @@ class DINOv2Loss(nn.Module):
 
         Updates the running mean, if there is one. ``prototype_cross_entropy`` turns the targets into the same loss as
         ``patch_loss``.
-
-        Args:
-            scores: The teacher's scores.
-            masked: The masked patches.
-            teacher_temp: The teacher's temperature.
-
-        Returns:
-            The targets.
         """
         with autocast_disabled(scores.rows.device.type):
             return PatchTargets(
@@ -224,9 +216,6 @@ class DINOv2Loss(nn.Module):
             student_local_cls: Those of the local crops, (L·B, K).
             student_feature: The student's class features of the global crops, (2B, D).
             ibot: Of ``patch_loss``.
-
-        Returns:
-            As ``forward``.
         """
         num_images = len(class_targets) // 2
         with autocast_disabled(class_targets.device.type):

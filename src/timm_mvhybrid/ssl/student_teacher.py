@@ -72,9 +72,6 @@ class Network(nn.Module):
             hide: Whether the backbone sees the mask token in their place, as the student does.
             factored: Whether to return their scores as two factors.
             targets: The teacher's targets for them; then their loss is computed instead.
-
-        Returns:
-            Features and scores.
         """
         tokens = self._masking.forward_features(global_crops, masked.mask if hide else None)
         # FSDP warns of outputs that are views
@@ -156,11 +153,6 @@ def update_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> N
     """Moves the teacher towards the student: teacher ← m · teacher + (1 − m) · student; buffers are copied.
 
     Both may be sharded, alike.
-
-    Args:
-        student: The student.
-        teacher: The teacher.
-        momentum: m.
     """
     pairs: dict[tuple[torch.dtype, torch.device, type], tuple[list[Tensor], list[Tensor]]]
     pairs = defaultdict(lambda: ([], []))
