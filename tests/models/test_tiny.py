@@ -25,11 +25,12 @@ SIDE, NUM_VALUES = 64, 16
 
 
 def draw(shape, start):
-    """Numbers of deviation 1 by integer arithmetic, which is the same on every machine: a linear congruential step."""
-    number = torch.arange(math.prod(shape)) + 1_000_003 * (start + 1)
-    for _ in range(3):
-        number = (number * 1_103_515_245 + 12_345) % 2**31
-    return (math.sqrt(12) * (number.double() / 2**31 - 0.5)).reshape(shape)
+    """Numbers of deviation 1 by integer arithmetic, the same on every machine: a counter whose 32 bits are mixed."""
+    number = (torch.arange(math.prod(shape)) * 0x9E3779B9 + (start + 1) * 0x5851F42D) % 2**32
+    for factor, shift in ((0x21F0AAAD, 15), (0x735A2D97, 15)):
+        number = (number ^ (number >> 16)) * factor % 2**32
+        number = number ^ (number >> shift)
+    return (math.sqrt(12) * (number.double() / 2**32 - 0.5)).reshape(shape)
 
 
 def make_model(name, dtype=torch.float64):
