@@ -6,10 +6,12 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ..doctor import Diagnosis
+from rich.console import Console
+from rich.table import Table
+
+from ..doctor import COMPLAINTS, Diagnosis, diagnose
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,8 +25,6 @@ class Doctor:
 
     def run(self) -> int:
         """Runs the command."""
-        from ..doctor import diagnose
-
         diagnosis = diagnose()
         if self.json:
             print(json.dumps(_plain(diagnosis, everything=self.all), indent=2, ensure_ascii=False))
@@ -35,8 +35,6 @@ class Doctor:
 
 def _plain(diagnosis: Diagnosis, *, everything: bool) -> dict[str, Any]:
     """Turns a diagnosis into what JSON holds."""
-    from ..doctor import COMPLAINTS
-
     result = {"works": diagnosis.works, **dataclasses.asdict(diagnosis)}
     for scan in result["implementation"]["scans"]:
         scan["dtype"] = str(scan["dtype"]).removeprefix("torch.")
@@ -47,11 +45,6 @@ def _plain(diagnosis: Diagnosis, *, everything: bool) -> dict[str, Any]:
 
 def _print(diagnosis: Diagnosis, *, everything: bool) -> None:
     """Prints a diagnosis: in tables for a terminal, in plain lines for a pipe."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from ..doctor import COMPLAINTS
-
     console = Console(soft_wrap=True, highlight=False, markup=False)
     is_terminal = sys.stdout.isatty()
 

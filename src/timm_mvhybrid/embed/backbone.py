@@ -6,13 +6,14 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
+from tyro.conf import arg
 
 from ..models import NotPublishedError, create_model, load_weights
 from ..runtime.digest import file_sha256
@@ -40,6 +41,25 @@ class Backbone:
     name: str
     weights: str = "random"
     weights_sha256: str = "random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightOptions:
+    """The weights of one model.
+
+    Attributes:
+        pretrained: Take the weights that timm downloads.
+        checkpoint: Take the weights of this file (safetensors, or PyTorch tensors) instead.
+        seed: Seed of random weights, if neither is given.
+    """
+
+    pretrained: bool = False
+    checkpoint: Annotated[Path | None, arg(metavar="FILE")] = None
+    seed: int = 0
+
+    def load(self, name: str) -> Backbone:
+        """Builds a model by `load_backbone`."""
+        return load_backbone(name, pretrained=self.pretrained, checkpoint=self.checkpoint, seed=self.seed)
 
 
 def load_backbone(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,35 +25,22 @@ from ..runtime.ranks import Ranks
 from ..version import __version__
 from .backbone import Backbone
 from .embedding_store import read_embeddings
-from .embeddings import BatchReport, DTypeName, EmbeddingSummary, embed
+from .embeddings import BatchReport, EmbeddingSummary, ForwardOptions, embed
 from .model_input import choose_device, choose_input_size
-from .patch_loader import num_available_workers
-from .pooling import Pooling, check_pooling
+from .pooling import check_pooling
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddingOptions:
-    """How patches are embedded.
+class EmbeddingOptions(ForwardOptions):
+    """How patches are embedded, and where embeddings are kept.
 
     Attributes:
         cache: Where embeddings are kept; timm_mvhybrid/embeddings in the user's cache folder by default.
-        batch_size: Patches per batch.
-        device: auto (CUDA if there is any, otherwise CPU; ranks are spread over the devices), cpu, cuda, cuda:1, mps.
-        dtype: Autocast type; embeddings are stored as float32.
-        num_workers: Processes that read patches, at most one a core; 0 reads in the main process.
-        pool: How features become one vector; model is what the model does by itself.
-        input_size: Side in px at which patches enter the model.
     """
 
     cache: Annotated[Path | None, arg(metavar="DIR")] = None
-    batch_size: Annotated[int, arg(metavar="N")] = 64
-    device: Annotated[str, arg(metavar="NAME")] = "auto"
-    dtype: DTypeName = "float32"
-    num_workers: Annotated[Literal["auto"] | int, arg(metavar="auto|N")] = 0
-    pool: Annotated[Pooling, arg(name="global-pool")] = "model"
-    input_size: Annotated[Literal["auto"] | int, arg(metavar="auto|PX")] = "auto"
 
     def check(self) -> None:
         """Finds out whether device and cache can be used, before models are built and data are read.
@@ -153,12 +140,7 @@ def embed_sources(
                 sources[name],
                 backbone,
                 files[name],
-                batch_size=options.batch_size,
-                device=ranks.own_device(options.device),
-                dtype=options.dtype,
-                num_workers=num_available_workers() if options.num_workers == "auto" else options.num_workers,
-                pool=options.pool,
-                input_size=options.input_size,
+                **options.arguments() | {"device": ranks.own_device(options.device)},
                 overwrite=True,
                 # another evaluation of the same patches would write the same file
                 exclusive=False,

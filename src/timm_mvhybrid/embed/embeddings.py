@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import timm
 import torch
 from timm.data.config import resolve_data_config
 from torch import nn
+from tyro.conf import arg
 
 from ..data import DataError, PatchSource
 from ..runtime.claim import claimed
@@ -22,11 +23,39 @@ from ..version import __version__
 from .backbone import Backbone
 from .embedding_store import EmbeddingWriter, check_output
 from .model_input import choose_device, choose_input_size
-from .patch_loader import patch_loader
+from .patch_loader import num_available_workers, patch_loader
 from .pooling import Pooling, check_pooling, own_pooling, pooled_features
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardOptions:
+    """How patches go through a model.
+
+    Attributes:
+        batch_size: Patches per batch.
+        device: auto (CUDA if there is any, otherwise CPU; ranks are spread over the devices), cpu, cuda, cuda:1, mps.
+        dtype: Autocast type; embeddings are stored as float32.
+        num_workers: Processes that read patches, at most one a core; 0 reads in the main process, auto takes one a core
+            up to 8.
+        pool: How features become one vector; model is what the model does by itself.
+        input_size: Side in px at which patches enter the model; auto keeps their own where the model takes it.
+    """
+
+    batch_size: Annotated[int, arg(metavar="N")] = 64
+    device: Annotated[str, arg(metavar="NAME")] = "auto"
+    dtype: DTypeName = "float32"
+    num_workers: Annotated[Literal["auto"] | int, arg(metavar="auto|N")] = 0
+    pool: Annotated[Pooling, arg(name="global-pool")] = "model"
+    input_size: Annotated[Literal["auto"] | int, arg(metavar="auto|PX")] = "auto"
+
+    def arguments(self) -> dict[str, Any]:
+        """Returns the arguments of `embed` that these are."""
+        num_workers = num_available_workers() if self.num_workers == "auto" else self.num_workers
+        names = ("batch_size", "device", "dtype", "pool", "input_size")
+        return {"num_workers": num_workers, **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(frozen=True, kw_only=True)
