@@ -18,7 +18,7 @@ from .messages import report
 class Export:
     """Export a checkpoint into a folder that timm loads and the Hub takes."""
 
-    source: Annotated[Positional[Path | None], arg(metavar="CHECKPOINT")] = None
+    source: Annotated[Positional[Path | None], arg(metavar="[RUN|FILE]")] = None
     """The same as --checkpoint, as earlier versions have it."""
     checkpoint: Annotated[Path | None, arg(metavar="RUN|FILE", help_behavior_hint="(required)")] = None
     """Run, sharded checkpoint, exported folder, or file (ours, official MV_Hybrid, DINOv2, ...)."""

@@ -43,7 +43,7 @@ class Models:
 class ExportOnnx:
     """Export a model to one ONNX file, compared with the model in onnxruntime."""
 
-    name: Annotated[Positional[str | None], arg(metavar="NAME")] = None
+    name: Annotated[Positional[str | None], arg(metavar="[NAME]")] = None
     """The same as --model, as earlier versions have it."""
     model: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(required)")] = None
     """Any timm model; 'timm-mvhybrid models' lists ours."""

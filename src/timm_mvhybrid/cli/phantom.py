@@ -18,7 +18,7 @@ from .messages import report, status
 class Phantom:
     """Write a generated cohort of spatial transcriptomics in the HEST layout; nothing in it is measured."""
 
-    out: Annotated[Positional[Path | None], arg(metavar="OUT")] = None
+    out: Annotated[Positional[Path | None], arg(metavar="[DIR]")] = None
     """The same as --output, as earlier versions have it."""
     output: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(required)")] = None
     """Folder to write; complete or absent."""
