@@ -10,7 +10,6 @@ from timm_mvhybrid.cli.progress import RunDisplay, RunLog
 from timm_mvhybrid.evaluate import (
     BatchReport,
     EmbeddingSummary,
-    EvaluationError,
     StageReport,
 )
 from timm_mvhybrid.runtime.errors import OutputError
@@ -91,5 +90,5 @@ def test_no_log_is_no_file(tmp_path, monkeypatch):
 def test_log_that_cannot_be_written(tmp_path):
     with pytest.raises(OutputError, match=r"missing.log\.jsonl: cannot be written \(No such file"):
         RunLog(tmp_path / "missing" / "log.jsonl")
-    with pytest.raises(EvaluationError, match="at least 1"):
+    with pytest.raises(ParameterError, match="at least 1"):
         RunLog(tmp_path / "log.jsonl", every_num_batches=0)

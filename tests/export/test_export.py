@@ -76,7 +76,7 @@ def test_bfloat16_is_refused_where_it_changes_too_much(tmp_path):
         for parameter in model.parameters():
             parameter.mul_(4 if parameter.ndim > 1 else 1)
     save_file(model.state_dict(), tmp_path / "large.safetensors")
-    with pytest.raises(ExportError, match=r"bfloat16 would change the features by .*--dtype float32"):
+    with pytest.raises(ExportError, match=r"bfloat16 would change the features by .*`dtype='float32'`"):
         export(tmp_path / "large.safetensors", "test_vim_einfft", tmp_path / "out", dtype="bfloat16")
     assert not (tmp_path / "out").exists()
     export(tmp_path / "large.safetensors", "test_vim_einfft", tmp_path / "out")
@@ -192,7 +192,7 @@ def test_an_earlier_export_is_replaced_only_when_asked(tmp_path):
     checkpoint = tmp_path / f"{MODEL}.checkpoint.safetensors"
     before = (folder / "model.safetensors").read_bytes()
     save_file(perturbed(MODEL, 9).state_dict(), checkpoint)
-    with pytest.raises(ExportError, match="exists already; replace it with --overwrite"):
+    with pytest.raises(ExportError, match="exists already; replace it with `overwrite=True`"):
         export(checkpoint, MODEL, folder)
     assert (folder / "model.safetensors").read_bytes() == before
     export(checkpoint, MODEL, folder, overwrite=True)

@@ -12,13 +12,12 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from ..data import TilingOptions, open_source
-from ..embed.backbone import WeightOptions
 from ..embed.embedding_store import check_output
 from ..embed.embeddings import BatchReport, ForwardOptions, embed
 from ..embed.model_input import choose_device
 from ..version import __version__
-from .messages import load_weights
 from .progress import RunDisplay, RunLog
+from .weights import WeightOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ class Embed:
         log.write("start", version=__version__, options=dataclasses.asdict(self))
         try:
             source = open_source(self.input, tiling=self.tiling, slide=self.slide, edge=self.edge)
-            backbone = load_weights(self.weights, self.model)
+            backbone = self.weights.load(self.model)
             with RunDisplay() as display:
 
                 def report_batch(report: BatchReport) -> None:

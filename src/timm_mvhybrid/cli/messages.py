@@ -13,9 +13,8 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
-from ..embed.backbone import Backbone, WeightOptions
 from ..runtime.printable import printable
-from .flags import Flags, UsageError, in_flags
+from .flags import Flags, in_flags
 
 _flags: Flags = {}
 """Of the command that runs."""
@@ -56,23 +55,6 @@ def say(message: str) -> None:
     """
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
     print(rank + printable(" ".join(worded(message).split())), file=sys.stderr)
-
-
-def load_weights(weights: WeightOptions, model: str) -> Backbone:
-    """Builds the one model of a command, and warns where its weights are random.
-
-    Raises:
-        UsageError: Two kinds of weights are asked for.
-    """
-    if weights.pretrained and weights.checkpoint is not None:
-        raise UsageError("`pretrained` and `checkpoint` exclude each other")
-    backbone = weights.load(model)
-    if backbone.weights == "random":
-        say(
-            "warning: the weights are random, so the features carry no meaning; "
-            "give `checkpoint=FILE` or `pretrained`"
-        )
-    return backbone
 
 
 @contextmanager

@@ -12,12 +12,12 @@ from typing import Annotated, Literal
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from ..embed.backbone import WeightOptions
 from ..embed.model_table import describe_models, models_table
 from ..models import export_onnx
 from ..models.onnx_export import check_output, check_packages
 from .flags import spelled_once
-from .messages import load_weights, status
+from .messages import status
+from .weights import WeightOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class ExportOnnx:
         name = spelled_once("`model`", self.model, self.name)
         check_packages(verify=not self.skip_comparison)
         check_output(self.output, overwrite=self.overwrite)
-        backbone = load_weights(self.weights, name)
+        backbone = self.weights.load(name)
         with status("tracing") as update:
             result = export_onnx(
                 backbone.model,

@@ -38,9 +38,9 @@ class TilingOptions:
     patch_size_px: Annotated[int, arg(name="patch-size", metavar="PX")] = 256
     overlap_px: Annotated[int, arg(name="overlap", metavar="PX")] = 0
     min_tissue: Annotated[float, arg(metavar="FRACTION")] = 0.5
-    slide_resolution_um_per_px: Annotated[
-        float | None, arg(name="slide-resolution", metavar="UM_PER_PX")
-    ] = None
+    slide_resolution_um_per_px: Annotated[float | None, arg(name="slide-resolution", metavar="UM_PER_PX")] = (
+        None
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.resolution_um_per_px < math.inf:

@@ -154,7 +154,7 @@ def embed_sources(
             found = _read(files[name], source)
             if found is None:
                 raise EvaluationError(
-                    f"{files[name]}: written and not readable; give all ranks the same --cache"
+                    f"{files[name]}: written and not readable; give all ranks the same `cache`"
                 )
             embeddings[name] = found
     seconds = sum(summary.seconds for summary in everywhere)

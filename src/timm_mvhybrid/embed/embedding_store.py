@@ -101,9 +101,9 @@ def check_output(output: str | Path, *, overwrite: bool, source: str | Path | No
         raise EvaluationError(f"{output}: is a folder; name a file")
     if output.exists():
         if source is not None and os.path.samefile(output, source):
-            raise EvaluationError(f"{output}: is the input itself; choose another --output")
+            raise EvaluationError(f"{output}: is the input itself; choose another `output`")
         if not overwrite:
-            raise EvaluationError(f"{output}: exists already; replace it with --overwrite")
+            raise EvaluationError(f"{output}: exists already; replace it with `overwrite=True`")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise EvaluationError(f"{output}: the output folder {folder} is not writable")
     check_unclaimed(output)

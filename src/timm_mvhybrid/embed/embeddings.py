@@ -18,7 +18,7 @@ from tyro.conf import arg
 
 from ..data import DataError, PatchSource
 from ..runtime.claim import claimed
-from ..runtime.errors import EvaluationError
+from ..runtime.errors import EvaluationError, ParameterError
 from ..version import __version__
 from .backbone import Backbone
 from .embedding_store import EmbeddingWriter, check_output
@@ -146,7 +146,7 @@ def _embed_images(
         if not _is_out_of_memory(error):
             raise
         raise EvaluationError(
-            f"out of memory on {mean.device} with a batch of {len(images)}; try --batch-size {max(len(images) // 2, 1)}"
+            f"out of memory on {mean.device} with a batch of {len(images)}; try `batch_size={max(len(images) // 2, 1)}`"
         ) from error
 
 
@@ -191,14 +191,15 @@ def embed(
         What was done.
 
     Raises:
+        ParameterError: `batch_size` or `num_workers` is out of range.
         DataError: If a patch cannot be read (with ``skip_corrupt``: if none can).
         EvaluationError: If the output may not be written, the model cannot do what is asked, memory runs out, or an
             embedding is NaN or infinite.
         OutputError: If the disk does not take the output, or another process writes it.
     """
     if batch_size < 1 or num_workers < 0:
-        raise EvaluationError(
-            f"--batch-size must be at least 1 and --num-workers at least 0, not {batch_size} and {num_workers}"
+        raise ParameterError(
+            f"`batch_size` must be at least 1 and `num_workers` at least 0, not {batch_size} and {num_workers}"
         )
     check_output(output, overwrite=overwrite, source=source.path)
     target = choose_device(device)
@@ -228,7 +229,9 @@ def embed(
         batches = _TimedIterator(iter(loader))
         for batch in batches:
             if batch.errors and not skip_corrupt:
-                raise DataError(f"{batch.errors[0][1]}; leave unreadable patches out with --skip-corrupt")
+                raise DataError(
+                    f"{batch.errors[0][1]}; leave unreadable patches out with `skip_corrupt=True`"
+                )
             if batch.indices:
                 vectors = _embed_images(
                     model, batch.images, (normalisation[0], normalisation[1]), autocast, pool
@@ -236,7 +239,7 @@ def embed(
                 finite = np.isfinite(vectors).all(axis=1)
                 if not finite.all():
                     first = source.name(batch.indices[int(finite.argmin())])
-                    remedy = "check the weights" if dtype == "float32" else "try --dtype float32"
+                    remedy = "check the weights" if dtype == "float32" else "try `dtype='float32'`"
                     raise EvaluationError(f"{first}: the embedding holds NaN or infinite values; {remedy}")
                 writer.append(vectors, batch.indices)
             num_done += len(batch.indices) + len(batch.errors)

@@ -46,7 +46,7 @@ def embed_models(
     """
     options.check()
     if not backbones:
-        raise EvaluationError("no model to evaluate; name one with --model")
+        raise EvaluationError("no model to evaluate; name one with `model`")
     labels = unique_labels(backbones)
     if digests is None:
         digests = {name: source_digest(source) for name, source in sources.items()}

@@ -131,7 +131,7 @@ def export(
         if not rounding_error <= BFLOAT16_BOUND:
             raise ExportError(
                 f"{source.path}: bfloat16 would change the features by {rounding_error:.1%}, and {BFLOAT16_BOUND:.0%} is "
-                "allowed; export with --dtype float32"
+                "allowed; export with `dtype='float32'`"
             )
         network = rounded
     metadata = {

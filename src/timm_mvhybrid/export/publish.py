@@ -113,7 +113,7 @@ def publish(
         _check_private(repo)
     if remote.tagged is not None and (changed or remote.tagged != remote.commit):
         raise HubError(
-            f"{repo}@{revision}: the tag exists and names other files, and tags are never moved; choose a new --revision"
+            f"{repo}@{revision}: the tag exists and names other files, and tags are never moved; choose a new `revision`"
         )
     actions = _plan(repo, private, revision, remote, contents, changed)
     commit = None if changed else remote.commit
@@ -188,8 +188,8 @@ def _check_private(repo: str) -> None:
             return
         raise explain(error, repo, repo, action="publish") from error
     raise HubError(
-        f"{repo}: --private was asked for, but the repository is public, so nothing was uploaded; make it private in its "
-        "settings, or choose another --repo"
+        f"{repo}: `private=True` was asked for, but the repository is public, so nothing was uploaded; make it private in its "
+        "settings, or choose another `repo`"
     )
 
 

@@ -80,7 +80,7 @@ def read_training_checkpoint(path: str | Path, branch: Branch = "teacher") -> Tr
         raise ExportError(f"{path}: {error}") from error
     if found.branch not in (branch, None):
         raise ExportError(
-            f"{path}: has no {branch}, only a {found.branch}; take it with --weights {found.branch}"
+            f"{path}: has no {branch}, only a {found.branch}; take it with `branch='{found.branch}'`"
         )
     check_finite({found.names[name]: tensor for name, tensor in tensors.items()}, path)
     step = re.search(r"step_?(\d+)", path.name)

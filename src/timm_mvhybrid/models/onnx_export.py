@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..runtime.atomic_file import OutputFile
 from ..runtime.claim import check_unclaimed, claimed
-from ..runtime.errors import TimmMVHybridError
+from ..runtime.errors import ParameterError, TimmMVHybridError
 from ..version import __version__
 from .hybrid_vision_transformer import HybridVisionTransformer
 from .onnx_trace import trace_in_parts
@@ -114,7 +114,7 @@ def export_onnx(
     path = Path(path)
     check_packages(verify)
     if opset < MIN_OPSET:
-        raise OnnxExportError(f"opset is {opset}; it must be at least {MIN_OPSET}")
+        raise OnnxExportError(f"`opset` is {opset}; it must be at least {MIN_OPSET}")
     check_output(path, overwrite)
     config = getattr(model, "pretrained_cfg", None) or {}
     data = resolve_data_config({}, model=model)
@@ -210,7 +210,7 @@ def check_output(path: Path, overwrite: bool) -> None:
     if path.is_dir():
         raise OnnxExportError(f"{path}: is a folder; name a file")
     if path.exists() and not overwrite:
-        raise OnnxExportError(f"{path}: exists already; replace it with --overwrite (overwrite=True)")
+        raise OnnxExportError(f"{path}: exists already; replace it with `overwrite=True`")
     check_unclaimed(path)
 
 
@@ -256,8 +256,8 @@ def _copy_for(model: nn.Module, size: tuple[int, int]) -> nn.Module:
         parameter.requires_grad_(False)
     if isinstance(copied, HybridVisionTransformer) and size != tuple(copied.patch_embed.img_size):
         try:
-            check_size(size, copied.patch_embed.patch_size, dynamic_pad=False)
-        except ValueError as error:
+            check_size(size, copied.patch_embed.patch_size, dynamic_pad=False, name="image_size_px")
+        except ParameterError as error:
             raise OnnxExportError(str(error)) from error
         # resamples a position embedding once and for all, and not in the graph
         copied.set_input_size(img_size=size)
