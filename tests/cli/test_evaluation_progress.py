@@ -12,7 +12,7 @@ from timm_mvhybrid.evaluate import (
     EmbeddingSummary,
     StageReport,
 )
-from timm_mvhybrid.runtime.errors import OutputError
+from timm_mvhybrid.runtime.errors import OutputError, ParameterError
 
 REPORT = BatchReport(
     num_done=30, num_total=60, seconds=2.0, data_wait_seconds=0.5, errors=("a[b].png: not a readable image",)

@@ -124,7 +124,7 @@ def test_every_way_to_intermediates_agrees(name):
     features.model.load_state_dict(model.state_dict(), strict=False)
     for y, expected in zip(features(x), (maps[0], maps[-1]), strict=True):
         torch.testing.assert_close(y, expected, rtol=0, atol=0)
-    with pytest.raises(ValueError, match="output_fmt is 'NHWC'"):
+    with pytest.raises(ValueError, match="`output_fmt` is 'NHWC'"):
         model.forward_intermediates(x, output_fmt="NHWC")
 
 
