@@ -40,7 +40,7 @@ def test_no_pretrained_weights(monkeypatch):
 
     monkeypatch.setattr("timm_mvhybrid.models.pretrained.download", nothing)
     with pytest.raises(
-        EvaluationError, match=r"no pretrained weights of test_mvhybrid could be had: .*`checkpoint=FILE`"
+        EvaluationError, match=r"no pretrained weights of test_mvhybrid could be loaded: .*`checkpoint=FILE`"
     ):
         load_backbone("test_mvhybrid", pretrained=True)
 

@@ -161,12 +161,12 @@ def test_incomplete_and_damaged_weights_are_refused(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": "test_mvhybird"}, "is no model of this package"),
-        ({"model": "test_vit"}, "is no model of this package"),
+        ({"model": "test_mvhybird"}, "is not a model of this package"),
+        ({"model": "test_vit"}, "is not a model of this package"),
         ({"model_args": {"depht": 2}}, "cannot be built with"),
         ({"model_args": {"num_classes": 3}}, "exported without classifier"),
         ({"output": "missing/out"}, "does not exist; create it first"),
-        ({"output": "w.safetensors"}, "exists and is no folder"),
+        ({"output": "w.safetensors"}, "exists and is not a folder"),
         ({"output": "full"}, "holds other files"),
     ],
 )
@@ -311,7 +311,7 @@ def test_the_card_says_what_is_not_recorded(tmp_path):
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "evaluations.json", "environment.json"])
 def test_damaged_records_are_named(tmp_path, run, name):
     (run / name).write_text("{\n{}\n")
-    with pytest.raises(ExportError, match=rf"{name}: .*mend it, or move it away"):
+    with pytest.raises(ExportError, match=rf"{name}: .*repair it, or move it away"):
         export(run, MODEL, tmp_path / "out")
 
 

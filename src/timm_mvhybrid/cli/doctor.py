@@ -21,7 +21,7 @@ class Doctor:
     json: bool = False
     """Print JSON instead of text."""
     all: bool = False
-    """Print the remedies of all common complaints, not only those that apply here."""
+    """Print the fixes of all common problems, not only those that apply here."""
 
     def run(self) -> int:
         """Runs the command."""
@@ -81,7 +81,7 @@ def _print(diagnosis: Diagnosis, *, everything: bool) -> None:
         for remedy in diagnosis.found:
             console.print(f"- {'FATAL: ' if remedy.fatal else ''}{remedy.complaint}\n  → {remedy.remedy}")
     if everything:
-        console.print("Common complaints:", style="bold")
+        console.print("Common problems:", style="bold")
         for remedy in COMPLAINTS:
             console.print(f"- {remedy.complaint}\n  → {remedy.remedy}")
     console.print(
@@ -89,4 +89,4 @@ def _print(diagnosis: Diagnosis, *, everything: bool) -> None:
         style="bold",
     )
     if not everything:
-        console.print("'timm-mvhybrid doctor --all' lists remedies of all common complaints.")
+        console.print("'timm-mvhybrid doctor --all' lists fixes of all common problems.")

@@ -200,7 +200,7 @@ def _build(model: str, options: Mapping[str, Any]) -> HybridVisionTransformer:
     """Builds the backbone without drawing from the caller's random numbers."""
     name = model.split(".")[0]
     if name != model or name not in (*MODEL_NAMES, *TEST_MODEL_NAMES):
-        raise ExportError(f"'{model}' is no model of this package; 'timm-mvhybrid models' lists them")
+        raise ExportError(f"'{model}' is not a model of this package; 'timm-mvhybrid models' lists them")
     try:
         with torch.random.fork_rng(devices=[]):
             network: Any = timm.create_model(model, **{"num_classes": 0, **options})

@@ -22,7 +22,7 @@ def check_folder(output: Path, *, overwrite: bool, known_files: Iterable[str]) -
     if not os.access(output.parent, os.W_OK | os.X_OK):
         raise ExportError(f"{output}: the folder {output.parent} is not writable; choose another `output`")
     if output.is_symlink() or (output.exists() and not output.is_dir()):
-        raise ExportError(f"{output}: exists and is no folder; choose another `output`")
+        raise ExportError(f"{output}: exists and is not a folder; choose another `output`")
     content = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
     foreign = sorted(content - set(known_files))
     if foreign:

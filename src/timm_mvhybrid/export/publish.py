@@ -99,7 +99,7 @@ def publish(
     if revision is not None and (revision == "main" or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", revision)):
         raise ExportError(f"'{revision}' cannot be a tag; choose a name such as v1.0")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise ExportError(f"'{repo}' is no repository's name; write ORGANISATION/NAME")
+        raise ExportError(f"'{repo}' is not a repository's name; write ORGANISATION/NAME")
     local = verify(folder)
     contents = _contents(folder, repo)
     if get_token() is None and not dry_run:
