@@ -14,7 +14,8 @@ from tyro.conf import Positional, arg
 
 from ..embed.model_table import describe_models, models_table
 from ..models import export_onnx
-from ..models.onnx_export import check_output, check_packages
+from ..models.onnx_export import OnnxExportError, check_packages
+from ..runtime.claim import check_output_file
 from .flags import spelled_once
 from .messages import status
 from .weights import WeightOptions
@@ -68,7 +69,7 @@ class ExportOnnx:
         """Runs the command."""
         name = spelled_once("`model`", self.model, self.name)
         check_packages(verify=not self.skip_comparison)
-        check_output(self.output, overwrite=self.overwrite)
+        check_output_file(self.output, overwrite=self.overwrite, error=OnnxExportError)
         backbone = self.weights.load(name)
         with status("tracing") as update:
             result = export_onnx(

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,21 +62,6 @@ class EmbeddingOptions(ForwardOptions):
         return Path(home, "timm_mvhybrid", "embeddings")
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class EmbeddedSources:
-    """Embeddings of several sources by one model.
-
-    Attributes:
-        record: The model, its weights, and how it embedded.
-        embeddings: Source's name → (N, D) float32, in the source's order.
-        computed: Names of the sources that were not in the cache.
-    """
-
-    record: ModelRecord
-    embeddings: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    computed: tuple[str, ...] = ()
-
-
 def weights_digest(backbone: Backbone) -> str:
     """Identifies weights by their file, or by their values where there is no file.
 
@@ -97,7 +82,7 @@ def embed_sources(
     label: str,
     ranks: Ranks,
     on_batch: Callable[[str, BatchReport], None] | None = None,
-) -> EmbeddedSources:
+) -> tuple[ModelRecord, dict[str, NDArray[np.float32]]]:
     """Takes embeddings from the cache and computes those that are missing, divided among the ranks.
 
     The cache's files lie at ``<model>-<key>/<source>-<content>.h5``: the key is a hash of model, weights, transform and
@@ -114,7 +99,8 @@ def embed_sources(
         on_batch: Called with the source's name after every batch of this rank.
 
     Returns:
-        All embeddings on the first rank, none on the others.
+        The model and how it embedded, and source's name → (N, D), in the source's order; none on ranks other than the
+        first.
 
     Raises:
         EvaluationError: If a rank cannot read what another one wrote.
@@ -160,22 +146,19 @@ def embed_sources(
     seconds = sum(summary.seconds for summary in everywhere)
     waited = sum(summary.seconds * summary.data_wait_share for summary in everywhere)
     num_patches = sum(len(source) for source in sources.values())
-    return EmbeddedSources(
-        record=ModelRecord(
-            label=label,
-            name=backbone.name,
-            weights=backbone.weights,
-            weights_sha256=weights,
-            embedding_dim=next((matrix.shape[1] for matrix in embeddings.values()), 0),
-            transform=next(iter(transforms.values()), {}),
-            num_patches=num_patches,
-            num_cached=num_patches - sum(summary.num_patches for summary in everywhere),
-            seconds=seconds,
-            data_wait_share=waited / seconds if seconds else float("nan"),
-        ),
-        embeddings=embeddings,
-        computed=tuple(missing),
+    record = ModelRecord(
+        label=label,
+        name=backbone.name,
+        weights=backbone.weights,
+        weights_sha256=weights,
+        embedding_dim=next((matrix.shape[1] for matrix in embeddings.values()), 0),
+        transform=next(iter(transforms.values()), {}),
+        num_patches=num_patches,
+        num_cached=num_patches - sum(summary.num_patches for summary in everywhere),
+        seconds=seconds,
+        data_wait_share=waited / seconds if seconds else float("nan"),
     )
+    return record, embeddings
 
 
 def _transform(backbone: Backbone, source: PatchSource, options: EmbeddingOptions) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from ..runtime.atomic_file import OutputFile
-from ..runtime.claim import check_unclaimed, claimed
+from ..runtime.claim import check_output_file, claimed
 from ..runtime.errors import ParameterError, TimmMVHybridError
 from ..version import __version__
 from .hybrid_vision_transformer import HybridVisionTransformer
@@ -115,7 +115,7 @@ def export_onnx(
     check_packages(verify)
     if opset < MIN_OPSET:
         raise OnnxExportError(f"`opset` is {opset}; it must be at least {MIN_OPSET}")
-    check_output(path, overwrite)
+    check_output_file(path, overwrite=overwrite, error=OnnxExportError)
     config = getattr(model, "pretrained_cfg", None) or {}
     data = resolve_data_config({}, model=model)
     size: tuple[int, int] = to_2tuple(image_size_px or tuple(data["input_size"][1:]))
@@ -192,26 +192,6 @@ def check_packages(verify: bool = True) -> None:
         raise OnnxExportError(
             f"the export needs torch 2.8 or newer, this is {torch.__version__}; pip install -U torch"
         )
-
-
-def check_output(path: Path, overwrite: bool) -> None:
-    """Checks that a file can be written, before time is spent on its content.
-
-    Args:
-        path: The file to write.
-        overwrite: Whether an existing file may be replaced.
-
-    Raises:
-        OnnxExportError: If the folder is missing, or the file exists and may not be replaced.
-        OutputError: If another process writes it.
-    """
-    if not path.parent.is_dir():
-        raise OnnxExportError(f"{path}: the output folder {path.parent} does not exist; create it first")
-    if path.is_dir():
-        raise OnnxExportError(f"{path}: is a folder; name a file")
-    if path.exists() and not overwrite:
-        raise OnnxExportError(f"{path}: exists already; replace it with `overwrite=True`")
-    check_unclaimed(path)
 
 
 class _Exported(nn.Module):
