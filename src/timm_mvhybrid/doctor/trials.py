@@ -36,11 +36,7 @@ class Trial:
 
 
 def try_devices() -> tuple[Trial, ...]:
-    """Runs both scans and a tiny backbone of each kind on the CPU and every CUDA device.
-
-    Returns:
-        One entry a computation. CUDA's numbers are compared with the CPU's.
-    """
+    """Runs both scans and a tiny backbone of each kind on the CPU, and on every CUDA device in comparison."""
     devices = ["cpu"]
     if torch.cuda.is_available():
         devices += [f"cuda:{index}" for index in range(torch.cuda.device_count())]

@@ -63,11 +63,7 @@ class EmbeddingOptions(ForwardOptions):
 
 
 def weights_digest(backbone: Backbone) -> str:
-    """Identifies weights by their file, or by their values where there is no file.
-
-    Returns:
-        SHA-256 in hex.
-    """
+    """Identifies weights by the SHA-256 of their file, or of their values where there is no file."""
     if _SHA256.fullmatch(backbone.weights_sha256):
         return backbone.weights_sha256
     return tensors_sha256(backbone.model.state_dict())

@@ -139,11 +139,7 @@ class EmbeddingWriter:
         return 0 if self._embeddings is None else int(self._embeddings.shape[1])
 
     def append(self, embeddings: NDArray[np.float32], indices: Sequence[int]) -> None:
-        """Adds one batch.
-
-        Args:
-            embeddings: (B, D) float32.
-            indices: The patch of each row, B of them.
+        """Adds one batch, (B, D) float32, and which patch each row is.
 
         Raises:
             OutputError: If the disk does not take it, or cannot take all that are to come.
@@ -165,15 +161,10 @@ class EmbeddingWriter:
         self._kept.extend(indices)
 
     def finish(self, source: PatchSource, attributes: Mapping[str, Any]) -> None:
-        """Adds coordinates, barcodes and paths of the patches that were kept, and gives the file its name.
-
-        Args:
-            source: Where the patches came from.
-            attributes: Attributes of the file; None is left out.
+        """Adds attributes, coordinates, barcodes and paths of the patches that were kept, and gives the file its name.
 
         Raises:
-            OutputError: If the disk does not take it, or another process wrote a file of that name that may not be
-                replaced.
+            OutputError: If the disk does not take it, or another process wrote a file that may not be replaced.
         """
         self._add_patches(source)
         for name, value in attributes.items():

@@ -55,10 +55,7 @@ def choose_device(name: str) -> torch.device:
     """Turns a device's name into a device that exists.
 
     Args:
-        name: As in ``find_device``; ``auto`` is the first CUDA device, otherwise the CPU.
-
-    Returns:
-        The device.
+        name: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``auto`` is the first CUDA device, otherwise the CPU.
 
     Raises:
         EvaluationError: If the name is unknown or the device cannot compute here.

@@ -13,11 +13,7 @@ Pooling = Literal["model", "token", "avg", "max", "token+avg"]
 
 
 def own_pooling(model: nn.Module) -> str:
-    """Names the pooling that a timm model applies by itself.
-
-    Returns:
-        Such as ``token``, ``avg``, or ``unknown`` for models that do not say.
-    """
+    """Names the pooling that a timm model applies by itself, such as ``token``, or ``unknown``."""
     for holder in (model, getattr(model, "head", None)):
         pool: Any = getattr(holder, "global_pool", None)
         if isinstance(pool, str):
@@ -45,11 +41,7 @@ def check_pooling(model: nn.Module, pooling: str) -> None:
 
 
 def embedding_dim(model: Any, pooling: str) -> int:
-    """Says how wide embeddings will be, before there are any.
-
-    Returns:
-        Length of the vector that `pooled_features` computes for an image.
-    """
+    """Says how wide embeddings by `pooled_features` will be, before there are any."""
     width = int(model.num_features)
     if pooling == "model":
         return int(getattr(model, "head_hidden_size", width))

@@ -70,12 +70,7 @@ def _public(value: Any) -> Any:
 
 
 def read_run_records(run: Path | None, step: int | None = None, weights: Collection[str] = ()) -> RunRecords:
-    """Reads a run's records.
-
-    Args:
-        run: The run's folder; None where there is none.
-        step: The exported step; metrics of later steps are not this checkpoint's.
-        weights: SHA-256 of the weights' files; results that the run keeps of others are not this checkpoint's.
+    """Reads a run's records, without metrics of later steps and without results of other weights (SHA-256).
 
     Raises:
         ExportError: A record is there but damaged; the message names it.

@@ -58,11 +58,7 @@ def is_sharded(folder: Path) -> bool:
 
 
 def read_sharded(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
-    """Reads tensors of a sharded checkpoint, whole, whatever the number of processes that wrote it.
-
-    Args:
-        folder: The checkpoint.
-        wanted: Says by its name whether a tensor is read; the others are left on the disk.
+    """Reads the wanted tensors of a sharded checkpoint, whole, whatever the number of processes that wrote it.
 
     Raises:
         ExportError: Index or shards are missing, damaged or unsafe; the message names the folder.

@@ -45,15 +45,6 @@ def resolve_attention_mask(
 ) -> Tensor | None:
     """Turns timm's two mask arguments into one mask that every supported timm takes; a leaf for FX, and scriptable.
 
-    Args:
-        x: Tokens, (batch, length, dim).
-        attn_mask: Attention mask, or None.
-        is_causal: Whether to make a causal mask.
-        has_ssm: Whether the model has state-space blocks.
-
-    Returns:
-        The mask, or None.
-
     Raises:
         ParameterError: State-space blocks have no attention to mask, or both masks were given.
     """

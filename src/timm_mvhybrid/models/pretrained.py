@@ -51,14 +51,10 @@ class PretrainedModel:
 
 
 def read_pretrained(config: Mapping[str, Any], cache_dir: str | Path | None = None) -> WeightsFile:
-    """Finds, downloads if necessary, and verifies the weights that a configuration names.
-
-    Args:
-        config: timm's pretrained configuration, resolved.
-        cache_dir: Cache of downloads; None for huggingface_hub's and torch's own.
+    """Finds, downloads if necessary, and verifies the weights that timm's resolved pretrained configuration names.
 
     Raises:
-        CheckpointError: There are none, they cannot be had, or they are not what was exported.
+        CheckpointError: There are none, they cannot be loaded, or they are not what was exported.
     """
     source = config.get("source")
     if source == "local-dir":

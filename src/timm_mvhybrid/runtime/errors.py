@@ -148,14 +148,7 @@ def check_space(path: Path, num_bytes: int) -> None:
 
 
 def one_sentence(error: TimmMVHybridError | OSError) -> str:
-    """Says what ended a command.
-
-    Args:
-        error: An error of ours, or an unforeseen one of the operating system.
-
-    Returns:
-        One line that a terminal shows and does not interpret.
-    """
+    """Says what ended a command, in one line that a terminal shows and does not interpret."""
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror or error}"
@@ -164,11 +157,7 @@ def one_sentence(error: TimmMVHybridError | OSError) -> str:
 
 @contextmanager
 def writing(path: Path, num_bytes: int | None = None) -> Iterator[None]:
-    """Turns errors of the operating system into ``OutputError``.
-
-    Args:
-        path: What the block writes, and nothing else.
-        num_bytes: Its size; None if it is unknown.
+    """Turns errors of the operating system into ``OutputError``, while the block writes a path, and nothing else.
 
     Raises:
         OutputError: The block raised an OSError.

@@ -132,15 +132,10 @@ def read_weights(
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: str | Path, remedy: str = COPY_AGAIN) -> None:
-    """Raises CheckpointError, naming the file, if a tensor holds NaN or Inf.
-
-    Args:
-        tensors: Tensors by name; only this process's part of a sharded one is checked, and nothing of a placeholder.
-        path: The file, for the message.
-        remedy: What to do, half a sentence.
+    """Refuses NaN and Inf, in this process's part of a sharded tensor, and in no placeholder.
 
     Raises:
-        CheckpointError: A tensor is not finite.
+        CheckpointError: A tensor is not finite; the message names tensor and file, and ends with the remedy.
     """
     faults = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
     if faults:
