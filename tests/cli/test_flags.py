@@ -2,15 +2,20 @@
 
 import ast
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from PIL import Image
+from tyro.conf import Positional
 
 import timm_mvhybrid
-from timm_mvhybrid.cli import COMMANDS, main
+from timm_mvhybrid.cli import COMMANDS, main, main_of_task
 from timm_mvhybrid.cli.evaluate import task_command
 from timm_mvhybrid.cli.flags import flags_of, in_flags
-from timm_mvhybrid.evaluate import registered_tasks
+from timm_mvhybrid.evaluate import Task, registered_tasks
+from timm_mvhybrid.runtime.errors import ParameterError
 
 SOURCE = Path(timm_mvhybrid.__file__).parent
 
@@ -170,3 +175,43 @@ def test_the_library_names_parameters_and_not_flags():
             flags = set(re.findall(r"--[a-z][\w.-]*", COMMAND.sub("", text)))
             found += [f"{name}:{line}: {flag}" for flag in flags - OF_OTHERS - PARSERS.get(name, set())]
     assert not found, "\n".join(found)
+
+
+ARGUMENTS = {"slides": ["a", "--labels", "b.csv"], "survival": ["a", "--follow-up", "b.csv"]}
+
+
+@pytest.mark.parametrize("name", registered_tasks())
+def test_every_task_refuses_a_negative_seed(name, capsys):
+    words = ARGUMENTS.get(name, ["a", "--model", "test_vit12"])
+    assert main(["evaluate", name, *words, "--seed", "-1"]) == 1
+    assert capsys.readouterr().err == "error: --seed must be at least 0, not -1\n"
+
+
+def test_what_the_library_says_in_passing_names_flags_too(tmp_path, monkeypatch, capsys):
+    """Warnings, not only errors."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64)).save("patch.png")
+    arguments = ["--model", "test_vit12", "--output", "out.h5", "--device", "cpu", "--num-workers", "0"]
+    assert main(["embed", ".", *arguments]) == 0
+    assert "give --checkpoint FILE or --pretrained\n" in capsys.readouterr().err
+
+
+def test_a_task_of_ones_own_is_told_in_flags(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        root: Positional[Path]
+        num_points: int = 3
+
+    class Points(Task[Options]):
+        """Count points."""
+
+        name, title, options = "points", "Points", Options
+
+        def run(self, options, progress):
+            raise ParameterError("`num_points=4` is needed; `num_spots` is another's")
+
+    with mock.patch.dict("timm_mvhybrid.evaluate.task._TASKS"):
+        assert main_of_task(Points(), ["there"]) == 1
+    assert capsys.readouterr().err == "error: --num-points 4 is needed; `num_spots` is another's\n"

@@ -10,7 +10,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -111,7 +111,7 @@ class _IndexUnpickler(pickle.Unpickler):
 def _read_index(path: Path) -> Metadata:
     try:
         with path.open("rb") as file:
-            index = _unpickle(file)
+            index = _IndexUnpickler(file).load()
     except pickle.UnpicklingError as error:
         raise ExportError(
             f"{path}: no index of a sharded checkpoint, or an unsafe one ({error}). Nothing of it was run; take a "
@@ -125,10 +125,6 @@ def _read_index(path: Path) -> Metadata:
     if not isinstance(index, Metadata):
         raise ExportError(f"{path}: not the index of a sharded checkpoint; copy the checkpoint again")
     return index
-
-
-def _unpickle(file: BinaryIO) -> Any:
-    return _IndexUnpickler(file).load()
 
 
 class _Reader(dcp.FileSystemReader):

@@ -40,11 +40,15 @@ def load_weights(model: nn.Module, path: str | Path) -> str:
         CheckpointError: The file is missing, damaged, unsafe, not finite, or does not fit; the message names it. The
             model is as it was.
     """
-    path = Path(path)
-    config = path.parent / CONFIG_FILE
-    weights = read_weights(path, sha256=stated_sha256(config, path.name), stated_in=str(config))
-    fill(model, weights, input_size=stated_input_size(config, path.name))
+    weights = read_beside_config(Path(path))
+    fill(model, weights, input_size=stated_input_size(weights.path.parent / CONFIG_FILE, weights.path.name))
     return weights.sha256
+
+
+def read_beside_config(path: Path) -> WeightsFile:
+    """Reads a file, and compares it with the configuration beside it where it was exported with one."""
+    config = path.parent / CONFIG_FILE
+    return read_weights(path, sha256=stated_sha256(config, path.name), stated_in=str(config))
 
 
 def stated_sha256(config: Path, weights_name: str) -> str | None:

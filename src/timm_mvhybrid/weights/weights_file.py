@@ -209,18 +209,14 @@ def _load_tensors(path: Path) -> Any:
     with warnings.catch_warnings():
         # newer protocols that it cannot read are an error anyway, and every sparse entry is to be checked
         warnings.filterwarnings("ignore", message="Detected pickle protocol|Validating sparse tensor")
-        return _load_with_torch(path)
-
-
-def _load_with_torch(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        if not any(name.startswith("torch.distributed.") for name in unsafe_names(path)):
-            raise
-        # torch accepts its distributed tensors once their module was imported
-        importlib.import_module("torch.distributed.tensor")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            if not any(name.startswith("torch.distributed.") for name in unsafe_names(path)):
+                raise
+            # torch accepts its distributed tensors once their module was imported
+            importlib.import_module("torch.distributed.tensor")
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _refusal(path: Path, error: pickle.UnpicklingError, remedy: str) -> str:
