@@ -143,8 +143,12 @@ OF_OTHERS = {
 }  # fmt: skip
 # commands that stand in a message as a whole may name their flags
 COMMAND = re.compile(r"'timm-mvhybrid [^']*'?")
-# parsers of their own
-PARSERS = {"integrations/clam.py": {"--checkpoint"}, "integrations/kaiko_eva.py": {"--configuration"}}
+# parsers of their own, and spellings of earlier versions
+PARSERS = {
+    "synthetic/options.py": {"--studies", "--samples", "--spots", "--genes"},
+    "integrations/clam.py": {"--checkpoint"},
+    "integrations/kaiko_eva.py": {"--configuration"},
+}
 
 
 def texts_of(path):
