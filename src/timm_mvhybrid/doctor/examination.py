@@ -63,11 +63,7 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Looks at this installation and computes something small on each of its devices.
-
-    Returns:
-        What was found.
-    """
+    """Looks at this installation and computes something small on each of its devices."""
     packages = find_packages()
     trials = try_devices()
     return Diagnosis(

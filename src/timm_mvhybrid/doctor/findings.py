@@ -27,11 +27,7 @@ _NAMESAKE_HOMES = {
 
 
 def find_remedies(packages: Sequence[Package], trials: Sequence[Trial]) -> tuple[Remedy, ...]:
-    """Collects what is wrong here, what makes the models fail first.
-
-    Returns:
-        The remedies; a fatal one for each device on which something failed.
-    """
+    """Collects what is wrong here, what makes the models fail first; fatal is what failed on a device."""
     by_name = {package.name: package for package in packages}
     found = [*_of_timm(by_name["timm"].version, trials), *_of_kernels(by_name, trials)]
     found += [*_of_request(trials), *_of_pipelines(by_name), *_of_weights()]

@@ -73,11 +73,7 @@ def version_numbers(version: str) -> tuple[int, ...]:
 
 
 def import_failure(name: str) -> str | None:
-    """Says why the compiled part of an installed package cannot be imported; None if it can, or is not installed.
-
-    Args:
-        name: ``mamba-ssm`` or ``causal-conv1d``.
-    """
+    """Says why the compiled part of mamba-ssm or causal-conv1d, if installed, cannot be imported; None if it can."""
     for module in _EXTENSIONS[name]:
         if not _is_there(module):
             continue

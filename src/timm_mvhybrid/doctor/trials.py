@@ -36,11 +36,7 @@ class Trial:
 
 
 def try_devices() -> tuple[Trial, ...]:
-    """Runs both scans and a tiny backbone of each kind on the CPU and every CUDA device.
-
-    Returns:
-        One entry a computation. CUDA's numbers are compared with the CPU's.
-    """
+    """Runs both scans and a tiny backbone of each kind on the CPU, and on every CUDA device in comparison."""
     devices = ["cpu"]
     if torch.cuda.is_available():
         devices += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
@@ -80,7 +76,7 @@ def _try(
     if device == "cpu":
         return trial(True, "finite"), result
     if expected is None:
-        return trial(True, "finite; nothing to compare with, for the CPU failed"), result
+        return trial(True, "finite; nothing to compare with, because the CPU failed"), result
     difference = float((result - expected).norm() / expected.norm())
     return trial(difference < _TOLERANCE, f"differs from the CPU by {difference:.1e}"), result
 

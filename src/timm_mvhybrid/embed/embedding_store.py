@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import DataError, PatchSource
-from ..runtime.claim import check_unclaimed
+from ..runtime.claim import check_output_file
 from ..runtime.errors import EvaluationError, check_space
 from ..runtime.h5_output import H5Output
 
@@ -94,19 +94,9 @@ def check_output(output: str | Path, *, overwrite: bool, source: str | Path | No
         OutputError: If another process writes it.
     """
     output = Path(output)
-    folder = output.parent
-    if not folder.is_dir():
-        raise EvaluationError(f"{output}: the output folder {folder} does not exist; create it first")
-    if output.is_dir():
-        raise EvaluationError(f"{output}: is a folder; name a file")
-    if output.exists():
-        if source is not None and os.path.samefile(output, source):
-            raise EvaluationError(f"{output}: is the input itself; choose another --output")
-        if not overwrite:
-            raise EvaluationError(f"{output}: exists already; replace it with --overwrite")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise EvaluationError(f"{output}: the output folder {folder} is not writable")
-    check_unclaimed(output)
+    if source is not None and output.is_file() and os.path.samefile(output, source):
+        raise EvaluationError(f"{output}: is the input itself; choose another `output`")
+    check_output_file(output, overwrite=overwrite, error=EvaluationError)
 
 
 class EmbeddingWriter:
@@ -149,11 +139,7 @@ class EmbeddingWriter:
         return 0 if self._embeddings is None else int(self._embeddings.shape[1])
 
     def append(self, embeddings: NDArray[np.float32], indices: Sequence[int]) -> None:
-        """Adds one batch.
-
-        Args:
-            embeddings: (B, D) float32.
-            indices: The patch of each row, B of them.
+        """Adds one batch, (B, D) float32, and which patch each row is.
 
         Raises:
             OutputError: If the disk does not take it, or cannot take all that are to come.
@@ -175,15 +161,10 @@ class EmbeddingWriter:
         self._kept.extend(indices)
 
     def finish(self, source: PatchSource, attributes: Mapping[str, Any]) -> None:
-        """Adds coordinates, barcodes and paths of the patches that were kept, and gives the file its name.
-
-        Args:
-            source: Where the patches came from.
-            attributes: Attributes of the file; None is left out.
+        """Adds attributes, coordinates, barcodes and paths of the patches that were kept, and gives the file its name.
 
         Raises:
-            OutputError: If the disk does not take it, or another process wrote a file of that name that may not be
-                replaced.
+            OutputError: If the disk does not take it, or another process wrote a file that may not be replaced.
         """
         self._add_patches(source)
         for name, value in attributes.items():

@@ -33,7 +33,7 @@ def choose_input_size(
         return (wanted, wanted) if wanted is not None and _takes_size(model, wanted, default) else default
     if not _takes_size(model, input_size, default):
         raise EvaluationError(
-            f"the model does not take inputs of {input_size} px; it was made for {default[0]} px (--input-size auto)"
+            f"the model does not take inputs of {input_size} px; it was made for {default[0]} px (`input_size='auto'`)"
         )
     return (input_size, input_size)
 
@@ -55,10 +55,7 @@ def choose_device(name: str) -> torch.device:
     """Turns a device's name into a device that exists.
 
     Args:
-        name: As in ``find_device``; ``auto`` is the first CUDA device, otherwise the CPU.
-
-    Returns:
-        The device.
+        name: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``auto`` is the first CUDA device, otherwise the CPU.
 
     Raises:
         EvaluationError: If the name is unknown or the device cannot compute here.

@@ -66,14 +66,7 @@ def describe_models(*, include_test_models: bool = False) -> list[ModelRow]:
 
 
 def models_table(rows: Sequence[ModelRow]) -> Table:
-    """Lays descriptions out for a terminal.
-
-    Args:
-        rows: What ``describe_models`` returned.
-
-    Returns:
-        A table for rich's consoles.
-    """
+    """Lays descriptions out for a terminal."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("model", no_wrap=True)
     table.add_column("params\n(M)", justify="right")

@@ -75,18 +75,7 @@ def num_available_workers() -> int:
 def patch_loader(
     source: PatchSource, size: tuple[int, int], *, batch_size: int, num_workers: int, pin_memory: bool
 ) -> DataLoader[PatchBatch]:
-    """Reads a source in order.
-
-    Args:
-        source: The patches.
-        size: Height and width in pixels to bring them to.
-        batch_size: Patches per batch.
-        num_workers: Processes that read, at most one a core; 0 reads in this one.
-        pin_memory: Whether batches go to page-locked memory, for CUDA.
-
-    Returns:
-        A loader of ``PatchBatch``, the same for any number of workers.
-    """
+    """Makes a loader of a source in order, at (height, width) px, the same for any number of workers."""
     patches = _Patches(source, size)
     # what a loader yields is what its collate function makes, not what its dataset holds
     loader: DataLoader[Any] = DataLoader(

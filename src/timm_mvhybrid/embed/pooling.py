@@ -7,17 +7,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from ..runtime.errors import EvaluationError
+from ..runtime.errors import EvaluationError, ParameterError
 
 Pooling = Literal["model", "token", "avg", "max", "token+avg"]
 
 
 def own_pooling(model: nn.Module) -> str:
-    """Names the pooling that a timm model applies by itself.
-
-    Returns:
-        Such as ``token``, ``avg``, or ``unknown`` for models that do not say.
-    """
+    """Names the pooling that a timm model applies by itself, such as ``token``, or ``unknown``."""
     for holder in (model, getattr(model, "head", None)):
         pool: Any = getattr(holder, "global_pool", None)
         if isinstance(pool, str):
@@ -31,24 +27,21 @@ def check_pooling(model: nn.Module, pooling: str) -> None:
     """Refuses a pooling that the model does not support, before anything is computed.
 
     Raises:
-        EvaluationError: If the pooling is unknown, or takes the class token of a model without one.
+        ParameterError: There is no such pooling.
+        EvaluationError: It takes the class token of a model without one.
     """
     if pooling not in get_args(Pooling):
-        raise EvaluationError(f"unknown pooling '{pooling}'; choose from {', '.join(get_args(Pooling))}")
+        raise ParameterError(f"`pool` is '{pooling}'; choose from {', '.join(get_args(Pooling))}")
     if "token" in pooling and (
         getattr(model, "cls_token", None) is None or not getattr(model, "num_prefix_tokens", 0)
     ):
         raise EvaluationError(
-            f"--global-pool {pooling} needs a class token, which this model does not have; use avg"
+            f"`pool='{pooling}'` needs a class token, which this model does not have; use avg"
         )
 
 
 def embedding_dim(model: Any, pooling: str) -> int:
-    """Says how wide embeddings will be, before there are any.
-
-    Returns:
-        Length of the vector that `pooled_features` computes for an image.
-    """
+    """Says how wide embeddings by `pooled_features` will be, before there are any."""
     width = int(model.num_features)
     if pooling == "model":
         return int(getattr(model, "head_hidden_size", width))
@@ -75,7 +68,7 @@ def pooled_features(model: Any, images: torch.Tensor, pooling: str) -> torch.Ten
         vectors = model.forward_head(features, pre_logits=True)
         if vectors.ndim != 2:
             raise EvaluationError(
-                f"the model's own pooling leaves features of shape {tuple(vectors.shape)}; choose --global-pool avg"
+                f"the model's own pooling leaves features of shape {tuple(vectors.shape)}; choose `pool='avg'`"
             )
         return vectors.float()
     features = features.float()

@@ -36,20 +36,12 @@ class Evaluation:
 
 
 def weights_of_run(run: Path) -> dict[str, Path]:
-    """Lists the weights that a run left.
-
-    Returns:
-        SHA-256 of each safetensors file → the file.
-    """
+    """Lists the weights that a run left: SHA-256 of each safetensors file → the file."""
     return {file_sha256(file): file for file in sorted(run.glob("*.safetensors"))}
 
 
 def check_run(run: Path, weights: Sequence[str]) -> None:
-    """Refuses to evaluate for a run what is not of it, or what it could not keep, before time is spent.
-
-    Args:
-        run: The run's folder.
-        weights: SHA-256 of the files of weights that are evaluated.
+    """Refuses weights (SHA-256) that are not of a run, and a run that could not keep results, before time is spent.
 
     Raises:
         EvaluationError: None of them is the run's.
@@ -91,15 +83,7 @@ def record_result(run: Path, result: Result) -> Path:
 
 
 def rows_of_card(result: Result, weights: Collection[str]) -> list[Evaluation]:
-    """Takes what a result says of certain weights.
-
-    Args:
-        result: The result.
-        weights: SHA-256 of the weights' files.
-
-    Returns:
-        One for each protocol and metric; none where the result is of other weights.
-    """
+    """Takes what a result says of certain weights (SHA-256): one row for each protocol and metric."""
     labels = {model.label for model in result.models if model.weights_sha256 in weights}
     settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in result.settings.items())
     rows = []
@@ -125,11 +109,7 @@ def rows_of_card(result: Result, weights: Collection[str]) -> list[Evaluation]:
 
 
 def read_rows(paths: Sequence[Path], weights: Collection[str]) -> list[Evaluation]:
-    """Reads results that are named for a card.
-
-    Args:
-        paths: results.json, or folders of reports.
-        weights: SHA-256 of the weights that the card is of.
+    """Reads results, or folders of reports, that are named for a card of certain weights (SHA-256).
 
     Raises:
         EvaluationError: A file is not a result, or is of other weights.

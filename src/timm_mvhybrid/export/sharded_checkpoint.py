@@ -10,7 +10,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -58,11 +58,7 @@ def is_sharded(folder: Path) -> bool:
 
 
 def read_sharded(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
-    """Reads tensors of a sharded checkpoint, whole, whatever the number of processes that wrote it.
-
-    Args:
-        folder: The checkpoint.
-        wanted: Says by its name whether a tensor is read; the others are left on the disk.
+    """Reads the wanted tensors of a sharded checkpoint, whole, whatever the number of processes that wrote it.
 
     Raises:
         ExportError: Index or shards are missing, damaged or unsafe; the message names the folder.
@@ -115,7 +111,7 @@ class _IndexUnpickler(pickle.Unpickler):
 def _read_index(path: Path) -> Metadata:
     try:
         with path.open("rb") as file:
-            index = _unpickle(file)
+            index = _IndexUnpickler(file).load()
     except pickle.UnpicklingError as error:
         raise ExportError(
             f"{path}: no index of a sharded checkpoint, or an unsafe one ({error}). Nothing of it was run; take a "
@@ -129,10 +125,6 @@ def _read_index(path: Path) -> Metadata:
     if not isinstance(index, Metadata):
         raise ExportError(f"{path}: not the index of a sharded checkpoint; copy the checkpoint again")
     return index
-
-
-def _unpickle(file: BinaryIO) -> Any:
-    return _IndexUnpickler(file).load()
 
 
 class _Reader(dcp.FileSystemReader):

@@ -15,17 +15,10 @@ _NUMBERS_PER_CHUNK = 12 * 257 * 384
 
 
 def num_chunks(x: Tensor, blocks: nn.Module) -> int:
-    """Says in how many chunks blocks should take their batch.
+    """Says in how many chunks, of about 12 images, blocks should take their batch of tokens, (batch, length, dim).
 
-    Only where it cannot be noticed: on a CPU, in evaluation, without gradients, without hooks, and not while the
-    computation is recorded by tracing, compiling or exporting. Images do not mix, so the result is the same.
-
-    Args:
-        x: Tokens, (batch, length, dim).
-        blocks: What they go through.
-
-    Returns:
-        1, or a number of chunks of about 12 images.
+    More than one only where it cannot be noticed: on a CPU, in evaluation, without gradients, without hooks, and not
+    while the computation is recorded by tracing, compiling or exporting. Images do not mix, so the result is the same.
     """
     # FX's proxies and distributed tensors are of other types
     if type(x) is not Tensor or x.device.type != "cpu" or torch.is_grad_enabled() or blocks.training:

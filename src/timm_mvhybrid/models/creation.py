@@ -69,10 +69,6 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
 def checked_name(model_name: str, cache_dir: str | Path | None = None) -> str:
     """Checks the ``config.json`` that a name leads to, because timm reads it unchecked.
 
-    Args:
-        model_name: Any name that ``timm.create_model`` takes.
-        cache_dir: Cache of downloads; None for huggingface_hub's own.
-
     Returns:
         The name to give to timm; one that names a repository names its commit, which is in the cache.
 

@@ -40,19 +40,19 @@ def load_weights(model: nn.Module, path: str | Path) -> str:
         CheckpointError: The file is missing, damaged, unsafe, not finite, or does not fit; the message names it. The
             model is as it was.
     """
-    path = Path(path)
-    config = path.parent / CONFIG_FILE
-    weights = read_weights(path, sha256=stated_sha256(config, path.name), stated_in=str(config))
-    fill(model, weights, input_size=stated_input_size(config, path.name))
+    weights = read_beside_config(Path(path))
+    fill(model, weights, input_size=stated_input_size(weights.path.parent / CONFIG_FILE, weights.path.name))
     return weights.sha256
 
 
-def stated_sha256(config: Path, weights_name: str) -> str | None:
-    """Looks up which sha256 an export's configuration states for a weights file.
+def read_beside_config(path: Path) -> WeightsFile:
+    """Reads a file, and compares it with the configuration beside it where it was exported with one."""
+    config = path.parent / CONFIG_FILE
+    return read_weights(path, sha256=stated_sha256(config, path.name), stated_in=str(config))
 
-    Returns:
-        The sha256 in hex, or None where none is stated.
-    """
+
+def stated_sha256(config: Path, weights_name: str) -> str | None:
+    """Looks up which sha256, in hex, an export's configuration states for a weights file; None where it states none."""
     try:
         return str(_read_config(config, weights_name)[CONFIG_SECTION]["weights"]["sha256"])
     except (OSError, ValueError, TypeError, KeyError):
@@ -60,11 +60,7 @@ def stated_sha256(config: Path, weights_name: str) -> str | None:
 
 
 def stated_input_size(config: Path, weights_name: str) -> tuple[int, ...] | None:
-    """Looks up which input size an export's configuration states for a weights file.
-
-    Returns:
-        Channels, height and width in px, or None where none are stated.
-    """
+    """Looks up the input size that an export's configuration states: channels, height and width in px, or None."""
     try:
         channels, height, width = _read_config(config, weights_name)["pretrained_cfg"]["input_size"]
         return int(channels), int(height), int(width)
@@ -87,9 +83,7 @@ def fill(
     new_head: bool = False,
     input_size: Sequence[int] | None = None,
 ) -> None:
-    """Loads what a file holds into a model and compares the model with the file's fingerprint.
-
-    The fingerprint is compared where :meth:`Fingerprint.applies_to` allows it.
+    """Loads what a file holds into a model, and compares the model with the file's fingerprint where that applies.
 
     Args:
         model: Any timm model.
@@ -98,8 +92,7 @@ def fill(
         input_size: Channels, height and width in px that the file's configuration states.
 
     Raises:
-        CheckpointError: The weights do not fit, or the model computes other features; the message names the file, and
-            the model is as it was.
+        CheckpointError: The weights do not fit, or the model computes other features; the model is as it was.
     """
     try:
         state = _fit(model, weights, new_head, input_size)

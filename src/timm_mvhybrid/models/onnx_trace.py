@@ -24,13 +24,9 @@ DOMAIN = "timm_mvhybrid"
 
 
 def trace_in_parts(module: nn.Module, model: nn.Module, images: Tensor, opset: int) -> onnx_ir.Model:
-    """Traces a module, each kind of its blocks once.
+    """Traces what a module computes of images, (batch, channels, height, width), for any batch.
 
-    Args:
-        module: What the graph computes from ``images``.
-        model: The model in it; its blocks are traced by kind if it is one of this package.
-        images: Example images, (batch, channels, height, width); the graph takes any batch.
-        opset: Version of the ONNX operators.
+    The blocks of the model in it are traced once for each kind, if it is a model of this package.
 
     Returns:
         A graph without functions, with one input and one output.

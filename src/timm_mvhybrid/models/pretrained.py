@@ -13,7 +13,7 @@ from ..weights.errors import CheckpointError
 from ..weights.hub_download import HubError, MissingFileError, download
 from ..weights.weights_file import COPY_AGAIN, WeightsFile, read_weights
 from .hybrid_vision_transformer import HybridVisionTransformer
-from .loading import CONFIG_FILE, WEIGHTS_FILE, fill, stated_sha256
+from .loading import CONFIG_FILE, WEIGHTS_FILE, fill, read_beside_config, stated_sha256
 
 # timm's order of preference
 _FILE_NAMES = (WEIGHTS_FILE, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
@@ -51,14 +51,10 @@ class PretrainedModel:
 
 
 def read_pretrained(config: Mapping[str, Any], cache_dir: str | Path | None = None) -> WeightsFile:
-    """Finds, downloads if necessary, and verifies the weights that a configuration names.
-
-    Args:
-        config: timm's pretrained configuration, resolved.
-        cache_dir: Cache of downloads; None for huggingface_hub's and torch's own.
+    """Finds, downloads if necessary, and verifies the weights that timm's resolved pretrained configuration names.
 
     Raises:
-        CheckpointError: There are none, they cannot be had, or they are not what was exported.
+        CheckpointError: There are none, they cannot be loaded, or they are not what was exported.
     """
     source = config.get("source")
     if source == "local-dir":
@@ -67,7 +63,7 @@ def read_pretrained(config: Mapping[str, Any], cache_dir: str | Path | None = No
         if config.get("state_dict"):
             return WeightsFile(path=Path("state_dict"), sha256="unknown", checkpoint=config["state_dict"])
         if config.get("file"):
-            return _from_file(Path(config["file"]))
+            return read_beside_config(Path(config["file"]))
         if not config.get("hf_hub_id") and config.get("url"):
             return _from_url(str(config["url"]), cache_dir)
     if not config.get("hf_hub_id"):
@@ -82,22 +78,16 @@ def read_pretrained(config: Mapping[str, Any], cache_dir: str | Path | None = No
             raise
         name = config.get("architecture")
         raise type(error)(
-            f"no pretrained weights of {name} could be had: {error}. Where none are published yet, pretrain with "
-            f"'timm-mvhybrid pretrain' (see its --help), then run 'timm-mvhybrid export CHECKPOINT --model {name} --output "
+            f"no pretrained weights of {name} could be loaded: {error}. Where none are published yet, pretrain with "
+            f"'timm-mvhybrid pretrain', then run 'timm-mvhybrid export --checkpoint RUN --model {name} --output "
             f"DIR' and 'timm-mvhybrid publish DIR --repo {config['hf_hub_id']}'"
         ) from error
-
-
-def _from_file(path: Path) -> WeightsFile:
-    """Reads a plain file, and compares it with the configuration beside it where it was exported with one."""
-    config = path.parent / CONFIG_FILE
-    return read_weights(path, sha256=stated_sha256(config, path.name), stated_in=str(config))
 
 
 def _from_folder(folder: Path) -> WeightsFile:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; give the one that 'timm-mvhybrid export' wrote")
-    return _from_file(find_weights(folder))
+    return read_beside_config(find_weights(folder))
 
 
 def find_weights(folder: Path) -> Path:

@@ -178,16 +178,12 @@ class OutputFile(io.RawIOBase):
 
 def _taken(path: Path) -> OutputError:
     return OutputError(
-        f"{path}: exists already, because another process wrote it meanwhile; replace it with --overwrite"
+        f"{path}: exists already, because another process wrote it meanwhile; replace it with `overwrite=True`"
     )
 
 
 def write_file(path: str | Path, content: bytes | str) -> None:
-    """Writes a file that is either complete or as it was before.
-
-    Args:
-        path: The file; replaced if it is there.
-        content: Its bytes, or text to be written as UTF-8.
+    """Writes a file, bytes or text as UTF-8, that is either complete or as it was before.
 
     Raises:
         OutputError: The disk does not take it.
@@ -196,10 +192,7 @@ def write_file(path: str | Path, content: bytes | str) -> None:
 
 
 def write_files(contents: Mapping[Path, bytes | str]) -> None:
-    """Writes files that belong together: if the disk does not take one, none is written.
-
-    Args:
-        contents: Path → bytes, or text to be written as UTF-8; files that are there are replaced.
+    """Writes files that belong together, as ``write_file``: if the disk does not take one, none is written.
 
     Raises:
         OutputError: The disk does not take one; the message names it.

@@ -31,6 +31,16 @@ class TimmMVHybridError(Exception):
     """What cannot be done; the message is one line for the user: file or argument, value and remedy."""
 
 
+class ParameterError(TimmMVHybridError, ValueError):
+    """A parameter has a value that it cannot have; the message names it in backticks, by its Python name."""
+
+
+def check_seed(seed: int) -> None:
+    """Raises ParameterError for a seed that not every generator takes."""
+    if seed < 0:
+        raise ParameterError(f"`seed` must be at least 0, not {seed}")
+
+
 class DataError(TimmMVHybridError, ValueError):
     """The input as a whole cannot be used."""
 
@@ -54,7 +64,7 @@ class SlideChoiceError(DataError):
     """
 
     def __init__(self, cause: str) -> None:
-        super().__init__(f"{cause}; give the slide with --slide FILE")
+        super().__init__(f"{cause}; give the slide with `slide=FILE`")
         self.cause = cause
 
     def __reduce__(self) -> tuple[type[SlideChoiceError], tuple[str]]:
@@ -138,14 +148,7 @@ def check_space(path: Path, num_bytes: int) -> None:
 
 
 def one_sentence(error: TimmMVHybridError | OSError) -> str:
-    """Says what ended a command.
-
-    Args:
-        error: An error of ours, or an unforeseen one of the operating system.
-
-    Returns:
-        One line that a terminal shows and does not interpret.
-    """
+    """Says what ended a command, in one line that a terminal shows and does not interpret."""
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror or error}"
@@ -154,11 +157,7 @@ def one_sentence(error: TimmMVHybridError | OSError) -> str:
 
 @contextmanager
 def writing(path: Path, num_bytes: int | None = None) -> Iterator[None]:
-    """Turns errors of the operating system into ``OutputError``.
-
-    Args:
-        path: What the block writes, and nothing else.
-        num_bytes: Its size; None if it is unknown.
+    """Turns errors of the operating system into ``OutputError``, while the block writes a path, and nothing else.
 
     Raises:
         OutputError: The block raised an OSError.

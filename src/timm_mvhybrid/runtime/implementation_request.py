@@ -31,10 +31,7 @@ def misnamed(name: str, what: str) -> str:
 
 
 def check_request(name: str) -> None:
-    """Checks that the environment names an implementation, before work starts.
-
-    Args:
-        name: The name; whether that implementation can run depends on the scan's input.
+    """Checks that a name is that of an implementation; whether it can run depends on the scan's input.
 
     Raises:
         ImplementationError: There is no implementation of this name.

@@ -101,11 +101,7 @@ def installed_version(package: str) -> str | None:
 
 
 def installed_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Looks up what is installed.
-
-    Returns:
-        Package → version, of this package and of those that are installed.
-    """
+    """Looks up the versions of this package and of those that are installed."""
     found = {package: installed_version(package) for package in packages}
     return {
         "timm-mvhybrid": __version__,
@@ -114,11 +110,7 @@ def installed_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 
 def hash_files(root: Path, files: Sequence[Path]) -> dict[str, str]:
-    """Hashes input files.
-
-    Returns:
-        Name → SHA-256 in hex, sorted by name.
-    """
+    """Hashes input files: name → SHA-256 in hex, sorted by name."""
     names = {}
     for file in files:
         name = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
@@ -129,14 +121,7 @@ def hash_files(root: Path, files: Sequence[Path]) -> dict[str, str]:
 def collect_provenance(
     *, seed: int, options: Any, data: Mapping[str, str], generated: bool = False
 ) -> Provenance:
-    """Collects where numbers come from.
-
-    Args:
-        seed: Seed of the run.
-        options: All options as resolved; paths are cut to their names.
-        data: File → SHA-256.
-        generated: Whether the data say of themselves that they were generated.
-    """
+    """Collects where numbers come from: resolved options, paths cut to their names, and data, file → SHA-256."""
     return Provenance(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         seed=seed,

@@ -29,11 +29,6 @@ OnStage = Callable[[StageReport], None] | None
 def stage_reporter(stage: str, num_total: int, on_stage: OnStage) -> Callable[[str], None]:
     """Counts the units of a stage.
 
-    Args:
-        stage: Its name.
-        num_total: Its units.
-        on_stage: Called after each unit; None for nobody.
-
     Returns:
         A function to call with the model's label after each unit.
     """

@@ -74,12 +74,6 @@ def fit_backbone(
     Channels are repeated or cut off and scaled, as timm 1.0.31 does, so that the same value in every channel gives the
     same features; a single channel takes the sum.
 
-    Args:
-        checkpoint: A state dict, or a training checkpoint that holds one.
-        model: The backbone that will load the result.
-        grid: Rows and columns of patches that the position embedding was trained on, where the file states them.
-        input_size: Channels, height and width in px that the file's configuration states.
-
     Raises:
         CheckpointError: It does not fit.
     """
@@ -100,17 +94,10 @@ def fit_backbone(
 
 
 def whole_state(state_dict: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
-    """Turns a state dict in memory into one that fills a backbone, or says why it cannot.
+    """Turns a state dict in memory into one that fills a backbone, its head included, or says why it cannot.
 
     If its names and shapes are the model's own it stays as it is, including parts of sharded tensors and placeholders;
     otherwise it is converted.
-
-    Args:
-        state_dict: A state dict, or a training checkpoint that holds one.
-        model: The backbone that will load the result.
-
-    Returns:
-        A state dict with every tensor of the model, including its head's.
 
     Raises:
         CheckpointError: It does not cover the model, or is not of finite floating-point numbers.
@@ -239,7 +226,7 @@ def _check_coverage(weights: dict[str, Tensor], model: nn.Module, prefix: str) -
 
 
 def check_cover(weights: Mapping[str, Tensor], model: nn.Module, optional: Collection[str] = ()) -> None:
-    """Raises CheckpointError unless a state dict has every tensor of a model, and no other.
+    """Refuses a state dict that does not have every tensor of a model, and no other.
 
     Raises:
         CheckpointError: It differs; the message says how.
@@ -252,9 +239,7 @@ def check_cover(weights: Mapping[str, Tensor], model: nn.Module, optional: Colle
 
 
 def check_types(weights: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Raises CheckpointError where a state dict holds whole or complex numbers instead of real ones.
-
-    Loading would silently convert them, even the codes of quantised weights.
+    """Refuses whole or complex numbers, which loading would silently convert, even the codes of quantised weights.
 
     Raises:
         CheckpointError: A tensor is of such a type; the message names it.

@@ -134,12 +134,7 @@ class Fingerprint:
         return self.cpu_tolerance if on_cpu else self.other_tolerance
 
     def error(self, model: nn.Module) -> float:
-        """Compares a model with the fingerprint.
-
-        Returns:
-            Norm of the difference of the features in units of the fingerprint's norm; infinite where that is not a
-            number.
-        """
+        """Computes the norm of the difference of features in units of the fingerprint's norm; infinite for NaN."""
         expected = torch.tensor(self.features, dtype=torch.float64)
         found = _features(model, self.size_px)
         if found.shape != expected.shape:
@@ -149,11 +144,7 @@ class Fingerprint:
 
 
 def relative_error(model: nn.Module, reference: nn.Module) -> float:
-    """Compares two models on the synthetic image.
-
-    Returns:
-        Norm of the difference of their features in units of the reference's norm.
-    """
+    """Compares two models on the synthetic image: the norm of the difference of features in units of the reference's."""
     size, _ = _geometry(reference)
     expected = _features(reference, size)
     return float((_features(model, size) - expected).norm() / expected.norm())

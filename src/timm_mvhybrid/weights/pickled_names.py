@@ -21,15 +21,9 @@ _MAX_PICKLES = 4
 
 
 def unsafe_names(path: Path) -> list[str]:
-    """Lists the functions and classes that a file refers to and that torch.load refuses with ``weights_only``.
+    """Lists the functions and classes that a file refers to and that torch.load refuses with ``weights_only``, sorted.
 
-    The pickle is taken apart, operation by operation; nothing is imported or called.
-
-    Args:
-        path: A file of torch.save in either format, or a plain pickle.
-
-    Returns:
-        Names with their modules, sorted; empty where the file refers to none, or is not a pickle.
+    The pickle, or that of a file of torch.save, is taken apart, operation by operation; nothing is imported or called.
     """
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))

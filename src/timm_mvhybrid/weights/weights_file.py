@@ -132,15 +132,10 @@ def read_weights(
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: str | Path, remedy: str = COPY_AGAIN) -> None:
-    """Raises CheckpointError, naming the file, if a tensor holds NaN or Inf.
-
-    Args:
-        tensors: Tensors by name; only this process's part of a sharded one is checked, and nothing of a placeholder.
-        path: The file, for the message.
-        remedy: What to do, half a sentence.
+    """Refuses NaN and Inf, in this process's part of a sharded tensor, and in no placeholder.
 
     Raises:
-        CheckpointError: A tensor is not finite.
+        CheckpointError: A tensor is not finite; the message names tensor and file, and ends with the remedy.
     """
     faults = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
     if faults:
@@ -214,18 +209,14 @@ def _load_tensors(path: Path) -> Any:
     with warnings.catch_warnings():
         # newer protocols that it cannot read are an error anyway, and every sparse entry is to be checked
         warnings.filterwarnings("ignore", message="Detected pickle protocol|Validating sparse tensor")
-        return _load_with_torch(path)
-
-
-def _load_with_torch(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        if not any(name.startswith("torch.distributed.") for name in unsafe_names(path)):
-            raise
-        # torch accepts its distributed tensors once their module was imported
-        importlib.import_module("torch.distributed.tensor")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            if not any(name.startswith("torch.distributed.") for name in unsafe_names(path)):
+                raise
+            # torch accepts its distributed tensors once their module was imported
+            importlib.import_module("torch.distributed.tensor")
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _refusal(path: Path, error: pickle.UnpicklingError, remedy: str) -> str:
