@@ -62,7 +62,8 @@ def test_a_stated_resolution_that_cannot_be_true_is_told(tmp_path, um_per_px):
     write_slide(tmp_path / "slide.tif", um_per_px=um_per_px)
     write_coordinates(tmp_path / "slide.h5", COORDS, attributes=clam_attributes(128, 1))
     with pytest.warns(
-        UserWarning, match=r"slide\.tif: the slide states .* states no resolution.*--slide-resolution"
+        UserWarning,
+        match=r"slide\.tif: the slide states .* states no resolution.*`slide_resolution_um_per_px`",
     ) as told:
         assert CoordinateH5Source(tmp_path / "slide.h5").resolution_um_per_px is None
     assert len(told) == 1
@@ -76,7 +77,7 @@ def test_slide_by_option(tmp_path, pixels):
     path = tmp_path / "elsewhere" / "other.h5"
     write_coordinates(path, COORDS, attributes=clam_attributes(128, 1))
     with pytest.raises(
-        DataError, match=r"other\.h5.*no slide named other or slide lies beside it.*--slide FILE"
+        DataError, match=r"other\.h5.*no slide named other or slide lies beside it.*`slide=FILE`"
     ):
         CoordinateH5Source(path)
     assert len(CoordinateH5Source(path, slide=tmp_path / "slide.tif")) == 2
@@ -90,7 +91,7 @@ def test_slide_by_attribute_name(tmp_path, pixels):
 def test_two_slides_of_one_name(tmp_path, pixels):
     write_slide(tmp_path / "slide.tiff")
     write_coordinates(tmp_path / "slide.h5", COORDS, attributes=clam_attributes(128, 1))
-    with pytest.raises(DataError, match=r"several slides fit \(slide\.tif, slide\.tiff\).*--slide FILE"):
+    with pytest.raises(DataError, match=r"several slides fit \(slide\.tif, slide\.tiff\).*`slide=FILE`"):
         CoordinateH5Source(tmp_path / "slide.h5")
 
 

@@ -85,7 +85,7 @@ def test_segmentation_asks_for_a_feature_map():
 
 
 def test_unknown_task_is_named():
-    with pytest.raises(ValueError, match=r"no configuration for 'detection'.*classification.*segmentation"):
+    with pytest.raises(ValueError, match=r"`task` is 'detection', .*classification, segmentation"):
         kaiko_eva.configuration("detection")
 
 
@@ -107,7 +107,9 @@ def test_environment_names_a_file_of_weights():
 
 
 def test_environment_refuses_other_models():
-    with pytest.raises(ValueError, match=r"'resnet18' is not a backbone of this package"):
+    with pytest.raises(
+        ValueError, match=r"`model_name` is 'resnet18', which is not a backbone of this package"
+    ):
         kaiko_eva.environment("resnet18")
 
 

@@ -11,6 +11,7 @@ import torch
 
 from timm_mvhybrid.integrations import slide2vec
 from timm_mvhybrid.models import MODEL_NAMES
+from timm_mvhybrid.runtime.errors import MissingPackageError
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_ATTENTION = {"vim_einfft_small_patch16_256", "hydra_einfft_small_patch16_256"}
@@ -91,7 +92,7 @@ def test_outputs_are_the_class_token_and_the_mean(own, tmp_path):
     torch.testing.assert_close(cls, tokens[:, 0])
     torch.testing.assert_close(both, torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1))
     assert own(output_variant="cls_patch_mean").encode_dim == 128
-    with pytest.raises(ValueError, match="output_variant is 'patches'"):
+    with pytest.raises(ValueError, match="`output_variant` is 'patches'"):
         own(output_variant="patches")
 
 
@@ -128,12 +129,12 @@ def test_clear_errors(registered, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such checkpoint file"):
         slide2vec.register_checkpoint("mine", tmp_path / "weights.pth")
     (tmp_path / "weights.pth").touch()
-    with pytest.raises(ValueError, match="global_pool is 'avg'"):
+    with pytest.raises(ValueError, match="`global_pool` is 'avg'"):
         slide2vec.register_checkpoint("mine", tmp_path / "weights.pth", global_pool="avg")
 
 
 def test_without_slide2vec(monkeypatch):
     monkeypatch.setitem(sys.modules, "slide2vec", None)
     monkeypatch.setitem(sys.modules, "slide2vec.encoders", None)
-    with pytest.raises(ImportError, match="pip install 'slide2vec"):
+    with pytest.raises(MissingPackageError, match="pip install 'slide2vec"):
         slide2vec.register()

@@ -114,5 +114,5 @@ def check_panel(genes: Sequence[str], samples: Sequence[HestSample], origin: str
         if missing:
             raise DataError(
                 f"{sample.expression}: lacks the gene '{missing[0]}' of {origin} ({len(missing)} missing); remove it "
-                "from the panel, leave the sample out, or select genes with --panel hvg"
+                "from the panel, leave the sample out, or select genes with `panel='hvg'`"
             )

@@ -81,7 +81,9 @@ def read_counts(path: str | Path, layer: str | None = None, *, option: str = "co
     require("scipy.sparse")
     if path.suffix.lower() != ".h5ad":
         if layer is not None:
-            raise DataError(f"{path}: a CSV has no layer '{layer}'; leave {option} out, or give an h5ad file")
+            raise DataError(
+                f"{path}: a CSV has no layer '{layer}'; leave `{option}` out, or give an h5ad file"
+            )
         return _checked(_read_csv(path), "the table", lambda: "write raw counts into it")
     data = _open_h5ad(path)
     where, matrix, genes = _select(path, data, layer, option)
@@ -148,9 +150,9 @@ def _where_counts_are(data: Any, option: str) -> str:
     found = [name for name, matrix in parts.items() if _holds_counts(matrix)]
     if found:
         named = ", ".join(RAW if name == RAW else f"layer '{name}'" for name in found)
-        return f"counts are in {named}: take them by {option} {found[0]}"
+        return f"counts are in {named}: take them by `{option}={found[0]!r}`"
     if data.X is not None and _holds_counts(data.X):
-        return f"counts are in X: leave {option} out"
+        return f"counts are in X: leave `{option}` out"
     have = ", ".join(parts) or "it has neither a layer nor raw"
     return f"the file has no counts elsewhere ({have}); write raw counts into X"
 

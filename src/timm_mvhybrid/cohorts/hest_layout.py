@@ -136,7 +136,7 @@ def _find_task(root: Path, task: str | None) -> Path:
     if len(tasks) == 1:
         return root / tasks[0]
     if tasks:
-        raise DataError(f"{root}: has the tasks {', '.join(tasks)}; choose one with --task")
+        raise DataError(f"{root}: has the tasks {', '.join(tasks)}; choose one with `task`")
     raise DataError(f"{root}: no task in the HEST layout (a folder with patches/ and adata/)")
 
 
@@ -207,7 +207,7 @@ def read_sample(task: HestTask, sample_id: str, counts_layer: str | None = None)
             counts where they are looked for, or they are negative, not whole or not finite, a file cannot be read, or
             anndata is not installed.
     """
-    return read_spots(sample_id, *task.files[sample_id], counts_layer, option="--counts-layer")
+    return read_spots(sample_id, *task.files[sample_id], counts_layer)
 
 
 def read_spots(

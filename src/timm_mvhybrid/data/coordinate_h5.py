@@ -72,7 +72,7 @@ class CoordinateH5Source(SlidePatches):
 
     Raises:
         SlideChoiceError: If the slide is missing, or patches lie outside it.
-        DataError: If the file is not such a file.
+        DataError: If the file is not such a file, or ``edge`` is unknown.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class CoordinateH5Source(SlidePatches):
         edge: Edge = "auto",
     ) -> None:
         if edge not in get_args(Edge):
-            raise DataError(f"unknown edge '{edge}'; choose from {', '.join(get_args(Edge))}")
+            raise DataError(f"`edge` is '{edge}'; choose from {', '.join(get_args(Edge))}")
         self.path = Path(path)
         file = H5File(path)
         dataset = find_dataset(file, "coords")
@@ -107,7 +107,7 @@ class CoordinateH5Source(SlidePatches):
         if self.slide.states_resolution and self.slide.resolution_um_per_px is None:
             warnings.warn(
                 f"{self.slide.path}: {self.slide.resolution_problem}; the output states no resolution, and "
-                "--slide-resolution UM_PER_PX settles it",
+                "`slide_resolution_um_per_px` settles it",
                 stacklevel=2,
             )
         native = self.slide.resolution_um_per_px
@@ -117,7 +117,7 @@ class CoordinateH5Source(SlidePatches):
         if self.edge == "black" and self.reading.level is None:
             raise DataError(
                 f"{self.path}: black beyond the slide's edge is what TRIDENT and CLAM see, and the file has neither the "
-                "magnifications of the one nor the level of the other; take --edge white or skip"
+                "magnifications of the one nor the level of the other; take `edge='white'` or `edge='skip'`"
             )
         over_edge = self._over_edge()
         self.num_over_edge = int(over_edge.sum())
@@ -125,7 +125,7 @@ class CoordinateH5Source(SlidePatches):
             if over_edge.all():
                 raise DataError(
                     f"{self.path}: all {len(self.coords)} patches extend over the edge of {self.slide.path}, so none is "
-                    "left; take --edge auto"
+                    "left; take `edge='auto'`"
                 )
             self.coords = self.coords[~over_edge]
 

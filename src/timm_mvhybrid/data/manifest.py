@@ -138,7 +138,7 @@ def open_samples(
         paths = [paths]
     slide = None if slides is None else Path(slides)
     if slide is not None and not slide.exists():
-        raise DataError(f"{slide}: no such folder of slides (--data.slides)")
+        raise DataError(f"{slide}: no such folder of slides, by `slides`; correct it")
     entries = [leaf for path in paths for leaf in _expand(SourceEntry(path=Path(path), slide=slide))]
     sources = [_open(entry, tiling or TilingOptions(), edge) for entry in entries]
     return Samples(
@@ -226,6 +226,6 @@ def _open(entry: SourceEntry, tiling: TilingOptions, edge: Edge) -> PatchSource:
         return open_source(entry.path, tiling=tiling, slide=entry.slide, edge=edge)
     except SlideChoiceError as error:
         raise DataError(
-            f"{error.cause}; name the folder of the slides with --data.slides FOLDER, or the slide in a manifest with "
+            f"{error.cause}; name the folder of the slides with `slides=FOLDER`, or the slide in a manifest with "
             'the key "slide"'
         ) from error

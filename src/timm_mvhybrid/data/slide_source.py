@@ -33,7 +33,7 @@ class SlideSource(SlidePatches):
         native = self.slide.resolution_um_per_px
         if native is None:
             raise DataError(
-                f"{self.path}: {self.slide.resolution_problem}; give it with --slide-resolution UM_PER_PX"
+                f"{self.path}: {self.slide.resolution_problem}; give it with `slide_resolution_um_per_px`"
             )
         scale = options.resolution_um_per_px / native
         self.resolution_um_per_px: float = options.resolution_um_per_px
@@ -51,7 +51,8 @@ class SlideSource(SlidePatches):
         if self.patch_size_level0 < 1:
             raise DataError(
                 f"{self.path}: a patch of {options.patch_size_px} px at {options.resolution_um_per_px:g} µm/px is smaller "
-                f"than one pixel of the slide at {native:g} µm/px; raise --resolution, or correct --slide-resolution"
+                f"than one pixel of the slide at {native:g} µm/px; raise `resolution_um_per_px`, or correct "
+                "`slide_resolution_um_per_px`"
             )
         dimensions = self.slide.dimensions
         grid = tile_grid(
@@ -61,7 +62,7 @@ class SlideSource(SlidePatches):
         if len(grid) == 0:
             raise DataError(
                 f"{self.path}: the slide ({dimensions[0]} × {dimensions[1]} px at {native:g} µm/px) is smaller than "
-                f"one patch of {wanted}; lower --patch-size or --resolution"
+                f"one patch of {wanted}; lower `patch_size_px` or `resolution_um_per_px`"
             )
         # a mask coarser than a few pixels per patch could not distinguish half-full patches from full ones
         downsample = max(min(_MASK_UM_PER_PX / native, self.patch_size_level0 / 4), 1.0)
@@ -75,9 +76,9 @@ class SlideSource(SlidePatches):
             if (thumbnail == thumbnail[..., :1]).all() and np.ptp(thumbnail) > 0:
                 raise DataError(
                     f"{self.path}: the slide is grey, and tissue is recognised by its colour; take every patch "
-                    "with --min-tissue 0"
+                    "with `min_tissue=0`"
                 )
             raise DataError(
                 f"{self.path}: no tissue found: no patch of {wanted} holds {options.min_tissue:.0%} tissue (the fullest "
-                f"holds {fraction.max():.1%}, chroma threshold {threshold} of 255); lower --min-tissue"
+                f"holds {fraction.max():.1%}, chroma threshold {threshold} of 255); lower `min_tissue`"
             )

@@ -40,7 +40,7 @@ def tile_file_matches(path: Path, slide: Path, options: TilingOptions) -> int:
     Raises:
         DataError: If it is not such a file, or the slide or an option differs.
     """
-    remedy = "choose another --output, or cut it again with --overwrite"
+    remedy = "choose another `output`, or cut it again with `overwrite=True`"
     file = H5File(path)
     try:
         stated = file.handle.attrs.get("tiling")
@@ -51,7 +51,7 @@ def tile_file_matches(path: Path, slide: Path, options: TilingOptions) -> int:
         raise DataError(f"{path}: exists and was not written by 'tile'; {remedy}")
     written, wanted = json.loads(stated), dataclasses.asdict(options)
     different = [
-        f"{name}={written.get(name)!r} instead of {value!r}"
+        f"`{name}={written.get(name)!r}` instead of {value!r}"
         for name, value in wanted.items()
         if written.get(name) != value
     ]

@@ -41,20 +41,19 @@ class TilingOptions:
     def __post_init__(self) -> None:
         if not 0 < self.resolution_um_per_px < math.inf:
             raise DataError(
-                f"the resolution must be finite and above 0 µm/px, not {self.resolution_um_per_px}"
+                f"`resolution_um_per_px` must be finite and above 0, not {self.resolution_um_per_px}"
             )
         if self.patch_size_px < 1:
-            raise DataError(f"the patch size must be at least 1 px, not {self.patch_size_px}")
+            raise DataError(f"`patch_size_px` must be at least 1, not {self.patch_size_px}")
         if not 0 <= self.overlap_px < self.patch_size_px:
             raise DataError(
-                f"the overlap must be at least 0 and below the patch size of {self.patch_size_px} px, "
-                f"not {self.overlap_px}"
+                f"`overlap_px` must be at least 0 and below the patch size of {self.patch_size_px} px, not {self.overlap_px}"
             )
         if not 0 <= self.min_tissue <= 1:
-            raise DataError(f"the fraction of tissue must lie between 0 and 1, not {self.min_tissue}")
+            raise DataError(f"`min_tissue` must lie between 0 and 1, not {self.min_tissue}")
         given = self.slide_resolution_um_per_px
         if given is not None and not 0 < given < math.inf:
-            raise DataError(f"the slide's resolution must be finite and above 0 µm/px, not {given}")
+            raise DataError(f"`slide_resolution_um_per_px` must be finite and above 0, not {given}")
 
 
 def otsu_threshold(values: NDArray[np.uint8]) -> int:

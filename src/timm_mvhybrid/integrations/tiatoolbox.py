@@ -26,8 +26,8 @@ from timm.data import resolve_data_config
 
 from ..models import MODEL_NAMES, TEST_MODEL_NAMES
 from ..models.creation import load_checkpoint
-
-_INSTALL = "tiatoolbox is not installed; run: pip install 'tiatoolbox>=2.1'"
+from ..runtime.errors import DataError
+from .encoder import pipeline_module
 
 
 def register() -> None:
@@ -37,7 +37,7 @@ def register() -> None:
     effect.
 
     Raises:
-        ImportError: TIAToolbox is not installed, or older than 2.1.
+        MissingPackageError: TIAToolbox is not installed, or older than 2.1.
     """
     architectures = _vanilla().timm_arch_dict
     for name in (*MODEL_NAMES, *TEST_MODEL_NAMES):
@@ -67,7 +67,7 @@ def backbone(
         **model_args: Further arguments of ``timm_mvhybrid.create_model``.
 
     Raises:
-        ImportError: TIAToolbox is not installed, or older than 2.1.
+        MissingPackageError: TIAToolbox is not installed, or older than 2.1.
     """
     vanilla = _vanilla()
     # TIAToolbox would pass it to timm, which verifies less
@@ -95,18 +95,13 @@ class _Normalisation:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         if image.dtype != np.uint8:
-            raise ValueError(
+            raise DataError(
                 f"the patch is {image.dtype}; expected uint8 pixels that have not been normalised"
             )
         return (image[..., :3].astype(np.float32) / 255 - self.mean) / self.std
 
 
 def _vanilla() -> Any:
-    try:
-        from tiatoolbox.models.architecture import vanilla
-
-        if not hasattr(vanilla, "timm_arch_dict"):
-            raise ImportError("no timm_arch_dict")
-    except ImportError as error:
-        raise ImportError(_INSTALL) from error
-    return vanilla
+    return pipeline_module(
+        "tiatoolbox.models.architecture.vanilla", "timm_arch_dict", "pip install 'tiatoolbox>=2.1'"
+    )

@@ -59,7 +59,7 @@ def ridge_setting(
     if num_components is not None and not 1 <= num_components <= min(num_train, dim):
         raise EvaluationError(
             f"{num_components} principal components of {num_train} training spots × {dim} features: "
-            f"take at most {min(num_train, dim)} (--num-components), or none (--num-components none)"
+            f"take at most {min(num_train, dim)} (`num_components`), or none (`num_components=None`)"
         )
     width = dim if num_components is None else num_components
     return RidgeSetting(

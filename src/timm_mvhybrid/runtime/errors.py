@@ -31,6 +31,10 @@ class TimmMVHybridError(Exception):
     """What cannot be done; the message is one line for the user: file or argument, value and remedy."""
 
 
+class ParameterError(TimmMVHybridError, ValueError):
+    """An argument cannot be used; the message names it in backticks, by its Python name."""
+
+
 class DataError(TimmMVHybridError, ValueError):
     """The input as a whole cannot be used."""
 
@@ -47,14 +51,14 @@ class SlideChoiceError(DataError):
     """The slide of a coordinate file is not found, or not the right one.
 
     Args:
-        cause: What is wrong; the remedy of the command ``embed`` is added.
+        cause: What is wrong; the remedy of ``open_source`` is added.
 
     Attributes:
         cause: The same without the remedy, for callers that are given the slide in another way.
     """
 
     def __init__(self, cause: str) -> None:
-        super().__init__(f"{cause}; give the slide with --slide FILE")
+        super().__init__(f"{cause}; give the slide with `slide=FILE`")
         self.cause = cause
 
     def __reduce__(self) -> tuple[type[SlideChoiceError], tuple[str]]:

@@ -143,7 +143,7 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
     if output.is_dir() and not any(output.iterdir()):
         return
     if not overwrite:
-        raise EvaluationError(f"{output}: exists already; replace it with --overwrite")
+        raise EvaluationError(f"{output}: exists already; replace it with `overwrite=True`")
     readme = output / "README.md"
     if not readme.is_file() or MARK not in readme.read_text(encoding="utf-8", errors="replace"):
         raise EvaluationError(f"{output}: is not a phantom, so it is not replaced; choose another folder")
