@@ -63,12 +63,7 @@ def write_sample(
         with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
     with H5Output(paths[0]) as patch_output, H5Output(paths[1]) as count_output:
-        file = patch_output.file
-        images = file.create_dataset("img", data=patches, chunks=(1, *patches.shape[1:]))
-        images.attrs.update(attributes or {})
-        file.create_dataset("coords", data=np.asarray(coords, dtype=np.int64))
-        names = np.array(list(barcodes), dtype=object)[:, None]
-        file.create_dataset("barcode", data=names, dtype=h5py.string_dtype("utf-8"))
+        write_patches(patch_output.file, patches, coords, barcodes, attributes or {})
         patch_output.check()
         with quiet_anndata():
             data = anndata.AnnData(
@@ -83,6 +78,21 @@ def write_sample(
         patch_output.finish()
         count_output.finish()
     return paths
+
+
+def write_patches(
+    file: h5py.File,
+    patches: NDArray[np.uint8],
+    coords: NDArray[np.int64],
+    barcodes: Sequence[str],
+    attributes: Mapping[str, Any],
+) -> None:
+    """Writes the patches of one sample into an open file, see ``write_sample``."""
+    images = file.create_dataset("img", data=patches, chunks=(1, *patches.shape[1:]))
+    images.attrs.update(attributes)
+    file.create_dataset("coords", data=np.asarray(coords, dtype=np.int64))
+    names = np.array(list(barcodes), dtype=object)[:, None]
+    file.create_dataset("barcode", data=names, dtype=h5py.string_dtype("utf-8"))
 
 
 def write_split(task: str | Path, number: int, train: Sequence[str], test: Sequence[str]) -> None:

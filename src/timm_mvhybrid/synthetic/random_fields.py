@@ -16,31 +16,15 @@ _FIBRE_DIRECTIONS = 8
 
 
 def resize(field: Map, shape: tuple[int, int]) -> Map:
-    """Interpolates a map to another grid over the same area.
-
-    Args:
-        field: (H, W) float32.
-        shape: Height and width of the result.
-
-    Returns:
-        The map, float32 of that shape.
-    """
+    """Interpolates a map to another grid, of a height and a width, over the same area."""
     resized = Image.fromarray(field).resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
     return np.asarray(resized, dtype=np.float32)
 
 
 def smooth_field(shape: tuple[int, int], scale_px: float, generator: np.random.Generator) -> Map:
-    """Draws a smooth random field.
+    """Draws a smooth random field, (H, W) float32, with a Gaussian kernel whose standard deviation is ``scale_px``.
 
     Each value is standard normal over repeated draws; one draw keeps a mean of its own, as one slide does.
-
-    Args:
-        shape: Height and width.
-        scale_px: Correlation length, the standard deviation of the kernel, in px.
-        generator: Source of randomness.
-
-    Returns:
-        The field, (H, W) float32.
     """
     gaussian_filter = require("scipy.ndimage").gaussian_filter
 
@@ -76,7 +60,7 @@ def grain(shape: tuple[int, int], fine_px: float, coarse_px: float, generator: n
 
 
 def fibres(cosine: Map, sine: Map, length_px: float, width_px: float, generator: np.random.Generator) -> Map:
-    """Draws strands that follow a field of directions.
+    """Draws strands that follow a field of directions, (H, W) float32 with deviation about 1.
 
     White noise is filtered by elongated Gaussian kernels in eight directions, and each pixel takes those near its own.
 
@@ -86,9 +70,6 @@ def fibres(cosine: Map, sine: Map, length_px: float, width_px: float, generator:
         length_px: Standard deviation of the kernels along the strands, in px.
         width_px: Standard deviation across them, in px.
         generator: Source of randomness.
-
-    Returns:
-        The strands, (H, W) float32 with deviation about 1.
     """
     fft = require("scipy.fft")
 
