@@ -14,7 +14,7 @@ from ..runtime.errors import DataError, SlideChoiceError
 from .coordinate_reading import is_of_a_tool, patch_reading
 from .h5_file import H5File, attributes, find_dataset, read_coords
 from .slide import SLIDE_SUFFIXES, Slide
-from .slide_patches import SlidePatches
+from .slide_source import SlidePatches
 
 Edge = Literal["auto", "black", "white", "skip"]
 """How patches that extend over the slide's edge are filled, see ``CoordinateH5Source``."""
@@ -23,12 +23,9 @@ _EDGE_TOLERANCE_PX = 1e-6
 
 
 def find_slide(path: Path, name: str | None, folder: Path | None = None) -> Path:
-    """Looks for the slide that a coordinate file belongs to.
+    """Looks for the slide of a coordinate file, in ``folder`` or beside it.
 
-    Args:
-        path: The coordinate file; TRIDENT's ending ``_patches`` is not part of the slide's name.
-        name: The slide's name by the file's attribute ``name``, or None.
-        folder: Where to look; None looks beside the file.
+    Its name is the file's, without TRIDENT's ending ``_patches``, or the one that the file states.
 
     Raises:
         SlideChoiceError: If there is none, or more than one.
@@ -155,14 +152,7 @@ class CoordinateH5Source(SlidePatches):
             )
 
     def __getitem__(self, index: int) -> Image.Image:
-        """Reads one patch from the slide.
-
-        Args:
-            index: From 0 to the number of patches.
-
-        Returns:
-            The patch in mode RGB, ``patch_size_px`` on each side.
-        """
+        """Reads one patch from the slide in mode RGB, ``patch_size_px`` on each side."""
         if self.reading.level is None:
             return super().__getitem__(index)
         x, y = self.coords[index].tolist()

@@ -18,14 +18,7 @@ _DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.Decompress
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """Converts an image to RGB; what is transparent becomes white, like the glass of a slide.
-
-    Args:
-        image: Any mode of 8 bits per channel.
-
-    Raises:
-        ValueError: If Pillow cannot convert the mode.
-    """
+    """Converts an image of 8 bits per channel to RGB; what is transparent becomes white, like the glass of a slide."""
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -34,18 +27,11 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def read_image(file: Path | BinaryIO, name: str | None = None) -> Image.Image:
-    """Decodes one image file.
-
-    Args:
-        file: Its path, or its content.
-        name: What messages call it; None takes the path.
-
-    Returns:
-        The image in mode RGB, in its own size; what is transparent becomes white.
+    """Decodes an image file, given by its path or its content, to RGB of its own size; what is transparent becomes white.
 
     Raises:
-        PatchError: If the file cannot be read as an image, has more than 8 bits per channel, or is one of several grey
-            planes.
+        PatchError: If the file, which messages call by ``name`` or by its path, cannot be read as an image, has more than
+            8 bits per channel, or is one of several grey planes.
     """
     try:
         with Image.open(file) as image:

@@ -56,11 +56,7 @@ class H5File:
 
 
 def find_dataset(file: H5File, *names: str) -> h5py.Dataset | None:
-    """Looks up the first dataset that exists under one of several names.
-
-    Returns:
-        The dataset, or None.
-    """
+    """Looks up the first dataset that exists under one of several names; None if there is none."""
     for name in names:
         found = file.handle.get(name)
         if isinstance(found, h5py.Dataset):
@@ -71,9 +67,7 @@ def find_dataset(file: H5File, *names: str) -> h5py.Dataset | None:
 def attributes(file: H5File, *datasets: h5py.Dataset | None) -> Mapping[str, Any]:
     """Merges the attributes of a file and of its datasets, because writers differ in where they put them.
 
-    Args:
-        file: The file; its own attributes come last.
-        *datasets: Datasets in falling precedence; None is skipped.
+    Of equal names the first dataset's count, and the file's own come last.
     """
     merged: dict[str, Any] = dict(file.handle.attrs)
     for dataset in reversed(datasets):
@@ -86,11 +80,10 @@ def attributes(file: H5File, *datasets: h5py.Dataset | None) -> Mapping[str, Any
 
 
 def number(file: H5File, values: Mapping[str, Any], key: str) -> float | None:
-    """Reads a positive number from attributes.
+    """Reads a positive number from attributes, the first one of a pair such as CLAM's downsample.
 
     Returns:
-        The number (the first one of a pair such as CLAM's downsample), or None if the attribute is absent or says
-        that it is unknown (None, NaN, or not above zero).
+        The number, or None if the attribute is absent or says that it is unknown (None, NaN, or not above zero).
 
     Raises:
         DataError: If the attribute is not a number.
@@ -105,15 +98,7 @@ def number(file: H5File, values: Mapping[str, Any], key: str) -> float | None:
 
 
 def read_coords(file: H5File, dataset: h5py.Dataset, num_patches: int | None = None) -> NDArray[np.int64]:
-    """Reads and checks patch coordinates.
-
-    Args:
-        file: The file, for messages.
-        dataset: The coordinates.
-        num_patches: Rows there must be; None takes any number.
-
-    Returns:
-        Coordinates, (N, 2) int64.
+    """Reads and checks patch coordinates, (N, 2) int64; ``num_patches`` of them, unless it is None.
 
     Raises:
         DataError: If shape, type or values are not those of coordinates.
@@ -133,12 +118,7 @@ def read_coords(file: H5File, dataset: h5py.Dataset, num_patches: int | None = N
 
 
 def read_barcodes(file: H5File, dataset: h5py.Dataset, num_patches: int) -> list[str]:
-    """Reads and checks one barcode per patch.
-
-    Args:
-        file: The file, for messages.
-        dataset: The barcodes, (N, 1) or (N,) strings.
-        num_patches: Rows there must be.
+    """Reads and checks one barcode per patch, (N, 1) or (N,) strings.
 
     Raises:
         DataError: If shape or type do not fit, or a barcode occurs twice.

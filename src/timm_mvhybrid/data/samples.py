@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..runtime.errors import DataError
 from .coordinate_h5 import CoordinateH5Source
-from .slide_source import SlideSource
+from .slide_source import SlidePatches
 from .source import PatchSource
 
 # each open h5 file costs a descriptor, of which systems grant 1024; each slide also caches up to 32 MB
@@ -118,7 +118,7 @@ class Samples:
 
     def _keep_open(self, number: int) -> None:
         """Marks a source as the one used last, and closes the ones used longest ago."""
-        is_slide = isinstance(self.sources[number], SlideSource | CoordinateH5Source)
+        is_slide = isinstance(self.sources[number], SlidePatches)
         opened = self._open_slides if is_slide else self._open_files
         limit = _MAX_OPEN_SLIDES if is_slide else _MAX_OPEN_FILES
         opened[number] = None

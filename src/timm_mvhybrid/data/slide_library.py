@@ -15,10 +15,7 @@ from .tiff_tags import TiffTags, quiet_tifffile
 
 
 def open_library(path: Path, tags: TiffTags) -> Any:
-    """Opens a slide with the first library that reads it right.
-
-    Returns:
-        An ``openslide.OpenSlide``, or the ``tiffslide.TiffSlide`` that imitates it, with its levels parsed.
+    """Opens a slide with the first library that reads it right: an ``OpenSlide``, or the ``TiffSlide`` that imitates it.
 
     Raises:
         NotASlideError: If no library is installed or none can open the file.
@@ -66,11 +63,7 @@ def _tiffslide(path: Path) -> Any:
 
 
 def stated_um_per_px(handle: Any) -> tuple[float, float] | None:
-    """Reads the resolution that the slide states.
-
-    Returns:
-        µm per pixel of level 0, x and y; None where it states none.
-    """
+    """Reads the resolution that the slide states, µm per pixel of level 0, x and y; None where it states none."""
     for library in ("openslide", "tiffslide"):
         try:
             x, y = (float(handle.properties[f"{library}.mpp-{axis}"]) for axis in "xy")

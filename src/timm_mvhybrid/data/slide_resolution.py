@@ -13,10 +13,7 @@ _LARGEST_ANISOTROPY = 0.01
 
 
 def check_resolution(um_per_px: tuple[float, float] | None) -> tuple[float | None, str]:
-    """Accepts a stated resolution, or says why it cannot be used.
-
-    Args:
-        um_per_px: µm per pixel of level 0, x and y; None where the slide states none.
+    """Accepts a stated resolution in µm per pixel of level 0, x and y, or says why it cannot be used.
 
     Returns:
         One resolution for both directions in µm per pixel, and an empty text; or None, and what is wrong.

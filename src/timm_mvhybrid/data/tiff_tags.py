@@ -56,10 +56,7 @@ class TiffTags:
 
 
 def read_tiff_tags(path: Path) -> TiffTags:
-    """Reads what a TIFF says about its pixels.
-
-    Returns:
-        What the libraries would get wrong; nothing for files that are not TIFFs.
+    """Reads what a TIFF says about its pixels, and so what the libraries would get wrong; nothing for other files.
 
     Raises:
         DataError: If the file is damaged or holds no colours of 8 bits, so that no library could read it right.

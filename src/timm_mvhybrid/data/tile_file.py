@@ -30,12 +30,7 @@ _SMALLEST_OUTLINED_PX = 5
 
 
 def tile_file_matches(path: Path, slide: Path, options: TilingOptions) -> int:
-    """Checks that an existing patch file was cut from a slide with the given options.
-
-    Args:
-        path: The patch h5.
-        slide: The slide.
-        options: How it should be cut.
+    """Checks that an existing patch file was cut from a slide with the given options; returns its number of patches.
 
     Raises:
         DataError: If it is not such a file, or the slide or an option differs.
@@ -71,13 +66,8 @@ def write_tile_file(
 
     ``img`` (N, H, W, 3) uint8 holds one patch per chunk, so that any patch is read by itself, and ``coords`` (N, 2)
     int64 the top-left corners in level-0 pixels. The attributes of ``img`` are HEST's: ``patch_size_src`` in level-0
-    pixels, ``patch_size_target``, ``downsample`` and ``pixel_size`` in µm per level-0 pixel.
-
-    Args:
-        source: The slide and its tiles.
-        path: The file to write; replaced if it exists, left as it is if cutting fails.
-        options: How the slide was laid out, for a later run to compare.
-        compression: "none" is read ten times faster than "gzip" and is about twice as large; "lzf" is in between.
+    pixels, ``patch_size_target``, ``downsample`` and ``pixel_size`` in µm per level-0 pixel. Without compression a file
+    is read ten times faster than with "gzip" and is about twice as large; "lzf" is in between.
 
     Raises:
         PatchError: If a region of the slide is unreadable.
@@ -120,12 +110,7 @@ def write_tile_file(
 
 
 def write_thumbnail(source: SlideSource, path: Path, size_px: int) -> None:
-    """Draws the slide with its tiles tinted.
-
-    Args:
-        source: The slide and its tiles.
-        path: The PNG to write.
-        size_px: Longer side of the picture in pixels.
+    """Draws the slide with its tiles tinted, ``size_px`` on its longer side, as a PNG.
 
     Raises:
         OutputError: If the disk does not take it.

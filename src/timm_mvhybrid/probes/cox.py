@@ -56,12 +56,7 @@ def cox_risks(
 
 
 def log_rank_p_value(event: ArrayLike, time: ArrayLike, group: ArrayLike) -> float:
-    """Tests whether two groups differ in survival, by scikit-survival's log-rank test.
-
-    Args:
-        event: Whether the event was observed, (N,) bool or 0 and 1.
-        time: Times, (N,).
-        group: The group of each patient, (N,) bool or 0 and 1.
+    """Tests whether two groups differ in survival, by scikit-survival's log-rank test; see ``cox_risks`` for the arrays.
 
     Returns:
         The p-value; NaN where one group is empty or no event was observed.

@@ -131,15 +131,7 @@ def drop_percent(random: float, loso: float, metric: str = "pcc") -> float | Non
 
 
 def drop_percentages(random: Mapping[str, float], loso: Mapping[str, float]) -> dict[str, float | None]:
-    """Applies ``drop_percent`` to every metric that both have.
-
-    Args:
-        random: Metric → mean over random folds.
-        loso: Metric → mean over left-out studies.
-
-    Returns:
-        Metric → percent or None.
-    """
+    """Applies ``drop_percent`` to every metric whose means over random folds and left-out studies are both given."""
     return {metric: drop_percent(random[metric], loso[metric], metric) for metric in random if metric in loso}
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..runtime.errors import EvaluationError
-from .arrays import distinct_rows, finite_matrix, labels_vector
-from .logistic import ProbeResult, check_width, probe_result
+from .arrays import check_width, distinct_rows, finite_matrix, labels_vector
+from .logistic import ProbeResult, probe_result
 
 KnnWeights = Literal["uniform", "similarity"]
 _TEMPERATURE = 0.07
@@ -49,7 +49,7 @@ def knn_probe(
             embeddings than neighbours, or the weights are unknown.
     """
     train, test = finite_matrix("X_train", X_train, np.float32), finite_matrix("X_test", X_test, np.float32)
-    check_width(train, test)
+    check_width(X_train=train, X_test=test)
     labels = labels_vector("y_train", y_train, len(train))
     if not 1 <= k <= len(train):
         raise EvaluationError(

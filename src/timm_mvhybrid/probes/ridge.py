@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..runtime.errors import EvaluationError
 from ..runtime.extras import require
-from .arrays import check_rows, finite_matrix
+from .arrays import check_rows, check_width, finite_matrix
 
 RidgePreset = Literal["hest", "intercept"]
 TOLERANCE = 1e-4
@@ -41,15 +41,10 @@ def ridge_setting(
     num_components: int | None,
     alpha: float | None,
 ) -> RidgeSetting:
-    """Resolves preset and defaults for one train part.
+    """Resolves preset and defaults for one train part, of ``num_train`` spots with ``dim`` features.
 
-    Args:
-        num_train: Spots to fit on.
-        dim: Features.
-        num_genes: Targets.
-        preset: ``hest`` or ``intercept``.
-        num_components: Principal components; None for the features as they are.
-        alpha: Penalty; None for HEST's 100 / (components · genes).
+    Without a number of components the features are taken as they are; without a penalty it is HEST's, 100 / (components ·
+    genes).
 
     Raises:
         EvaluationError: If the preset is unknown, or there are fewer spots or features than components.
@@ -113,10 +108,7 @@ def ridge_probe(
     train, test = finite_matrix("X_train", X_train, np.float32), finite_matrix("X_test", X_test, np.float32)
     targets = finite_matrix("y_train", y_train, np.float64)
     num_train = check_rows(X_train=train, y_train=targets)
-    if train.shape[1] != test.shape[1]:
-        raise EvaluationError(
-            f"X_train has {train.shape[1]} features, X_test {test.shape[1]}; they must agree"
-        )
+    check_width(X_train=train, X_test=test)
     setting = ridge_setting(num_train, train.shape[1], targets.shape[1], preset, num_components, alpha)
     if setting.num_components is not None:
         scaler = require("sklearn.preprocessing").StandardScaler()

@@ -39,13 +39,7 @@ class RidgeFold:
 
 
 def deterministic_pca(num_train: int, dim: int, num_components: int | None) -> bool:
-    """Says whether scikit-learn's PCA, if left to choose, decomposes exactly, not at random.
-
-    Args:
-        num_train: Spots to fit on.
-        dim: Features.
-        num_components: Number of components; None without PCA.
-    """
+    """Says whether scikit-learn's PCA, if left to choose, decomposes exactly, not at random."""
     if num_components is None or max(num_train, dim) <= _MAX_SIDE_FULL:
         return True
     if dim <= _MAX_FEATURES_COVARIANCE and num_train >= 10 * dim:
@@ -107,14 +101,7 @@ def ridge_folds(
     for index, (train, test) in enumerate(folds):
         chosen = np.arange(targets.shape[1]) if columns is None else np.asarray(columns[index])
         penalty = parts.nested_alpha(index, chosen, preset, num_components) if alpha == "nested" else alpha
-        setting = ridge_setting(
-            len(train),
-            features.shape[1],
-            len(chosen),
-            preset,
-            num_components,
-            penalty,
-        )
+        setting = ridge_setting(len(train), features.shape[1], len(chosen), preset, num_components, penalty)
         how = solver
         if how == "auto":
             followed = num_components is not None and deterministic_pca(
@@ -146,11 +133,7 @@ class _Parts:
     """Statistics of the coarsest parts of the rows that every fold and group treats as one."""
 
     def __init__(
-        self,
-        X: NDArray[Any],
-        y: NDArray[np.float64],
-        folds: Sequence[Any],
-        group_of: NDArray[np.int64],
+        self, X: NDArray[Any], y: NDArray[np.float64], folds: Sequence[Any], group_of: NDArray[np.int64]
     ) -> None:
         self.X, self.y = X, y
         membership = np.zeros((len(X), len(folds) + 1), dtype=np.int64)
