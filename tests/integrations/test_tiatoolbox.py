@@ -77,6 +77,7 @@ def test_without_tiatoolbox_or_with_an_old_one(vanilla, monkeypatch, is_old):
         monkeypatch.setitem(sys.modules, "tiatoolbox", None)
         monkeypatch.setitem(sys.modules, "tiatoolbox.models", None)
         monkeypatch.setitem(sys.modules, "tiatoolbox.models.architecture", None)
+        monkeypatch.setitem(sys.modules, "tiatoolbox.models.architecture.vanilla", None)
     for call in (tiatoolbox.register, lambda: tiatoolbox.backbone("test_mvhybrid")):
         with pytest.raises(ImportError, match=r"pip install 'tiatoolbox>=2\.1'"):
             call()

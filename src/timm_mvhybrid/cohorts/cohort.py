@@ -79,11 +79,7 @@ class ExpressionCohort:
         )
 
     def label_of_spots(self, labels: Mapping[str, str]) -> NDArray[np.str_]:
-        """Spreads labels of samples over their spots.
-
-        Returns:
-            (N,).
-        """
+        """Spreads labels of samples over their spots, (N,)."""
         return np.array([labels[sample] for sample in self.samples])[self.sample_of]
 
     def rows(self, samples: Sequence[str]) -> NDArray[np.int64]:
@@ -92,11 +88,7 @@ class ExpressionCohort:
         return np.flatnonzero(np.isin(self.sample_of, wanted))
 
     def log_counts(self, genes: Sequence[str]) -> NDArray[np.float64]:
-        """Computes the targets.
-
-        Returns:
-            log1p counts, (N, genes) float64.
-        """
+        """Computes the targets, log1p counts, (N, genes) float64."""
         position = {gene: index for index, gene in enumerate(self.genes)}
         columns = self.counts[:, [position[gene] for gene in genes]].toarray()
         targets: NDArray[np.float64] = np.log1p(columns.astype(np.float64))

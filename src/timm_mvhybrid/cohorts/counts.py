@@ -70,12 +70,12 @@ def read_counts(path: str | Path, layer: str | None = None, *, option: str = "co
         path: h5ad (AnnData), or a CSV whose header holds the genes after its first cell and whose rows start with the
             barcode.
         layer: h5ad: the layer that holds the counts, or ``raw``; None takes X.
-        option: What the caller's user sets ``layer`` by, for messages.
+        option: The parameter by which the caller's user sets ``layer``, for messages.
 
     Raises:
         DataError: If the file cannot be read, holds no counts where they are looked for, has values that are not counts
-            (negative, not whole, not finite), or names a spot or gene twice; the message names file and remedy. If a
-            package is not installed.
+            (negative, not whole, not finite), or names a spot or gene twice; the message names file and remedy.
+        MissingPackageError: If a package is not installed.
     """
     path = Path(path)
     require("scipy.sparse")
@@ -142,7 +142,7 @@ def _raw(data: Any) -> Any:
 
 
 def _where_counts_are(data: Any, option: str) -> str:
-    """Says which part of the file holds counts and how to take it; the remedy for everything that is wrong with another part."""
+    """Says which part of the file holds counts and how to take it, which repairs all that is wrong with another part."""
     # from anndata 0.13 on X is a layer, too, whose name is None
     parts = {name: data.layers[name] for name in data.layers if name is not None}
     if _raw(data) is not None:

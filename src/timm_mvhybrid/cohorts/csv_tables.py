@@ -18,10 +18,7 @@ SPLIT_COLUMNS = ("sample_id", "patches_path", "expr_path")
 
 
 def read_csv(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Reads a table.
-
-    Returns:
-        One dictionary for each row, values stripped; cells that a row lacks at its end are empty.
+    """Reads a table, a dictionary a row; values are stripped, and cells that a row lacks at its end are empty.
 
     Raises:
         DataError: If the file cannot be read as a table, lacks a column, a row has more cells than the header, or a
@@ -52,10 +49,7 @@ def read_csv(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 def patients(
     file: Path, rows: Sequence[dict[str, str]], noun: str, name: str, columns: Sequence[str] = ("patient",)
 ) -> list[str]:
-    """Takes the patient of each row.
-
-    Returns:
-        One for each row; empty strings where no row has one.
+    """Takes the patient of each row; empty strings where no row has one.
 
     Raises:
         DataError: If some rows have one and others do not.
@@ -93,9 +87,7 @@ def read_genes(file: str | Path) -> list[str]:
 def read_studies(file: str | Path, samples: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Reads which study, and which patient, each sample belongs to.
 
-    Args:
-        file: CSV with the columns sample_id, study and, if known, patient.
-        samples: Samples that must be in it; others in it are ignored.
+    The CSV has the columns sample_id, study and, if known, patient; it may list further samples.
 
     Returns:
         Sample → study, and sample → patient; the latter is empty without that column.

@@ -113,15 +113,11 @@ def write_split(task: str | Path, number: int, train: Sequence[str], test: Seque
 
 
 def write_anndata(file: h5py.File, data: Any) -> None:
-    """Writes an AnnData into an open HDF5 file, in a form that every anndata since 0.8 reads.
+    """Writes an AnnData into an empty, open HDF5 file, in a form that every anndata since 0.8 reads.
 
     pandas 3 gives strings a type of their own, which anndata from 0.11 on stores as ``nullable-string-array``, a form
-    that older releases refuse; the same strings as objects become ``string-array``.
-
-    Args:
-        file: The file, empty.
-        data: The AnnData; in its frames (obs, var, obsm, varm, uns) strings become objects, and texts of obs and var
-            categories.
+    that older releases refuse; the same strings as objects become ``string-array``. So in the frames of ``data`` (obs,
+    var, obsm, varm, uns) strings become objects, and texts of obs and var categories.
     """
     try:
         from anndata.io import write_elem

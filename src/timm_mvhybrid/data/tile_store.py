@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import time
@@ -238,12 +239,10 @@ def _add_to_manifest(manifest: Path, patches: Path) -> None:
 
 def _log(path: Path, result: TiledSlide) -> None:
     line = {
+        **dataclasses.asdict(result),
         "slide": str(result.slide),
         "output": result.output.name,
-        "status": result.status,
-        "num_patches": result.num_patches,
         "seconds": round(result.seconds, 3),
-        "message": result.message,
     }
     with LineFile(path) as file:
         file.write(json.dumps(line, ensure_ascii=False))

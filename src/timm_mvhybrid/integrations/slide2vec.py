@@ -39,7 +39,7 @@ def register() -> None:
         MissingPackageError: slide2vec is not installed.
     """
     for name in MODEL_NAMES:
-        _register(name, name, source=_repository(name), options={})
+        _register(name, name, source=str(timm.get_pretrained_cfg(name).hf_hub_id), options={})
 
 
 def register_checkpoint(
@@ -71,10 +71,6 @@ def register_checkpoint(
         raise MissingWeightsError(f"{path}: no such checkpoint file; check the path")
     source = f"{model_name} {path.name} sha256:{file_sha256(path)}"
     _register(preset, model_name, source=source, options=model_args, checkpoint=path)
-
-
-def _repository(model_name: str) -> str:
-    return str(timm.get_pretrained_cfg(model_name).hf_hub_id)
 
 
 def _register(
