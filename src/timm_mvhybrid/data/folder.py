@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +16,13 @@ from .image_depth import bits_per_channel, is_one_of_grey_planes
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".j2k")
 # what Pillow's plugins raise on broken files
 _DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+
+
+def visible_files(folder: Path) -> Iterator[Path]:
+    """Walks through a folder in sorted order, following links; hidden files and folders are left out."""
+    for directory, subfolders, names in os.walk(folder, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield from (Path(directory, name) for name in sorted(names) if not name.startswith("."))
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -72,15 +80,11 @@ class FolderSource:
         found = []
         readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
         left_out: dict[str, list[Path]] = {}
-        for folder, subfolders, names in os.walk(self.path, followlinks=True):
-            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            for name in names:
-                if name.startswith("."):
-                    continue
-                if name.lower().endswith(IMAGE_SUFFIXES):
-                    found.append(Path(folder, name).relative_to(self.path).as_posix())
-                elif (suffix := Path(name).suffix.lower()) in readable:
-                    left_out.setdefault(suffix, []).append(Path(folder, name))
+        for file in visible_files(self.path):
+            if file.name.lower().endswith(IMAGE_SUFFIXES):
+                found.append(file.relative_to(self.path).as_posix())
+            elif (suffix := file.suffix.lower()) in readable:
+                left_out.setdefault(suffix, []).append(file)
         self.paths = sorted(found)
         others = ", ".join(
             f"{len(files)} {suffix} such as {min(files)}" for suffix, files in sorted(left_out.items())

@@ -1,8 +1,7 @@
-"""Access to h5 files: path → validated arrays, and a handle that survives forks and pickles."""
+"""Access to h5 files: path → validated arrays."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,46 +12,20 @@ from numpy.typing import NDArray
 
 from ..runtime.errors import DataError
 from ..runtime.names import unique_positions
+from .process_handle import ProcessHandle
 
 
-class H5File:
-    """An h5 file that is opened for reading on first use in each process; the handle is left out of pickles.
-
-    Args:
-        path: The file.
-    """
+class H5File(ProcessHandle):
+    """An h5 file that is opened for reading; the handle raises ``DataError`` where that fails."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._handle: h5py.File | None = None
-        self._process = -1
 
-    @property
-    def handle(self) -> h5py.File:
-        """The open file of this process.
-
-        Raises:
-            DataError: If the file cannot be opened as h5.
-        """
-        if self._handle is None or self._process != os.getpid():
-            # closed first: otherwise a forked process would share the parent's file position in HDF5
-            self.close()
-            try:
-                self._handle = h5py.File(self.path, "r")
-            except OSError as error:
-                raise DataError(f"{self.path}: cannot be opened as an h5 file ({error})") from error
-            self._process = os.getpid()
-        return self._handle
-
-    def close(self) -> None:
-        """Closes the file; the next access opens it again."""
-        if self._handle is not None:
-            self._handle.close()
-            self._handle = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leaves the handle out of pickles."""
-        return {**self.__dict__, "_handle": None}
+    def _open(self) -> h5py.File:
+        try:
+            return h5py.File(self.path, "r")
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be opened as an h5 file ({error})") from error
 
 
 def find_dataset(file: H5File, *names: str) -> h5py.Dataset | None:

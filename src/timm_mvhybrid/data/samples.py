@@ -82,13 +82,7 @@ class Samples:
         return int(self._ends[-1])
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Finds a sample's place.
-
-        Args:
-            index: From 0 to the number of samples.
-
-        Returns:
-            The number of its source, and its index there.
+        """Finds a sample's place: the number of its source, and its index there.
 
         Raises:
             IndexError: If the index lies outside.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from PIL import Image
 
 from ..runtime.errors import PatchError
 from .folder import on_white
+from .process_handle import ProcessHandle
 from .slide_library import open_library, read_rgba, stated_um_per_px
 from .slide_resolution import check_resolution
 from .tiff_tags import read_tiff_tags
@@ -22,10 +21,8 @@ SLIDE_SUFFIXES = tuple(".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide
 _THUMBNAIL_BLOCK_PX = 4096
 
 
-class Slide:
+class Slide(ProcessHandle):
     """One slide, read in level-0 coordinates at any scale.
-
-    The library's handle is opened on first use in each process and left out of pickles.
 
     Args:
         path: The slide.
@@ -42,8 +39,6 @@ class Slide:
 
     def __init__(self, path: str | Path, resolution_um_per_px: float | None = None) -> None:
         self.path = Path(path)
-        self._handle: Any = None
-        self._process = -1
         self._tags = read_tiff_tags(self.path)
         handle = self.handle
         self.dimensions: tuple[int, int] = (int(handle.dimensions[0]), int(handle.dimensions[1]))
@@ -55,28 +50,8 @@ class Slide:
             (resolution_um_per_px, "") if resolution_um_per_px else check_resolution(stated)
         )
 
-    @property
-    def handle(self) -> Any:
-        """The library's slide object of this process."""
-        if self._handle is None or self._process != os.getpid():
-            # handles hold file positions and caches that forked processes must not share
-            self.close()
-            self._handle = open_library(self.path, self._tags)
-            self._process = os.getpid()
-            # otherwise tiffslide leaves its file open, and ``__del__`` would run after the modules that it needs are
-            # gone
-            self._close_handle = weakref.finalize(self, self._handle.close)
-        return self._handle
-
-    def close(self) -> None:
-        """Closes the handle; the next read opens it again."""
-        if self._handle is not None:
-            self._close_handle()
-            self._handle = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leaves the handle out of pickles."""
-        return {**self.__dict__, "_handle": None, "_close_handle": None}
+    def _open(self) -> Any:
+        return open_library(self.path, self._tags)
 
     def read(
         self, corner: tuple[float, float], size_level0: tuple[float, float], size_px: tuple[int, int]

@@ -76,11 +76,7 @@ def stated_um_per_px(handle: Any) -> tuple[float, float] | None:
 def read_rgba(handle: Any, corner: tuple[int, int], level: int, size_px: tuple[int, int]) -> Image.Image:
     """Reads pixels of one level as OpenSlide does, whichever library reads them.
 
-    Args:
-        handle: An ``openslide.OpenSlide`` or a ``tiffslide.TiffSlide``.
-        corner: Top-left corner x, y in level-0 pixels; may lie outside.
-        level: Number of the level, 0 the largest.
-        size_px: Width and height in pixels of the level.
+    The corner is x, y in level-0 pixels and may lie outside; the size is in pixels of the level, of which 0 is the largest.
 
     Returns:
         The region in mode RGBA, transparent where the slide holds no pixels.

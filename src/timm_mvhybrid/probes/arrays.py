@@ -121,12 +121,7 @@ def binary_vector(
 ) -> NDArray[np.bool_]:
     """Checks a vector of yes and no; other codings are refused, because most of them would count as yes throughout.
 
-    Args:
-        name: The argument's name, for messages.
-        values: Booleans, or numbers that are 0 or 1.
-        num_rows: Length it must have; None takes any.
-        one: What 1 means, for messages.
-        zero: What 0 means, for messages.
+    ``one`` and ``zero`` are what 1 and 0 mean, for messages.
 
     Raises:
         EvaluationError: If it is not a vector of that length or a value is neither: 1 and 2, -1, text, NaN.

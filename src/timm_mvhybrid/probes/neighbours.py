@@ -71,19 +71,10 @@ def knn_leave_out(
     k: int = 20,
     weights: KnnWeights = "uniform",
 ) -> ProbeResult:
-    """Classifies each embedding by its nearest among the others, as ``knn_probe`` does.
+    """Classifies each embedding by its nearest among the others, as ``knn_probe`` does; the scores are left NaN.
 
-    An embedding that is zero has no direction: all others are equally near to it.
-
-    Args:
-        X: Embeddings, (N, D), N at least 2; used as float32.
-        y: Their labels, (N,).
-        groups: Such as patients, (N,): those of one's own group have no vote. None: only oneself has none.
-        k: Neighbours; fewer where there are fewer.
-        weights: As in ``knn_probe``.
-
-    Returns:
-        Labels, and fractions of the votes as probabilities; the scores are left NaN.
+    An embedding that is zero has no direction: all others are equally near to it. With groups such as patients, (N,),
+    those of one's own group have no vote; without, only oneself has none. Where there are fewer than k others, all vote.
 
     Raises:
         EvaluationError: If shapes do not fit, values are not finite, there is one group only, or the weights are

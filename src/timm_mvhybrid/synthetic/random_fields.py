@@ -41,16 +41,10 @@ def smooth_field(shape: tuple[int, int], scale_px: float, generator: np.random.G
 
 
 def grain(shape: tuple[int, int], fine_px: float, coarse_px: float, generator: np.random.Generator) -> Map:
-    """Draws noise within a band of spatial frequencies, so that averages over more than the band vanish.
+    """Draws noise within a band of spatial frequencies, (H, W) float32 with deviation 1.
 
-    Args:
-        shape: Height and width.
-        fine_px: Standard deviation of the kernel that removes finer detail, in px.
-        coarse_px: Standard deviation of the kernel whose result is subtracted, in px.
-        generator: Source of randomness.
-
-    Returns:
-        The noise, (H, W) float32 with deviation 1.
+    Averages over more than the band vanish. Of the two Gaussian kernels, whose standard deviations are in px, the fine
+    one removes finer detail, and the result of the coarse one is subtracted.
     """
     gaussian_filter = require("scipy.ndimage").gaussian_filter
 
@@ -63,13 +57,8 @@ def fibres(cosine: Map, sine: Map, length_px: float, width_px: float, generator:
     """Draws strands that follow a field of directions, (H, W) float32 with deviation about 1.
 
     White noise is filtered by elongated Gaussian kernels in eight directions, and each pixel takes those near its own.
-
-    Args:
-        cosine: Cosine of twice the direction's angle, (H, W).
-        sine: Sine of twice the angle, (H, W).
-        length_px: Standard deviation of the kernels along the strands, in px.
-        width_px: Standard deviation across them, in px.
-        generator: Source of randomness.
+    Cosine and sine, (H, W), are of twice the direction's angle; length and width are the kernels' standard deviations
+    along the strands and across them.
     """
     fft = require("scipy.fft")
 

@@ -102,14 +102,7 @@ def grow_tissue(
     means: dict[str, float],
     generator: np.random.Generator,
 ) -> Tissue:
-    """Lays out a section.
-
-    Args:
-        shape: Height and width in px.
-        px_per_um: Pixels per µm.
-        means: Mean of each field of ``FIELDS`` on this slide.
-        generator: Source of randomness.
-    """
+    """Lays out a section of height × width px, with a mean for each field of ``FIELDS`` on this slide."""
     coarse = (math.ceil(shape[0] / _FIELD_STEP), math.ceil(shape[1] / _FIELD_STEP))
     scale = _FIELD_SCALE_UM * px_per_um / _FIELD_STEP
     fields = {name: means[name] + smooth_field(coarse, scale, generator) for name in FIELDS}
