@@ -102,7 +102,7 @@ def open_images(root: str | Path, layout: Layout | Literal["auto"] = "auto") -> 
     kind = _detect(root) if layout == "auto" else layout
     readers = {"folders": _folders, "csv": _table, "mhist": _mhist, "unitopatho": _unitopatho}
     if kind not in readers:
-        raise DataError(f"unknown layout '{kind}'; choose from auto, {', '.join(get_args(Layout))}")
+        raise DataError(f"`layout` is '{kind}'; choose from auto, {', '.join(get_args(Layout))}")
     folder = root.parent if kind == "csv" else root
     rows, tables = readers[kind](root)
     if not rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,6 +39,16 @@ def finite_matrix(name: str, values: ArrayLike, dtype: Any = None) -> NDArray[An
             "not all values are finite; leave these rows out or embed again"
         )
     return matrix
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Checks that an argument is one of the values of a ``Literal``.
+
+    Raises:
+        EvaluationError: If it is none of them.
+    """
+    if value not in get_args(choices):
+        raise EvaluationError(f"`{name}` is {value!r}; choose from {', '.join(get_args(choices))}")
 
 
 def check_rows(**arrays: Any) -> int:

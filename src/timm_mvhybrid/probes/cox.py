@@ -40,7 +40,7 @@ def cox_risks(
     if not events.any():
         raise EvaluationError(f"none of {len(events)} training patients had an event; a Cox model needs some")
     if not alpha > 0:
-        raise EvaluationError(f"the Cox model's penalty must be above 0, not {alpha}")
+        raise EvaluationError(f"`alpha`, the Cox model's penalty, must be above 0, not {alpha}")
     mean, std = train.mean(axis=0), train.std(axis=0)
     varies = std > 1e-12 * (np.abs(mean) + std)
     if not varies.any():

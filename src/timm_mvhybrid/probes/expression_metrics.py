@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..runtime.errors import EvaluationError
-from .arrays import finite_matrix
+from .arrays import check_choice, finite_matrix
 
 NanPolicy = Literal["omit", "propagate", "zero"]
 METRICS = ("pcc", "pcc10", "mse", "mae", "r2")
@@ -71,10 +71,7 @@ def expression_metrics(
     Raises:
         EvaluationError: If shapes differ, values are not finite or the policy is unknown.
     """
-    if nan_policy not in get_args(NanPolicy):
-        raise EvaluationError(
-            f"unknown nan_policy '{nan_policy}'; choose from {', '.join(get_args(NanPolicy))}"
-        )
+    check_choice("nan_policy", nan_policy, NanPolicy)
     y = finite_matrix("y", y, np.float64)
     prediction = finite_matrix("prediction", prediction, np.float64)
     if y.shape != prediction.shape:

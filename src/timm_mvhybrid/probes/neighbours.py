@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..runtime.errors import EvaluationError
-from .arrays import check_width, distinct_rows, finite_matrix, labels_vector
+from .arrays import check_choice, check_width, distinct_rows, finite_matrix, labels_vector
 from .logistic import ProbeResult, probe_result
 
 KnnWeights = Literal["uniform", "similarity"]
@@ -108,8 +108,7 @@ def _votes(
 
     With owners the references are the queries, and those of the same owner have no vote.
     """
-    if weights not in get_args(KnnWeights):
-        raise EvaluationError(f"unknown weights '{weights}'; choose from {', '.join(get_args(KnnWeights))}")
+    check_choice("weights", weights, KnnWeights)
     rows, row_of, _ = distinct_rows(references)
     votes = np.zeros((len(queries), int(targets.max()) + 1))
     step = max(1, _BLOCK // len(references))

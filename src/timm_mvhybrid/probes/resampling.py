@@ -113,7 +113,7 @@ def bootstrap_interval(
     table = np.asarray(values, dtype=np.float64)
     if not 0 < level < 1 or num_resamples < 1:
         raise EvaluationError(
-            f"bootstrap with level {level} and {num_resamples} resamples: use 0 < level < 1"
+            f"`level` must lie between 0 and 1, not {level}, and `num_resamples` be at least 1, not {num_resamples}"
         )
     if table.ndim not in (1, 2):
         raise EvaluationError(f"values must be (folds,) or (folds, genes), not {table.shape}")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..runtime.errors import EvaluationError
 from ..runtime.extras import require
-from .arrays import check_rows, check_width, finite_matrix
+from .arrays import check_choice, check_rows, check_width, finite_matrix
 
 RidgePreset = Literal["hest", "intercept"]
 TOLERANCE = 1e-4
@@ -49,8 +49,7 @@ def ridge_setting(
     Raises:
         EvaluationError: If the preset is unknown, or there are fewer spots or features than components.
     """
-    if preset not in get_args(RidgePreset):
-        raise EvaluationError(f"unknown preset '{preset}'; choose from {', '.join(get_args(RidgePreset))}")
+    check_choice("preset", preset, RidgePreset)
     if num_components is not None and not 1 <= num_components <= min(num_train, dim):
         raise EvaluationError(
             f"{num_components} principal components of {num_train} training spots × {dim} features: "

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..runtime.errors import EvaluationError
-from .arrays import check_rows, finite_matrix, labels_vector
+from .arrays import check_choice, check_rows, finite_matrix, labels_vector
 from .ridge import RidgePreset, ridge_probe, ridge_setting
 from .ridge_statistics import RidgeStatistics, factorise
 
@@ -85,14 +85,13 @@ def ridge_folds(
         EvaluationError: If shapes do not fit, values are not finite, a fold has fewer spots than components, or
             ``nested`` has fewer than two groups to train on.
     """
-    if solver not in get_args(RidgeSolver):
-        raise EvaluationError(
-            f"unknown ridge solver '{solver}'; choose from {', '.join(get_args(RidgeSolver))}"
-        )
+    check_choice("solver", solver, RidgeSolver)
     features, targets = finite_matrix("X", X, np.float32), finite_matrix("y", y, np.float64)
     num_rows = check_rows(X=features, y=targets)
     if alpha == "nested" and groups is None:
-        raise EvaluationError("a nested choice of alpha needs groups, such as the study of each row")
+        raise EvaluationError(
+            "`alpha='nested'` needs groups, such as the study of each row; give `groups`, or `alpha` as a number"
+        )
     group_of = np.zeros(num_rows, np.int64)
     if groups is not None and alpha == "nested":
         group_of = np.unique(labels_vector("groups", groups, num_rows), return_inverse=True)[1]
@@ -167,8 +166,8 @@ class _Parts:
         groups = np.unique(self.kinds[self.kinds[:, fold] == 1, -1])
         if len(groups) < 2:
             raise EvaluationError(
-                f"fold {fold}: a nested choice of alpha needs at least two groups to train on, and there is "
-                f"{len(groups)}; give alpha as a number"
+                f"fold {fold}: `alpha='nested'` needs at least two groups to train on, and there is {len(groups)}; give "
+                "`alpha` as a number"
             )
         squared_error = np.zeros(len(NESTED_ALPHAS))
         for group in groups:

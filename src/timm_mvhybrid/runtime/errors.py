@@ -32,7 +32,7 @@ class TimmMVHybridError(Exception):
 
 
 class ParameterError(TimmMVHybridError, ValueError):
-    """An argument cannot be used; the message names it in backticks, by its Python name."""
+    """A parameter has a value that it cannot have; the message names it in backticks, by its Python name."""
 
 
 class DataError(TimmMVHybridError, ValueError):
