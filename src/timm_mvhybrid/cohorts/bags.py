@@ -37,11 +37,7 @@ class SlideTable:
 
 
 def read_slides(file: str | Path, columns: Sequence[str]) -> SlideTable:
-    """Reads a table of slides.
-
-    Raises:
-        DataError: If a column is missing, a value is empty or a slide occurs twice.
-    """
+    """Reads a table of slides; raises DataError where a column or a value is missing or a slide occurs twice."""
     file = Path(file)
     rows = read_csv(file, ("slide_id", *columns))
     if not rows:
@@ -61,11 +57,7 @@ def read_slides(file: str | Path, columns: Sequence[str]) -> SlideTable:
 
 
 def bag_folder(folder: str | Path) -> Path:
-    """Finds the folder of the h5 files: the one given, or ``h5_files`` in CLAM's ``feat_dir``, beside its ``pt_files``.
-
-    Raises:
-        DataError: If there is no such folder.
-    """
+    """Finds the folder of the h5 files: the one given, or ``h5_files`` in CLAM's ``feat_dir``, beside its ``pt_files``."""
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of embeddings")
@@ -74,11 +66,7 @@ def bag_folder(folder: str | Path) -> Path:
 
 
 def weights_of_bags(folder: str | Path) -> str | None:
-    """Looks up which weights embedded the slides of a folder: the SHA-256 that its first file states, None without files.
-
-    Raises:
-        DataError: There is no such folder, or the file holds no embeddings.
-    """
+    """Looks up which weights embedded the slides of a folder: the SHA-256 in its first file, None without files."""
     first = next(iter(sorted(bag_folder(folder).glob("*.h5"))), None)
     return None if first is None else read_embeddings(first).weights_sha256
 

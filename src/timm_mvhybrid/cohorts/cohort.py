@@ -49,11 +49,7 @@ class ExpressionCohort:
         studies: Mapping[str, str] | None = None,
         patients: Mapping[str, str] | None = None,
     ) -> ExpressionCohort:
-        """Stacks samples.
-
-        Raises:
-            EvaluationError: If the samples have no gene in common.
-        """
+        """Stacks samples; raises EvaluationError where they have no gene in common."""
         shared = set.intersection(*(set(sample.genes) for sample in samples))
         everywhere = set().union(*(sample.genes for sample in samples))
         # the first sample's order, so that a single sample keeps its own
@@ -96,11 +92,7 @@ class ExpressionCohort:
 
 
 def check_panel(genes: Sequence[str], samples: Sequence[HestSample], origin: str) -> None:
-    """Checks that every sample measures the genes of a given panel.
-
-    Raises:
-        DataError: If a gene is missing in a sample.
-    """
+    """Raises DataError unless every sample measures the genes of a given panel."""
     for sample in samples:
         missing = [gene for gene in genes if gene not in set(sample.genes)]
         if missing:

@@ -49,11 +49,7 @@ def read_csv(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 def patients(
     file: Path, rows: Sequence[dict[str, str]], noun: str, name: str, columns: Sequence[str] = ("patient",)
 ) -> list[str]:
-    """Takes the patient of each row; empty strings where no row has one.
-
-    Raises:
-        DataError: If some rows have one and others do not.
-    """
+    """Takes the patient of each row, or empty strings; raises DataError where some rows have one and others do not."""
     column = next((column for column in columns if rows and column in rows[0]), None)
     if column is None:
         return [""] * len(rows)
@@ -67,11 +63,7 @@ def patients(
 
 
 def read_genes(file: str | Path) -> list[str]:
-    """Reads a gene panel as HEST writes it.
-
-    Raises:
-        DataError: If the file is not such a list, or a gene occurs twice.
-    """
+    """Reads a gene panel as HEST writes it; raises DataError where it is none, or a gene occurs twice."""
     file = Path(file)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -86,11 +86,7 @@ def select_genes(
 def select_at_most(
     counts_per_slide: Sequence[Any], names_per_slide: Sequence[Sequence[str]], k: int = 50
 ) -> list[str]:
-    """Chooses by ``hvg``, among the genes that vary; all of these where there are not more than ``k``.
-
-    Raises:
-        EvaluationError: If no gene that is in enough spots of every slide varies.
-    """
+    """Chooses by ``hvg``, among the genes that vary; all of these, one at least, where there are not more than ``k``."""
     slides = _check(counts_per_slide, names_per_slide)
     names = _measured_genes(slides, _MIN_CELLS)
     varying: list[str] = []

@@ -50,7 +50,6 @@ def write_sample(
 
     Raises:
         EvaluationError: If lengths do not fit.
-        OutputError: If the disk does not take it.
     """
     anndata, pandas, sparse = require("anndata"), require("pandas"), require("scipy.sparse")
     lengths = {len(patches), len(coords), len(barcodes), len(counts), len(spatial)}
@@ -96,11 +95,7 @@ def write_patches(
 
 
 def write_split(task: str | Path, number: int, train: Sequence[str], test: Sequence[str]) -> None:
-    """Writes one split.
-
-    Raises:
-        OutputError: If the disk does not take it.
-    """
+    """Writes one split."""
     folder = Path(task, "splits")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -67,11 +67,7 @@ class LabelledImages:
         return source_digest(self.source)
 
     def folds(self, num_folds: int, seed: int) -> list[Fold]:
-        """Takes the layout's split, or makes folds in which classes are spread evenly and patients stay together.
-
-        Returns:
-            One fold named ``test``, or as many as asked for.
-        """
+        """Takes the layout's split, or makes folds in which classes are spread evenly and patients stay together."""
         if self.parts[0]:
             return [Fold(np.flatnonzero(self.parts == "train"), np.flatnonzero(self.parts == "test"), "test")]
         owners = self.patients if self.patients[0] else np.arange(len(self.labels))

@@ -23,12 +23,9 @@ _EDGE_TOLERANCE_PX = 1e-6
 
 
 def find_slide(path: Path, name: str | None, folder: Path | None = None) -> Path:
-    """Looks for the slide of a coordinate file, in ``folder`` or beside it.
+    """Looks for the slide of a coordinate file in ``folder`` or beside it; raises SlideChoiceError without exactly one.
 
     Its name is the file's, without TRIDENT's ending ``_patches``, or the one that the file states.
-
-    Raises:
-        SlideChoiceError: If there is none, or more than one.
     """
     place = "beside it" if folder is None else f"in {folder}"
     stems = {path.stem, path.stem.removesuffix("_patches")} | ({name} if name else set())

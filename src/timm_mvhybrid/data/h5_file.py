@@ -55,11 +55,8 @@ def attributes(file: H5File, *datasets: h5py.Dataset | None) -> Mapping[str, Any
 def number(file: H5File, values: Mapping[str, Any], key: str) -> float | None:
     """Reads a positive number from attributes, the first one of a pair such as CLAM's downsample.
 
-    Returns:
-        The number, or None if the attribute is absent or says that it is unknown (None, NaN, or not above zero).
-
-    Raises:
-        DataError: If the attribute is not a number.
+    It is None where the attribute is absent or says that it is unknown (None, NaN, or not above zero), and a DataError
+    where the attribute is not a number.
     """
     if key not in values or values[key] is None or (isinstance(values[key], str) and values[key] == "None"):
         return None
@@ -71,11 +68,7 @@ def number(file: H5File, values: Mapping[str, Any], key: str) -> float | None:
 
 
 def read_coords(file: H5File, dataset: h5py.Dataset, num_patches: int | None = None) -> NDArray[np.int64]:
-    """Reads and checks patch coordinates, (N, 2) int64; ``num_patches`` of them, unless it is None.
-
-    Raises:
-        DataError: If shape, type or values are not those of coordinates.
-    """
+    """Reads patch coordinates, (N, 2) int64; raises DataError where they are none, or not ``num_patches`` many."""
     where = f"{file.path}: dataset '{dataset.name.lstrip('/')}'"
     if dataset.ndim != 2 or dataset.shape[1] != 2:
         raise DataError(f"{where} must have the shape (N, 2), not {dataset.shape}")
@@ -91,11 +84,7 @@ def read_coords(file: H5File, dataset: h5py.Dataset, num_patches: int | None = N
 
 
 def read_barcodes(file: H5File, dataset: h5py.Dataset, num_patches: int) -> list[str]:
-    """Reads and checks one barcode per patch, (N, 1) or (N,) strings.
-
-    Raises:
-        DataError: If shape or type do not fit, or a barcode occurs twice.
-    """
+    """Reads one barcode per patch, (N, 1) or (N,) strings; raises DataError where that fails or one occurs twice."""
     where = f"{file.path}: dataset '{dataset.name.lstrip('/')}'"
     if dataset.shape not in ((num_patches, 1), (num_patches,)):
         raise DataError(f"{where} must have the shape ({num_patches}, 1), not {dataset.shape}")

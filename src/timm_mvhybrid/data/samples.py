@@ -82,11 +82,7 @@ class Samples:
         return int(self._ends[-1])
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Finds a sample's place: the number of its source, and its index there.
-
-        Raises:
-            IndexError: If the index lies outside.
-        """
+        """Finds the number of a sample's source, and its index there; raises IndexError outside of all."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         number = int(np.searchsorted(self._ends, index, side="right"))

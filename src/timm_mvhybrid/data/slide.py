@@ -14,11 +14,16 @@ from ..runtime.errors import PatchError
 from .folder import on_white
 from .process_handle import ProcessHandle
 from .slide_library import open_library, read_rgba, stated_um_per_px
-from .slide_resolution import check_resolution
 from .tiff_tags import read_tiff_tags
 
 SLIDE_SUFFIXES = tuple(".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .czi .dcm .qptiff".split())
 _THUMBNAIL_BLOCK_PX = 4096
+# Image editors write 72 or 96 dpi (353 or 265 µm/px) when they do not know better; no scanner is this coarse.
+_COARSEST_UM_PER_PX = 50.0
+# An objective of 100 × and NA 1.4 resolves 0.2 µm; pixels below a quarter of that come from wrong units or wrong tags.
+_FINEST_UM_PER_PX = 0.05
+# scanners measure x and y apart and differ by less than a tenth of a percent
+_LARGEST_ANISOTROPY = 0.01
 
 
 class Slide(ProcessHandle):
@@ -47,7 +52,7 @@ class Slide(ProcessHandle):
         stated = self._tags.um_per_px or stated_um_per_px(handle)
         self.states_resolution = stated is not None
         self.resolution_um_per_px, self.resolution_problem = (
-            (resolution_um_per_px, "") if resolution_um_per_px else check_resolution(stated)
+            (resolution_um_per_px, "") if resolution_um_per_px else _usable_resolution(stated)
         )
 
     def _open(self) -> Any:
@@ -161,3 +166,23 @@ class Slide(ProcessHandle):
                 )
                 thumbnail[y : y + size_px[1], x : x + size_px[0]] = np.asarray(region)
         return thumbnail
+
+
+def _usable_resolution(um_per_px: tuple[float, float] | None) -> tuple[float | None, str]:
+    """Accepts a stated resolution in µm per pixel of level 0, x and y, or says why it cannot be used.
+
+    Returns:
+        One resolution for both directions in µm per pixel, and an empty text; or None, and what is wrong.
+    """
+    if um_per_px is None:
+        return None, "the slide states no usable resolution"
+    x, y = um_per_px
+    # files keep the resolution as a fraction, of more or less accuracy
+    stated = f"{x:.4g}" if f"{x:.4g}" == f"{y:.4g}" else f"{x:.4g} × {y:.4g}"
+    if not (0 < x < _COARSEST_UM_PER_PX and 0 < y < _COARSEST_UM_PER_PX):
+        return None, f"the slide states {stated} µm/px, which no scanner has"
+    if min(x, y) < _FINEST_UM_PER_PX:
+        return None, f"the slide states {stated} µm/px, finer than any light microscope"
+    if max(x, y) > (1 + _LARGEST_ANISOTROPY) * min(x, y):
+        return None, f"the slide states {stated} µm/px (x × y), so that patches would not be square in µm"
+    return math.sqrt(x * y), ""

@@ -32,10 +32,7 @@ def is_tar(start: bytes) -> bool:
 
 
 def expand_shards(pattern: str) -> list[str]:
-    """Expands brace ranges as shells do: ``{000..010}`` counts up with leading zeros.
-
-    Raises:
-        DataError: If a range counts down.
+    """Expands brace ranges as shells do: ``{000..010}`` counts up with leading zeros; none may count down.
 
     Examples:
         >>> expand_shards("shard-{08..10}.tar")
@@ -53,11 +50,7 @@ def expand_shards(pattern: str) -> list[str]:
 
 
 def find_shards(path: str | Path) -> list[Path]:
-    """Lists the tars that a path stands for: a tar, a pattern with brace ranges, or a folder, not searched recursively.
-
-    Raises:
-        DataError: If a tar does not exist, or the folder holds none.
-    """
+    """Lists the tars that a path stands for: a tar, a pattern with brace ranges, or a folder, not searched recursively."""
     path = Path(path)
     if path.is_dir():
         shards = sorted(

@@ -104,11 +104,7 @@ def _drop(_: logging.LogRecord) -> bool:
 
 
 def _check_whole(file: Any) -> None:
-    """Finds out whether a file ends before its pages do: the libraries would take the rest for a slide of fewer levels.
-
-    Raises:
-        ValueError: It does, or a page lacks what its tags point to.
-    """
+    """Raises ValueError where a file ends before its pages do: the libraries would take the rest for fewer levels."""
     size = file.filehandle.size
     ends = [end for page in file.pages for end in _data_ends(page)]
     file.filehandle.seek(file.pages.next_page_offset)

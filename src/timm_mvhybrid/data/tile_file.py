@@ -30,11 +30,7 @@ _SMALLEST_OUTLINED_PX = 5
 
 
 def tile_file_matches(path: Path, slide: Path, options: TilingOptions) -> int:
-    """Checks that an existing patch file was cut from a slide with the given options; returns its number of patches.
-
-    Raises:
-        DataError: If it is not such a file, or the slide or an option differs.
-    """
+    """Returns how many patches a file holds; raises DataError unless it was cut from the slide, with the options."""
     remedy = "choose another `output`, or cut it again with `overwrite=True`"
     file = H5File(path)
     try:
@@ -110,11 +106,7 @@ def write_tile_file(
 
 
 def write_thumbnail(source: SlideSource, path: Path, size_px: int) -> None:
-    """Draws the slide with its tiles tinted, ``size_px`` on its longer side, as a PNG.
-
-    Raises:
-        OutputError: If the disk does not take it.
-    """
+    """Draws the slide with its tiles tinted, ``size_px`` on its longer side, as a PNG."""
     downsample = max(max(source.slide.dimensions) / size_px, 1.0)
     picture = Image.fromarray(source.slide.thumbnail(downsample))
     scale = np.array(picture.size) / np.array(source.slide.dimensions)

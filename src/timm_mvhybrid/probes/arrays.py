@@ -42,21 +42,13 @@ def finite_matrix(name: str, values: ArrayLike, dtype: Any = None) -> NDArray[An
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:
-    """Checks that an argument is one of the values of a ``Literal``.
-
-    Raises:
-        EvaluationError: If it is none of them.
-    """
+    """Raises EvaluationError unless an argument is one of the values of a ``Literal``."""
     if value not in get_args(choices):
         raise EvaluationError(f"`{name}` is {value!r}; choose from {', '.join(get_args(choices))}")
 
 
 def check_rows(**arrays: Any) -> int:
-    """Checks that arrays have the same number of rows, and returns it.
-
-    Raises:
-        EvaluationError: If they differ.
-    """
+    """Returns the number of rows of arrays that belong together; raises EvaluationError where it differs."""
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise EvaluationError(
@@ -66,11 +58,7 @@ def check_rows(**arrays: Any) -> int:
 
 
 def check_width(**matrices: NDArray[Any]) -> None:
-    """Checks that two matrices have the same number of features.
-
-    Raises:
-        EvaluationError: If they differ.
-    """
+    """Raises EvaluationError unless two matrices have the same number of features."""
     (name, matrix), (other_name, other) = matrices.items()
     if matrix.shape[1] != other.shape[1]:
         raise EvaluationError(

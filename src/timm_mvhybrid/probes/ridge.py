@@ -43,9 +43,6 @@ def ridge_setting(
 ) -> RidgeSetting:
     """Resolves preset and defaults for one train part, of ``num_train`` spots with ``dim`` features.
 
-    Without a number of components the features are taken as they are; without a penalty it is HEST's, 100 / (components ·
-    genes).
-
     Raises:
         EvaluationError: If the preset is unknown, or there are fewer spots or features than components.
     """
