@@ -63,7 +63,7 @@ def patients(
 
 
 def read_genes(file: str | Path) -> list[str]:
-    """Reads a gene panel as HEST writes it; raises DataError where it is none, or a gene occurs twice."""
+    """Reads a gene panel as HEST writes it; raises DataError for other files, and where a gene occurs twice."""
     file = Path(file)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -53,10 +53,9 @@ def attributes(file: H5File, *datasets: h5py.Dataset | None) -> Mapping[str, Any
 
 
 def number(file: H5File, values: Mapping[str, Any], key: str) -> float | None:
-    """Reads a positive number from attributes, the first one of a pair such as CLAM's downsample.
+    """Reads a positive number from attributes, the first one of a pair such as CLAM's downsample; DataError for others.
 
-    It is None where the attribute is absent or says that it is unknown (None, NaN, or not above zero), and a DataError
-    where the attribute is not a number.
+    None where the attribute is absent or says that it is unknown (None, NaN, or not above zero).
     """
     if key not in values or values[key] is None or (isinstance(values[key], str) and values[key] == "None"):
         return None
@@ -68,7 +67,7 @@ def number(file: H5File, values: Mapping[str, Any], key: str) -> float | None:
 
 
 def read_coords(file: H5File, dataset: h5py.Dataset, num_patches: int | None = None) -> NDArray[np.int64]:
-    """Reads patch coordinates, (N, 2) int64; raises DataError where they are none, or not ``num_patches`` many."""
+    """Reads patch coordinates, (N, 2) int64; raises DataError for other shapes, types or numbers of rows, and for NaN."""
     where = f"{file.path}: dataset '{dataset.name.lstrip('/')}'"
     if dataset.ndim != 2 or dataset.shape[1] != 2:
         raise DataError(f"{where} must have the shape (N, 2), not {dataset.shape}")
@@ -84,7 +83,7 @@ def read_coords(file: H5File, dataset: h5py.Dataset, num_patches: int | None = N
 
 
 def read_barcodes(file: H5File, dataset: h5py.Dataset, num_patches: int) -> list[str]:
-    """Reads one barcode per patch, (N, 1) or (N,) strings; raises DataError where that fails or one occurs twice."""
+    """Reads one barcode per patch, (N, 1) or (N,) strings; raises DataError for other shapes or types, and for doubles."""
     where = f"{file.path}: dataset '{dataset.name.lstrip('/')}'"
     if dataset.shape not in ((num_patches, 1), (num_patches,)):
         raise DataError(f"{where} must have the shape ({num_patches}, 1), not {dataset.shape}")
