@@ -88,9 +88,6 @@ def open_images(root: str | Path, layout: Layout | Literal["auto"] = "auto") -> 
         root: The folder, or the table.
         layout: ``auto`` recognises it by the files.
 
-    Returns:
-        The images.
-
     Raises:
         DataError: If files or columns are missing, a split lacks a part, or there are fewer than two classes.
     """

@@ -118,13 +118,10 @@ class Samples:
             self.sources[oldest].close()
 
     def fingerprint(self) -> str:
-        """Identifies the samples, their order and their weights, for a resumed run to compare.
+        """Identifies the samples, their order and their weights, for a resumed run to compare; 32 hexadecimal digits.
 
         Names, numbers, coordinates, barcodes and file sizes count; pixels and the folders of the sources do not, so
         that data may be moved, and nothing large is read.
-
-        Returns:
-            32 hexadecimal digits.
         """
         found = hashlib.sha256()
         for source, name, weight in zip(self.sources, self.names, self.weights, strict=True):

@@ -147,11 +147,7 @@ class Slide(ProcessHandle):
     def thumbnail(self, downsample: float) -> NDArray[np.uint8]:
         """Shrinks the whole slide, in blocks so that a slide without small levels fits in memory.
 
-        Args:
-            downsample: Level-0 pixels per pixel of the thumbnail.
-
-        Returns:
-            The thumbnail, (H, W, 3) uint8, at least one pixel in each direction.
+        The downsample is in level-0 pixels per pixel of the thumbnail, (H, W, 3) uint8, at least one pixel each.
         """
         width, height = (max(round(length / downsample), 1) for length in self.dimensions)
         step_x, step_y = self.dimensions[0] / width, self.dimensions[1] / height

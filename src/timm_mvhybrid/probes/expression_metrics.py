@@ -65,9 +65,6 @@ def expression_metrics(
         prediction: Of the same shape and unit.
         nan_policy: How genes without a correlation enter the means.
 
-    Returns:
-        Means over the genes and the values of each.
-
     Raises:
         EvaluationError: If shapes differ, values are not finite or the policy is unknown.
     """

@@ -53,9 +53,6 @@ def linear_probe(
         max_iter: Iterations of L-BFGS with the strong Wolfe line search.
         cost: Inverse strength of the penalty; None takes the recipe's.
 
-    Returns:
-        Labels, probabilities and scores.
-
     Raises:
         EvaluationError: If shapes do not fit, values are not finite, or all training labels are the same.
     """

@@ -78,9 +78,6 @@ def ridge_folds(
         columns: The genes of each fold, as columns of ``y``; None takes all.
         groups: For ``nested``: what must not be split, such as the study of each row.
 
-    Returns:
-        One for each fold.
-
     Raises:
         EvaluationError: If shapes do not fit, values are not finite, a fold has fewer spots than components, or
             ``nested`` has fewer than two groups to train on.

@@ -93,9 +93,6 @@ def write_phantom(
         overwrite: Whether an earlier phantom may be replaced; any other folder never is.
         on_sample: Called after each sample with the number done and the total.
 
-    Returns:
-        What was written.
-
     Raises:
         EvaluationError: If the output exists and may not be replaced, or packages are missing.
         OutputError: If the disk does not take it, or another process writes it.
