@@ -49,7 +49,11 @@ class ExpressionCohort:
         studies: Mapping[str, str] | None = None,
         patients: Mapping[str, str] | None = None,
     ) -> ExpressionCohort:
-        """Stacks samples; raises EvaluationError where they have no gene in common."""
+        """Stacks samples.
+
+        Raises:
+            EvaluationError: If the samples have no gene in common.
+        """
         shared = set.intersection(*(set(sample.genes) for sample in samples))
         everywhere = set().union(*(sample.genes for sample in samples))
         # the first sample's order, so that a single sample keeps its own
@@ -75,7 +79,11 @@ class ExpressionCohort:
         )
 
     def label_of_spots(self, labels: Mapping[str, str]) -> NDArray[np.str_]:
-        """Spreads labels of samples over their spots, (N,)."""
+        """Spreads labels of samples over their spots.
+
+        Returns:
+            (N,).
+        """
         return np.array([labels[sample] for sample in self.samples])[self.sample_of]
 
     def rows(self, samples: Sequence[str]) -> NDArray[np.int64]:
@@ -84,7 +92,11 @@ class ExpressionCohort:
         return np.flatnonzero(np.isin(self.sample_of, wanted))
 
     def log_counts(self, genes: Sequence[str]) -> NDArray[np.float64]:
-        """Computes the targets, log1p counts, (N, genes) float64."""
+        """Computes the targets.
+
+        Returns:
+            log1p counts, (N, genes) float64.
+        """
         position = {gene: index for index, gene in enumerate(self.genes)}
         columns = self.counts[:, [position[gene] for gene in genes]].toarray()
         targets: NDArray[np.float64] = np.log1p(columns.astype(np.float64))
@@ -92,11 +104,15 @@ class ExpressionCohort:
 
 
 def check_panel(genes: Sequence[str], samples: Sequence[HestSample], origin: str) -> None:
-    """Raises DataError unless every sample measures the genes of a given panel."""
+    """Checks that every sample measures the genes of a given panel.
+
+    Raises:
+        DataError: If a gene is missing in a sample.
+    """
     for sample in samples:
         missing = [gene for gene in genes if gene not in set(sample.genes)]
         if missing:
             raise DataError(
                 f"{sample.expression}: lacks the gene '{missing[0]}' of {origin} ({len(missing)} missing); remove it "
-                "from the panel, leave the sample out, or select genes with `panel='hvg'`"
+                "from the panel, leave the sample out, or select genes with --panel hvg"
             )
