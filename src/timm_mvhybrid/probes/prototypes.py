@@ -76,7 +76,7 @@ def prototype_retrieval(
     wanted = sorted({int(number) for number in np.atleast_1d(k)})
     depths = [number for number in wanted if 1 <= number <= len(queries)]
     if not depths:
-        raise EvaluationError(f"`k` is {wanted}; give a number from 1 to {len(queries)}, that of the queries")
+        raise EvaluationError(f"`k` is {wanted}; none is from 1 to the number of queries, {len(queries)}")
     mean = ColumnMoments.of([support]).mean.astype(np.float32)
     support, queries = _scaled(support - mean), _scaled(queries - mean)
     members = targets.ravel()[None, :] == np.arange(len(classes))[:, None]
