@@ -89,13 +89,13 @@ def test_layers_and_raw_are_taken_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("parts", "layer", "message"),
     [
-        ({"layers": {"spliced": COUNTS, "logs": LOGS}}, None, "has no X, .*; counts are in layer 'spliced': take them by OPTION spliced$"),
-        ({"raw": COUNTS}, None, "has no X, .*; counts are in raw: take them by OPTION raw$"),
+        ({"layers": {"spliced": COUNTS, "logs": LOGS}}, None, "has no X, .*; counts are in layer 'spliced': take them by `OPTION='spliced'`$"),
+        ({"raw": COUNTS}, None, "has no X, .*; counts are in raw: take them by `OPTION='raw'`$"),
         ({"layers": {"logs": LOGS}}, None, r"has no X, .*; the file has no counts elsewhere \(logs\); write raw"),
         ({}, None, "has no X, .*it has neither a layer nor raw"),
-        ({"X": LOGS, "layers": {"counts": COUNTS}}, None, "barcode 'a', gene 'B' has the value .* in X, which is not a count; counts are in layer 'counts': .*OPTION counts$"),
-        ({"X": COUNTS}, "counts", "has no layer 'counts'; counts are in X: leave OPTION out$"),
-        ({"X": LOGS, "layers": {"umi": COUNTS}, "raw": COUNTS}, "counts", "has no layer 'counts'; counts are in layer 'umi', raw: take them by OPTION umi$"),
+        ({"X": LOGS, "layers": {"counts": COUNTS}}, None, "barcode 'a', gene 'B' has the value .* in X, which is not a count; counts are in layer 'counts': .*`OPTION='counts'`$"),
+        ({"X": COUNTS}, "counts", "has no layer 'counts'; counts are in X: leave `OPTION` out$"),
+        ({"X": LOGS, "layers": {"umi": COUNTS}, "raw": COUNTS}, "counts", "has no layer 'counts'; counts are in layer 'umi', raw: take them by `OPTION='umi'`$"),
         ({"X": COUNTS}, "raw", "has no raw; counts are in X"),
         ({"X": LOGS, "layers": {"raw": COUNTS}, "raw": COUNTS}, "raw", "has both raw and a layer of that name; rename"),
     ],
@@ -195,7 +195,7 @@ def test_a_table_is_read_and_has_no_layers(tmp_path):
     assert (found.barcodes, found.genes) == (("x", "y"), ("A", "B"))
     # the first whole number that float32 has not
     assert found.values.toarray().tolist() == [[1, 0], [16777217, 2]]
-    with pytest.raises(DataError, match=rf"^{file}: a CSV has no layer 'counts'; leave OPTION out"):
+    with pytest.raises(DataError, match=rf"^{file}: a CSV has no layer 'counts'; leave `OPTION` out"):
         read_counts(file, "counts", option="OPTION")
     file.write_text("spot,A,B\nx,1,0.25\n")
     with pytest.raises(DataError, match=r"barcode 'x', gene 'B' has the value 0\.25 in the table"):

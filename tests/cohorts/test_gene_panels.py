@@ -77,7 +77,7 @@ def test_too_few_genes_and_inconsistent_input_are_errors(slides):
         select_genes(counts[:2], [names[0], [*names[1][:-1], names[1][0]]])
     with pytest.raises(EvaluationError, match="slide 0: counts of shape"):
         select_genes([counts[0][:, 1:]], [names[0]])
-    with pytest.raises(EvaluationError, match="unknown gene panel 'svg'"):
+    with pytest.raises(EvaluationError, match="`method` is 'svg'; choose from hvg"):
         select_genes(counts, names, "svg")
     with pytest.raises(EvaluationError, match="no gene in common"):
         select_genes(counts[:2], [names[0], [f"other {name}" for name in names[1]]], "hmhvg")

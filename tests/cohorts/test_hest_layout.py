@@ -209,7 +209,7 @@ def test_counts_are_taken_from_a_layer(task):
 
     expected = read_sample(open_task(task), "S1")
     edit(task, "S1", move)
-    with pytest.raises(DataError, match=r"S1\.h5ad: has no X, .*: take them by --counts-layer counts"):
+    with pytest.raises(DataError, match=r"S1\.h5ad: has no X, .*: take them by `counts_layer='counts'`"):
         read_sample(open_task(task), "S1")
     found = read_sample(open_task(task), "S1", "counts")
     np.testing.assert_array_equal(found.counts.toarray(), expected.counts.toarray())
@@ -219,7 +219,7 @@ def test_counts_are_taken_from_a_layer(task):
 def test_one_of_several_tasks_has_to_be_named(tmp_path, task):
     write_task(tmp_path / "more", num_samples=2)
     (tmp_path / "more" / "TASK").rename(tmp_path / "OTHER")
-    with pytest.raises(DataError, match="has the tasks OTHER, TASK; choose one with --task"):
+    with pytest.raises(DataError, match="has the tasks OTHER, TASK; choose one with `task`"):
         open_task(tmp_path)
     assert open_task(tmp_path, "OTHER").samples == ["S0", "S1"]
     with pytest.raises(DataError, match="has no task 'X'; it has OTHER, TASK"):

@@ -62,7 +62,8 @@ def test_a_stated_resolution_that_cannot_be_true_is_told(tmp_path, um_per_px):
     write_slide(tmp_path / "slide.tif", um_per_px=um_per_px)
     write_coordinates(tmp_path / "slide.h5", COORDS, attributes=clam_attributes(128, 1))
     with pytest.warns(
-        UserWarning, match=r"slide\.tif: the slide states .* states no resolution.*--slide-resolution"
+        UserWarning,
+        match=r"slide\.tif: the slide states .* states no resolution.*`slide_resolution_um_per_px`",
     ) as told:
         assert CoordinateH5Source(tmp_path / "slide.h5").resolution_um_per_px is None
     assert len(told) == 1

@@ -136,9 +136,11 @@ def test_patches_over_the_edge_are_counted_and_left_out(odd_slide, case):
 def test_edges_that_cannot_be_had(tmp_path):
     write_slide(tmp_path / "slide.tif")
     slide = tmp_path / "slide.tif"
-    with pytest.raises(DataError, match="unknown edge 'grey'; choose from auto, black, white, skip"):
+    with pytest.raises(DataError, match="`edge` is 'grey'; choose from auto, black, white, skip"):
         opened(slide, clam_attributes(128, 0), edge="grey")
-    with pytest.raises(DataError, match=r"slide\.h5: .*neither the magnifications .* --edge white or skip"):
+    with pytest.raises(
+        DataError, match=r"slide\.h5: .*neither the magnifications .* `edge='white'` or `edge='skip'`"
+    ):
         opened(slide, {"patch_size": 128, "patch_size_level0": 256}, [[256, 256]], edge="black")
     with pytest.raises(DataError, match=r"slide\.h5: all 1 patches extend over the edge of .*slide\.tif"):
         opened(slide, clam_attributes(128, 0), [[1000, 0]], edge="skip")

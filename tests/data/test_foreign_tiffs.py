@@ -108,7 +108,7 @@ def test_other_planes_are_named(tmp_path, libraries, names, tiled):
 
 def test_a_grey_slide_says_why_no_tissue_is_found(tmp_path):
     write_kind(tmp_path / "grey.tif", "black is zero", tiled=True)
-    with pytest.raises(DataError, match=r"grey\.tif: the slide is grey.*--min-tissue 0"):
+    with pytest.raises(DataError, match=r"grey\.tif: the slide is grey.*`min_tissue=0`"):
         SlideSource(tmp_path / "grey.tif", TilingOptions(patch_size_px=64))
     assert len(SlideSource(tmp_path / "grey.tif", TilingOptions(patch_size_px=64, min_tissue=0.0))) == 20
 

@@ -104,7 +104,7 @@ def test_a_folder_of_coordinate_files_finds_its_slides_in_another(tmp_path):
     assert [source.slide.path.name for source in found.sources] == ["one.tif", "two.tif"]
     # the manifest's own key goes before
     assert len(open_samples(file, slides=tmp_path)) == 2
-    remedy = '--data.slides FOLDER, or the slide in a manifest with the key "slide"$'
+    remedy = '`slides=FOLDER`, or the slide in a manifest with the key "slide"$'
     with pytest.raises(DataError, match=rf"one_patches\.h5: .*lies beside it; .*{remedy}"):
         open_samples(tmp_path / "coords")
     write_coordinates(tmp_path / "far.h5", [[4096, 0]], attributes=trident_attributes(128))

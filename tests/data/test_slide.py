@@ -109,7 +109,8 @@ def test_a_coarser_slide_is_enlarged_with_a_warning(tmp_path):
 def test_missing_or_impossible_resolution(tmp_path, um_per_px, stated):
     write_slide(tmp_path / "slide.tif", um_per_px=um_per_px)
     with pytest.raises(
-        DataError, match=rf"slide\.tif: the slide states {stated}.*; give it with --slide-resolution"
+        DataError,
+        match=rf"slide\.tif: the slide states {stated}.*; give it with `slide_resolution_um_per_px`",
     ):
         SlideSource(tmp_path / "slide.tif")
     assert Slide(tmp_path / "slide.tif").resolution_um_per_px is None
@@ -139,14 +140,14 @@ def test_an_open_slide_at_the_interpreters_end(library):
 def test_blank_slide(tmp_path):
     write_slide(tmp_path / "blank.tif", tissue=None)
     with pytest.raises(
-        DataError, match=r"blank\.tif: no tissue found.*50% tissue.*threshold 12.*--min-tissue"
+        DataError, match=r"blank\.tif: no tissue found.*50% tissue.*threshold 12.*`min_tissue`"
     ):
         SlideSource(tmp_path / "blank.tif")
 
 
 def test_slide_smaller_than_a_patch(tmp_path):
     write_slide(tmp_path / "small.tif", size=(200, 200), tissue=(0, 0, 200, 200), num_levels=1)
-    with pytest.raises(DataError, match=r"small\.tif.*200 × 200 px.*--patch-size"):
+    with pytest.raises(DataError, match=r"small\.tif.*200 × 200 px.*`patch_size_px`"):
         SlideSource(tmp_path / "small.tif")
 
 
@@ -215,6 +216,6 @@ def test_unreadable_region_names_the_patch_and_the_next_read_works(tmp_path, mon
 def test_patches_below_one_pixel_are_refused_before_a_grid_is_laid(tmp_path, options):
     write_slide(tmp_path / "slide.tif")
     with pytest.raises(
-        DataError, match=r"slide\.tif: a patch of 64 px .* smaller than one pixel .*--resolution"
+        DataError, match=r"slide\.tif: a patch of 64 px .* smaller than one pixel .*`resolution_um_per_px`"
     ):
         SlideSource(tmp_path / "slide.tif", TilingOptions(patch_size_px=64, **options))

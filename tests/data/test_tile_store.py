@@ -109,7 +109,7 @@ def test_other_options_or_another_slide_are_not_mixed_in(slides, tmp_path):
     summary = tile_slides(slides, store, other)
     assert [result.status for result in summary.failed] == ["failed", "failed"]
     assert (
-        "a.h5: was cut with min_tissue=0.5 instead of 0.9; choose another --output"
+        "a.h5: was cut with `min_tissue=0.5` instead of 0.9; choose another `output`"
         in summary.failed[0].message
     )
     write_slide(slides[0], tissue=(0, 0, 512, 256))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from timm_mvhybrid.integrations import atlas_patch
 from timm_mvhybrid.models import MODEL_NAMES
+from timm_mvhybrid.runtime.errors import MissingPackageError, ParameterError
 
 CPU = torch.device("cpu")
 
@@ -73,11 +74,11 @@ def test_weights_of_ones_own(registry, tmp_path, dtype):
 
 
 def test_clear_errors(registry, monkeypatch):
-    with pytest.raises(ValueError, match="exclude each other"):
+    with pytest.raises(ParameterError, match="exclude each other"):
         atlas_patch.register_model(
             registry, "x", "test_mvhybrid", CPU, torch.float32, pretrained=True, checkpoint="weights.pth"
         )
     monkeypatch.setitem(sys.modules, "atlas_patch", None)
     monkeypatch.setitem(sys.modules, "atlas_patch.models.patch.custom", None)
-    with pytest.raises(ImportError, match="pip install atlas-patch"):
+    with pytest.raises(MissingPackageError, match="pip install atlas-patch"):
         atlas_patch.register_model(registry, "x", "test_mvhybrid", CPU, torch.float32)

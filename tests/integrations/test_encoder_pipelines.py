@@ -18,6 +18,7 @@ from support.exports import exported
 from timm_mvhybrid.embed.backbone import load_encoder
 from timm_mvhybrid.integrations import clam, hest, lightly_train, thunder_bench, trident
 from timm_mvhybrid.models import HE_MEAN, HE_STD, MODEL_NAMES
+from timm_mvhybrid.runtime.errors import MissingPackageError, ParameterError
 
 NAME = "test_mvhybrid"
 
@@ -72,7 +73,7 @@ def test_hest(checkpoint, precision):
 
 @pytest.mark.parametrize("precision", ["fp16", torch.float64, None])
 def test_precision_is_a_dtype(precision):
-    with pytest.raises(ValueError, match=r"give torch.float32, torch.float16 or torch.bfloat16"):
+    with pytest.raises(ParameterError, match=r"give torch.float32, torch.float16 or torch.bfloat16"):
         hest.encoder(NAME, pretrained=False, precision=precision)
 
 
@@ -174,10 +175,10 @@ def test_trident_command_line(registry, tmp_path):
 
 
 def test_trident_is_missing_or_another_project(monkeypatch):
-    with pytest.raises(ImportError, match=r"clone github.com/mahmoodlab/TRIDENT"):
+    with pytest.raises(MissingPackageError, match=r"clone github.com/mahmoodlab/TRIDENT"):
         trident.register()
     module(monkeypatch, "trident")
-    with pytest.raises(ImportError, match="another project"):
+    with pytest.raises(MissingPackageError, match="another project"):
         trident.encoder(NAME, pretrained=False)
 
 
@@ -243,7 +244,7 @@ def test_clam_get_encoder(clone, monkeypatch, checkpoint):
 
 def test_clam_is_not_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ImportError, match=r"folder of a clone of github.com/mahmoodlab/CLAM"):
+    with pytest.raises(MissingPackageError, match=r"folder of a clone of github.com/mahmoodlab/CLAM"):
         clam.install()
     with pytest.raises(SystemExit):
         clam.main(["extract_features_fp.py"])
@@ -272,7 +273,7 @@ def test_thunder_model(monkeypatch, checkpoint):
 
 
 def test_thunder_is_missing():
-    with pytest.raises(ImportError, match="pip install thunder-bench"):
+    with pytest.raises(MissingPackageError, match="pip install thunder-bench"):
         thunder_bench.model_class(NAME)
 
 
@@ -288,7 +289,7 @@ def test_lightly_train_arguments():
 
 @pytest.mark.parametrize(("name", "size"), [(NAME, 100), ("test_resnet", None)])
 def test_lightly_train_refuses(name, size):
-    with pytest.raises(ValueError, match=r"takes multiples of 16 px|not a model of this package"):
+    with pytest.raises(ParameterError, match=r"takes multiples of 16 px|not a model of this package"):
         lightly_train.arguments(name, image_size=size)
 
 

@@ -11,6 +11,7 @@ import yaml
 import timm_mvhybrid
 from timm_mvhybrid.integrations import kaiko_eva
 from timm_mvhybrid.models import HE_MEAN, HE_STD, MODEL_NAMES
+from timm_mvhybrid.runtime.errors import MissingPackageError, ParameterError
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "pipelines"
 MODEL = "mvhybrid_small_patch16_256"
@@ -85,7 +86,7 @@ def test_segmentation_asks_for_a_feature_map():
 
 
 def test_unknown_task_is_named():
-    with pytest.raises(ValueError, match=r"no configuration for 'detection'.*classification.*segmentation"):
+    with pytest.raises(ParameterError, match=r"`task` is 'detection', .*classification, segmentation"):
         kaiko_eva.configuration("detection")
 
 
@@ -107,7 +108,9 @@ def test_environment_names_a_file_of_weights():
 
 
 def test_environment_refuses_other_models():
-    with pytest.raises(ValueError, match=r"'resnet18' is not a backbone of this package"):
+    with pytest.raises(
+        ValueError, match=r"`model_name` is 'resnet18', which is not a backbone of this package"
+    ):
         kaiko_eva.environment("resnet18")
 
 
@@ -135,5 +138,5 @@ def test_command_prints_the_path_of_a_configuration(capsys, commands):
 
 def test_missing_eva_is_named(commands, monkeypatch):
     monkeypatch.setitem(sys.modules, "eva.core.cli", None)
-    with pytest.raises(ImportError, match=r"pip install 'kaiko-eva\[vision\]'"):
+    with pytest.raises(MissingPackageError, match=r"pip install 'kaiko-eva\[vision\]'"):
         kaiko_eva.main(["fit"])

@@ -9,6 +9,7 @@ from torch import nn
 
 from timm_mvhybrid.integrations import lazyslide
 from timm_mvhybrid.models import MODEL_NAMES
+from timm_mvhybrid.runtime.errors import MissingPackageError, ParameterError
 
 MODEL = "mvhybrid_small_patch16_256"
 
@@ -78,7 +79,7 @@ def test_folder_of_another_backbone_is_refused(registry, tmp_path):
     lazyslide.register()
     folder, _ = exported(tmp_path, "vit12_small_patch16_256")
     with pytest.raises(
-        ValueError, match=r"holds the backbone 'vit12_small_patch16_256', not 'mvhybrid_small"
+        ParameterError, match=r"holds the backbone 'vit12_small_patch16_256', not 'mvhybrid_small"
     ):
         registry[MODEL](model_path=folder)
 
@@ -91,5 +92,5 @@ def test_missing_weights_are_named(registry, tmp_path):
 
 def test_missing_lazyslide_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "lazyslide_models", None)
-    with pytest.raises(ImportError, match=r"pip install 'lazyslide>=0\.13'"):
+    with pytest.raises(MissingPackageError, match=r"pip install 'lazyslide>=0\.13'"):
         lazyslide.register()

@@ -11,6 +11,7 @@ import torch
 
 from timm_mvhybrid.integrations import slide2vec
 from timm_mvhybrid.models import MODEL_NAMES
+from timm_mvhybrid.runtime.errors import MissingPackageError, ParameterError
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_ATTENTION = {"vim_einfft_small_patch16_256", "hydra_einfft_small_patch16_256"}
@@ -91,13 +92,13 @@ def test_outputs_are_the_class_token_and_the_mean(own, tmp_path):
     torch.testing.assert_close(cls, tokens[:, 0])
     torch.testing.assert_close(both, torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1))
     assert own(output_variant="cls_patch_mean").encode_dim == 128
-    with pytest.raises(ValueError, match="output_variant is 'patches'"):
+    with pytest.raises(ParameterError, match="`output_variant` is 'patches'"):
         own(output_variant="patches")
 
 
 @pytest.mark.parametrize("block", [0, 1, -3, -4])
 def test_attention_of_a_scan_is_refused(own, block):
-    with pytest.raises(ValueError, match=f"names {block}; of the 4 blocks .* choose from 2 to 3"):
+    with pytest.raises(ParameterError, match=f"names {block}; of the 4 blocks .* choose from 2 to 3"):
         own().encode_tiles_attention(None, blocks=(3, block))
 
 
@@ -123,17 +124,17 @@ def test_other_weights_are_another_source(registered, tmp_path):
 
 
 def test_clear_errors(registered, tmp_path):
-    with pytest.raises(ValueError, match="slide2vec looks for 'mine'"):
+    with pytest.raises(ParameterError, match="slide2vec looks for 'mine'"):
         slide2vec.register_checkpoint("Mine", tmp_path / "weights.pth")
     with pytest.raises(FileNotFoundError, match="no such checkpoint file"):
         slide2vec.register_checkpoint("mine", tmp_path / "weights.pth")
     (tmp_path / "weights.pth").touch()
-    with pytest.raises(ValueError, match="global_pool is 'avg'"):
+    with pytest.raises(ParameterError, match="`global_pool` is 'avg'"):
         slide2vec.register_checkpoint("mine", tmp_path / "weights.pth", global_pool="avg")
 
 
 def test_without_slide2vec(monkeypatch):
     monkeypatch.setitem(sys.modules, "slide2vec", None)
     monkeypatch.setitem(sys.modules, "slide2vec.encoders", None)
-    with pytest.raises(ImportError, match="pip install 'slide2vec"):
+    with pytest.raises(MissingPackageError, match="pip install 'slide2vec"):
         slide2vec.register()

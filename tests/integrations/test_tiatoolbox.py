@@ -12,6 +12,7 @@ from torch import nn
 
 from timm_mvhybrid.integrations import tiatoolbox
 from timm_mvhybrid.models import HE_MEAN, HE_STD, MODEL_NAMES
+from timm_mvhybrid.runtime.errors import MissingPackageError
 
 MODULES = ("tiatoolbox", "tiatoolbox.models", "tiatoolbox.models.architecture")
 
@@ -77,6 +78,7 @@ def test_without_tiatoolbox_or_with_an_old_one(vanilla, monkeypatch, is_old):
         monkeypatch.setitem(sys.modules, "tiatoolbox", None)
         monkeypatch.setitem(sys.modules, "tiatoolbox.models", None)
         monkeypatch.setitem(sys.modules, "tiatoolbox.models.architecture", None)
+        monkeypatch.setitem(sys.modules, "tiatoolbox.models.architecture.vanilla", None)
     for call in (tiatoolbox.register, lambda: tiatoolbox.backbone("test_mvhybrid")):
-        with pytest.raises(ImportError, match=r"pip install 'tiatoolbox>=2\.1'"):
+        with pytest.raises(MissingPackageError, match=r"pip install 'tiatoolbox>=2\.1'"):
             call()

@@ -153,7 +153,7 @@ def test_attention_maps(hub, slide, slide_image, tmp_path, record, name):
 
 def test_attention_of_a_scan_is_refused(hub, slide, tmp_path):
     hub(MODEL)
-    with pytest.raises(ValueError, match=r"attention_blocks names 3; .* choose from 12 to 23"):
+    with pytest.raises(ValueError, match=r"`attention_blocks` names 3; .* choose from 12 to 23"):
         dense_features(MODEL, slide, tmp_path, 256, feature_kind="cls_attention", attention_blocks=(3,))
     with pytest.raises(ValueError, match="does not support cls_attention"):
         dense_features("vim_einfft_small_patch16_256", slide, tmp_path, 256, feature_kind="cls_attention")

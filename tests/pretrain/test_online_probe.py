@@ -373,7 +373,7 @@ def test_counts_of_the_probe_are_taken_from_a_layer(tmp_path):
     data.write_h5ad(tmp_path / "a.h5ad")
     table = write_table(tmp_path / "set.csv", [{"patches": "a.h5", "expression": "a.h5ad"}])
     with pytest.raises(
-        DataError, match=r"a\.h5ad: .* has the value 0\.5 in X.* by --monitor\.probe-counts-layer umi"
+        DataError, match=r"a\.h5ad: .* has the value 0\.5 in X.* by `monitor\.probe_counts_layer='umi'`"
     ):
         OnlineProbe(table, **OPTIONS)
     probe = OnlineProbe(table, counts_layer="umi", **OPTIONS)

@@ -68,7 +68,7 @@ def test_scales_far_from_one_change_nothing():
 
 
 def test_wrong_input_is_named():
-    with pytest.raises(EvaluationError, match="unknown nan_policy 'drop'"):
+    with pytest.raises(EvaluationError, match="`nan_policy` is 'drop'"):
         expression_metrics([[1.0]], [[1.0]], "drop")
     with pytest.raises(EvaluationError, match="prediction: row 1"):
         expression_metrics([[1.0], [2.0]], [[1.0], [np.nan]])

@@ -73,7 +73,7 @@ def test_of_equally_near_neighbours_the_first_vote():
 
 
 def test_unknown_weights_are_refused():
-    with pytest.raises(EvaluationError, match="unknown weights 'distance'; choose from uniform, similarity"):
+    with pytest.raises(EvaluationError, match="`weights` is 'distance'; choose from uniform, similarity"):
         knn_probe(FANNED, LABELS, FANNED, k=2, weights="distance")
 
 

@@ -299,13 +299,13 @@ def test_embeddings_with_nan_are_refused_by_row():
 
 def test_unknown_names_and_shapes_that_do_not_fit_are_errors():
     X, y = draw()
-    with pytest.raises(EvaluationError, match="unknown preset 'hst'"):
+    with pytest.raises(EvaluationError, match="`preset` is 'hst'"):
         ridge_probe(X, y, X, "hst")
     with pytest.raises(EvaluationError, match="X_train 120, y_train 119"):
         ridge_probe(X, y[1:], X)
     with pytest.raises(EvaluationError, match="20 features, X_test 19"):
         ridge_probe(X, y, X[:, 1:])
-    with pytest.raises(EvaluationError, match="unknown ridge solver 'svd'"):
+    with pytest.raises(EvaluationError, match="`solver` is 'svd'"):
         ridge_folds(X, y, random_folds(120), solver="svd")
     with pytest.raises(EvaluationError, match="needs groups"):
         ridge_folds(X, y, random_folds(120), alpha="nested", num_components=4)

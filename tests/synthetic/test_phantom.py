@@ -200,7 +200,7 @@ def test_neighbours_resemble_each_other():
 def test_other_folders_are_never_replaced(tmp_path, cohort):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years")
-    with pytest.raises(EvaluationError, match=r"mine: exists already; replace it with --overwrite"):
+    with pytest.raises(EvaluationError, match=r"mine: exists already; replace it with `overwrite=True`"):
         write_phantom(tmp_path / "mine", SMALL)
     with pytest.raises(EvaluationError, match=r"mine: is not a phantom, so it is not replaced"):
         write_phantom(tmp_path / "mine", SMALL, overwrite=True)

@@ -153,13 +153,13 @@ def test_dispersion_and_dropout_do_what_they_say():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_studies": 0}, "num_studies must be at least 1, not 0"),
-        ({"dropout": 1.5}, "dropout must lie between 0 and 1, not 1.5"),
+        ({"num_studies": 0}, "`num_studies` must be at least 1, not 0"),
+        ({"dropout": 1.5}, "`dropout` must lie between 0 and 1, not 1.5"),
         ({"low_share": 0.7, "high_share": 0.6}, "add up to at most 1, not 1.3"),
-        ({"noise": -1}, "noise must be at least 0, not -1"),
-        ({"depth": 0}, "depth must be above 0, not 0"),
-        ({"study_effect": float("nan")}, "study_effect must be at least 0, not nan"),
-        ({"seed": -1}, "seed must be at least 0, not -1"),
+        ({"noise": -1}, "`noise` must be at least 0, not -1"),
+        ({"depth": 0}, "`depth` must be above 0, not 0"),
+        ({"study_effect": float("nan")}, "`study_effect` must be at least 0, not nan"),
+        ({"seed": -1}, "`seed` must be at least 0, not -1"),
     ],
 )
 def test_options_outside_their_range_are_refused(changes, message):

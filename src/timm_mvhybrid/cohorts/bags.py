@@ -37,11 +37,7 @@ class SlideTable:
 
 
 def read_slides(file: str | Path, columns: Sequence[str]) -> SlideTable:
-    """Reads a table of slides.
-
-    Raises:
-        DataError: If a column is missing, a value is empty or a slide occurs twice.
-    """
+    """Reads a table of slides; raises DataError where a column or a value is missing or a slide occurs twice."""
     file = Path(file)
     rows = read_csv(file, ("slide_id", *columns))
     if not rows:
@@ -61,14 +57,7 @@ def read_slides(file: str | Path, columns: Sequence[str]) -> SlideTable:
 
 
 def bag_folder(folder: str | Path) -> Path:
-    """Finds the folder in which the h5 files lie.
-
-    Args:
-        folder: The same, or CLAM's ``feat_dir``, which holds them in ``h5_files`` beside its ``pt_files``.
-
-    Raises:
-        DataError: If there is no such folder.
-    """
+    """Finds the folder of the h5 files: the one given, or ``h5_files`` in CLAM's ``feat_dir``, beside its ``pt_files``."""
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of embeddings")
@@ -77,24 +66,13 @@ def bag_folder(folder: str | Path) -> Path:
 
 
 def weights_of_bags(folder: str | Path) -> str | None:
-    """Looks up which weights embedded the slides of a folder.
-
-    Returns:
-        SHA-256 that its first file states; None where there is no file.
-
-    Raises:
-        DataError: There is no such folder, or the file holds no embeddings.
-    """
+    """Looks up which weights embedded the slides of a folder: the SHA-256 in its first file, None without files."""
     first = next(iter(sorted(bag_folder(folder).glob("*.h5"))), None)
     return None if first is None else read_embeddings(first).weights_sha256
 
 
 def read_bags(folder: str | Path, slides: Sequence[str]) -> tuple[list[NDArray[np.float32]], ModelRecord]:
-    """Reads the embeddings of slides.
-
-    Args:
-        folder: Holds ``<slide_id>.h5``, see ``read_embeddings``; or CLAM's ``feat_dir``, see ``bag_folder``.
-        slides: Slide names.
+    """Reads the embeddings of slides from ``<slide_id>.h5`` in a folder, see ``bag_folder`` and ``read_embeddings``.
 
     Returns:
         Bags, (N, D) float32 each, and the model that the files name.

@@ -70,18 +70,20 @@ def read_counts(path: str | Path, layer: str | None = None, *, option: str = "co
         path: h5ad (AnnData), or a CSV whose header holds the genes after its first cell and whose rows start with the
             barcode.
         layer: h5ad: the layer that holds the counts, or ``raw``; None takes X.
-        option: What the caller's user sets ``layer`` by, for messages.
+        option: The parameter by which the caller's user sets ``layer``, for messages.
 
     Raises:
         DataError: If the file cannot be read, holds no counts where they are looked for, has values that are not counts
-            (negative, not whole, not finite), or names a spot or gene twice; the message names file and remedy. If a
-            package is not installed.
+            (negative, not whole, not finite), or names a spot or gene twice; the message names file and remedy.
+        MissingPackageError: If a package is not installed.
     """
     path = Path(path)
     require("scipy.sparse")
     if path.suffix.lower() != ".h5ad":
         if layer is not None:
-            raise DataError(f"{path}: a CSV has no layer '{layer}'; leave {option} out, or give an h5ad file")
+            raise DataError(
+                f"{path}: a CSV has no layer '{layer}'; leave `{option}` out, or give an h5ad file"
+            )
         return _checked(_read_csv(path), "the table", lambda: "write raw counts into it")
     data = _open_h5ad(path)
     where, matrix, genes = _select(path, data, layer, option)
@@ -140,7 +142,7 @@ def _raw(data: Any) -> Any:
 
 
 def _where_counts_are(data: Any, option: str) -> str:
-    """Says which part of the file holds counts and how to take it; the remedy for everything that is wrong with another part."""
+    """Says which part of the file holds counts and how to take it, which repairs all that is wrong with another part."""
     # from anndata 0.13 on X is a layer, too, whose name is None
     parts = {name: data.layers[name] for name in data.layers if name is not None}
     if _raw(data) is not None:
@@ -148,9 +150,9 @@ def _where_counts_are(data: Any, option: str) -> str:
     found = [name for name, matrix in parts.items() if _holds_counts(matrix)]
     if found:
         named = ", ".join(RAW if name == RAW else f"layer '{name}'" for name in found)
-        return f"counts are in {named}: take them by {option} {found[0]}"
+        return f"counts are in {named}: take them by `{option}={found[0]!r}`"
     if data.X is not None and _holds_counts(data.X):
-        return f"counts are in X: leave {option} out"
+        return f"counts are in X: leave `{option}` out"
     have = ", ".join(parts) or "it has neither a layer nor raw"
     return f"the file has no counts elsewhere ({have}); write raw counts into X"
 

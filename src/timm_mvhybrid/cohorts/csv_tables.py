@@ -18,10 +18,7 @@ SPLIT_COLUMNS = ("sample_id", "patches_path", "expr_path")
 
 
 def read_csv(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Reads a table.
-
-    Returns:
-        One dictionary for each row, values stripped; cells that a row lacks at its end are empty.
+    """Reads a table, a dictionary a row; values are stripped, and cells that a row lacks at its end are empty.
 
     Raises:
         DataError: If the file cannot be read as a table, lacks a column, a row has more cells than the header, or a
@@ -52,14 +49,7 @@ def read_csv(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 def patients(
     file: Path, rows: Sequence[dict[str, str]], noun: str, name: str, columns: Sequence[str] = ("patient",)
 ) -> list[str]:
-    """Takes the patient of each row.
-
-    Returns:
-        One for each row; empty strings where no row has one.
-
-    Raises:
-        DataError: If some rows have one and others do not.
-    """
+    """Takes the patient of each row, or empty strings; raises DataError where some rows have one and others do not."""
     column = next((column for column in columns if rows and column in rows[0]), None)
     if column is None:
         return [""] * len(rows)
@@ -73,11 +63,7 @@ def patients(
 
 
 def read_genes(file: str | Path) -> list[str]:
-    """Reads a gene panel as HEST writes it.
-
-    Raises:
-        DataError: If the file is not such a list, or a gene occurs twice.
-    """
+    """Reads a gene panel as HEST writes it; raises DataError for other files, and where a gene occurs twice."""
     file = Path(file)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -93,9 +79,7 @@ def read_genes(file: str | Path) -> list[str]:
 def read_studies(file: str | Path, samples: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Reads which study, and which patient, each sample belongs to.
 
-    Args:
-        file: CSV with the columns sample_id, study and, if known, patient.
-        samples: Samples that must be in it; others in it are ignored.
+    The CSV has the columns sample_id, study and, if known, patient; it may list further samples.
 
     Returns:
         Sample → study, and sample → patient; the latter is empty without that column.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..probes.arrays import check_choice
 from ..runtime.errors import EvaluationError
 from ..runtime.extras import require
 
@@ -61,12 +62,9 @@ def select_genes(
             scanpy is not installed.
     """
     method = _SYNONYMS.get(method, method)  # type: ignore[assignment]
-    if method not in get_args(PanelMethod):
-        raise EvaluationError(
-            f"unknown gene panel '{method}'; choose from {', '.join(get_args(PanelMethod))}"
-        )
+    check_choice("method", method, PanelMethod)
     if k < 1 or not 0 <= min_cells <= 1:
-        raise EvaluationError(f"k must be at least 1 and min_cells from 0 to 1, not {k} and {min_cells}")
+        raise EvaluationError(f"`k` must be at least 1 and `min_cells` from 0 to 1, not {k} and {min_cells}")
     slides = _check(counts_per_slide, names_per_slide)
     if method == "hmhvg":
         return _high_mean_high_variance(slides, k, n_top_per_slide)
@@ -74,7 +72,7 @@ def select_genes(
     if len(names) < k:
         raise EvaluationError(
             f"{k} genes wanted, {len(names)} are present in {min_cells:.0%} of the spots of each of {len(slides)} "
-            "slides; ask for fewer, or lower min_cells"
+            "slides; ask for fewer, or lower `min_cells`"
         )
     if method == "mean":
         total = np.sum([_column_sums(_columns(counts, own, names)) for counts, own in slides], axis=0)
@@ -88,11 +86,7 @@ def select_genes(
 def select_at_most(
     counts_per_slide: Sequence[Any], names_per_slide: Sequence[Sequence[str]], k: int = 50
 ) -> list[str]:
-    """Chooses by ``hvg``, among the genes that vary; all of these where there are not more than ``k``.
-
-    Raises:
-        EvaluationError: If no gene that is in enough spots of every slide varies.
-    """
+    """Chooses by ``hvg``, among the genes that vary; all of these, one at least, where there are not more than ``k``."""
     slides = _check(counts_per_slide, names_per_slide)
     names = _measured_genes(slides, _MIN_CELLS)
     varying: list[str] = []
@@ -202,7 +196,7 @@ def _high_mean_high_variance(slides: list[tuple[Any, list[str]]], k: int, n_top_
     if len(candidates) < k:
         raise EvaluationError(
             f"{k} genes wanted, {len(candidates)} are among the {n_top_per_slide} most variable of a slide and not "
-            "mitochondrial or ribosomal; ask for fewer, or raise n_top_per_slide"
+            "mitochondrial or ribosomal; ask for fewer, or raise `n_top_per_slide`"
         )
     stacked = np.concatenate(
         [_dense(_columns(counts, names, candidates), np.float64) for counts, names in slides]

@@ -136,7 +136,7 @@ def _find_task(root: Path, task: str | None) -> Path:
     if len(tasks) == 1:
         return root / tasks[0]
     if tasks:
-        raise DataError(f"{root}: has the tasks {', '.join(tasks)}; choose one with --task")
+        raise DataError(f"{root}: has the tasks {', '.join(tasks)}; choose one with `task`")
     raise DataError(f"{root}: no task in the HEST layout (a folder with patches/ and adata/)")
 
 
@@ -195,19 +195,8 @@ def _check_new(
 
 
 def read_sample(task: HestTask, sample_id: str, counts_layer: str | None = None) -> HestSample:
-    """Reads the counts of a sample in the order of its patches.
-
-    Args:
-        task: The task.
-        sample_id: The sample.
-        counts_layer: The layer of the h5ad that holds the counts, or ``raw``; None takes X.
-
-    Raises:
-        DataError: If a barcode of the patches is missing in the h5ad or occurs twice, a gene occurs twice, there are no
-            counts where they are looked for, or they are negative, not whole or not finite, a file cannot be read, or
-            anndata is not installed.
-    """
-    return read_spots(sample_id, *task.files[sample_id], counts_layer, option="--counts-layer")
+    """Reads the counts of a sample in the order of its patches, see ``read_spots``."""
+    return read_spots(sample_id, *task.files[sample_id], counts_layer)
 
 
 def read_spots(
@@ -226,11 +215,11 @@ def read_spots(
         patches: Patch h5 with barcodes.
         expression: h5ad, or a CSV, see ``read_counts``.
         counts_layer: The layer of the h5ad that holds the counts, or ``raw``; None takes X.
-        option: What the caller's user sets ``counts_layer`` by, for messages.
+        option: The parameter by which the caller's user sets ``counts_layer``, for messages.
         leave_out_unmeasured: Whether patches without counts are left out instead of being refused.
 
     Raises:
-        DataError: As ``read_sample``, or if no patch has counts.
+        DataError: As ``read_counts``, or if a patch, or each of them, has no counts.
     """
     source = PatchH5Source(patches)
     if source.barcodes is None:

@@ -50,7 +50,6 @@ def write_sample(
 
     Raises:
         EvaluationError: If lengths do not fit.
-        OutputError: If the disk does not take it.
     """
     anndata, pandas, sparse = require("anndata"), require("pandas"), require("scipy.sparse")
     lengths = {len(patches), len(coords), len(barcodes), len(counts), len(spatial)}
@@ -63,12 +62,7 @@ def write_sample(
         with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
     with H5Output(paths[0]) as patch_output, H5Output(paths[1]) as count_output:
-        file = patch_output.file
-        images = file.create_dataset("img", data=patches, chunks=(1, *patches.shape[1:]))
-        images.attrs.update(attributes or {})
-        file.create_dataset("coords", data=np.asarray(coords, dtype=np.int64))
-        names = np.array(list(barcodes), dtype=object)[:, None]
-        file.create_dataset("barcode", data=names, dtype=h5py.string_dtype("utf-8"))
+        write_patches(patch_output.file, patches, coords, barcodes, attributes or {})
         patch_output.check()
         with quiet_anndata():
             data = anndata.AnnData(
@@ -85,12 +79,23 @@ def write_sample(
     return paths
 
 
-def write_split(task: str | Path, number: int, train: Sequence[str], test: Sequence[str]) -> None:
-    """Writes one split.
+def write_patches(
+    file: h5py.File,
+    patches: NDArray[np.uint8],
+    coords: NDArray[np.int64],
+    barcodes: Sequence[str],
+    attributes: Mapping[str, Any],
+) -> None:
+    """Writes the patches of one sample into an open file, see ``write_sample``."""
+    images = file.create_dataset("img", data=patches, chunks=(1, *patches.shape[1:]))
+    images.attrs.update(attributes)
+    file.create_dataset("coords", data=np.asarray(coords, dtype=np.int64))
+    names = np.array(list(barcodes), dtype=object)[:, None]
+    file.create_dataset("barcode", data=names, dtype=h5py.string_dtype("utf-8"))
 
-    Raises:
-        OutputError: If the disk does not take it.
-    """
+
+def write_split(task: str | Path, number: int, train: Sequence[str], test: Sequence[str]) -> None:
+    """Writes one split."""
     folder = Path(task, "splits")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,15 +108,11 @@ def write_split(task: str | Path, number: int, train: Sequence[str], test: Seque
 
 
 def write_anndata(file: h5py.File, data: Any) -> None:
-    """Writes an AnnData into an open HDF5 file, in a form that every anndata since 0.8 reads.
+    """Writes an AnnData into an empty, open HDF5 file, in a form that every anndata since 0.8 reads.
 
     pandas 3 gives strings a type of their own, which anndata from 0.11 on stores as ``nullable-string-array``, a form
-    that older releases refuse; the same strings as objects become ``string-array``.
-
-    Args:
-        file: The file, empty.
-        data: The AnnData; in its frames (obs, var, obsm, varm, uns) strings become objects, and texts of obs and var
-            categories.
+    that older releases refuse; the same strings as objects become ``string-array``. So in the frames of ``data`` (obs,
+    var, obsm, varm, uns) strings become objects, and texts of obs and var categories.
     """
     try:
         from anndata.io import write_elem

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,7 @@ _MHIST_COLUMNS = ("Image Name", "Majority Vote Label", "Partition")
 
 
 class ListedImages(FolderSource):
-    """Images of a list, instead of all below a folder.
-
-    Args:
-        path: The folder.
-        paths: Relative to it, with forward slashes.
+    """Images of a list, paths relative to a folder with forward slashes, instead of all below it.
 
     Raises:
         DataError: If one does not exist.
@@ -67,19 +63,11 @@ class LabelledImages:
         return sorted(set(self.labels.tolist()))
 
     def digest(self) -> str:
-        """Hashes the names and contents of the images.
-
-        Returns:
-            SHA-256 in hex.
-        """
+        """Hashes the names and contents of the images, as SHA-256 in hex."""
         return source_digest(self.source)
 
     def folds(self, num_folds: int, seed: int) -> list[Fold]:
-        """Takes the layout's split, or makes folds in which classes are spread evenly and patients stay together.
-
-        Returns:
-            One fold named ``test``, or as many as asked for.
-        """
+        """Takes the layout's split, or makes folds in which classes are spread evenly and patients stay together."""
         if self.parts[0]:
             return [Fold(np.flatnonzero(self.parts == "train"), np.flatnonzero(self.parts == "test"), "test")]
         owners = self.patients if self.patients[0] else np.arange(len(self.labels))
@@ -100,9 +88,6 @@ def open_images(root: str | Path, layout: Layout | Literal["auto"] = "auto") -> 
         root: The folder, or the table.
         layout: ``auto`` recognises it by the files.
 
-    Returns:
-        The images.
-
     Raises:
         DataError: If files or columns are missing, a split lacks a part, or there are fewer than two classes.
     """
@@ -110,7 +95,7 @@ def open_images(root: str | Path, layout: Layout | Literal["auto"] = "auto") -> 
     kind = _detect(root) if layout == "auto" else layout
     readers = {"folders": _folders, "csv": _table, "mhist": _mhist, "unitopatho": _unitopatho}
     if kind not in readers:
-        raise DataError(f"unknown layout '{kind}'; choose from auto, {', '.join(get_args(Layout))}")
+        raise DataError(f"`layout` is '{kind}'; choose from auto, {', '.join(get_args(Layout))}")
     folder = root.parent if kind == "csv" else root
     rows, tables = readers[kind](root)
     if not rows:
@@ -170,11 +155,8 @@ def _folders(root: Path) -> _Rows:
         if len(pieces) < (3 if split else 2) or (split and pieces[0] not in _PARTS):
             where = "train/<class>/ or test/<class>/" if split else "a folder named after its class"
             raise DataError(f"{root / path}: must lie in {where}")
-        rows.append(
-            {"path": path, "label": pieces[1], "split": pieces[0]}
-            if split
-            else {"path": path, "label": pieces[0]}
-        )
+        part, label = pieces[:2] if split else ("", pieces[0])
+        rows.append({"path": path, "label": label, "split": part})
     return rows, []
 
 
@@ -198,15 +180,10 @@ def _mhist(root: Path) -> _Rows:
 
 
 def _unitopatho(root: Path) -> _Rows:
-    rows: list[dict[str, Any]] = []
-    tables = [root / f"{part}.csv" for part in _PARTS]
-    for part, file in zip(_PARTS, tables, strict=True):
-        rows += [
-            {
-                "path": f"{row['top_label_name']}/{row['image_id']}",
-                "label": row["top_label_name"],
-                "split": part,
-            }
-            for row in read_csv(file, ("image_id", "top_label_name"))
-        ]
-    return rows, tables
+    tables = {part: root / f"{part}.csv" for part in _PARTS}
+    rows = [
+        {"path": f"{row['top_label_name']}/{row['image_id']}", "label": row["top_label_name"], "split": part}
+        for part, file in tables.items()
+        for row in read_csv(file, ("image_id", "top_label_name"))
+    ]
+    return rows, list(tables.values())

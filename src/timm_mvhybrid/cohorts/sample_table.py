@@ -19,8 +19,8 @@ def read_samples(
         file: CSV with the columns patches (patch h5 with barcodes), expression (h5ad, or CSV with a barcode and a count
             for each gene in a row) and, if known, patient (or group: what must not be split). Relative paths start at
             the table's folder.
-        counts_layer: The layer of each h5ad that holds the counts, or ``raw``; None takes X.
-        option: What the caller's user sets ``counts_layer`` by, for messages.
+        counts_layer: As in ``read_spots``.
+        option: As in ``read_spots``.
 
     Returns:
         The samples, called by their path in the table, without patches that have no counts; and sample → patient, the

@@ -14,7 +14,7 @@ from ..runtime.errors import DataError, SlideChoiceError
 from .coordinate_reading import is_of_a_tool, patch_reading
 from .h5_file import H5File, attributes, find_dataset, read_coords
 from .slide import SLIDE_SUFFIXES, Slide
-from .slide_patches import SlidePatches
+from .slide_source import SlidePatches
 
 Edge = Literal["auto", "black", "white", "skip"]
 """How patches that extend over the slide's edge are filled, see ``CoordinateH5Source``."""
@@ -23,15 +23,9 @@ _EDGE_TOLERANCE_PX = 1e-6
 
 
 def find_slide(path: Path, name: str | None, folder: Path | None = None) -> Path:
-    """Looks for the slide that a coordinate file belongs to.
+    """Looks for the slide of a coordinate file in ``folder`` or beside it; raises SlideChoiceError without exactly one.
 
-    Args:
-        path: The coordinate file; TRIDENT's ending ``_patches`` is not part of the slide's name.
-        name: The slide's name by the file's attribute ``name``, or None.
-        folder: Where to look; None looks beside the file.
-
-    Raises:
-        SlideChoiceError: If there is none, or more than one.
+    Its name is the file's, without TRIDENT's ending ``_patches``, or the one that the file states.
     """
     place = "beside it" if folder is None else f"in {folder}"
     stems = {path.stem, path.stem.removesuffix("_patches")} | ({name} if name else set())
@@ -72,7 +66,7 @@ class CoordinateH5Source(SlidePatches):
 
     Raises:
         SlideChoiceError: If the slide is missing, or patches lie outside it.
-        DataError: If the file is not such a file.
+        DataError: If the file is not such a file, or ``edge`` is unknown.
     """
 
     def __init__(
@@ -83,7 +77,7 @@ class CoordinateH5Source(SlidePatches):
         edge: Edge = "auto",
     ) -> None:
         if edge not in get_args(Edge):
-            raise DataError(f"unknown edge '{edge}'; choose from {', '.join(get_args(Edge))}")
+            raise DataError(f"`edge` is '{edge}'; choose from {', '.join(get_args(Edge))}")
         self.path = Path(path)
         file = H5File(path)
         dataset = find_dataset(file, "coords")
@@ -107,7 +101,7 @@ class CoordinateH5Source(SlidePatches):
         if self.slide.states_resolution and self.slide.resolution_um_per_px is None:
             warnings.warn(
                 f"{self.slide.path}: {self.slide.resolution_problem}; the output states no resolution, and "
-                "--slide-resolution UM_PER_PX settles it",
+                "`slide_resolution_um_per_px` settles it",
                 stacklevel=2,
             )
         native = self.slide.resolution_um_per_px
@@ -117,7 +111,7 @@ class CoordinateH5Source(SlidePatches):
         if self.edge == "black" and self.reading.level is None:
             raise DataError(
                 f"{self.path}: black beyond the slide's edge is what TRIDENT and CLAM see, and the file has neither the "
-                "magnifications of the one nor the level of the other; take --edge white or skip"
+                "magnifications of the one nor the level of the other; take `edge='white'` or `edge='skip'`"
             )
         over_edge = self._over_edge()
         self.num_over_edge = int(over_edge.sum())
@@ -125,7 +119,7 @@ class CoordinateH5Source(SlidePatches):
             if over_edge.all():
                 raise DataError(
                     f"{self.path}: all {len(self.coords)} patches extend over the edge of {self.slide.path}, so none is "
-                    "left; take --edge auto"
+                    "left; take `edge='auto'`"
                 )
             self.coords = self.coords[~over_edge]
 
@@ -155,14 +149,7 @@ class CoordinateH5Source(SlidePatches):
             )
 
     def __getitem__(self, index: int) -> Image.Image:
-        """Reads one patch from the slide.
-
-        Args:
-            index: From 0 to the number of patches.
-
-        Returns:
-            The patch in mode RGB, ``patch_size_px`` on each side.
-        """
+        """Reads one patch from the slide in mode RGB, ``patch_size_px`` on each side."""
         if self.reading.level is None:
             return super().__getitem__(index)
         x, y = self.coords[index].tolist()

@@ -36,11 +36,7 @@ class PatchReading:
 
 
 def is_of_a_tool(values: Mapping[str, Any]) -> bool:
-    """Says whether TRIDENT or CLAM wrote a file, rather than someone else in their layout.
-
-    Returns:
-        Whether there is one of the folder names that each of them writes beside its coordinates.
-    """
+    """Says by the folder names that they write whether TRIDENT or CLAM wrote a file, not someone else in their layout."""
     return any(name in values for name in _MARKS)
 
 

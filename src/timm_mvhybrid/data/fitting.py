@@ -7,11 +7,7 @@ from PIL import Image
 
 
 def fit_image(patch: Image.Image | np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Brings a patch to the size that a model takes.
-
-    Args:
-        patch: RGB image or (H, W, 3) uint8.
-        size: Wanted height and width in pixels.
+    """Brings an RGB patch, an image or (H, W, 3) uint8, to the height and width that a model takes.
 
     Returns:
         (height, width, 3) uint8: the patch itself where it fits, otherwise resized (bicubic, antialiased) until it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,15 +18,15 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".j
 _DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
+def visible_files(folder: Path) -> Iterator[Path]:
+    """Walks through a folder in sorted order, following links; hidden files and folders are left out."""
+    for directory, subfolders, names in os.walk(folder, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield from (Path(directory, name) for name in sorted(names) if not name.startswith("."))
+
+
 def on_white(image: Image.Image) -> Image.Image:
-    """Converts an image to RGB; what is transparent becomes white, like the glass of a slide.
-
-    Args:
-        image: Any mode of 8 bits per channel.
-
-    Raises:
-        ValueError: If Pillow cannot convert the mode.
-    """
+    """Converts an image of 8 bits per channel to RGB; what is transparent becomes white, like the glass of a slide."""
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -34,18 +35,11 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def read_image(file: Path | BinaryIO, name: str | None = None) -> Image.Image:
-    """Decodes one image file.
-
-    Args:
-        file: Its path, or its content.
-        name: What messages call it; None takes the path.
-
-    Returns:
-        The image in mode RGB, in its own size; what is transparent becomes white.
+    """Decodes an image file, given by its path or its content, to RGB of its own size; what is transparent becomes white.
 
     Raises:
-        PatchError: If the file cannot be read as an image, has more than 8 bits per channel, or is one of several grey
-            planes.
+        PatchError: If the file, which messages call by ``name`` or by its path, cannot be read as an image, has more than
+            8 bits per channel, or is one of several grey planes.
     """
     try:
         with Image.open(file) as image:
@@ -86,15 +80,11 @@ class FolderSource:
         found = []
         readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
         left_out: dict[str, list[Path]] = {}
-        for folder, subfolders, names in os.walk(self.path, followlinks=True):
-            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            for name in names:
-                if name.startswith("."):
-                    continue
-                if name.lower().endswith(IMAGE_SUFFIXES):
-                    found.append(Path(folder, name).relative_to(self.path).as_posix())
-                elif (suffix := Path(name).suffix.lower()) in readable:
-                    left_out.setdefault(suffix, []).append(Path(folder, name))
+        for file in visible_files(self.path):
+            if file.name.lower().endswith(IMAGE_SUFFIXES):
+                found.append(file.relative_to(self.path).as_posix())
+            elif (suffix := file.suffix.lower()) in readable:
+                left_out.setdefault(suffix, []).append(file)
         self.paths = sorted(found)
         others = ", ".join(
             f"{len(files)} {suffix} such as {min(files)}" for suffix, files in sorted(left_out.items())

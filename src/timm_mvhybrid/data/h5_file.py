@@ -1,8 +1,7 @@
-"""Access to h5 files: path → validated arrays, and a handle that survives forks and pickles."""
+"""Access to h5 files: path → validated arrays."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,54 +12,24 @@ from numpy.typing import NDArray
 
 from ..runtime.errors import DataError
 from ..runtime.names import unique_positions
+from .process_handle import ProcessHandle
 
 
-class H5File:
-    """An h5 file that is opened for reading on first use in each process; the handle is left out of pickles.
-
-    Args:
-        path: The file.
-    """
+class H5File(ProcessHandle):
+    """An h5 file that is opened for reading; the handle raises ``DataError`` where that fails."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._handle: h5py.File | None = None
-        self._process = -1
 
-    @property
-    def handle(self) -> h5py.File:
-        """The open file of this process.
-
-        Raises:
-            DataError: If the file cannot be opened as h5.
-        """
-        if self._handle is None or self._process != os.getpid():
-            # closed first: otherwise a forked process would share the parent's file position in HDF5
-            self.close()
-            try:
-                self._handle = h5py.File(self.path, "r")
-            except OSError as error:
-                raise DataError(f"{self.path}: cannot be opened as an h5 file ({error})") from error
-            self._process = os.getpid()
-        return self._handle
-
-    def close(self) -> None:
-        """Closes the file; the next access opens it again."""
-        if self._handle is not None:
-            self._handle.close()
-            self._handle = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leaves the handle out of pickles."""
-        return {**self.__dict__, "_handle": None}
+    def _open(self) -> h5py.File:
+        try:
+            return h5py.File(self.path, "r")
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be opened as an h5 file ({error})") from error
 
 
 def find_dataset(file: H5File, *names: str) -> h5py.Dataset | None:
-    """Looks up the first dataset that exists under one of several names.
-
-    Returns:
-        The dataset, or None.
-    """
+    """Looks up the first dataset that exists under one of several names; None if there is none."""
     for name in names:
         found = file.handle.get(name)
         if isinstance(found, h5py.Dataset):
@@ -71,9 +40,7 @@ def find_dataset(file: H5File, *names: str) -> h5py.Dataset | None:
 def attributes(file: H5File, *datasets: h5py.Dataset | None) -> Mapping[str, Any]:
     """Merges the attributes of a file and of its datasets, because writers differ in where they put them.
 
-    Args:
-        file: The file; its own attributes come last.
-        *datasets: Datasets in falling precedence; None is skipped.
+    Of equal names the first dataset's count, and the file's own come last.
     """
     merged: dict[str, Any] = dict(file.handle.attrs)
     for dataset in reversed(datasets):
@@ -86,14 +53,9 @@ def attributes(file: H5File, *datasets: h5py.Dataset | None) -> Mapping[str, Any
 
 
 def number(file: H5File, values: Mapping[str, Any], key: str) -> float | None:
-    """Reads a positive number from attributes.
+    """Reads a positive number from attributes, the first one of a pair such as CLAM's downsample; DataError for others.
 
-    Returns:
-        The number (the first one of a pair such as CLAM's downsample), or None if the attribute is absent or says
-        that it is unknown (None, NaN, or not above zero).
-
-    Raises:
-        DataError: If the attribute is not a number.
+    None where the attribute is absent or says that it is unknown (None, NaN, or not above zero).
     """
     if key not in values or values[key] is None or (isinstance(values[key], str) and values[key] == "None"):
         return None
@@ -105,19 +67,7 @@ def number(file: H5File, values: Mapping[str, Any], key: str) -> float | None:
 
 
 def read_coords(file: H5File, dataset: h5py.Dataset, num_patches: int | None = None) -> NDArray[np.int64]:
-    """Reads and checks patch coordinates.
-
-    Args:
-        file: The file, for messages.
-        dataset: The coordinates.
-        num_patches: Rows there must be; None takes any number.
-
-    Returns:
-        Coordinates, (N, 2) int64.
-
-    Raises:
-        DataError: If shape, type or values are not those of coordinates.
-    """
+    """Reads patch coordinates, (N, 2) int64; raises DataError for other shapes, types or numbers of rows, and for NaN."""
     where = f"{file.path}: dataset '{dataset.name.lstrip('/')}'"
     if dataset.ndim != 2 or dataset.shape[1] != 2:
         raise DataError(f"{where} must have the shape (N, 2), not {dataset.shape}")
@@ -133,16 +83,7 @@ def read_coords(file: H5File, dataset: h5py.Dataset, num_patches: int | None = N
 
 
 def read_barcodes(file: H5File, dataset: h5py.Dataset, num_patches: int) -> list[str]:
-    """Reads and checks one barcode per patch.
-
-    Args:
-        file: The file, for messages.
-        dataset: The barcodes, (N, 1) or (N,) strings.
-        num_patches: Rows there must be.
-
-    Raises:
-        DataError: If shape or type do not fit, or a barcode occurs twice.
-    """
+    """Reads one barcode per patch, (N, 1) or (N,) strings; raises DataError for other shapes or types, and for doubles."""
     where = f"{file.path}: dataset '{dataset.name.lstrip('/')}'"
     if dataset.shape not in ((num_patches, 1), (num_patches,)):
         raise DataError(f"{where} must have the shape ({num_patches}, 1), not {dataset.shape}")

@@ -10,11 +10,7 @@ _JPEG2000_HEADER = 4096
 
 
 def bits_per_channel(image: Image.Image) -> int:
-    """Finds how many bits a channel has in the file; of 16 bits of a colour Pillow keeps the upper 8.
-
-    Args:
-        image: As ``Image.open`` returns it, before its pixels are loaded.
-    """
+    """Finds how many bits a channel has in a file just opened; of 16 bits of a colour Pillow keeps the upper 8."""
     if image.mode.startswith(("I", "F")):
         return 32 if image.mode in ("I", "F") else 16
     if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -42,14 +38,7 @@ def _jpeg2000_bits(image: Image.Image) -> int:
 
 
 def is_one_of_grey_planes(image: Image.Image) -> bool:
-    """Says whether a TIFF is grey only because the other channels are on further pages.
-
-    Args:
-        image: As ``Image.open`` returns it, before its pixels are loaded.
-
-    Returns:
-        Whether a second grey page has the same size; smaller ones are thumbnails.
-    """
+    """Says whether a TIFF just opened is grey only because a second grey page of the same size holds another channel."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile) or image.mode != "L" or image.n_frames < 2:
         return False
     size = image.size

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from PIL import Image
 
 from ..runtime.errors import DataError, SlideChoiceError
 from .coordinate_h5 import Edge
-from .folder import IMAGE_SUFFIXES
+from .folder import IMAGE_SUFFIXES, visible_files
 from .samples import Samples
 from .slide import SLIDE_SUFFIXES
 from .source import H5_SUFFIXES, PatchSource, open_source
@@ -31,7 +30,12 @@ from .tissue import TilingOptions
 
 _LARGEST_PATCH_PX = 4096
 # suffixes that only slides have; single patches are stored as .tif, too
-_PLAIN_SLIDE_SUFFIXES = tuple(suffix for suffix in SLIDE_SUFFIXES if suffix not in IMAGE_SUFFIXES)
+_SUFFIXES_OF_KINDS = {
+    "h5 files": H5_SUFFIXES,
+    "tars": (TAR_SUFFIX,),
+    "slides": tuple(suffix for suffix in SLIDE_SUFFIXES if suffix not in IMAGE_SUFFIXES),
+    "images": IMAGE_SUFFIXES,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +142,7 @@ def open_samples(
         paths = [paths]
     slide = None if slides is None else Path(slides)
     if slide is not None and not slide.exists():
-        raise DataError(f"{slide}: no such folder of slides (--data.slides)")
+        raise DataError(f"{slide}: no such folder of slides, by `slides`; correct it")
     entries = [leaf for path in paths for leaf in _expand(SourceEntry(path=Path(path), slide=slide))]
     sources = [_open(entry, tiling or TilingOptions(), edge) for entry in entries]
     return Samples(
@@ -172,19 +176,11 @@ def _expand(entry: SourceEntry, within: tuple[Path, ...] = ()) -> Iterator[Sourc
 
 def _sources_below(folder: Path) -> list[Path]:
     """Finds the sources in a folder: h5 files, tars and slides, or the folder itself if it holds images only."""
-    found: dict[str, list[Path]] = {"h5 files": [], "tars": [], "slides": [], "images": []}
-    kinds: dict[str, tuple[str, ...]] = {
-        "h5 files": H5_SUFFIXES,
-        "tars": (TAR_SUFFIX,),
-        "slides": _PLAIN_SLIDE_SUFFIXES,
-        "images": IMAGE_SUFFIXES,
+    files = list(visible_files(folder))
+    found = {
+        kind: [file for file in files if file.name.lower().endswith(suffixes)]
+        for kind, suffixes in _SUFFIXES_OF_KINDS.items()
     }
-    for directory, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            for kind, suffixes in kinds.items():
-                if name.lower().endswith(suffixes) and not name.startswith("."):
-                    found[kind].append(Path(directory, name))
     tiffs = [file for file in found["images"] if file.suffix.lower() in SLIDE_SUFFIXES]
     if tiffs and _is_large(tiffs[0]):
         found["slides"] += tiffs
@@ -226,6 +222,6 @@ def _open(entry: SourceEntry, tiling: TilingOptions, edge: Edge) -> PatchSource:
         return open_source(entry.path, tiling=tiling, slide=entry.slide, edge=edge)
     except SlideChoiceError as error:
         raise DataError(
-            f"{error.cause}; name the folder of the slides with --data.slides FOLDER, or the slide in a manifest with "
+            f"{error.cause}; name the folder of the slides with `slides=FOLDER`, or the slide in a manifest with "
             'the key "slide"'
         ) from error

@@ -8,14 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.errors import DataError, PatchError
-from .h5_file import (
-    H5File,
-    attributes,
-    find_dataset,
-    number,
-    read_barcodes,
-    read_coords,
-)
+from .h5_file import H5File, attributes, find_dataset, number, read_barcodes, read_coords
 
 
 class PatchH5Source:

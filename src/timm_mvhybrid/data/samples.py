@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..runtime.errors import DataError
 from .coordinate_h5 import CoordinateH5Source
-from .slide_source import SlideSource
+from .slide_source import SlidePatches
 from .source import PatchSource
 
 # each open h5 file costs a descriptor, of which systems grant 1024; each slide also caches up to 32 MB
@@ -82,17 +82,7 @@ class Samples:
         return int(self._ends[-1])
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Finds a sample's place.
-
-        Args:
-            index: From 0 to the number of samples.
-
-        Returns:
-            The number of its source, and its index there.
-
-        Raises:
-            IndexError: If the index lies outside.
-        """
+        """Finds the number of a sample's source, and its index there; raises IndexError outside of all."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         number = int(np.searchsorted(self._ends, index, side="right"))
@@ -118,7 +108,7 @@ class Samples:
 
     def _keep_open(self, number: int) -> None:
         """Marks a source as the one used last, and closes the ones used longest ago."""
-        is_slide = isinstance(self.sources[number], SlideSource | CoordinateH5Source)
+        is_slide = isinstance(self.sources[number], SlidePatches)
         opened = self._open_slides if is_slide else self._open_files
         limit = _MAX_OPEN_SLIDES if is_slide else _MAX_OPEN_FILES
         opened[number] = None
@@ -128,13 +118,10 @@ class Samples:
             self.sources[oldest].close()
 
     def fingerprint(self) -> str:
-        """Identifies the samples, their order and their weights, for a resumed run to compare.
+        """Identifies the samples, their order and their weights, for a resumed run to compare; 32 hexadecimal digits.
 
         Names, numbers, coordinates, barcodes and file sizes count; pixels and the folders of the sources do not, so
         that data may be moved, and nothing large is read.
-
-        Returns:
-            32 hexadecimal digits.
         """
         found = hashlib.sha256()
         for source, name, weight in zip(self.sources, self.names, self.weights, strict=True):

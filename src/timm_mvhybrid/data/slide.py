@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +12,22 @@ from PIL import Image
 
 from ..runtime.errors import PatchError
 from .folder import on_white
+from .process_handle import ProcessHandle
 from .slide_library import open_library, read_rgba, stated_um_per_px
-from .slide_resolution import check_resolution
 from .tiff_tags import read_tiff_tags
 
 SLIDE_SUFFIXES = tuple(".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .czi .dcm .qptiff".split())
 _THUMBNAIL_BLOCK_PX = 4096
+# Image editors write 72 or 96 dpi (353 or 265 µm/px) when they do not know better; no scanner is this coarse.
+_COARSEST_UM_PER_PX = 50.0
+# An objective of 100 × and NA 1.4 resolves 0.2 µm; pixels below a quarter of that come from wrong units or wrong tags.
+_FINEST_UM_PER_PX = 0.05
+# scanners measure x and y apart and differ by less than a tenth of a percent
+_LARGEST_ANISOTROPY = 0.01
 
 
-class Slide:
+class Slide(ProcessHandle):
     """One slide, read in level-0 coordinates at any scale.
-
-    The library's handle is opened on first use in each process and left out of pickles.
 
     Args:
         path: The slide.
@@ -42,8 +44,6 @@ class Slide:
 
     def __init__(self, path: str | Path, resolution_um_per_px: float | None = None) -> None:
         self.path = Path(path)
-        self._handle: Any = None
-        self._process = -1
         self._tags = read_tiff_tags(self.path)
         handle = self.handle
         self.dimensions: tuple[int, int] = (int(handle.dimensions[0]), int(handle.dimensions[1]))
@@ -52,31 +52,11 @@ class Slide:
         stated = self._tags.um_per_px or stated_um_per_px(handle)
         self.states_resolution = stated is not None
         self.resolution_um_per_px, self.resolution_problem = (
-            (resolution_um_per_px, "") if resolution_um_per_px else check_resolution(stated)
+            (resolution_um_per_px, "") if resolution_um_per_px else _usable_resolution(stated)
         )
 
-    @property
-    def handle(self) -> Any:
-        """The library's slide object of this process."""
-        if self._handle is None or self._process != os.getpid():
-            # handles hold file positions and caches that forked processes must not share
-            self.close()
-            self._handle = open_library(self.path, self._tags)
-            self._process = os.getpid()
-            # otherwise tiffslide leaves its file open, and ``__del__`` would run after the modules that it needs are
-            # gone
-            self._close_handle = weakref.finalize(self, self._handle.close)
-        return self._handle
-
-    def close(self) -> None:
-        """Closes the handle; the next read opens it again."""
-        if self._handle is not None:
-            self._close_handle()
-            self._handle = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leaves the handle out of pickles."""
-        return {**self.__dict__, "_handle": None, "_close_handle": None}
+    def _open(self) -> Any:
+        return open_library(self.path, self._tags)
 
     def read(
         self, corner: tuple[float, float], size_level0: tuple[float, float], size_px: tuple[int, int]
@@ -167,11 +147,7 @@ class Slide:
     def thumbnail(self, downsample: float) -> NDArray[np.uint8]:
         """Shrinks the whole slide, in blocks so that a slide without small levels fits in memory.
 
-        Args:
-            downsample: Level-0 pixels per pixel of the thumbnail.
-
-        Returns:
-            The thumbnail, (H, W, 3) uint8, at least one pixel in each direction.
+        The downsample is in level-0 pixels per pixel of the thumbnail, (H, W, 3) uint8, at least one pixel each.
         """
         width, height = (max(round(length / downsample), 1) for length in self.dimensions)
         step_x, step_y = self.dimensions[0] / width, self.dimensions[1] / height
@@ -186,3 +162,23 @@ class Slide:
                 )
                 thumbnail[y : y + size_px[1], x : x + size_px[0]] = np.asarray(region)
         return thumbnail
+
+
+def _usable_resolution(um_per_px: tuple[float, float] | None) -> tuple[float | None, str]:
+    """Accepts a stated resolution in µm per pixel of level 0, x and y, or says why it cannot be used.
+
+    Returns:
+        One resolution for both directions in µm per pixel, and an empty text; or None, and what is wrong.
+    """
+    if um_per_px is None:
+        return None, "the slide states no usable resolution"
+    x, y = um_per_px
+    # files keep the resolution as a fraction, of more or less accuracy
+    stated = f"{x:.4g}" if f"{x:.4g}" == f"{y:.4g}" else f"{x:.4g} × {y:.4g}"
+    if not (0 < x < _COARSEST_UM_PER_PX and 0 < y < _COARSEST_UM_PER_PX):
+        return None, f"the slide states {stated} µm/px, which no scanner has"
+    if min(x, y) < _FINEST_UM_PER_PX:
+        return None, f"the slide states {stated} µm/px, finer than any light microscope"
+    if max(x, y) > (1 + _LARGEST_ANISOTROPY) * min(x, y):
+        return None, f"the slide states {stated} µm/px (x × y), so that patches would not be square in µm"
+    return math.sqrt(x * y), ""

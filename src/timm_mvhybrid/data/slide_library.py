@@ -15,10 +15,7 @@ from .tiff_tags import TiffTags, quiet_tifffile
 
 
 def open_library(path: Path, tags: TiffTags) -> Any:
-    """Opens a slide with the first library that reads it right.
-
-    Returns:
-        An ``openslide.OpenSlide``, or the ``tiffslide.TiffSlide`` that imitates it, with its levels parsed.
+    """Opens a slide with the first library that reads it right: an ``OpenSlide``, or the ``TiffSlide`` that imitates it.
 
     Raises:
         NotASlideError: If no library is installed or none can open the file.
@@ -66,11 +63,7 @@ def _tiffslide(path: Path) -> Any:
 
 
 def stated_um_per_px(handle: Any) -> tuple[float, float] | None:
-    """Reads the resolution that the slide states.
-
-    Returns:
-        µm per pixel of level 0, x and y; None where it states none.
-    """
+    """Reads the resolution that the slide states, µm per pixel of level 0, x and y; None where it states none."""
     for library in ("openslide", "tiffslide"):
         try:
             x, y = (float(handle.properties[f"{library}.mpp-{axis}"]) for axis in "xy")
@@ -83,11 +76,7 @@ def stated_um_per_px(handle: Any) -> tuple[float, float] | None:
 def read_rgba(handle: Any, corner: tuple[int, int], level: int, size_px: tuple[int, int]) -> Image.Image:
     """Reads pixels of one level as OpenSlide does, whichever library reads them.
 
-    Args:
-        handle: An ``openslide.OpenSlide`` or a ``tiffslide.TiffSlide``.
-        corner: Top-left corner x, y in level-0 pixels; may lie outside.
-        level: Number of the level, 0 the largest.
-        size_px: Width and height in pixels of the level.
+    The corner is x, y in level-0 pixels and may lie outside; the size is in pixels of the level, of which 0 is the largest.
 
     Returns:
         The region in mode RGBA, transparent where the slide holds no pixels.

@@ -1,4 +1,4 @@
-"""A slide cut into patches: the grid's tiles that hold tissue."""
+"""Patches of one slide at given corners, and those of the grid's tiles that hold tissue."""
 
 from __future__ import annotations
 
@@ -6,13 +6,53 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from ..runtime.errors import DataError
 from .slide import Slide
-from .slide_patches import SlidePatches
 from .tissue import TilingOptions, tile_grid, tissue_fraction, tissue_mask
 
 _MASK_UM_PER_PX = 8.0
+
+
+class SlidePatches:
+    """Patches of one slide; a subclass says which.
+
+    Attributes:
+        path: The file the patches come from.
+        slide: The slide.
+        coords: Top-left corners in level-0 pixels, (N, 2) as x, y.
+        patch_size_px: Side of a patch in pixels.
+        patch_size_level0: The same in pixels of level 0.
+    """
+
+    barcodes = None
+    paths = None
+    path: Path
+    slide: Slide
+    coords: NDArray[np.int64]
+    patch_size_px: int
+    patch_size_level0: float
+
+    def __len__(self) -> int:
+        """Returns the number of patches."""
+        return len(self.coords)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        """Reads one patch in mode RGB, ``patch_size_px`` on each side."""
+        x, y = self.coords[index].tolist()
+        side = self.patch_size_level0
+        return self.slide.read((x, y), (side, side), (self.patch_size_px, self.patch_size_px))
+
+    def name(self, index: int) -> str:
+        """Names one patch for messages, by file, number and level-0 corner."""
+        x, y = self.coords[index].tolist()
+        return f"{self.path} patch {index} at x={x}, y={y}"
+
+    def close(self) -> None:
+        """Closes the slide; the next read opens it again."""
+        self.slide.close()
 
 
 class SlideSource(SlidePatches):
@@ -33,7 +73,7 @@ class SlideSource(SlidePatches):
         native = self.slide.resolution_um_per_px
         if native is None:
             raise DataError(
-                f"{self.path}: {self.slide.resolution_problem}; give it with --slide-resolution UM_PER_PX"
+                f"{self.path}: {self.slide.resolution_problem}; give it with `slide_resolution_um_per_px`"
             )
         scale = options.resolution_um_per_px / native
         self.resolution_um_per_px: float = options.resolution_um_per_px
@@ -51,7 +91,8 @@ class SlideSource(SlidePatches):
         if self.patch_size_level0 < 1:
             raise DataError(
                 f"{self.path}: a patch of {options.patch_size_px} px at {options.resolution_um_per_px:g} µm/px is smaller "
-                f"than one pixel of the slide at {native:g} µm/px; raise --resolution, or correct --slide-resolution"
+                f"than one pixel of the slide at {native:g} µm/px; raise `resolution_um_per_px`, or correct "
+                "`slide_resolution_um_per_px`"
             )
         dimensions = self.slide.dimensions
         grid = tile_grid(
@@ -61,7 +102,7 @@ class SlideSource(SlidePatches):
         if len(grid) == 0:
             raise DataError(
                 f"{self.path}: the slide ({dimensions[0]} × {dimensions[1]} px at {native:g} µm/px) is smaller than "
-                f"one patch of {wanted}; lower --patch-size or --resolution"
+                f"one patch of {wanted}; lower `patch_size_px` or `resolution_um_per_px`"
             )
         # a mask coarser than a few pixels per patch could not distinguish half-full patches from full ones
         downsample = max(min(_MASK_UM_PER_PX / native, self.patch_size_level0 / 4), 1.0)
@@ -75,9 +116,9 @@ class SlideSource(SlidePatches):
             if (thumbnail == thumbnail[..., :1]).all() and np.ptp(thumbnail) > 0:
                 raise DataError(
                     f"{self.path}: the slide is grey, and tissue is recognised by its colour; take every patch "
-                    "with --min-tissue 0"
+                    "with `min_tissue=0`"
                 )
             raise DataError(
                 f"{self.path}: no tissue found: no patch of {wanted} holds {options.min_tissue:.0%} tissue (the fullest "
-                f"holds {fraction.max():.1%}, chroma threshold {threshold} of 255); lower --min-tissue"
+                f"holds {fraction.max():.1%}, chroma threshold {threshold} of 255); lower `min_tissue`"
             )

@@ -73,14 +73,7 @@ class PatchSource(Protocol):
 
 
 def source_digest(source: PatchSource) -> str:
-    """Hashes the content of a source: its file, or its files and their names, and which patches are taken of it.
-
-    Args:
-        source: The patches.
-
-    Returns:
-        SHA-256 in hex.
-    """
+    """Hashes a source, SHA-256 in hex: its file, or its files and their names, and which patches are taken of it."""
     if source.path.is_dir() and source.paths is not None:
         found = hashlib.sha256()
         for name in source.paths:
@@ -109,9 +102,6 @@ def open_source(
             ``slide_resolution_um_per_px`` also serves coordinate h5 files.
         slide: The slide of a coordinate h5, or its folder; None looks for it beside the file.
         edge: How patches of a coordinate h5 that extend over the slide's edge are filled, see ``CoordinateH5Source``.
-
-    Returns:
-        The patches.
 
     Raises:
         DataError: If the path does not exist or is not of an accepted kind.

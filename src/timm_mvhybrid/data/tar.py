@@ -27,22 +27,12 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def is_tar(start: bytes) -> bool:
-    """Says whether a file is a POSIX or GNU tar.
-
-    Args:
-        start: The first 512 bytes of the file.
-    """
+    """Says by the first 512 bytes of a file whether it is a POSIX or GNU tar."""
     return start[257:262] == b"ustar"
 
 
 def expand_shards(pattern: str) -> list[str]:
-    """Expands brace ranges as shells do: ``{000..010}`` counts up with leading zeros.
-
-    Args:
-        pattern: A path with any number of ranges, or none.
-
-    Raises:
-        DataError: If a range counts down.
+    """Expands brace ranges as shells do: ``{000..010}`` counts up with leading zeros; none may count down.
 
     Examples:
         >>> expand_shards("shard-{08..10}.tar")
@@ -60,14 +50,7 @@ def expand_shards(pattern: str) -> list[str]:
 
 
 def find_shards(path: str | Path) -> list[Path]:
-    """Lists the tars that a path stands for.
-
-    Args:
-        path: A tar, a pattern with brace ranges, or a folder of tars (not searched recursively).
-
-    Raises:
-        DataError: If a tar does not exist, or the folder holds none.
-    """
+    """Lists the tars that a path stands for: a tar, a pattern with brace ranges, or a folder, not searched recursively."""
     path = Path(path)
     if path.is_dir():
         shards = sorted(

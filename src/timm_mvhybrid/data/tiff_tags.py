@@ -56,10 +56,7 @@ class TiffTags:
 
 
 def read_tiff_tags(path: Path) -> TiffTags:
-    """Reads what a TIFF says about its pixels.
-
-    Returns:
-        What the libraries would get wrong; nothing for files that are not TIFFs.
+    """Reads what a TIFF says about its pixels, and so what the libraries would get wrong; nothing for other files.
 
     Raises:
         DataError: If the file is damaged or holds no colours of 8 bits, so that no library could read it right.
@@ -81,11 +78,11 @@ def read_tiff_tags(path: Path) -> TiffTags:
         return TiffTags()
     try:
         with quiet_tifffile(), tifffile.TiffFile(path) as file:
-            _check_whole(path, file)
+            _check_whole(file)
             return _judge(path, file)
     except DataError:
         raise
-    # tifffile passes on whatever a broken file raises inside it
+    # tifffile passes on whatever a broken file raises inside it, and what it does not notice is a ValueError of ours
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: truncated or damaged TIFF ({reason}); copy it again") from error
@@ -106,32 +103,25 @@ def _drop(_: logging.LogRecord) -> bool:
     return False
 
 
-def _check_whole(path: Path, file: Any) -> None:
-    """Refuses a file that ends before its pages do: the libraries would read the rest as a slide of fewer levels."""
+def _check_whole(file: Any) -> None:
+    """Raises ValueError where a file ends before its pages do: the libraries would take the rest for fewer levels."""
     size = file.filehandle.size
     ends = [end for page in file.pages for end in _data_ends(page)]
     file.filehandle.seek(file.pages.next_page_offset)
     link = file.filehandle.read(file.tiff.offsetsize)
     if any(link) or len(link) < file.tiff.offsetsize:
-        raise DataError(
-            f"{path}: truncated or damaged TIFF (page {len(file.pages) + 1} is missing); copy it again"
-        )
+        raise ValueError(f"page {len(file.pages) + 1} is missing")
     for number, page in enumerate(file.pages, 1):
         if lost := sorted(_lost_tags(file, page)):
-            raise DataError(
-                f"{path}: truncated or damaged TIFF (page {number}: what tag {lost[0]} points to is missing); "
-                "copy it again"
-            )
+            raise ValueError(f"page {number}: what tag {lost[0]} points to is missing")
     page = file.pages[0]
     if len(page.dataoffsets) < math.prod(page.chunked):
-        raise DataError(
-            f"{path}: damaged TIFF ({page.imagewidth} × {page.imagelength} px of {math.prod(page.chunked)} tiles or "
-            f"strips, and it has {len(page.dataoffsets)}); copy it again"
+        raise ValueError(
+            f"{page.imagewidth} × {page.imagelength} px of {math.prod(page.chunked)} tiles or strips, and it has "
+            f"{len(page.dataoffsets)}"
         )
     if max(ends, default=0) > size:
-        raise DataError(
-            f"{path}: truncated or damaged TIFF ({size} of at least {max(ends)} bytes); copy it again"
-        )
+        raise ValueError(f"{size} of at least {max(ends)} bytes")
 
 
 def _data_ends(page: Any) -> Iterator[int]:

@@ -30,17 +30,8 @@ _SMALLEST_OUTLINED_PX = 5
 
 
 def tile_file_matches(path: Path, slide: Path, options: TilingOptions) -> int:
-    """Checks that an existing patch file was cut from a slide with the given options.
-
-    Args:
-        path: The patch h5.
-        slide: The slide.
-        options: How it should be cut.
-
-    Raises:
-        DataError: If it is not such a file, or the slide or an option differs.
-    """
-    remedy = "choose another --output, or cut it again with --overwrite"
+    """Returns how many patches a file holds; raises DataError unless it was cut from the slide, with the options."""
+    remedy = "choose another `output`, or cut it again with `overwrite=True`"
     file = H5File(path)
     try:
         stated = file.handle.attrs.get("tiling")
@@ -51,7 +42,7 @@ def tile_file_matches(path: Path, slide: Path, options: TilingOptions) -> int:
         raise DataError(f"{path}: exists and was not written by 'tile'; {remedy}")
     written, wanted = json.loads(stated), dataclasses.asdict(options)
     different = [
-        f"{name}={written.get(name)!r} instead of {value!r}"
+        f"`{name}={written.get(name)!r}` instead of {value!r}"
         for name, value in wanted.items()
         if written.get(name) != value
     ]
@@ -71,13 +62,8 @@ def write_tile_file(
 
     ``img`` (N, H, W, 3) uint8 holds one patch per chunk, so that any patch is read by itself, and ``coords`` (N, 2)
     int64 the top-left corners in level-0 pixels. The attributes of ``img`` are HEST's: ``patch_size_src`` in level-0
-    pixels, ``patch_size_target``, ``downsample`` and ``pixel_size`` in µm per level-0 pixel.
-
-    Args:
-        source: The slide and its tiles.
-        path: The file to write; replaced if it exists, left as it is if cutting fails.
-        options: How the slide was laid out, for a later run to compare.
-        compression: "none" is read ten times faster than "gzip" and is about twice as large; "lzf" is in between.
+    pixels, ``patch_size_target``, ``downsample`` and ``pixel_size`` in µm per level-0 pixel. Without compression a file
+    is read ten times faster than with "gzip" and is about twice as large; "lzf" is in between.
 
     Raises:
         PatchError: If a region of the slide is unreadable.
@@ -120,16 +106,7 @@ def write_tile_file(
 
 
 def write_thumbnail(source: SlideSource, path: Path, size_px: int) -> None:
-    """Draws the slide with its tiles tinted.
-
-    Args:
-        source: The slide and its tiles.
-        path: The PNG to write.
-        size_px: Longer side of the picture in pixels.
-
-    Raises:
-        OutputError: If the disk does not take it.
-    """
+    """Draws the slide with its tiles tinted, ``size_px`` on its longer side, as a PNG."""
     downsample = max(max(source.slide.dimensions) / size_px, 1.0)
     picture = Image.fromarray(source.slide.thumbnail(downsample))
     scale = np.array(picture.size) / np.array(source.slide.dimensions)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,47 +112,31 @@ def tile_slides(
     """
     options = options or TilingOptions()
     folder = Path(output)
-    tasks = [
-        _Task(
-            slide=slide,
-            output=folder / f"{name}.h5",
-            thumbnail=folder / THUMBNAIL_FOLDER / f"{name}.png",
-            options=options,
-            compression=compression,
-            thumbnail_size_px=thumbnail_size_px,
-            overwrite=overwrite,
-        )
-        for name, slide in _named(slides).items()
-    ]
-    manifest = folder / MANIFEST_NAME
+    outputs = _outputs(folder, slides)
+    tile = partial(
+        _tile,
+        options=options,
+        compression=compression,
+        thumbnail_size_px=thumbnail_size_px,
+        overwrite=overwrite,
+    )
     finished: dict[Path, TiledSlide] = {}
     with writing(folder / THUMBNAIL_FOLDER):
         (folder / THUMBNAIL_FOLDER).mkdir(parents=True, exist_ok=True)
-    for result in _run(tasks, num_workers):
+    for result in _run(tile, outputs, num_workers):
         finished[result.slide] = result
         if result.status != "failed":
-            _add_to_manifest(manifest, result.output)
+            _add_to_manifest(folder / MANIFEST_NAME, result.output)
         # on a full disk, what failed the slide is the error to report
         with suppress(OutputError) if result.status == "failed" else nullcontext():
             _log(folder / LOG_NAME, result)
         if on_slide is not None:
             on_slide(result)
-    return TilingSummary(manifest=manifest, slides=tuple(finished[task.slide] for task in tasks))
+    return TilingSummary(manifest=folder / MANIFEST_NAME, slides=tuple(finished[slide] for slide in outputs))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Task:
-    slide: Path
-    output: Path
-    thumbnail: Path
-    options: TilingOptions
-    compression: Compression
-    thumbnail_size_px: int
-    overwrite: bool
-
-
-def _named(slides: Sequence[str | Path]) -> dict[str, Path]:
-    """Names the slides by their files without suffix."""
+def _outputs(folder: Path, slides: Sequence[str | Path]) -> dict[Path, Path]:
+    """Names each slide's patch file by the slide's, without suffix."""
     if not slides:
         raise DataError("no slide given")
     named: dict[str, Path] = {}
@@ -159,58 +146,73 @@ def _named(slides: Sequence[str | Path]) -> dict[str, Path]:
             raise DataError(
                 f"{other} and {slide} would both become {slide.stem}.h5; tile them into different folders"
             )
-    return named
+    return {slide: folder / f"{name}.h5" for name, slide in named.items()}
 
 
-def _run(tasks: Sequence[_Task], num_workers: int) -> Iterator[TiledSlide]:
+def _run(
+    tile: Callable[[Path, Path], TiledSlide], outputs: dict[Path, Path], num_workers: int
+) -> Iterator[TiledSlide]:
     if num_workers < 1:
-        yield from map(_tile, tasks)
+        yield from starmap(tile, outputs.items())
         return
     # spawned, because a fork would inherit torch's threads and locks
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(num_workers, len(tasks)), mp_context=context) as pool:
-        futures: dict[Future[TiledSlide], _Task] = {pool.submit(_tile, task): task for task in tasks}
+    with ProcessPoolExecutor(min(num_workers, len(outputs)), mp_context=context) as pool:
+        futures = {pool.submit(tile, *paths): paths for paths in outputs.items()}
         try:
             for future in as_completed(futures):
                 try:
                     yield future.result()
                 except BrokenProcessPool:
-                    yield _failed(
-                        futures[future], 0.0, "a worker process died (out of memory?); run again to continue"
-                    )
+                    message = "a worker process died (out of memory?); run again to continue"
+                    yield _failed(*futures[future], 0.0, message)
         except BaseException:
             # an interrupted run must not cut the slides that are still waiting
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _failed(task: _Task, seconds: float, message: str) -> TiledSlide:
+def _failed(slide: Path, output: Path, seconds: float, message: str) -> TiledSlide:
     return TiledSlide(
-        slide=task.slide, output=task.output, status="failed", num_patches=0, seconds=seconds, message=message
+        slide=slide, output=output, status="failed", num_patches=0, seconds=seconds, message=message
     )
 
 
-def _tile(task: _Task) -> TiledSlide:
+def _tile(
+    slide: Path,
+    output: Path,
+    *,
+    options: TilingOptions,
+    compression: Compression,
+    thumbnail_size_px: int,
+    overwrite: bool,
+) -> TiledSlide:
     """Cuts one slide, or finds that it was cut before."""
     start = time.monotonic()
     status: Literal["tiled", "kept"] = "tiled"
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            if task.output.exists() and not task.overwrite:
-                status, num_patches = "kept", tile_file_matches(task.output, task.slide, task.options)
+            if output.exists() and not overwrite:
+                status, num_patches = "kept", tile_file_matches(output, slide, options)
             else:
                 # another run may fill the same store, with other slides
-                with claimed(task.output):
-                    num_patches = _cut(task)
+                with claimed(output):
+                    source = SlideSource(slide, options)
+                    # the patch file comes last, because it is what says that the slide is done
+                    picture = output.parent / THUMBNAIL_FOLDER / f"{slide.stem}.png"
+                    write_thumbnail(source, picture, thumbnail_size_px)
+                    write_tile_file(source, output, options, compression)
+                    source.close()
+                num_patches = len(source)
     except TimmMVHybridError as error:
-        return _failed(task, time.monotonic() - start, str(error))
+        return _failed(slide, output, time.monotonic() - start, str(error))
     # from libraries that read foreign files
     except (ValueError, OSError, RuntimeError) as error:
-        return _failed(task, time.monotonic() - start, f"{task.slide}: {error}")
+        return _failed(slide, output, time.monotonic() - start, f"{slide}: {error}")
     return TiledSlide(
-        slide=task.slide,
-        output=task.output,
+        slide=slide,
+        output=output,
         status=status,
         num_patches=num_patches,
         seconds=time.monotonic() - start,
@@ -218,45 +220,29 @@ def _tile(task: _Task) -> TiledSlide:
     )
 
 
-def _cut(task: _Task) -> int:
-    """Cuts one slide; returns its number of patches."""
-    source = SlideSource(task.slide, task.options)
-    # the patch file comes last, because it is what says that the slide is done
-    write_thumbnail(source, task.thumbnail, task.thumbnail_size_px)
-    write_tile_file(source, task.output, task.options, task.compression)
-    source.close()
-    return len(source)
-
-
 def _add_to_manifest(manifest: Path, patches: Path) -> None:
     """Adds a patch file to the manifest; existing entries, and those that other runs add meanwhile, stay."""
     with claimed(manifest, wait=True):
-        _enter(manifest, patches)
-
-
-def _enter(manifest: Path, patches: Path) -> None:
-    content: dict[str, list[dict[str, Any]]] = {"sources": []}
-    if manifest.exists():
-        try:
-            content = json.loads(manifest.read_text(encoding="utf-8"))
-            paths = [entry["path"] for entry in content["sources"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{manifest}: not a manifest ({error}); remove it, and tile again") from error
-        if patches.name in paths:
-            return
-    content["sources"].append({"path": patches.name, "weight": 1.0})
-    content["sources"].sort(key=lambda entry: entry["path"])
-    write_file(manifest, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        content: dict[str, list[dict[str, Any]]] = {"sources": []}
+        if manifest.exists():
+            try:
+                content = json.loads(manifest.read_text(encoding="utf-8"))
+                paths = [entry["path"] for entry in content["sources"]]
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{manifest}: not a manifest ({error}); remove it, and tile again") from error
+            if patches.name in paths:
+                return
+        content["sources"].append({"path": patches.name, "weight": 1.0})
+        content["sources"].sort(key=lambda entry: entry["path"])
+        write_file(manifest, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _log(path: Path, result: TiledSlide) -> None:
     line = {
+        **dataclasses.asdict(result),
         "slide": str(result.slide),
         "output": result.output.name,
-        "status": result.status,
-        "num_patches": result.num_patches,
         "seconds": round(result.seconds, 3),
-        "message": result.message,
     }
     with LineFile(path) as file:
         file.write(json.dumps(line, ensure_ascii=False))

@@ -45,29 +45,25 @@ class TilingOptions:
     def __post_init__(self) -> None:
         if not 0 < self.resolution_um_per_px < math.inf:
             raise DataError(
-                f"the resolution must be finite and above 0 µm/px, not {self.resolution_um_per_px}"
+                f"`resolution_um_per_px` must be finite and above 0, not {self.resolution_um_per_px}"
             )
         if self.patch_size_px < 1:
-            raise DataError(f"the patch size must be at least 1 px, not {self.patch_size_px}")
+            raise DataError(f"`patch_size_px` must be at least 1, not {self.patch_size_px}")
         if not 0 <= self.overlap_px < self.patch_size_px:
             raise DataError(
-                f"the overlap must be at least 0 and below the patch size of {self.patch_size_px} px, "
-                f"not {self.overlap_px}"
+                f"`overlap_px` must be at least 0 and below the patch size of {self.patch_size_px} px, not {self.overlap_px}"
             )
         if not 0 <= self.min_tissue <= 1:
-            raise DataError(f"the fraction of tissue must lie between 0 and 1, not {self.min_tissue}")
+            raise DataError(f"`min_tissue` must lie between 0 and 1, not {self.min_tissue}")
         given = self.slide_resolution_um_per_px
         if given is not None and not 0 < given < math.inf:
-            raise DataError(f"the slide's resolution must be finite and above 0 µm/px, not {given}")
+            raise DataError(f"`slide_resolution_um_per_px` must be finite and above 0, not {given}")
 
 
 def otsu_threshold(values: NDArray[np.uint8]) -> int:
-    """Finds the level that separates a histogram into the two most distinct classes.
+    """Finds the level that separates a histogram of uint8 values into the two most distinct classes.
 
     Source: Otsu, IEEE Transactions on Systems, Man, and Cybernetics 9 (1979), maximum between-class variance.
-
-    Args:
-        values: Any shape, uint8.
 
     Returns:
         The threshold; values above it are the upper class. 0 for an empty or constant array.
@@ -93,9 +89,6 @@ def tissue_mask(thumbnail: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], int]:
     The threshold is kept between ``CHROMA_FLOOR`` and ``CHROMA_CEILING``, so that a blank slide has no tissue and a
     slide full of tissue keeps its pale parts.
 
-    Args:
-        thumbnail: RGB, (H, W, 3) uint8.
-
     Returns:
         The mask, (H, W) bool, and the chroma threshold used, 0 to 255.
     """
@@ -107,13 +100,10 @@ def tissue_mask(thumbnail: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], int]:
 def tile_grid(dimensions: tuple[int, int], patch_size_level0: float, step_level0: float) -> NDArray[np.int64]:
     """Lays tiles over a slide from its top-left corner, row by row; only whole tiles are kept.
 
-    Args:
-        dimensions: Width and height of the slide in level-0 pixels.
-        patch_size_level0: Side of a tile in level-0 pixels.
-        step_level0: Distance between neighbouring tiles in level-0 pixels.
+    All lengths, the slide's width and height included, are level-0 pixels; the step is the distance of neighbours.
 
     Returns:
-        Top-left corners in level-0 pixels, (N, 2) int64 as x, y.
+        Top-left corners, (N, 2) int64 as x, y.
 
     Examples:
         >>> tile_grid((512, 300), 256, 256).tolist()
@@ -134,16 +124,9 @@ def tissue_fraction(
     patch_size_level0: float,
     dimensions: tuple[int, int],
 ) -> NDArray[np.float64]:
-    """Measures how much of each tile is tissue.
+    """Measures how much of each tile is tissue, 0 to 1, (N,) float64.
 
-    Args:
-        mask: Tissue mask of the whole slide, (H, W) bool.
-        coords: Top-left corners in level-0 pixels, (N, 2).
-        patch_size_level0: Side of a tile in level-0 pixels.
-        dimensions: Width and height of the slide in level-0 pixels.
-
-    Returns:
-        Fractions between 0 and 1, (N,) float64.
+    The mask, (H, W), is of the whole slide; corners, (N, 2), side and the slide's dimensions are level-0 pixels.
     """
     height, width = mask.shape
     summed = np.zeros((height + 1, width + 1), dtype=np.int64)

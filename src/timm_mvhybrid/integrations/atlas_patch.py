@@ -25,10 +25,9 @@ import timm
 import torch
 
 # AtlasPatch runs the file outside its package, where relative imports do not work
-from timm_mvhybrid.embed.backbone import load_encoder
+from timm_mvhybrid.integrations.encoder import load_encoder, pipeline_module
 from timm_mvhybrid.models import MODEL_NAMES
-
-_INSTALL = "atlas-patch is not installed; run: pip install atlas-patch"
+from timm_mvhybrid.runtime.errors import ParameterError
 
 
 def register_feature_extractors(
@@ -54,24 +53,26 @@ def register_model(
     """Registers one model; it is built, and its weights are read, when AtlasPatch first needs it.
 
     Raises:
-        ImportError: AtlasPatch is not installed.
-        ValueError: Both kinds of weights are requested, or the name is taken.
+        MissingPackageError: AtlasPatch is not installed.
+        ParameterError: Both kinds of weights are requested.
+        ValueError: By AtlasPatch, if the name is taken.
     """
-    try:
-        from atlas_patch.models.patch.custom import CustomEncoderComponents, register_custom_encoder
-    except ImportError as error:
-        raise ImportError(_INSTALL) from error
+    custom = pipeline_module(
+        "atlas_patch.models.patch.custom", "register_custom_encoder", "pip install atlas-patch"
+    )
     if pretrained and checkpoint is not None:
-        raise ValueError("pretrained and checkpoint exclude each other; give one of them")
+        raise ParameterError("`pretrained` and `checkpoint` exclude each other; give one of them")
 
     def load(device: torch.device, dtype: torch.dtype) -> Any:
         model, preprocess = load_encoder(
             model_name, pretrained=pretrained, checkpoint=checkpoint, **model_args
         )
-        return CustomEncoderComponents(model=model.to(device=device, dtype=dtype), preprocess=preprocess)
+        return custom.CustomEncoderComponents(
+            model=model.to(device=device, dtype=dtype), preprocess=preprocess
+        )
 
     plan = timm.create_model(model_name, num_classes=0, device=torch.device("meta"), **model_args)
-    register_custom_encoder(
+    custom.register_custom_encoder(
         registry=registry,
         name=name,
         embedding_dim=plan.head_hidden_size,

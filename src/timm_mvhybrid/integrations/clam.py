@@ -26,8 +26,8 @@ import argparse
 import runpy
 import sys
 import warnings
-from collections.abc import Sequence
-from importlib import import_module
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from ..models import MODEL_NAMES
-from .encoder import Transform, load_encoder
+from .encoder import Transform, load_encoder, pipeline_module
 
 __all__ = ["encoder", "install", "main"]
 
@@ -58,7 +58,7 @@ def encoder(
         **model_args: Further arguments of ``timm.create_model``.
 
     Raises:
-        ValueError: The size does not suit the model.
+        ParameterError: The size does not suit the model.
     """
     model, transform = load_encoder(
         model_name,
@@ -71,7 +71,7 @@ def encoder(
     if target_img_size != own_size:
         warnings.warn(
             f"patches are resized to {target_img_size} px, and {model_name} was made for {own_size} px at 0.5 µm/px; "
-            f"give --target_patch_size {own_size} unless your patches have {target_img_size} px",
+            f"give `target_img_size={own_size}` (--target_patch_size of CLAM's script) unless your patches have {target_img_size} px",
             stacklevel=2,
         )
     return model, transform
@@ -85,18 +85,11 @@ def install(*, checkpoint: str | Path | None = None, **model_args: Any) -> tuple
         **model_args: Further arguments of ``timm.create_model``.
 
     Raises:
-        ImportError: CLAM's folder is not on Python's path.
+        MissingPackageError: CLAM's folder is not on Python's path.
     """
-    try:
-        models = import_module("models")
-        builder = import_module("models.builder")
-        theirs = builder.get_encoder
-    except (ImportError, AttributeError) as error:
-        raise ImportError(
-            f"CLAM's models cannot be imported ({error}); run this from the folder of a clone of "
-            "github.com/mahmoodlab/CLAM of 2024 or later"
-        ) from error
-    theirs = getattr(theirs, "replaces", theirs)
+    remedy = "run this from the folder of a clone of github.com/mahmoodlab/CLAM of 2024 or later"
+    builder = pipeline_module("models.builder", "get_encoder", remedy)
+    theirs = getattr(builder.get_encoder, "replaces", builder.get_encoder)
 
     def get_encoder(model_name: str, target_img_size: int = 224) -> tuple[nn.Module, Transform]:
         if model_name not in MODEL_NAMES:
@@ -106,26 +99,25 @@ def install(*, checkpoint: str | Path | None = None, **model_args: Any) -> tuple
 
     replacement: Any = get_encoder
     replacement.replaces = theirs
-    models.get_encoder = builder.get_encoder = replacement  # type: ignore[attr-defined]
+    sys.modules["models"].get_encoder = builder.get_encoder = replacement  # type: ignore[attr-defined]
     return MODEL_NAMES
 
 
-class _OurNamesToo:
+@contextmanager
+def _our_names_too() -> Iterator[None]:
     """Within it, an option ``--model_name`` with a closed list of choices takes our names too."""
+    theirs = argparse._ActionsContainer.add_argument
 
-    def __enter__(self) -> None:
-        self._theirs = argparse._ActionsContainer.add_argument
-        theirs = self._theirs
+    def add_argument(container: Any, *names: str, **options: Any) -> Any:
+        if "--model_name" in names and "choices" in options:
+            options["choices"] = [*options["choices"], *MODEL_NAMES]
+        return theirs(container, *names, **options)
 
-        def add_argument(container: Any, *names: str, **options: Any) -> Any:
-            if "--model_name" in names and "choices" in options:
-                options["choices"] = [*options["choices"], *MODEL_NAMES]
-            return theirs(container, *names, **options)
-
-        argparse._ActionsContainer.add_argument = add_argument  # type: ignore[method-assign, assignment]
-
-    def __exit__(self, *error: object) -> None:
-        argparse._ActionsContainer.add_argument = self._theirs  # type: ignore[method-assign]
+    argparse._ActionsContainer.add_argument = add_argument  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        argparse._ActionsContainer.add_argument = theirs  # type: ignore[method-assign]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -152,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.argv = [str(options.script), *options.arguments]
     try:
         install(checkpoint=options.checkpoint)
-        with _OurNamesToo():
+        with _our_names_too():
             runpy.run_path(str(options.script), run_name="__main__")
     finally:
         sys.argv = before

@@ -53,7 +53,7 @@ def encoder(
         **model_args: Further arguments of ``timm.create_model``.
 
     Raises:
-        ValueError: The precision is not a dtype that features can be computed in, or the size does not suit the model.
+        ParameterError: The precision is not a dtype that features can be computed in, or the size does not suit the model.
     """
     check_precision(precision)
     model, transform = load_encoder(

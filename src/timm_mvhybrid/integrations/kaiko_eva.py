@@ -24,13 +24,14 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 
 import timm
 from timm.data.config import resolve_data_config
 
 from ..models import ALL_MODEL_NAMES, MODEL_NAMES
+from ..runtime.errors import ParameterError
+from .encoder import pipeline_module
 
 __all__ = ["configuration", "environment", "main"]
 
@@ -42,11 +43,11 @@ def configuration(task: str) -> Path:
     """Returns the path of a configuration of this package.
 
     Raises:
-        ValueError: There is none for this task.
+        ParameterError: There is none for this task.
     """
     if task not in TASKS:
-        raise ValueError(
-            f"there is no configuration for '{task}'; there is one for {' and one for '.join(TASKS)}"
+        raise ParameterError(
+            f"`task` is '{task}', and there is no configuration for it; choose from {', '.join(TASKS)}"
         )
     return Path(__file__).with_name(f"kaiko_eva_{task}.yaml")
 
@@ -63,11 +64,11 @@ def environment(model_name: str, checkpoint_path: str | Path | None = None) -> d
         ``NORMALIZE_STD``.
 
     Raises:
-        ValueError: It is not a backbone of this package.
+        ParameterError: It is not a backbone of this package.
     """
     if model_name not in ALL_MODEL_NAMES:
-        raise ValueError(
-            f"'{model_name}' is not a backbone of this package; these are: {', '.join(MODEL_NAMES)}"
+        raise ParameterError(
+            f"`model_name` is '{model_name}', which is not a backbone of this package; these are: {', '.join(MODEL_NAMES)}"
         )
     model = timm.create_model(model_name, device="meta")
     config = resolve_data_config({}, model=model)
@@ -92,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; eva ends the process itself if it fails.
 
     Raises:
-        ImportError: kaiko-eva is not installed.
+        MissingPackageError: kaiko-eva is not installed.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["--configuration"]:
@@ -102,14 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name in ALL_MODEL_NAMES:
         for variable, value in environment(name).items():
             os.environ.setdefault(variable, value)
-    try:
-        cli = import_module("eva.core.cli").cli
-    except ImportError as error:
-        raise ImportError(
-            f"kaiko-eva cannot be imported ({error}); pip install 'kaiko-eva[vision]' 'jsonargparse<4.52'"
-        ) from error
+    remedy = "pip install 'kaiko-eva[vision]' 'jsonargparse<4.52'"
+    command_line = pipeline_module("eva.core.cli", "cli", remedy)
     sys.argv = ["eva", *arguments]
-    cli()
+    command_line.cli()
     return 0
 
 

@@ -20,12 +20,13 @@ lazyslide 0.13 or later, which needs Python 3.11.
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ..models import MODEL_NAMES, load_weights
 from ..models.creation import checked_name
+from ..runtime.errors import ParameterError
+from .encoder import MissingWeightsError, pipeline_module
 
 __all__ = ["register"]
 
@@ -41,14 +42,10 @@ def register() -> tuple[str, ...]:
     resized; ``token``; ``dense`` and ``pool_mode``.
 
     Raises:
-        ImportError: lazyslide is not installed, or too old.
+        MissingPackageError: lazyslide is not installed, or too old.
     """
-    try:
-        models: Any = import_module("lazyslide_models")
-    except ImportError as error:
-        raise ImportError(
-            f"lazyslide's models cannot be imported ({error}); pip install 'lazyslide>=0.13' (Python 3.11 or later)"
-        ) from error
+    remedy = "pip install 'lazyslide>=0.13' (Python 3.11 or later)"
+    models = pipeline_module("lazyslide_models", "MODEL_REGISTRY", remedy)
     for name in MODEL_NAMES:
         if name not in models.MODEL_REGISTRY:
             models.register(
@@ -77,8 +74,8 @@ def _model_class(base: type[Any], architecture: str) -> type[Any]:
                 load_weights(self.model, file)
             found = self.model.default_cfg["architecture"]
             if found != architecture:
-                raise ValueError(
-                    f"{model_path} holds the backbone '{found}', not '{architecture}'; give its own name to lazyslide"
+                raise ParameterError(
+                    f"`model_path` is {model_path}, which holds the backbone '{found}', not '{architecture}'; give its own name to lazyslide"
                 )
 
         @property
@@ -97,8 +94,8 @@ def _weights(model_path: str | Path | None, architecture: str) -> tuple[str, Pat
     if path.is_dir():
         return checked_name(f"local-dir:{path}"), None
     if not path.exists():
-        raise FileNotFoundError(
-            f"model_path is {model_path}: no such file or folder; give weights of {architecture}, or the folder that "
+        raise MissingWeightsError(
+            f"`model_path` is {model_path}: no such file or folder; give weights of {architecture}, or the folder that "
             "'timm-mvhybrid export' wrote"
         )
     return architecture, path

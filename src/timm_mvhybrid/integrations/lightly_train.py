@@ -25,6 +25,7 @@ import timm
 from timm.data import resolve_data_config
 
 from ..models import HybridVisionTransformer
+from ..runtime.errors import ParameterError
 
 __all__ = ["arguments"]
 
@@ -42,19 +43,19 @@ def arguments(model_name: str, *, image_size: int | None = None, **model_args: A
         checkpoint; ``image_size`` must be given to it again.
 
     Raises:
-        ValueError: The model is not of this package, or the size does not suit it.
+        ParameterError: The model is not of this package, or the size does not suit it.
     """
     model = timm.create_model(model_name, pretrained=False)
     if not isinstance(model, HybridVisionTransformer):
-        raise ValueError(
-            f"{model_name!r} is not a model of this package, so LightlyTrain's own arguments suit it; "
+        raise ParameterError(
+            f"`model_name` is {model_name!r}, not a model of this package, so LightlyTrain's own arguments suit it; "
             "'timm-mvhybrid models' lists ours"
         )
     config = resolve_data_config({}, model=model)
     size = config["input_size"][-1] if image_size is None else image_size
     patch_size = model.patch_embed.patch_size[0]
     if size < 1 or size % patch_size:
-        raise ValueError(f"image_size is {size} px; {model_name} takes multiples of {patch_size} px")
+        raise ParameterError(f"`image_size` is {size} px; {model_name} takes multiples of {patch_size} px")
     return {
         "model": f"timm/{model_name}",
         "model_args": {"dynamic_img_size": True, **model_args},

@@ -26,19 +26,20 @@ from torch import Tensor
 
 from ..models import MODEL_NAMES, load_weights
 from ..runtime.digest import file_sha256
+from ..runtime.errors import ParameterError
+from .encoder import MissingWeightsError, pipeline_module
 
 RESOLUTION_UM_PER_PX = 0.5
-_INSTALL = "slide2vec is not installed; run: pip install 'slide2vec>=7.1'"
 
 
 def register() -> None:
     """Adds the six backbones to slide2vec's encoders, each under its timm name; slide2vec calls this itself.
 
     Raises:
-        ImportError: slide2vec is not installed.
+        MissingPackageError: slide2vec is not installed.
     """
     for name in MODEL_NAMES:
-        _register(name, name, source=_repository(name), options={})
+        _register(name, name, source=str(timm.get_pretrained_cfg(name).hf_hub_id), options={})
 
 
 def register_checkpoint(
@@ -56,47 +57,42 @@ def register_checkpoint(
         **model_args: What the model was trained with, for instance ``ssm_depth=6``.
 
     Raises:
-        ImportError: slide2vec is not installed.
-        ValueError: The preset's name is taken or not in lower case, or an argument changes the pooling.
-        FileNotFoundError: There is no such file.
+        MissingPackageError: slide2vec is not installed.
+        ParameterError: The preset's name is not in lower case, or an argument changes the pooling.
+        ValueError: By slide2vec, if the name is taken.
+        MissingWeightsError: There is no such file.
     """
     path = Path(checkpoint)
     if preset != preset.strip().lower():
-        raise ValueError(
-            f"'{preset}' would not be found: slide2vec looks for '{preset.strip().lower()}'; name it so"
+        raise ParameterError(
+            f"`preset` is '{preset}', and slide2vec looks for '{preset.strip().lower()}'; name it so"
         )
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint file; check the path")
+        raise MissingWeightsError(f"{path}: no such checkpoint file; check the path")
     source = f"{model_name} {path.name} sha256:{file_sha256(path)}"
     _register(preset, model_name, source=source, options=model_args, checkpoint=path)
-
-
-def _repository(model_name: str) -> str:
-    return str(timm.get_pretrained_cfg(model_name).hf_hub_id)
 
 
 def _register(
     preset: str, model_name: str, *, source: str, options: dict[str, Any], checkpoint: Path | None = None
 ) -> None:
-    try:
-        from slide2vec.encoders import TileEncoder, TimmTileEncoder, register_encoder
-    except ImportError as error:
-        raise ImportError(_INSTALL) from error
-
+    encoders = pipeline_module("slide2vec.encoders", "TimmTileEncoder", "pip install 'slide2vec>=7.1'")
+    base: type[Any] = encoders.TimmTileEncoder
     plan = timm.create_model(model_name, num_classes=0, device=torch.device("meta"), **options)
     if plan.global_pool != "token":
-        raise ValueError(
-            f"global_pool is {plan.global_pool!r}; presets give the class token: leave it out, and choose by output_variant"
+        raise ParameterError(
+            f"`global_pool` is {plan.global_pool!r}; presets give the class token: leave it out, and choose by "
+            "`output_variant`"
         )
     first_attention, depth, dim = plan.ssm_depth, len(plan.blocks), plan.num_features
     dims = {"cls": dim, "cls_patch_mean": 2 * dim}
 
-    class Encoder(TimmTileEncoder):
+    class Encoder(base):
         def __init__(self, *, output_variant: str | None = None) -> None:
             self._output_variant = output_variant or "cls"
             if self._output_variant not in dims:
-                raise ValueError(
-                    f"output_variant is {output_variant!r}; allowed are {', '.join(map(repr, dims))}"
+                raise ParameterError(
+                    f"`output_variant` is {output_variant!r}; allowed are {', '.join(map(repr, dims))}"
                 )
             super().__init__(model_name, pretrained=checkpoint is None, **options)
             if checkpoint is not None:
@@ -118,8 +114,8 @@ def _register(
         ) -> Tensor:
             scans = [block for block in blocks if -depth <= block < first_attention - depth * (block < 0)]
             if scans:
-                raise ValueError(
-                    f"attention_blocks names {', '.join(map(str, scans))}; of the {depth} blocks of {model_name} the "
+                raise ParameterError(
+                    f"`attention_blocks` names {', '.join(map(str, scans))}; of the {depth} blocks of {model_name} the "
                     f"first {first_attention} are state-space blocks, which have no attention: choose from "
                     f"{first_attention} to {depth - 1}"
                 )
@@ -127,9 +123,9 @@ def _register(
 
     if first_attention == depth:
         # slide2vec takes a method as unsupported if it is the base class's own
-        setattr(Encoder, "encode_tiles_attention", TileEncoder.encode_tiles_attention)  # noqa: B010  (a method, to mypy)
+        setattr(Encoder, "encode_tiles_attention", encoders.TileEncoder.encode_tiles_attention)  # noqa: B010  (a method, to mypy)
     Encoder.__name__ = Encoder.__qualname__ = f"Encoder[{preset}]"
-    register_encoder(
+    encoders.register_encoder(
         preset,
         output_variants={variant: {"encode_dim": size} for variant, size in dims.items()},
         default_output_variant="cls",

@@ -19,13 +19,12 @@ thunder-bench requires another version.
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from .encoder import Transform, load_encoder
+from .encoder import Transform, load_encoder, pipeline_module
 
 __all__ = ["model_class"]
 
@@ -51,14 +50,12 @@ def model_class(
         The class. Classification takes the model's own pooling, segmentation the patch tokens, row by row.
 
     Raises:
-        ImportError: thunder-bench is not installed.
+        MissingPackageError: thunder-bench is not installed.
     """
-    try:
-        base: type[Any] = import_module("thunder.models.pretrained_models").PretrainedModel
-    except (ImportError, AttributeError) as error:
-        raise ImportError(
-            f"THUNDER cannot be imported ({error}); pip install thunder-bench, and then timm-mvhybrid"
-        ) from error
+    remedy = "pip install thunder-bench, and then timm-mvhybrid"
+    base: type[Any] = pipeline_module(
+        "thunder.models.pretrained_models", "PretrainedModel", remedy
+    ).PretrainedModel
 
     class Backbone(base):
         def __init__(self) -> None:

@@ -17,6 +17,7 @@ name, so that the name means the whole model from then on. ``backbone`` prevents
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from timm.data import resolve_data_config
 
 from ..models import ALL_MODEL_NAMES
 from ..models.creation import load_checkpoint
-
-_INSTALL = "tiatoolbox is not installed; run: pip install 'tiatoolbox>=2.1'"
+from ..runtime.errors import DataError
+from .encoder import pipeline_module
 
 
 def register() -> None:
@@ -37,7 +38,7 @@ def register() -> None:
     effect.
 
     Raises:
-        ImportError: TIAToolbox is not installed, or older than 2.1.
+        MissingPackageError: TIAToolbox is not installed, or older than 2.1.
     """
     architectures = _vanilla().timm_arch_dict
     for name in ALL_MODEL_NAMES:
@@ -52,7 +53,9 @@ def preproc_func(model_name: str) -> Callable[[np.ndarray], np.ndarray]:
         (height, width, 3); the value for ``preproc_func`` of a TIAToolbox model. It can be sent to other processes.
     """
     config = resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg(model_name).to_dict())
-    return _Normalisation(config["mean"], config["std"])
+    mean, std = (np.asarray(config[name], np.float32) for name in ("mean", "std"))
+    # of a function of this module, because workers that read patches pickle it
+    return partial(_normalise, mean=mean, std=std)
 
 
 def backbone(
@@ -67,7 +70,7 @@ def backbone(
         **model_args: Further arguments of ``timm_mvhybrid.create_model``.
 
     Raises:
-        ImportError: TIAToolbox is not installed, or older than 2.1.
+        MissingPackageError: TIAToolbox is not installed, or older than 2.1.
     """
     vanilla = _vanilla()
     # TIAToolbox would pass it to timm, which verifies less
@@ -87,26 +90,14 @@ def backbone(
     return model.eval()
 
 
-class _Normalisation:
-    """(pixels / 255 − mean) / std, float32; a class, because workers that read patches pickle it."""
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        self.mean, self.std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        if image.dtype != np.uint8:
-            raise ValueError(
-                f"the patch is {image.dtype}; expected uint8 pixels that have not been normalised"
-            )
-        return (image[..., :3].astype(np.float32) / 255 - self.mean) / self.std
+def _normalise(image: np.ndarray, *, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    if image.dtype != np.uint8:
+        raise DataError(f"the patch is {image.dtype}; expected uint8 pixels that have not been normalised")
+    normalised: np.ndarray = (image[..., :3].astype(np.float32) / 255 - mean) / std
+    return normalised
 
 
 def _vanilla() -> Any:
-    try:
-        from tiatoolbox.models.architecture import vanilla
-
-        if not hasattr(vanilla, "timm_arch_dict"):
-            raise ImportError("no timm_arch_dict")
-    except ImportError as error:
-        raise ImportError(_INSTALL) from error
-    return vanilla
+    return pipeline_module(
+        "tiatoolbox.models.architecture.vanilla", "timm_arch_dict", "pip install 'tiatoolbox>=2.1'"
+    )

@@ -41,7 +41,7 @@ from typing import Any
 import torch
 
 from ..models import MODEL_NAMES
-from .encoder import check_precision, load_encoder
+from .encoder import check_precision, load_encoder, pipeline_module
 
 __all__ = ["encoder", "register"]
 
@@ -73,8 +73,8 @@ def encoder(
         A ``CustomInferenceEncoder``, which also carries ``embedding_dim``, for slides without tissue.
 
     Raises:
-        ImportError: TRIDENT is not installed.
-        ValueError: The precision is not a dtype that features can be computed in, or the size does not suit the model.
+        MissingPackageError: TRIDENT is not installed.
+        ParameterError: The precision is not a dtype that features can be computed in, or the size does not suit the model.
     """
     patch_encoder_models = _patch_encoder_models()
     check_precision(precision)
@@ -96,7 +96,7 @@ def register() -> tuple[str, ...]:
     They are also added to the encoders that take another image size, which ``--patch_encoder_img_size`` requires.
 
     Raises:
-        ImportError: TRIDENT is not installed.
+        MissingPackageError: TRIDENT is not installed.
     """
     package = _patch_encoder_models()
     for name in MODEL_NAMES:
@@ -112,11 +112,9 @@ def register() -> tuple[str, ...]:
 
 
 def _patch_encoder_models() -> Any:
-    """Imports TRIDENT's encoders."""
-    try:
-        return import_module("trident.patch_encoder_models")
-    except ImportError as error:
-        raise ImportError(
-            f"TRIDENT's encoders cannot be imported ({error}); clone github.com/mahmoodlab/TRIDENT and "
-            "'pip install -e' it: what 'pip install trident' installs is another project"
-        ) from error
+    return pipeline_module(
+        "trident.patch_encoder_models",
+        "CustomInferenceEncoder",
+        "clone github.com/mahmoodlab/TRIDENT and 'pip install -e' it: what 'pip install trident' installs is another "
+        "project",
+    )

@@ -120,7 +120,7 @@ class ExpressionTargets:
 
     def __init__(self, path: Path, num_genes: int = 50, counts_layer: str | None = None) -> None:
         self.path = path
-        samples, patients = read_samples(path, counts_layer, option="--monitor.probe-counts-layer")
+        samples, patients = read_samples(path, counts_layer, option="monitor.probe_counts_layer")
         cohort = ExpressionCohort.of(samples, patients=patients)
         self.genes = select_at_most(
             [sample.counts for sample in samples], [sample.genes for sample in samples], num_genes

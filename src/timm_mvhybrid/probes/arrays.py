@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,15 +12,9 @@ from ..runtime.errors import EvaluationError
 
 
 def finite_matrix(name: str, values: ArrayLike, dtype: Any = None) -> NDArray[Any]:
-    """Checks a matrix of numbers.
+    """Checks a matrix of numbers, (rows, columns); a vector becomes one column.
 
-    Args:
-        name: The argument's name, for messages.
-        values: Rows × columns; a vector becomes one column.
-        dtype: Wanted type; None keeps floating types and turns others into float64.
-
-    Returns:
-        The matrix, (rows, columns).
+    With ``dtype`` None floating types stay as they are, and others become float64.
 
     Raises:
         EvaluationError: If it is empty, not a matrix, not numeric, or holds NaN or infinite values.
@@ -47,18 +41,29 @@ def finite_matrix(name: str, values: ArrayLike, dtype: Any = None) -> NDArray[An
     return matrix
 
 
-def check_rows(**arrays: Any) -> int:
-    """Checks that arrays belong together.
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Raises EvaluationError unless an argument is one of the values of a ``Literal``."""
+    if value not in get_args(choices):
+        raise EvaluationError(f"`{name}` is {value!r}; choose from {', '.join(get_args(choices))}")
 
-    Raises:
-        EvaluationError: If they have different numbers of rows.
-    """
+
+def check_rows(**arrays: Any) -> int:
+    """Returns the number of rows of arrays that belong together; raises EvaluationError where it differs."""
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise EvaluationError(
             "different numbers of rows: " + ", ".join(f"{name} {length}" for name, length in lengths.items())
         )
     return next(iter(lengths.values()))
+
+
+def check_width(**matrices: NDArray[Any]) -> None:
+    """Raises EvaluationError unless two matrices have the same number of features."""
+    (name, matrix), (other_name, other) = matrices.items()
+    if matrix.shape[1] != other.shape[1]:
+        raise EvaluationError(
+            f"{name} has {matrix.shape[1]} features, {other_name} {other.shape[1]}; they must agree"
+        )
 
 
 def distinct_rows(
@@ -69,9 +74,6 @@ def distinct_rows(
     The order of the distinct rows follows from their content alone, so two matrices of the same rows in another order,
     or with all rows repeated, give the same distinct rows in the same order. What is computed from these is the same
     too, to the last bit, while products and sums over the matrix itself round differently at each place and length.
-
-    Args:
-        matrix: (rows, columns).
 
     Returns:
         A row of ``matrix`` for each distinct one, (distinct,); the distinct row of each row, (rows,); and how often each
@@ -85,15 +87,7 @@ def distinct_rows(
 
 
 def labels_vector(name: str, values: ArrayLike, num_rows: int | None = None) -> NDArray[Any]:
-    """Checks a vector of labels.
-
-    Args:
-        name: The argument's name, for messages.
-        values: Labels: numbers or strings.
-        num_rows: Length it must have; None takes any.
-
-    Returns:
-        The labels, (N,).
+    """Checks a vector of labels, numbers or strings, (N,).
 
     Raises:
         EvaluationError: If it is not a vector of that length, a label is missing (None, NaN, pandas' NA), or some are
@@ -125,15 +119,7 @@ def binary_vector(
 ) -> NDArray[np.bool_]:
     """Checks a vector of yes and no; other codings are refused, because most of them would count as yes throughout.
 
-    Args:
-        name: The argument's name, for messages.
-        values: Booleans, or numbers that are 0 or 1.
-        num_rows: Length it must have; None takes any.
-        one: What 1 means, for messages.
-        zero: What 0 means, for messages.
-
-    Returns:
-        (N,) bool.
+    ``one`` and ``zero`` are what 1 and 0 mean, for messages.
 
     Raises:
         EvaluationError: If it is not a vector of that length or a value is neither: 1 and 2, -1, text, NaN.

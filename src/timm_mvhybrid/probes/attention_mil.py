@@ -63,11 +63,9 @@ class GatedAttention(nn.Module):
         self.classify = nn.Linear(width, 1)
 
     def forward(self, bag: torch.Tensor, log_counts: torch.Tensor | float = 0.0) -> torch.Tensor:
-        """Classifies one slide.
+        """Classifies one slide, (patches, dim).
 
-        Args:
-            bag: (patches, dim).
-            log_counts: Logarithm of how often each patch occurs, (patches, 1), for a bag of distinct patches.
+        A bag of distinct patches comes with the logarithms of how often each occurs, (patches, 1).
         """
         hidden = self.project(bag)
         score = self.score(torch.tanh(self.content(hidden)) * torch.sigmoid(self.gate(hidden)))

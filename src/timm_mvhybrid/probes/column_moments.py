@@ -27,15 +27,12 @@ class ColumnMoments:
 
     @staticmethod
     def of(tables: Sequence[NDArray[Any]]) -> ColumnMoments:
-        """Computes them over the rows of several tables.
+        """Computes them over the rows of several tables, (rows, columns) each, read in blocks and never joined.
 
         Two passes over differences, first from a row and then from the mean: with N rows and a unit roundoff u of
         2^-53, the mean is off by at most about N u times the largest difference from that row, and the square of that
         enters the variance. A float32 sum is off by N 2^-24 times the values themselves: at a mean of 30, a deviation of
         1 and 3 million rows, by half a deviation.
-
-        Args:
-            tables: (rows, columns) each, one row at least; read in blocks, never joined.
         """
         num_rows = sum(map(len, tables))
         first = tables[0][0].astype(np.float64)
@@ -44,14 +41,7 @@ class ColumnMoments:
         return ColumnMoments(mean=mean, std=np.sqrt(squares / num_rows))
 
     def standardise(self, table: NDArray[Any]) -> NDArray[np.float32]:
-        """Subtracts the means and divides by the deviations; constant columns are not divided.
-
-        Args:
-            table: (rows, columns).
-
-        Returns:
-            (rows, columns) float32, computed in float64.
-        """
+        """Subtracts the means and divides by the deviations, in float64; constant columns are not divided."""
         scale = np.where(self.std == 0, 1.0, self.std)
         standard = np.empty(table.shape, dtype=np.float32)
         start = 0

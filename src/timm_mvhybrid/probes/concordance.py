@@ -46,9 +46,6 @@ def concordance_index(
         risk: Higher means earlier, (N,).
         tied_tol: Risks that differ by no more are equal.
 
-    Returns:
-        The index and its counts.
-
     Raises:
         EvaluationError: If lengths differ, values are not finite, events are not coded as stated, or scikit-survival is
             not installed.

@@ -40,7 +40,7 @@ def cox_risks(
     if not events.any():
         raise EvaluationError(f"none of {len(events)} training patients had an event; a Cox model needs some")
     if not alpha > 0:
-        raise EvaluationError(f"the Cox model's penalty must be above 0, not {alpha}")
+        raise EvaluationError(f"`alpha`, the Cox model's penalty, must be above 0, not {alpha}")
     mean, std = train.mean(axis=0), train.std(axis=0)
     varies = std > 1e-12 * (np.abs(mean) + std)
     if not varies.any():
@@ -56,12 +56,7 @@ def cox_risks(
 
 
 def log_rank_p_value(event: ArrayLike, time: ArrayLike, group: ArrayLike) -> float:
-    """Tests whether two groups differ in survival, by scikit-survival's log-rank test.
-
-    Args:
-        event: Whether the event was observed, (N,) bool or 0 and 1.
-        time: Times, (N,).
-        group: The group of each patient, (N,) bool or 0 and 1.
+    """Tests whether two groups differ in survival, by scikit-survival's log-rank test; see ``cox_risks`` for the arrays.
 
     Returns:
         The p-value; NaN where one group is empty or no event was observed.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..runtime.errors import EvaluationError
-from .arrays import finite_matrix
+from .arrays import check_choice, finite_matrix
 
 NanPolicy = Literal["omit", "propagate", "zero"]
 METRICS = ("pcc", "pcc10", "mse", "mae", "r2")
@@ -65,16 +65,10 @@ def expression_metrics(
         prediction: Of the same shape and unit.
         nan_policy: How genes without a correlation enter the means.
 
-    Returns:
-        Means over the genes and the values of each.
-
     Raises:
         EvaluationError: If shapes differ, values are not finite or the policy is unknown.
     """
-    if nan_policy not in get_args(NanPolicy):
-        raise EvaluationError(
-            f"unknown nan_policy '{nan_policy}'; choose from {', '.join(get_args(NanPolicy))}"
-        )
+    check_choice("nan_policy", nan_policy, NanPolicy)
     y = finite_matrix("y", y, np.float64)
     prediction = finite_matrix("prediction", prediction, np.float64)
     if y.shape != prediction.shape:
@@ -131,15 +125,7 @@ def drop_percent(random: float, loso: float, metric: str = "pcc") -> float | Non
 
 
 def drop_percentages(random: Mapping[str, float], loso: Mapping[str, float]) -> dict[str, float | None]:
-    """Applies ``drop_percent`` to every metric that both have.
-
-    Args:
-        random: Metric → mean over random folds.
-        loso: Metric → mean over left-out studies.
-
-    Returns:
-        Metric → percent or None.
-    """
+    """Applies ``drop_percent`` to every metric whose means over random folds and left-out studies are both given."""
     return {metric: drop_percent(random[metric], loso[metric], metric) for metric in random if metric in loso}
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..runtime.errors import EvaluationError
-from .arrays import check_rows, distinct_rows, finite_matrix, labels_vector
+from .arrays import check_rows, check_width, distinct_rows, finite_matrix, labels_vector
 from .scores import ClassScores, class_scores
 
 
@@ -53,14 +53,11 @@ def linear_probe(
         max_iter: Iterations of L-BFGS with the strong Wolfe line search.
         cost: Inverse strength of the penalty; None takes the recipe's.
 
-    Returns:
-        Labels, probabilities and scores.
-
     Raises:
         EvaluationError: If shapes do not fit, values are not finite, or all training labels are the same.
     """
     train, test = finite_matrix("X_train", X_train, np.float32), finite_matrix("X_test", X_test, np.float32)
-    check_width(train, test)
+    check_width(X_train=train, X_test=test)
     labels = labels_vector("y_train", y_train, len(train))
     classes, targets = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
@@ -88,32 +85,10 @@ def linear_probe(
     return probe_result(probability[row_of], classes, y_test)
 
 
-def check_width(train: NDArray[Any], test: NDArray[Any]) -> None:
-    """Checks that train and test features have the same width.
-
-    Args:
-        train: (N, D).
-        test: (M, D).
-
-    Raises:
-        EvaluationError: If they differ.
-    """
-    if train.shape[1] != test.shape[1]:
-        raise EvaluationError(
-            f"X_train has {train.shape[1]} features, X_test {test.shape[1]}; they must agree"
-        )
-
-
 def probe_result(
     probability: NDArray[np.float64], classes: NDArray[Any], y_test: ArrayLike | None
 ) -> ProbeResult:
-    """Turns probabilities into predictions and scores.
-
-    Args:
-        probability: (M, classes).
-        classes: The labels of the columns.
-        y_test: True labels, or None.
-    """
+    """Turns probabilities, (M, classes), into predictions and, where the true labels are known, scores."""
     prediction = classes[probability.argmax(axis=1)]
     scores = ClassScores()
     if y_test is not None:

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..runtime.errors import EvaluationError
 from ..runtime.extras import require
-from .arrays import finite_matrix
+from .arrays import check_width, finite_matrix
 
 
 def mixture_prototypes(
@@ -74,12 +74,9 @@ def slide_mixture_embedding(
             ]
         )
     x, centres = finite_matrix("bag", bag, np.float64), finite_matrix("prototypes", prototypes, np.float64)
-    if x.shape[1] != centres.shape[1]:
-        raise EvaluationError(
-            f"bag has {x.shape[1]} features, prototypes {centres.shape[1]}; they must agree"
-        )
+    check_width(bag=x, prototypes=centres)
     if not (tau > 0 and eps > 0 and num_iters > 0):
-        raise EvaluationError(f"tau, eps and num_iters must be above 0, not {tau}, {eps}, {num_iters}")
+        raise EvaluationError(f"`tau`, `eps` and `num_iters` must be above 0, not {tau}, {eps}, {num_iters}")
     weights, means, variances = np.full(len(centres), 1 / len(centres)), centres, np.full_like(centres, eps)
     squares = np.square(x)
     for _ in range(num_iters):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..runtime.errors import EvaluationError
-from .arrays import distinct_rows, finite_matrix, labels_vector
-from .logistic import ProbeResult, check_width, probe_result
+from .arrays import check_choice, check_width, distinct_rows, finite_matrix, labels_vector
+from .logistic import ProbeResult, probe_result
 
 KnnWeights = Literal["uniform", "similarity"]
 _TEMPERATURE = 0.07
@@ -49,7 +49,7 @@ def knn_probe(
             embeddings than neighbours, or the weights are unknown.
     """
     train, test = finite_matrix("X_train", X_train, np.float32), finite_matrix("X_test", X_test, np.float32)
-    check_width(train, test)
+    check_width(X_train=train, X_test=test)
     labels = labels_vector("y_train", y_train, len(train))
     if not 1 <= k <= len(train):
         raise EvaluationError(
@@ -71,19 +71,10 @@ def knn_leave_out(
     k: int = 20,
     weights: KnnWeights = "uniform",
 ) -> ProbeResult:
-    """Classifies each embedding by its nearest among the others, as ``knn_probe`` does.
+    """Classifies each embedding by its nearest among the others, as ``knn_probe`` does; the scores are left NaN.
 
-    An embedding that is zero has no direction: all others are equally near to it.
-
-    Args:
-        X: Embeddings, (N, D), N at least 2; used as float32.
-        y: Their labels, (N,).
-        groups: Such as patients, (N,): those of one's own group have no vote. None: only oneself has none.
-        k: Neighbours; fewer where there are fewer.
-        weights: As in ``knn_probe``.
-
-    Returns:
-        Labels, and fractions of the votes as probabilities; the scores are left NaN.
+    An embedding that is zero has no direction: all others are equally near to it. With groups such as patients, (N,),
+    those of one's own group have no vote; without, only oneself has none. Where there are fewer than k others, all vote.
 
     Raises:
         EvaluationError: If shapes do not fit, values are not finite, there is one group only, or the weights are
@@ -117,8 +108,7 @@ def _votes(
 
     With owners the references are the queries, and those of the same owner have no vote.
     """
-    if weights not in get_args(KnnWeights):
-        raise EvaluationError(f"unknown weights '{weights}'; choose from {', '.join(get_args(KnnWeights))}")
+    check_choice("weights", weights, KnnWeights)
     rows, row_of, _ = distinct_rows(references)
     votes = np.zeros((len(queries), int(targets.max()) + 1))
     step = max(1, _BLOCK // len(references))

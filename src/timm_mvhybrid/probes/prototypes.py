@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..runtime.errors import EvaluationError
-from .arrays import finite_matrix, labels_vector
+from .arrays import check_width, finite_matrix, labels_vector
 from .column_moments import ColumnMoments
-from .logistic import check_width
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -66,22 +65,18 @@ def prototype_retrieval(
         EvaluationError: If shapes do not fit, values are not finite, the support has one class only, or no k is
             from 1 to M.
     """
-    support, queries = (
-        finite_matrix("X_train", X_train, np.float32),
-        finite_matrix("X_test", X_test, np.float32),
-    )
-    check_width(support, queries)
-    labels, truth = (
-        labels_vector("y_train", y_train, len(support)),
-        labels_vector("y_test", y_test, len(queries)),
-    )
+    support = finite_matrix("X_train", X_train, np.float32)
+    queries = finite_matrix("X_test", X_test, np.float32)
+    check_width(X_train=support, X_test=queries)
+    labels = labels_vector("y_train", y_train, len(support))
+    truth = labels_vector("y_test", y_test, len(queries))
     classes, targets = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
         raise EvaluationError(f"y_train holds the class '{classes[0]}' only; prototypes need at least two")
     wanted = sorted({int(number) for number in np.atleast_1d(k)})
     depths = [number for number in wanted if 1 <= number <= len(queries)]
     if not depths:
-        raise EvaluationError(f"k = {wanted}: none is from 1 to the number of queries, {len(queries)}")
+        raise EvaluationError(f"`k` is {wanted}; none is from 1 to the number of queries, {len(queries)}")
     mean = ColumnMoments.of([support]).mean.astype(np.float32)
     support, queries = _scaled(support - mean), _scaled(queries - mean)
     members = targets.ravel()[None, :] == np.arange(len(classes))[:, None]

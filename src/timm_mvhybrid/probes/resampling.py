@@ -113,7 +113,7 @@ def bootstrap_interval(
     table = np.asarray(values, dtype=np.float64)
     if not 0 < level < 1 or num_resamples < 1:
         raise EvaluationError(
-            f"bootstrap with level {level} and {num_resamples} resamples: use 0 < level < 1"
+            f"`level` must lie between 0 and 1, not {level}, and `num_resamples` be at least 1, not {num_resamples}"
         )
     if table.ndim not in (1, 2):
         raise EvaluationError(f"values must be (folds,) or (folds, genes), not {table.shape}")
@@ -150,15 +150,9 @@ def summarise(
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
 ) -> MetricSummary:
-    """Takes mean, deviation and interval over folds.
+    """Takes mean, deviation and interval of a metric over folds; a NaN makes mean and deviation NaN.
 
-    Args:
-        metric: Its name.
-        fold_values: One for each fold; a NaN makes mean and deviation NaN.
-        gene_values: (folds, genes), whose means over genes are the fold values, to resample genes too.
-        ddof: Delta degrees of freedom of the deviation.
-        seed: Seed of the bootstrap.
-        num_resamples: Resamples of the bootstrap.
+    With ``gene_values``, (folds, genes), whose means over genes are the fold values, genes are resampled too.
     """
     values = np.asarray(fold_values, dtype=np.float64)
     # a single fold has no deviation with ddof 1

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..runtime.errors import EvaluationError
 from ..runtime.extras import require
-from .arrays import check_rows, finite_matrix
+from .arrays import check_choice, check_rows, check_width, finite_matrix
 
 RidgePreset = Literal["hest", "intercept"]
 TOLERANCE = 1e-4
@@ -41,25 +41,16 @@ def ridge_setting(
     num_components: int | None,
     alpha: float | None,
 ) -> RidgeSetting:
-    """Resolves preset and defaults for one train part.
-
-    Args:
-        num_train: Spots to fit on.
-        dim: Features.
-        num_genes: Targets.
-        preset: ``hest`` or ``intercept``.
-        num_components: Principal components; None for the features as they are.
-        alpha: Penalty; None for HEST's 100 / (components · genes).
+    """Resolves preset and defaults for one train part, of ``num_train`` spots with ``dim`` features.
 
     Raises:
         EvaluationError: If the preset is unknown, or there are fewer spots or features than components.
     """
-    if preset not in get_args(RidgePreset):
-        raise EvaluationError(f"unknown preset '{preset}'; choose from {', '.join(get_args(RidgePreset))}")
+    check_choice("preset", preset, RidgePreset)
     if num_components is not None and not 1 <= num_components <= min(num_train, dim):
         raise EvaluationError(
             f"{num_components} principal components of {num_train} training spots × {dim} features: "
-            f"take at most {min(num_train, dim)} (--num-components), or none (--num-components none)"
+            f"take at most {min(num_train, dim)} (`num_components`), or none (`num_components=None`)"
         )
     width = dim if num_components is None else num_components
     return RidgeSetting(
@@ -113,10 +104,7 @@ def ridge_probe(
     train, test = finite_matrix("X_train", X_train, np.float32), finite_matrix("X_test", X_test, np.float32)
     targets = finite_matrix("y_train", y_train, np.float64)
     num_train = check_rows(X_train=train, y_train=targets)
-    if train.shape[1] != test.shape[1]:
-        raise EvaluationError(
-            f"X_train has {train.shape[1]} features, X_test {test.shape[1]}; they must agree"
-        )
+    check_width(X_train=train, X_test=test)
     setting = ridge_setting(num_train, train.shape[1], targets.shape[1], preset, num_components, alpha)
     if setting.num_components is not None:
         scaler = require("sklearn.preprocessing").StandardScaler()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..runtime.errors import EvaluationError
-from .arrays import check_rows, finite_matrix, labels_vector
+from .arrays import check_choice, check_rows, finite_matrix, labels_vector
 from .ridge import RidgePreset, ridge_probe, ridge_setting
 from .ridge_statistics import RidgeStatistics, factorise
 
@@ -39,13 +39,7 @@ class RidgeFold:
 
 
 def deterministic_pca(num_train: int, dim: int, num_components: int | None) -> bool:
-    """Says whether scikit-learn's PCA, if left to choose, decomposes exactly, not at random.
-
-    Args:
-        num_train: Spots to fit on.
-        dim: Features.
-        num_components: Number of components; None without PCA.
-    """
+    """Says whether scikit-learn's PCA, if left to choose, decomposes exactly, not at random."""
     if num_components is None or max(num_train, dim) <= _MAX_SIDE_FULL:
         return True
     if dim <= _MAX_FEATURES_COVARIANCE and num_train >= 10 * dim:
@@ -84,21 +78,17 @@ def ridge_folds(
         columns: The genes of each fold, as columns of ``y``; None takes all.
         groups: For ``nested``: what must not be split, such as the study of each row.
 
-    Returns:
-        One for each fold.
-
     Raises:
         EvaluationError: If shapes do not fit, values are not finite, a fold has fewer spots than components, or
             ``nested`` has fewer than two groups to train on.
     """
-    if solver not in get_args(RidgeSolver):
-        raise EvaluationError(
-            f"unknown ridge solver '{solver}'; choose from {', '.join(get_args(RidgeSolver))}"
-        )
+    check_choice("solver", solver, RidgeSolver)
     features, targets = finite_matrix("X", X, np.float32), finite_matrix("y", y, np.float64)
     num_rows = check_rows(X=features, y=targets)
     if alpha == "nested" and groups is None:
-        raise EvaluationError("a nested choice of alpha needs groups, such as the study of each row")
+        raise EvaluationError(
+            "`alpha='nested'` needs groups, such as the study of each row; give `groups`, or `alpha` as a number"
+        )
     group_of = np.zeros(num_rows, np.int64)
     if groups is not None and alpha == "nested":
         group_of = np.unique(labels_vector("groups", groups, num_rows), return_inverse=True)[1]
@@ -107,14 +97,7 @@ def ridge_folds(
     for index, (train, test) in enumerate(folds):
         chosen = np.arange(targets.shape[1]) if columns is None else np.asarray(columns[index])
         penalty = parts.nested_alpha(index, chosen, preset, num_components) if alpha == "nested" else alpha
-        setting = ridge_setting(
-            len(train),
-            features.shape[1],
-            len(chosen),
-            preset,
-            num_components,
-            penalty,
-        )
+        setting = ridge_setting(len(train), features.shape[1], len(chosen), preset, num_components, penalty)
         how = solver
         if how == "auto":
             followed = num_components is not None and deterministic_pca(
@@ -146,11 +129,7 @@ class _Parts:
     """Statistics of the coarsest parts of the rows that every fold and group treats as one."""
 
     def __init__(
-        self,
-        X: NDArray[Any],
-        y: NDArray[np.float64],
-        folds: Sequence[Any],
-        group_of: NDArray[np.int64],
+        self, X: NDArray[Any], y: NDArray[np.float64], folds: Sequence[Any], group_of: NDArray[np.int64]
     ) -> None:
         self.X, self.y = X, y
         membership = np.zeros((len(X), len(folds) + 1), dtype=np.int64)
@@ -184,8 +163,8 @@ class _Parts:
         groups = np.unique(self.kinds[self.kinds[:, fold] == 1, -1])
         if len(groups) < 2:
             raise EvaluationError(
-                f"fold {fold}: a nested choice of alpha needs at least two groups to train on, and there is "
-                f"{len(groups)}; give alpha as a number"
+                f"fold {fold}: `alpha='nested'` needs at least two groups to train on, and there is {len(groups)}; give "
+                "`alpha` as a number"
             )
         squared_error = np.zeros(len(NESTED_ALPHAS))
         for group in groups:

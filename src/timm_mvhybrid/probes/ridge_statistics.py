@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,12 +35,7 @@ class RidgeStatistics:
 
     @staticmethod
     def of(X: NDArray[np.float64], Y: NDArray[np.float64]) -> RidgeStatistics:
-        """Computes the sums.
-
-        Args:
-            X: Features, (N, D); near their mean over all spots, so that differences of sums keep their digits.
-            Y: Targets, (N, genes).
-        """
+        """Computes the sums; features near their mean over all spots let differences of sums keep their digits."""
         return RidgeStatistics(
             num=len(X), x=X.sum(axis=0), y=Y.sum(axis=0), xx=X.T @ X, xy=X.T @ Y, yy=np.square(Y).sum(axis=0)
         )
@@ -48,25 +43,14 @@ class RidgeStatistics:
     @staticmethod
     def total(parts: list[RidgeStatistics]) -> RidgeStatistics:
         """Adds statistics up."""
+        names = [field.name for field in fields(RidgeStatistics)]
         return RidgeStatistics(
-            num=sum(part.num for part in parts),
-            x=np.sum([part.x for part in parts], axis=0),
-            y=np.sum([part.y for part in parts], axis=0),
-            xx=np.sum([part.xx for part in parts], axis=0),
-            xy=np.sum([part.xy for part in parts], axis=0),
-            yy=np.sum([part.yy for part in parts], axis=0),
+            **{name: np.sum([getattr(part, name) for part in parts], axis=0) for name in names}
         )
 
     def select(self, columns: NDArray[np.int64]) -> RidgeStatistics:
         """Keeps some of the targets."""
-        return RidgeStatistics(
-            num=self.num,
-            x=self.x,
-            y=self.y[columns],
-            xx=self.xx,
-            xy=self.xy[:, columns],
-            yy=self.yy[columns],
-        )
+        return replace(self, y=self.y[columns], xy=self.xy[:, columns], yy=self.yy[columns])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -92,11 +76,7 @@ class RidgeFactors:
     def weights(
         self, alpha: float, *, early_stopping: bool
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Solves for the weights.
-
-        Returns:
-            Weights (D, genes) and constants (genes,): prediction = X · weights + constants.
-        """
+        """Solves for weights, (D, genes), and constants, (genes,): prediction = X · weights + constants."""
         if early_stopping:
             scores = diagonal_lsqr(
                 self.sigma, self.b, self.b_outside, float(np.sqrt(alpha)), TOLERANCE, MAX_ITERATIONS
@@ -113,13 +93,7 @@ class RidgeFactors:
 def factorise(
     statistics: RidgeStatistics, origin: NDArray[np.float64], setting: RidgeSetting
 ) -> RidgeFactors:
-    """Scales, centres and rotates by sums alone.
-
-    Args:
-        statistics: Of the train part, its features with ``origin`` subtracted.
-        origin: What was subtracted, (D,).
-        setting: Components and intercept.
-    """
+    """Scales, centres and rotates by the sums of a train part from whose features ``origin``, (D,), was subtracted."""
     num = statistics.num
     x_mean, y_mean = statistics.x / num, statistics.y / num
     centred = setting.num_components is not None or setting.fit_intercept
@@ -138,12 +112,9 @@ def factorise(
         scale[~constant] = 1 / np.sqrt(variance[~constant])
         gram = gram * np.outer(scale, scale)
     eigenvalues, vectors = np.linalg.eigh(gram)
-    kept = (
-        slice(None, None, -1)
-        if setting.num_components is None
-        else slice(None, -setting.num_components - 1, -1)
-    )
-    eigenvalues, vectors = eigenvalues[kept], vectors[:, kept]
+    # the largest first
+    eigenvalues = eigenvalues[::-1][: setting.num_components]
+    vectors = vectors[:, ::-1][:, : setting.num_components]
     spanned = eigenvalues > len(scale) * _EPS * eigenvalues[0]
     sigma = np.sqrt(np.where(spanned, eigenvalues, 0.0))
     basis = scale[:, None] * vectors

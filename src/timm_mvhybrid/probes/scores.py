@@ -17,7 +17,7 @@ class ClassScores:
     """How well classes were predicted; NaN where a score does not exist or labels are unknown.
 
     Attributes:
-        accuracy: Share of correct predictions.
+        accuracy: Fraction of correct predictions.
         balanced_accuracy: Mean recall over the classes present.
         quadratic_kappa: Cohen's kappa with quadratic weights, by the classes' sorted order.
         weighted_f1: F1 score, weighted by the classes' frequencies.
@@ -32,15 +32,7 @@ class ClassScores:
 
 
 def accuracies(truth: NDArray[Any], prediction: NDArray[Any]) -> dict[str, float]:
-    """Compares predicted with true classes.
-
-    Args:
-        truth: True labels, (M,).
-        prediction: Predicted labels, (M,).
-
-    Returns:
-        ``accuracy``, and ``balanced_accuracy``, the mean recall over the classes present.
-    """
+    """Computes ``accuracy``, and ``balanced_accuracy``, the mean recall over the classes present."""
     right = prediction == truth
     recalls = [right[truth == name].mean() for name in np.unique(truth)]
     return {"accuracy": float(right.mean()), "balanced_accuracy": float(np.mean(recalls))}
@@ -49,16 +41,9 @@ def accuracies(truth: NDArray[Any], prediction: NDArray[Any]) -> dict[str, float
 def class_scores(
     truth: NDArray[Any], prediction: NDArray[Any], probability: NDArray[np.float64], classes: NDArray[Any]
 ) -> ClassScores:
-    """Scores predictions as UNI's code does.
+    """Scores predictions, (M,), as UNI's code does; ``auroc`` is NaN where the test part lacks one of the classes.
 
-    Args:
-        truth: True labels, (M,).
-        prediction: Predicted labels, (M,).
-        probability: (M, classes).
-        classes: The labels of the columns, sorted.
-
-    Returns:
-        The scores; ``auroc`` is NaN where the test part lacks one of the classes.
+    The columns of ``probability``, (M, classes), are those of ``classes``, which are sorted.
     """
     metrics = require("sklearn.metrics")
     auroc = math.nan

@@ -112,11 +112,7 @@ def patient_folds(
 def stripe_folds(coords: ArrayLike, num_folds: int = 4) -> list[Fold]:
     """Cuts one slide into stripes across its longer side, with equally many spots each.
 
-    Spots held out at random would have neighbours among those fitted.
-
-    Args:
-        coords: Positions, (N, 2), in any unit.
-        num_folds: Number of stripes.
+    Spots held out at random would have neighbours among those fitted. Coordinates, (N, 2), may be in any unit.
 
     Raises:
         EvaluationError: If all spots are at one place, or a stripe would have fewer than two of them.

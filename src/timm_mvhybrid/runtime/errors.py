@@ -57,7 +57,7 @@ class SlideChoiceError(DataError):
     """The slide of a coordinate file is not found, or not the right one.
 
     Args:
-        cause: What is wrong; the remedy of the command ``embed`` is added.
+        cause: What is wrong; the remedy of ``open_source`` is added.
 
     Attributes:
         cause: The same without the remedy, for callers that are given the slide in another way.

@@ -47,20 +47,7 @@ class Blobs:
         waviness: float,
         generator: np.random.Generator,
     ) -> Blobs:
-        """Draws outlines for given ellipses.
-
-        Args:
-            x: Centres in px, (N,).
-            y: Centres in px, (N,).
-            major: Semi-axes in px, (N,).
-            minor: Semi-axes in px, (N,).
-            angle: Directions in radians, (N,).
-            waviness: Typical deviation of an outline from its ellipse, relative to the radius.
-            generator: Source of randomness.
-
-        Returns:
-            The shapes.
-        """
+        """Draws outlines for given ellipses; they deviate from these by about ``waviness`` of the radius."""
         waves = generator.standard_normal((2, 2, len(x))) * waviness / 2
         waves = np.clip(waves, -waviness, waviness)
         return cls(
@@ -74,11 +61,7 @@ class Blobs:
         )
 
     def take(self, index: NDArray[np.integer] | NDArray[np.bool_]) -> Blobs:
-        """Selects shapes.
-
-        Returns:
-            The shapes chosen.
-        """
+        """Selects shapes."""
         return Blobs(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
 
@@ -100,12 +83,7 @@ class Cover:
 
 
 def rasterise(blobs: Blobs, shape: tuple[int, int]) -> Cover:
-    """Finds the pixels that shapes cover.
-
-    Args:
-        blobs: The shapes.
-        shape: Height and width of the image.
-    """
+    """Finds the pixels that shapes cover in an image of a height and a width."""
     owner_map = np.full(shape[0] * shape[1], -1, dtype=np.int32)
     level_map = np.zeros(shape[0] * shape[1], dtype=np.float32)
     reach = np.ceil(1.3 * np.maximum(blobs.major, blobs.minor) + 1).astype(np.int64)

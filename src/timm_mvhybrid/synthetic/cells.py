@@ -36,26 +36,13 @@ class Cells:
 
 
 def sigmoid(value: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Computes 1 / (1 + exp(−x)).
-
-    Args:
-        value: Any shape.
-
-    Returns:
-        Between 0 and 1, of the same shape.
-    """
+    """Computes 1 / (1 + exp(−x))."""
     squashed: NDArray[np.floating] = 1 / (1 + np.exp(-value))
     return squashed
 
 
 def place_cells(tissue: Tissue, fibre_angle: NDArray[np.float32], generator: np.random.Generator) -> Cells:
-    """Fills a tissue with cells.
-
-    Args:
-        tissue: The tissue.
-        fibre_angle: Direction of the fibres in radians, (H / 2, W / 2).
-        generator: Source of randomness.
-    """
+    """Fills a tissue with cells; ``fibre_angle`` is the direction of the fibres in radians, (H / 2, W / 2)."""
     lining, mucin = _line_glands(tissue, generator)
     scattered = _scatter(tissue, fibre_angle, generator)
     x, y, major, minor, angle, kind = (

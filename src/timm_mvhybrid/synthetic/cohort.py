@@ -6,19 +6,18 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 from PIL.PngImagePlugin import PngInfo
 
-from ..cohorts.hest_writer import write_anndata
+from ..cohorts.hest_writer import write_anndata, write_patches, write_split
 from ..runtime.atomic_file import write_file
 from ..runtime.atomic_folder import OutputFolder
 from ..runtime.claim import check_unclaimed, claimed
@@ -94,9 +93,6 @@ def write_phantom(
         overwrite: Whether an earlier phantom may be replaced; any other folder never is.
         on_sample: Called after each sample with the number done and the total.
 
-    Returns:
-        What was written.
-
     Raises:
         EvaluationError: If the output exists and may not be replaced, or packages are missing.
         OutputError: If the disk does not take it, or another process writes it.
@@ -143,7 +139,7 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
     if output.is_dir() and not any(output.iterdir()):
         return
     if not overwrite:
-        raise EvaluationError(f"{output}: exists already; replace it with --overwrite")
+        raise EvaluationError(f"{output}: exists already; replace it with `overwrite=True`")
     readme = output / "README.md"
     if not readme.is_file() or MARK not in readme.read_text(encoding="utf-8", errors="replace"):
         raise EvaluationError(f"{output}: is not a phantom, so it is not replaced; choose another folder")
@@ -185,20 +181,14 @@ def _draw_and_write(options: PhantomOptions, task: Path, place: tuple[int, int])
 
 def _write_patches(path: Path, sample: PhantomSample) -> None:
     with H5Output(path) as output:
-        file = output.file
-        file.attrs["generated"] = MARK
-        images = file.create_dataset("img", data=sample.patches, chunks=(1, *sample.patches.shape[1:]))
-        images.attrs.update(
-            {
-                "patch_size_src": sample.patch_size_slide_px,
-                "patch_size_target": PATCH_SIZE_PX,
-                "downsample": PATCH_RESOLUTION_UM_PER_PX / sample.scanner.um_per_px,
-                "pixel_size": sample.scanner.um_per_px,
-            }
-        )
-        file.create_dataset("coords", data=sample.coords)
-        barcodes = np.array(sample.barcodes, dtype=object)[:, None]
-        file.create_dataset("barcode", data=barcodes, dtype=h5py.string_dtype("utf-8"))
+        output.file.attrs["generated"] = MARK
+        attributes = {
+            "patch_size_src": sample.patch_size_slide_px,
+            "patch_size_target": PATCH_SIZE_PX,
+            "downsample": PATCH_RESOLUTION_UM_PER_PX / sample.scanner.um_per_px,
+            "pixel_size": sample.scanner.um_per_px,
+        }
+        write_patches(output.file, sample.patches, sample.coords, sample.barcodes, attributes)
         output.finish()
 
 
@@ -207,11 +197,7 @@ def _write_counts(path: Path, sample: PhantomSample, panel: GenePanel) -> None:
     # sorted by barcode as Space Ranger does, so that rows of counts and of patches are not in the same order
     order = np.argsort(np.array(sample.barcodes))
     spots = pandas.DataFrame(
-        {
-            "in_tissue": 1,
-            "array_row": sample.rows[order],
-            "array_col": sample.columns[order],
-        },
+        {"in_tissue": 1, "array_row": sample.rows[order], "array_col": sample.columns[order]},
         index=[sample.barcodes[index] for index in order],
     )
     genes = pandas.DataFrame(
@@ -237,10 +223,10 @@ def _write_counts(path: Path, sample: PhantomSample, panel: GenePanel) -> None:
 def _write_tables(root: Path, options: PhantomOptions, drawn: list[_Drawn]) -> None:
     task = root / TASK
     panel = cohort_genes(options)
-    rows: list[tuple[object, ...]] = [(one.sample_id, one.study, one.patient) for one in drawn]
+    rows = [(one.sample_id, one.study, one.patient) for one in drawn]
     _write_csv(root / "studies.csv", ("sample_id", "study", "patient"), rows)
     truth = zip(panel.names, panel.bands, panel.drivers, panel.effects.round(4).tolist(), strict=True)
-    _write_csv(task / "genes.csv", ("gene", "band", "driver", "effect"), list(truth))
+    _write_csv(task / "genes.csv", ("gene", "band", "driver", "effect"), truth)
 
     num_spots = sum(one.num_spots for one in drawn)
     mean = np.sum([one.log_sum for one in drawn], axis=0) / num_spots
@@ -251,22 +237,17 @@ def _write_tables(root: Path, options: PhantomOptions, drawn: list[_Drawn]) -> N
 
     patients = list(dict.fromkeys(one.patient for one in drawn))
     num_folds = min(_MAX_FOLDS, len(patients))
-    columns = ("sample_id", "patches_path", "expr_path")
     for fold in range(num_folds if num_folds > 1 else 0):
         held_out = set(patients[fold::num_folds])
-        for part, wanted in (("train", False), ("test", True)):
-            rows = [
-                (one.sample_id, f"patches/{one.sample_id}.h5", f"adata/{one.sample_id}.h5ad")
-                for one in drawn
-                if (one.patient in held_out) is wanted
-            ]
-            _write_csv(task / "splits" / f"{part}_{fold}.csv", columns, rows)
+        train = [one.sample_id for one in drawn if one.patient not in held_out]
+        test = [one.sample_id for one in drawn if one.patient in held_out]
+        write_split(task, fold, train, test)
     resolved = {"generated": MARK, "version": __version__, **dataclasses.asdict(options)}
     write_file(root / "options.json", json.dumps(resolved, indent=1) + "\n")
     write_file(root / "README.md", _readme(options))
 
 
-def _write_csv(path: Path, columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
+def _write_csv(path: Path, columns: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

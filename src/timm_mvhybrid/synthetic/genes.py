@@ -45,12 +45,7 @@ class GenePanel:
 
 
 def draw_panel(options: PhantomOptions, generator: np.random.Generator) -> GenePanel:
-    """Draws the genes of a cohort.
-
-    Args:
-        options: Number of genes, fractions and effects.
-        generator: Source of randomness.
-    """
+    """Draws the genes of a cohort."""
     num_low = round(options.low_share * options.num_genes)
     num_high = min(round(options.high_share * options.num_genes), options.num_genes - num_low)
     num_none = options.num_genes - num_low - num_high
@@ -86,21 +81,11 @@ def draw_counts(
     options: PhantomOptions,
     generator: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """Draws the counts of one sample.
+    """Draws the counts of one sample, (N, G), for a morphology, (N, 7), in standard units.
 
     log μ = level + effect · driver + study + gradient + noise + log size; the count is negative binomial with mean μ
-    and variance μ + dispersion · μ², then lost with the probability ``dropout``.
-
-    Args:
-        panel: The genes.
-        morphology: What drives them, (N, 7) in standard units.
-        positions_um: Spots' centres in µm, (N, 2).
-        study_level: The study's shift of each gene's log level, (G,).
-        options: Strength of everything else.
-        generator: Source of randomness.
-
-    Returns:
-        Counts, (N, G).
+    and variance μ + dispersion · μ², then lost with the probability ``dropout``. ``study_level`` is the study's shift of
+    each gene's log level, (G,).
     """
     num_spots, num_genes = len(morphology), len(panel.names)
     log_mean = panel.log_level + study_level + morphology @ panel.loadings

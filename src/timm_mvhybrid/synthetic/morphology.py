@@ -31,22 +31,15 @@ _TYPICAL_NUCLEI = 5.0
 def measure_morphology(
     tissue: Tissue, cells: Cells, x: NDArray[np.floating], y: NDArray[np.floating], radius_px: float
 ) -> NDArray[np.float64]:
-    """Measures the morphology around spots.
+    """Measures the morphology around spots, in a disc around each.
 
     ``glands``: fraction of the area within glands. ``lymphocytes``: square root of their number per 1000 µm².
     ``fibrosis``: fraction of the area under stroma, times its density. ``tumour``: the smooth field of malignancy.
     ``chromatin``: amplitude of the grain in epithelial and fibroblast nuclei. ``nucleoli``: their contrast in
     epithelial nuclei. ``mitoses``: fraction of the epithelial cells that divide.
 
-    Args:
-        tissue: The tissue.
-        cells: Its cells.
-        x: Spots' centres in px, (N,).
-        y: Spots' centres in px, (N,).
-        radius_px: Radius of the disc around each spot.
-
     Returns:
-        Values in standard units within ±3, (N, 7), in the order of ``FACTORS``.
+        Values in standard units within ±3, (N, 7), in the order of ``FACTORS``, for centres x and y in px, (N,).
     """
     spacing = max(radius_px / 16, 1.0)
     offset = np.arange(-radius_px, radius_px + spacing / 2, spacing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -69,30 +70,18 @@ class PhantomOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_studies", "num_samples", "num_spots", "num_genes"):
-            if getattr(self, name) < 1:
-                raise EvaluationError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("low_share", "high_share", "dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise EvaluationError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
+        for name, value in vars(self).items():
+            if name.startswith("num_"):
+                fits, wanted = value >= 1, "be at least 1"
+            elif name in ("low_share", "high_share", "dropout"):
+                fits, wanted = 0 <= value <= 1, "lie between 0 and 1"
+            elif name in ("depth", "capture_um"):
+                fits, wanted = 0 < value < math.inf, "be above 0"
+            else:
+                fits, wanted = 0 <= value < math.inf, "be at least 0"
+            if not fits:
+                raise EvaluationError(f"`{name}` must {wanted}, not {value}")
         if self.low_share + self.high_share > 1:
             raise EvaluationError(
-                f"low_share and high_share must add up to at most 1, not {self.low_share + self.high_share:g}"
+                f"`low_share` and `high_share` must add up to at most 1, not {self.low_share + self.high_share:g}"
             )
-        effects = (
-            "low_effect",
-            "high_effect",
-            "noise",
-            "gradient",
-            "study_effect",
-            "dispersion",
-            "image_shift",
-        )
-        for name in effects:
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise EvaluationError(f"{name} must be at least 0, not {getattr(self, name)}")
-        for name in ("depth", "capture_um"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise EvaluationError(f"{name} must be above 0, not {getattr(self, name)}")
-        if self.seed < 0:
-            raise EvaluationError(f"seed must be at least 0, not {self.seed}")

@@ -16,31 +16,15 @@ _FIBRE_DIRECTIONS = 8
 
 
 def resize(field: Map, shape: tuple[int, int]) -> Map:
-    """Interpolates a map to another grid over the same area.
-
-    Args:
-        field: (H, W) float32.
-        shape: Height and width of the result.
-
-    Returns:
-        The map, float32 of that shape.
-    """
+    """Interpolates a map to another grid, of a height and a width, over the same area."""
     resized = Image.fromarray(field).resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
     return np.asarray(resized, dtype=np.float32)
 
 
 def smooth_field(shape: tuple[int, int], scale_px: float, generator: np.random.Generator) -> Map:
-    """Draws a smooth random field.
+    """Draws a smooth random field, (H, W) float32, with a Gaussian kernel whose standard deviation is ``scale_px``.
 
     Each value is standard normal over repeated draws; one draw keeps a mean of its own, as one slide does.
-
-    Args:
-        shape: Height and width.
-        scale_px: Correlation length, the standard deviation of the kernel, in px.
-        generator: Source of randomness.
-
-    Returns:
-        The field, (H, W) float32.
     """
     gaussian_filter = require("scipy.ndimage").gaussian_filter
 
@@ -57,16 +41,10 @@ def smooth_field(shape: tuple[int, int], scale_px: float, generator: np.random.G
 
 
 def grain(shape: tuple[int, int], fine_px: float, coarse_px: float, generator: np.random.Generator) -> Map:
-    """Draws noise within a band of spatial frequencies, so that averages over more than the band vanish.
+    """Draws noise within a band of spatial frequencies, (H, W) float32 with deviation 1.
 
-    Args:
-        shape: Height and width.
-        fine_px: Standard deviation of the kernel that removes finer detail, in px.
-        coarse_px: Standard deviation of the kernel whose result is subtracted, in px.
-        generator: Source of randomness.
-
-    Returns:
-        The noise, (H, W) float32 with deviation 1.
+    Averages over more than the band vanish. Of the two Gaussian kernels, whose standard deviations are in px, the fine
+    one removes finer detail, and the result of the coarse one is subtracted.
     """
     gaussian_filter = require("scipy.ndimage").gaussian_filter
 
@@ -76,19 +54,11 @@ def grain(shape: tuple[int, int], fine_px: float, coarse_px: float, generator: n
 
 
 def fibres(cosine: Map, sine: Map, length_px: float, width_px: float, generator: np.random.Generator) -> Map:
-    """Draws strands that follow a field of directions.
+    """Draws strands that follow a field of directions, (H, W) float32 with deviation about 1.
 
     White noise is filtered by elongated Gaussian kernels in eight directions, and each pixel takes those near its own.
-
-    Args:
-        cosine: Cosine of twice the direction's angle, (H, W).
-        sine: Sine of twice the angle, (H, W).
-        length_px: Standard deviation of the kernels along the strands, in px.
-        width_px: Standard deviation across them, in px.
-        generator: Source of randomness.
-
-    Returns:
-        The strands, (H, W) float32 with deviation about 1.
+    Cosine and sine, (H, W), are of twice the direction's angle; length and width are the kernels' standard deviations
+    along the strands and across them.
     """
     fft = require("scipy.fft")
 

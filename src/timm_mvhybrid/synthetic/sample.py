@@ -104,9 +104,6 @@ def draw_sample(options: PhantomOptions, study: int, sample: int) -> PhantomSamp
         options: The cohort's options.
         study: Index of the study.
         sample: Index of the sample within the study.
-
-    Returns:
-        The sample.
     """
     shared = draw_study(options, study)
     scanner = shared.scanner

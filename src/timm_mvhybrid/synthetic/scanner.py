@@ -44,12 +44,7 @@ class Scanner:
 
 
 def draw_scanner(shift: float, generator: np.random.Generator) -> Scanner:
-    """Draws a laboratory.
-
-    Args:
-        shift: Strength of the differences between laboratories; 0 always draws the same one.
-        generator: Source of randomness.
-    """
+    """Draws a laboratory; the shift is the strength of the differences, and 0 always draws the same one."""
     stains = []
     for vector, spread in ((_HAEMATOXYLIN, 0.05), (_EOSIN, 0.06)):
         turned = np.clip(np.array(vector) + shift * spread * generator.standard_normal(3), 0.02, None)
@@ -71,16 +66,10 @@ def draw_scanner(shift: float, generator: np.random.Generator) -> Scanner:
 def photograph(
     haematoxylin: Map, eosin: Map, scanner: Scanner, generator: np.random.Generator
 ) -> tuple[NDArray[np.uint8], bytes]:
-    """Scans a stained section.
+    """Scans a section with given concentrations of the stains, (H, W).
 
     Each stain absorbs light by the Beer-Lambert law: white · exp(−concentration · density), with the densities
     of red, green and blue scaled so that 1 stands for a strong stain.
-
-    Args:
-        haematoxylin: Concentration, (H, W).
-        eosin: Concentration, (H, W).
-        scanner: The laboratory.
-        generator: Source of randomness.
 
     Returns:
         The picture, (H, W, 3) uint8, as decoded from the file; and the file, a TIFF that holds a JPEG and states its

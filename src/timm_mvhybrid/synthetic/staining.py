@@ -17,10 +17,6 @@ from .tissue import EPITHELIUM, FAT, GLASS, LUMEN, NECROSIS, STROMA, Tissue, jit
 def stain(tissue: Tissue, generator: np.random.Generator) -> tuple[Map, Map, Cells]:
     """Stains a section with haematoxylin and eosin.
 
-    Args:
-        tissue: The section.
-        generator: Source of randomness.
-
     Returns:
         Concentration of haematoxylin, (H, W) float32; of eosin; and the cells.
     """

@@ -50,14 +50,7 @@ class Gland:
     tumour: float
 
     def outline(self, turn: NDArray[np.complexfloating]) -> NDArray[np.floating]:
-        """Computes the outer radius in given directions.
-
-        Args:
-            turn: Directions as complex numbers of modulus 1.
-
-        Returns:
-            The radius in px, of the same shape.
-        """
+        """Computes the outer radius in px in given directions, complex numbers of modulus 1; any shape."""
         radius = np.ones(turn.shape, turn.real.dtype)
         power = turn
         for wave in self.waves:
@@ -87,16 +80,7 @@ class Tissue:
     fields: dict[str, Map]
 
     def at(self, name: str, x: NDArray[np.floating], y: NDArray[np.floating]) -> Map:
-        """Reads a field.
-
-        Args:
-            name: The field.
-            x: Positions in px, (N,).
-            y: Positions in px, (N,).
-
-        Returns:
-            Values, (N,) float32.
-        """
+        """Reads a field at positions in px, (N,) float32."""
         field = self.fields[name]
         row = np.clip((y / _FIELD_STEP).astype(int), 0, field.shape[0] - 1)
         column = np.clip((x / _FIELD_STEP).astype(int), 0, field.shape[1] - 1)
@@ -104,15 +88,7 @@ class Tissue:
         return values
 
     def label_at(self, x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.uint8]:
-        """Reads the kind of tissue; outside the image it is glass.
-
-        Args:
-            x: Positions in px, (N,).
-            y: Positions in px, (N,).
-
-        Returns:
-            Labels, (N,) uint8.
-        """
+        """Reads the kind of tissue at positions in px, (N,) uint8; outside the image it is glass."""
         column, row = np.floor(x).astype(int), np.floor(y).astype(int)
         inside = (row >= 0) & (row < self.label.shape[0]) & (column >= 0) & (column < self.label.shape[1])
         labels = np.full(len(x), GLASS, np.uint8)
@@ -126,14 +102,7 @@ def grow_tissue(
     means: dict[str, float],
     generator: np.random.Generator,
 ) -> Tissue:
-    """Lays out a section.
-
-    Args:
-        shape: Height and width in px.
-        px_per_um: Pixels per µm.
-        means: Mean of each field of ``FIELDS`` on this slide.
-        generator: Source of randomness.
-    """
+    """Lays out a section of height × width px, with a mean for each field of ``FIELDS`` on this slide."""
     coarse = (math.ceil(shape[0] / _FIELD_STEP), math.ceil(shape[1] / _FIELD_STEP))
     scale = _FIELD_SCALE_UM * px_per_um / _FIELD_STEP
     fields = {name: means[name] + smooth_field(coarse, scale, generator) for name in FIELDS}
@@ -179,11 +148,7 @@ def jittered_grid(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Scatters points at a distance from each other: a hexagonal grid, each point moved a little.
 
-    Args:
-        shape: Height and width in px.
-        pitch_px: Distance of neighbours in px.
-        jitter: Largest shift along each axis as a fraction of the pitch.
-        generator: Source of randomness.
+    The pitch is the distance of neighbours, the jitter the largest shift along each axis as a fraction of it.
 
     Returns:
         Horizontal and vertical positions in px, some of them just outside the image.
