@@ -76,7 +76,7 @@ def test_a_finished_command_prints_one_json_object(patches, tmp_path, run):
     ("arguments", "message", "code"),
     [
         (["--data.sources", "missing.h5"], "missing.h5", 1),
-        (["--batch-size", "0"], "batch_size is 0; it must be at least 1", 1),
+        (["--batch-size", "0"], " is 0; it must be at least 1", 1),
         (["--model.name", "resnet18"], "resnet18", 1),
         (["--parallel.accumulate", "3"], "take a multiple of 3", 1),
         (["--nonsense"], "--nonsense", 2),
