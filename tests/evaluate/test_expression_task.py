@@ -335,7 +335,7 @@ def test_embeddings_that_are_not_one_for_each_patch_name_the_sample(task):
 
 def test_protocols_that_the_data_do_not_allow_are_errors(task, tmp_path):
     for protocol, message in (
-        ("loso", "give --studies"),
+        ("loso", "give `studies`"),
         ("patient", "column patient"),
         ("kfold", "unknown protocol"),
     ):

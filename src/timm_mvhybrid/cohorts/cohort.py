@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from ..data import DataError
 from ..runtime.errors import EvaluationError
 from ..runtime.extras import require
-from .hest_layout import HestSample, HestSplit
+from .csv_tables import read_genes, read_studies
+from .hest_layout import HestSample, HestSplit, HestTask, read_sample
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -29,6 +31,9 @@ class ExpressionCohort:
         patients: Sample → patient; empty if unknown.
         splits: The task's own splits.
         num_missing_genes: Genes that some samples measure and others do not; they are left out.
+        generated: Whether a file says that it was generated.
+        panel: Genes of a given list, all of them measured; None without one.
+        files: What was read beside the patches.
     """
 
     samples: tuple[str, ...]
@@ -40,6 +45,9 @@ class ExpressionCohort:
     patients: dict[str, str]
     splits: tuple[HestSplit, ...]
     num_missing_genes: int
+    generated: bool
+    panel: tuple[str, ...] | None = None
+    files: tuple[Path, ...] = ()
 
     @staticmethod
     def of(
@@ -76,6 +84,7 @@ class ExpressionCohort:
             patients=dict(patients or {}),
             splits=tuple(splits),
             num_missing_genes=len(everywhere) - len(genes),
+            generated=any(sample.generated for sample in samples),
         )
 
     def label_of_spots(self, labels: Mapping[str, str]) -> NDArray[np.str_]:
@@ -103,16 +112,35 @@ class ExpressionCohort:
         return targets
 
 
-def check_panel(genes: Sequence[str], samples: Sequence[HestSample], origin: str) -> None:
-    """Checks that every sample measures the genes of a given panel.
+def read_cohort(
+    task: HestTask, *, counts_layer: str | None = None, studies: Path | None = None, panel: Path | None = None
+) -> ExpressionCohort:
+    """Reads all that is known of a task's spots, small files first.
+
+    Args:
+        task: The task.
+        counts_layer: The layer of each h5ad that holds the counts, or ``raw``; None takes X.
+        studies: CSV, see ``read_studies``; None if studies are unknown.
+        panel: List of genes that every sample must measure, see ``read_genes``.
 
     Raises:
-        DataError: If a gene is missing in a sample.
+        DataError: If a file cannot be used, or a sample lacks a gene of the list.
+        EvaluationError: If the samples have no gene in common.
     """
+    genes = None if panel is None else tuple(read_genes(panel))
+    study_of, patient_of = ({}, {}) if studies is None else read_studies(studies, task.samples)
+    samples = [read_sample(task, name, counts_layer) for name in task.samples]
     for sample in samples:
-        missing = [gene for gene in genes if gene not in set(sample.genes)]
-        if missing:
+        missing = [gene for gene in genes or () if gene not in set(sample.genes)]
+        if missing and panel is not None:
             raise DataError(
-                f"{sample.expression}: lacks the gene '{missing[0]}' of {origin} ({len(missing)} missing); remove it "
-                "from the panel, leave the sample out, or select genes with --panel hvg"
+                f"{sample.expression}: lacks the gene '{missing[0]}' of {panel.name} ({len(missing)} missing); remove "
+                "it from the panel, leave the sample out, or select genes with `panel='hvg'`"
             )
+    files = [sample.expression for sample in samples]
+    files += [
+        *(file for file in (studies, panel) if file is not None),
+        *sorted(task.path.glob("splits/*.csv")),
+    ]
+    cohort = ExpressionCohort.of(samples, splits=task.splits, studies=study_of, patients=patient_of)
+    return replace(cohort, panel=genes, files=tuple(files))

@@ -143,28 +143,28 @@ def embed_sources(
     # every rank looks before any writes, so that all agree on what is missing
     missing = [name for name, source in sources.items() if _read(files[name], source) is None]
     ranks.gather(None)
-    mine = ranks.share([len(sources[name]) for name in missing])
-    summaries = []
-    for name in (missing[index] for index in mine):
+    mine = [missing[index] for index in ranks.share([len(sources[name]) for name in missing])]
+    for name in mine:
         with writing(files[name].parent):
             files[name].parent.mkdir(parents=True, exist_ok=True)
-        summaries.append(
-            embed(
-                sources[name],
-                backbone,
-                files[name],
-                batch_size=options.batch_size,
-                device=ranks.own_device(options.device),
-                dtype=options.dtype,
-                num_workers=num_available_workers() if options.num_workers == "auto" else options.num_workers,
-                pool=options.pool,
-                input_size=options.input_size,
-                overwrite=True,
-                # another evaluation of the same patches would write the same file
-                exclusive=False,
-                on_batch=None if on_batch is None else partial(on_batch, name),
-            )
+    summaries = [
+        embed(
+            sources[name],
+            backbone,
+            files[name],
+            batch_size=options.batch_size,
+            device=ranks.own_device(options.device),
+            dtype=options.dtype,
+            num_workers=num_available_workers() if options.num_workers == "auto" else options.num_workers,
+            pool=options.pool,
+            input_size=options.input_size,
+            overwrite=True,
+            # another evaluation of the same patches would write the same file
+            exclusive=False,
+            on_batch=None if on_batch is None else partial(on_batch, name),
         )
+        for name in mine
+    ]
     everywhere: list[EmbeddingSummary] = [summary for part in ranks.gather(summaries) for summary in part]
     embeddings: dict[str, NDArray[np.float32]] = {}
     if ranks.is_first:
