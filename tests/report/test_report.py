@@ -29,7 +29,7 @@ def test_a_report_is_four_files_that_need_no_other(tmp_path, make):
 def test_a_report_is_replaced_only_when_asked(tmp_path):
     write_report(results.retrieval(), tmp_path)
     with pytest.raises(
-        EvaluationError, match=r"results.json: exists already; replace the report with --overwrite"
+        EvaluationError, match=r"results.json: exists already; replace the report with `overwrite=True`"
     ):
         write_report(results.survival(), tmp_path)
     assert read_result(tmp_path).task == "retrieval"

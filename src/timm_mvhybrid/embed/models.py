@@ -37,10 +37,8 @@ def embedding_dims(
     Raises:
         EvaluationError: There is no model, or two cannot be told apart.
     """
-    if not backbones and not given:
-        raise EvaluationError("no model to evaluate; give `model`")
-    dims = {label: np.shape(found)[1] for label, one in given.items() for found in list(one.values())[:1]}
     labels = unique_labels(backbones, taken=given)
+    dims = {label: np.shape(found)[1] for label, one in given.items() for found in list(one.values())[:1]}
     return dims | {label: embedding_dim(one.model, pool) for label, one in labels.items()}
 
 
@@ -74,8 +72,6 @@ def embed_models(
     """
     options.check()
     given = given or {}
-    if not backbones and not given:
-        raise EvaluationError("no model to evaluate; give `model`")
     labels = unique_labels(backbones, taken=given)
     embeddings: Embeddings = {label: _checked(label, one, sources) for label, one in given.items()}
     records = [_record(label, one) for label, one in embeddings.items()]

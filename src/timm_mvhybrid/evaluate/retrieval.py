@@ -18,14 +18,7 @@ from ..report import Metric, Result, ScoreSheet
 from ..report.page import figure, section
 from ..report.presentation import metric_of
 from ..report.table import Table, number_cell, text_cell
-from .labelled_patches import (
-    LabelledPatchCommand,
-    LabelledPatchOptions,
-    dataset_name,
-    embed_images,
-    image_files,
-    split_notes,
-)
+from .labelled_patches import LabelledPatchCommand, LabelledPatchOptions, embed_images
 from .patch_charts import precision_bars
 from .task import OnBatch, Progress, Task, register_task
 
@@ -79,21 +72,20 @@ def evaluate_retrieval(
         ``classes``: name, images that make the prototype, and queries.
     """
     options = options or RetrievalOptions()
-    images, records, embeddings = embed_images(root, backbones, options, on_batch)
-    if not embeddings:
+    embedded = embed_images(root, backbones, options, on_batch)
+    if not embedded.features:
         return None
-    fold = images.folds(options.num_folds, options.seed)[0]
+    images, fold = embedded.images, embedded.folds[0]
     train, test = fold
-    metrics = {"accuracy": Metric(label="Accuracy")}
-    sheet = ScoreSheet(metrics, ddof=options.ddof, seed=options.seed)
+    sheet = ScoreSheet({"accuracy": Metric(label="Accuracy")}, ddof=options.ddof, seed=options.seed)
     classes: list[dict[str, object]] = []
-    for label, features in embeddings.items():
+    for label, features in embedded.features.items():
         found = prototype_retrieval(
             features[train], images.labels[train], features[test], images.labels[test], options.depths
         )
         names = [str(name) for name in found.classes]
-        precisions = {f"precision@{k}": values for k, values in found.precision.items()}
-        sheet.metrics |= {name: Metric(label=name) for name in precisions}
+        precision = {f"precision@{k}": values for k, values in found.precision.items()}
+        sheet.metrics |= {name: Metric(label=name) for name in precision}
         hits = (found.prediction == images.labels[test]).astype(np.float64)
         sheet.add(
             label,
@@ -101,12 +93,12 @@ def evaluate_retrieval(
             fold.name,
             {
                 "accuracy": found.accuracy,
-                **{name: float(values.mean()) for name, values in precisions.items()},
+                **{name: float(values.mean()) for name, values in precision.items()},
             },
             num_train=len(train),
             num_test=len(test),
             units={
-                name: dict(zip(names, values.tolist(), strict=True)) for name, values in precisions.items()
+                name: dict(zip(names, values.tolist(), strict=True)) for name, values in precision.items()
             },
             intervals={"accuracy": bootstrap_interval(hits, seed=options.seed, over="queries")},
         )
@@ -114,16 +106,7 @@ def evaluate_retrieval(
             {"name": name, "num_support": int(support), "num_queries": int(queries)}
             for name, support, queries in zip(names, found.num_support, found.num_queries, strict=True)
         ]
-    return sheet.result(
-        task=Retrieval.name,
-        dataset=dataset_name(root),
-        models=records,
-        settings={"layout": images.layout},
-        arrays={"classes": classes},
-        options=options,
-        data=image_files(root, images),
-        notes=split_notes(images),
-    )
+    return embedded.result(Retrieval.name, options, sheet, {"classes": classes})
 
 
 class Retrieval(Task[RetrievalCommand]):

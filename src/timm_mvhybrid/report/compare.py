@@ -35,7 +35,7 @@ def compare_reports(folders: Sequence[str | Path], output: str | Path, *, overwr
     if not folders or twice:
         raise EvaluationError(f"{', '.join(twice) or 'no folder'}: name each evaluation once")
     if Path(output).resolve() in resolved:
-        raise EvaluationError(f"{output}: is one of the evaluations; choose another --output")
+        raise EvaluationError(f"{output}: is one of the evaluations; choose another `output`")
     found = _relabelled([named for folder in folders for named in read_results(folder).items()])
     output = check_report_folder(output, overwrite=overwrite)
 

@@ -36,7 +36,9 @@ def check_report_folder(folder: str | Path, *, overwrite: bool) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     for name in _FILES:
         if not overwrite and (folder / name).exists():
-            raise EvaluationError(f"{folder / name}: exists already; replace the report with --overwrite")
+            raise EvaluationError(
+                f"{folder / name}: exists already; replace the report with `overwrite=True`"
+            )
     return folder
 
 

@@ -16,6 +16,7 @@ from ...cohorts.hest_layout import HestTask
 from ...probes.ridge import ridge_setting
 from ...probes.splits import Fold, patient_folds, random_folds, study_folds
 from ...runtime.errors import DataError, EvaluationError
+from ..arguments import errors_in
 from .options import HEST_COMPONENTS, ExpressionOptions, ProbeOptions
 
 Protocol = Literal["csv", "random", "loso", "patient"]
@@ -138,10 +139,8 @@ def _plan_protocol(
 ) -> ProtocolPlan:
     probe = options.probe
     folds = _make_folds(protocol, cohort, groups, probe)
-    try:
+    with errors_in(f"protocol {protocol}"):
         panels = _choose_genes(cohort, folds, options)
-    except EvaluationError as error:
-        raise EvaluationError(f"protocol {protocol}: {error}") from error
     genes = sorted(set().union(*panels))
     targets = cohort.log_counts(genes)
     num_components = {
@@ -152,17 +151,12 @@ def _plan_protocol(
     }
     for label, dim in dims.items():
         for fold, panel in zip(folds, panels, strict=True):
-            try:
+            with errors_in(f"protocol {protocol}, fold {fold.name}, model {label}"):
                 ridge_setting(len(fold.train), dim, len(panel), probe.preset, num_components[label], None)
                 if probe.alpha == "nested" and len(np.unique(groups[fold.train])) < 2:
                     raise EvaluationError(
-                        "a nested choice of alpha needs at least two studies to train on, and there is 1; give alpha as a "
-                        "number"
+                        "a nested choice of `alpha` needs at least two studies to train on, and there is 1; give a number"
                     )
-            except EvaluationError as error:
-                raise EvaluationError(
-                    f"protocol {protocol}, fold {fold.name}, model {label}: {error}"
-                ) from error
     return ProtocolPlan(
         protocol=protocol,
         folds=folds,

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from ...probes.expression_metrics import METRICS, ExpressionMetrics, expression_metrics
 from ...probes.ridge_folds import ridge_folds
 from ...report import ScoreSheet
-from ...runtime.errors import EvaluationError
 from ...runtime.stage import OnStage, stage_reporter
+from ..arguments import errors_in
 from .options import ProbeOptions
 from .plan import ExpressionPlan, ProtocolPlan
 from .spot_maps import ExpressionMap, genes_to_map, samples_to_map, spot_maps
@@ -64,7 +64,7 @@ def score_protocol(
     shown = samples_to_map(len(cohort.samples), options.num_map_samples)
     on_model = stage_reporter(protocol.protocol, len(features), on_stage)
     for label, X in features.items():
-        try:
+        with errors_in(f"protocol {protocol.protocol}, model {label}"):
             fitted = ridge_folds(
                 X,
                 protocol.targets,
@@ -76,8 +76,6 @@ def score_protocol(
                 columns=columns,
                 groups=plan.groups,
             )
-        except EvaluationError as error:
-            raise EvaluationError(f"protocol {protocol.protocol}, model {label}: {error}") from error
         pcc = np.full((len(protocol.folds), len(protocol.genes)), np.nan)
         predicted = np.full(protocol.targets.shape, np.nan)
         for row, (fold, chosen, one) in enumerate(zip(protocol.folds, columns, fitted, strict=True)):
