@@ -148,7 +148,7 @@ def test_a_comparison_of_other_tasks_lists_each_by_itself(tmp_path):
     [
         (["a", "a"], "out", "name each evaluation once"),
         ([], "out", "no folder: name each evaluation once"),
-        (["a"], "a", "is one of the evaluations; choose another --output"),
+        (["a"], "a", "is one of the evaluations; choose another `output`"),
         (["missing"], "out", "results.json: cannot be read|missing: cannot be read"),
     ],
 )

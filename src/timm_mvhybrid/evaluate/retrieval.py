@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from tyro.conf import arg
@@ -17,7 +18,7 @@ from ..probes.resampling import bootstrap_interval
 from ..report import Metric, Result, ScoreSheet
 from ..report.page import figure, section
 from ..report.presentation import metric_of
-from ..report.table import Table, number_cell, text_cell
+from ..report.table import Cell, Table, number_cell, text_cell
 from .labelled_patches import LabelledPatchCommand, LabelledPatchOptions, embed_images
 from .patch_charts import precision_bars
 from .task import OnBatch, Progress, Task, register_task
@@ -136,30 +137,24 @@ class Retrieval(Task[RetrievalCommand]):
     def tables(self, result: Result) -> list[Table]:
         """Makes the table of classes."""
         metrics = [name for name in result.metrics if name != "accuracy"]
-        rows = []
-        for model in result.models_of(PROTOCOL):
-            for one in result.arrays.get("classes", ()):
-                rows.append(
-                    (
-                        text_cell(model),
-                        text_cell(one["name"]),
-                        number_cell(one["num_support"], 0),
-                        number_cell(one["num_queries"], 0),
-                        *(number_cell(_precision(result, model, name).get(one["name"])) for name in metrics),
-                    )
-                )
+
+        def precision(metric: str) -> tuple[str, Callable[[Any], Cell]]:
+            return metric_of(result, metric).label, lambda row: number_cell(
+                _precision(result, row[0], metric).get(row[1]["name"])
+            )
+
         return [
-            Table(
-                name="classes",
-                caption="Every class: images that make the prototype, its queries, and precision.",
-                columns=(
-                    "Model",
-                    "Class",
-                    "Support",
-                    "Queries",
-                    *(metric_of(result, name).label for name in metrics),
-                ),
-                rows=tuple(rows),
+            Table.of(
+                "classes",
+                "Every class: images that make the prototype, its queries, and precision.",
+                itertools.product(result.models_of(PROTOCOL), result.arrays.get("classes", ())),
+                [
+                    ("Model", lambda row: text_cell(row[0])),
+                    ("Class", lambda row: text_cell(row[1]["name"])),
+                    ("Support", lambda row: number_cell(row[1]["num_support"], 0)),
+                    ("Queries", lambda row: number_cell(row[1]["num_queries"], 0)),
+                    *map(precision, metrics),
+                ],
                 num_text_columns=2,
             )
         ]

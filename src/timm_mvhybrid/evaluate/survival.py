@@ -19,7 +19,7 @@ from ..probes.mixture import mixture_prototypes, slide_mixture_embedding
 from ..probes.splits import Fold, patient_folds
 from ..report import Metric, Result, ScoreSheet
 from ..report.page import figure, section
-from ..report.table import Table, number_cell, text_cell
+from ..report.table import Cell, Table, number_cell, text_cell
 from ..runtime.digest import file_sha256
 from ..runtime.errors import DataError
 from ..runtime.provenance import ModelRecord
@@ -175,26 +175,22 @@ class Survival(SlideTask[SurvivalCommand]):
 
     def tables(self, result: Result) -> list[Table]:
         """Compares the risk groups by the log-rank test."""
-        rows = []
-        for model, patients in by_model(result.arrays.get("patients", ())).items():
-            high = [one["high_risk"] for one in patients]
-            p_value = log_rank_p_value(
-                [one["event"] for one in patients], [one["time"] for one in patients], high
-            )
-            rows.append(
-                (
-                    text_cell(model),
-                    number_cell(sum(high), 0),
-                    number_cell(len(high) - sum(high), 0),
-                    number_cell(p_value, 4),
-                )
-            )
+
+        def p_value(row: tuple[str, list[Any]]) -> Cell:
+            columns = ([one[name] for one in row[1]] for name in ("event", "time", "high_risk"))
+            return number_cell(log_rank_p_value(*columns), 4)
+
         return [
-            Table(
-                name="log-rank",
-                caption="Patients above against below the median risk of their fold's training patients: log-rank test.",
-                columns=("Model", "High risk", "Low risk", "p"),
-                rows=tuple(rows),
+            Table.of(
+                "log-rank",
+                "Patients above against below the median risk of their fold's training patients: log-rank test.",
+                by_model(result.arrays.get("patients", ())).items(),
+                [
+                    ("Model", lambda row: text_cell(row[0])),
+                    ("High risk", lambda row: number_cell(sum(one["high_risk"] for one in row[1]), 0)),
+                    ("Low risk", lambda row: number_cell(sum(not one["high_risk"] for one in row[1]), 0)),
+                    ("p", p_value),
+                ],
             )
         ]
 

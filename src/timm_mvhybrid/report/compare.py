@@ -46,11 +46,13 @@ def compare_reports(folders: Sequence[str | Path], output: str | Path, *, overwr
     for task, named in tasks.items():
         notes += _differences(named)
         results = [result for _, result in named]
-        looks = presentation_of(results[0])
-        task_tables = [_side_by_side(task, looks, group) for group in looks.groups(results)]
+        presentation = presentation_of(results[0])
+        task_tables = [_side_by_side(task, presentation, group) for group in presentation.groups(results)]
         tables += task_tables
         parts = [to_html(table) for table in task_tables]
-        sections.append(section(task.capitalize(), "".join(parts) + looks.comparison_sections(results)))
+        sections.append(
+            section(task.capitalize(), "".join(parts) + presentation.comparison_sections(results))
+        )
     results = [result for _, result in found]
     warnings = result_warnings(results)
     text = page(
@@ -122,12 +124,12 @@ def _differences(named: Sequence[tuple[str, Result]]) -> list[str]:
     return notes
 
 
-def _side_by_side(name: str, looks: Presentation, results: Sequence[Result]) -> Table:
+def _side_by_side(name: str, presentation: Presentation, results: Sequence[Result]) -> Table:
     columns: dict[str, Values] = {}
     for result in results:
-        columns |= looks.values(result)
-    references = looks.references(results)
-    caption = looks.comparison_caption(results)
+        columns |= presentation.values(result)
+    references = presentation.references(results)
+    caption = presentation.comparison_caption(results)
     if references:
         sources = "; ".join(dict.fromkeys(one.source for one in references))
         caption += f" Reference columns were published, not measured here, on other data: {sources}."

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from ..probes.resampling import NUM_RESAMPLES, Interval, PairedComparison, compare_paired, summarise
 from ..runtime.codec import encode, finite
 from ..runtime.provenance import ModelRecord, collect_provenance
-from .result import FoldRecord, Metric, Result, Score, Summary
+from .result import FoldRecord, Metric, Result, Summary
+from .scores import Score
 
 
 class ScoreSheet:

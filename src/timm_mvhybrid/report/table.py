@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from typing import Any
 
 MISSING = "–"
 _LATEX = {
@@ -71,6 +72,31 @@ class Table:
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise ValueError(f"table {self.name}: {len(row)} cells for {len(self.columns)} columns")
+
+    @staticmethod
+    def of(
+        name: str,
+        caption: str,
+        items: Iterable[Any],
+        columns: Sequence[tuple[str, Callable[[Any], Cell]]],
+        num_text_columns: int = 1,
+    ) -> Table:
+        """Makes a table with a row for each item.
+
+        Args:
+            name: As in the table.
+            caption: As in the table.
+            items: What is listed.
+            columns: Headings, each with what it shows of an item.
+            num_text_columns: As in the table.
+        """
+        return Table(
+            name=name,
+            caption=caption,
+            columns=tuple(heading for heading, _ in columns),
+            rows=tuple(tuple(cell(item) for _, cell in columns) for item in items),
+            num_text_columns=num_text_columns,
+        )
 
 
 def text_cell(text: str) -> Cell:

@@ -84,7 +84,7 @@ def gene_means(result: Result, model: str, protocol: str) -> dict[str, tuple[flo
     return means
 
 
-def paper_table(result: Result, looks: Presentation) -> Table:
+def paper_table(result: Result, presentation: Presentation) -> Table:
     """Makes the table of the paper's shape: metrics under every protocol, then the drops."""
     drops = find_drops(result)
     models = list(dict.fromkeys(drop.model for drop in drops))
@@ -102,10 +102,10 @@ def paper_table(result: Result, looks: Presentation) -> Table:
         f"Expression of {result.dataset}: {panel_name(result)}, ridge preset {result.settings['preset']}; "
         f"mean{spread} over folds."
     )
-    return scores_table(result, looks, PAPER_METRICS, caption, rows)
+    return scores_table(result, presentation, PAPER_METRICS, caption, rows)
 
 
-def gene_table(result: Result, looks: Presentation) -> Table:
+def gene_table(result: Result, presentation: Presentation) -> Table:
     """Makes the table of all genes."""
     settings = [(model, protocol) for protocol in result.protocols for model in result.models_of(protocol)]
     means = [gene_means(result, model, protocol) for model, protocol in settings]
@@ -113,7 +113,7 @@ def gene_table(result: Result, looks: Presentation) -> Table:
     return Table(
         name="genes",
         caption="Every gene: PCC, mean over the folds that have one.",
-        columns=("Gene", *(f"{model}, {looks.protocol(protocol)}" for model, protocol in settings)),
+        columns=("Gene", *(f"{model}, {presentation.protocol(protocol)}" for model, protocol in settings)),
         rows=tuple(
             (text_cell(gene), *(number_cell(found[gene][0] if gene in found else None) for found in means))
             for gene in genes
