@@ -72,7 +72,7 @@ class BackboneOptions:
 
         Args:
             seed: Seed of random weights.
-            on_warning: Told of models whose weights are random.
+            on_warning: Called with a sentence that names the models whose weights are random.
 
         Returns:
             One for each name.

@@ -51,7 +51,7 @@ class ClassificationOptions(LabelledPatchOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationCommand(LabelledPatchCommand):
-    """What the command is told.
+    """Options of the command.
 
     Attributes:
         options: Everything else.
@@ -73,7 +73,7 @@ def evaluate_classification(
     """Classifies images by probes on frozen embeddings.
 
     Args:
-        root: Folder or table, see `open_images`.
+        root: Folder or table, see ``open_images``.
         backbones: The models; the first is the one that others are compared with.
         options: Everything else.
         on_batch: Called after every batch.

@@ -25,10 +25,10 @@ from .task import OnBatch
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledPatchOptions:
-    """What the tasks on labelled patches are told.
+    """Options of the tasks on labelled patches.
 
     Attributes:
-        layout: How the images lie; auto tells it from the files.
+        layout: How the images lie; auto recognises it by the files.
         num_folds: Folds where the data are not split; retrieval queries the first.
         ddof: Delta degrees of freedom of deviations over folds.
         seed: Seed of folds, bootstrap and random weights.
@@ -48,7 +48,7 @@ class LabelledPatchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledPatchCommand:
-    """What the commands of the tasks on labelled patches share.
+    """Options of the commands of the tasks on labelled patches.
 
     Attributes:
         root: Folder of classes, table (path, label[, split][, patient]), or MHIST or UniToPatho as distributed.

@@ -39,7 +39,7 @@ class RetrievalOptions(LabelledPatchOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalCommand(LabelledPatchCommand):
-    """What the command is told.
+    """Options of the command.
 
     Attributes:
         options: Everything else.
@@ -62,7 +62,7 @@ def evaluate_retrieval(
     Where the data are not split, the first of the folds is queried and the others support it.
 
     Args:
-        root: Folder or table, see `open_images`.
+        root: Folder or table, see ``open_images``.
         backbones: The models.
         options: Everything else.
         on_batch: Called after every batch.

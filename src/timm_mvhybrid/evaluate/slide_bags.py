@@ -25,7 +25,7 @@ PROTOCOL = "patient"
 
 @dataclass(frozen=True, kw_only=True)
 class SlideOptions:
-    """What the tasks on slides are told.
+    """Options of the tasks on slides.
 
     Attributes:
         num_folds: Folds over patients.
@@ -96,7 +96,7 @@ def read_models(
 
 
 def by_model(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Groups a result's slides or patients by the model that judged them."""
+    """Groups a result's slides or patients by the model that scored them."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         found.setdefault(row["model"], []).append(row)

@@ -43,7 +43,7 @@ class SlidesOptions(SlideOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SlidesCommand(BagOptions):
-    """What the command is told.
+    """Options of the command.
 
     Attributes:
         labels: CSV with the columns slide_id, patient (or case_id) and label.
@@ -64,7 +64,7 @@ def evaluate_slides(
     """Classifies slides by attention over patch embeddings, on folds over patients.
 
     Args:
-        folders: Embeddings by one model each, see `read_bags`; the first is the one that others are compared with.
+        folders: Embeddings by one model each, see ``read_bags``; the first is the one that others are compared with.
         labels: CSV with slide_id, patient (or case_id) and label; two labels.
         options: Everything else.
         on_stage: Called after every fold.

@@ -56,7 +56,7 @@ class SurvivalOptions(SlideOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SurvivalCommand(BagOptions):
-    """What the command is told.
+    """Options of the command.
 
     Attributes:
         follow_up: CSV with the columns slide_id, patient (or case_id), time and event (1 or true: observed, 0 or false:
@@ -80,7 +80,7 @@ def evaluate_survival(
     The slides of a patient are one bag. Prototypes, standardisation and the median risk come from the train part.
 
     Args:
-        folders: Embeddings by one model each, see `read_bags`.
+        folders: Embeddings by one model each, see ``read_bags``.
         follow_up: CSV with slide_id, patient (or case_id), time and event (1 or true: observed, 0 or false: censored).
         options: Everything else.
         on_stage: Called after every fold.
@@ -101,7 +101,7 @@ def evaluate_survival(
     sheet = ScoreSheet(METRICS, ddof=options.ddof, seed=options.seed)
     models: list[ModelRecord] = []
     data = {table.path.name: file_sha256(table.path)}
-    judged: list[dict[str, Any]] = []
+    predicted: list[dict[str, Any]] = []
     empty = set()
     on_fold = stage_reporter("survival", len(folders) * len(folds), on_stage)
     for model, bags, digests in read_models(folders, table):
@@ -129,7 +129,7 @@ def evaluate_survival(
                 tied_risk=found.tied_risk,
             )
             median = float(np.median(train_risk))
-            judged += [
+            predicted += [
                 {
                     "model": model.label,
                     "patient": patients[row],
@@ -147,7 +147,7 @@ def evaluate_survival(
         dataset=table.path.stem,
         models=models,
         settings={"time_unit": options.time_unit},
-        arrays={"patients": judged},
+        arrays={"patients": predicted},
         options=options,
         data=data,
         notes=[f"Fold {name} has no pair of patients to compare." for name in sorted(empty)],
@@ -222,7 +222,7 @@ def _follow_up(table: SlideTable) -> tuple[list[str], NDArray[np.float64], NDArr
         if not (np.isfinite(time) and time >= 0) or event_text.lower() not in _EVENTS:
             raise DataError(
                 f"{table.path}: slide '{slide}' has time '{time_text}' and event '{event_text}'; times are numbers from "
-                "0, events 1 or true (observed), 0 or false (censored); other codes have to be turned into these"
+                "0, events 1 or true (observed), 0 or false (censored); convert other codes to these"
             )
         entry = (time, _EVENTS[event_text.lower()])
         if known.setdefault(patient, entry) != entry:

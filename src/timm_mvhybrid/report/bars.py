@@ -47,7 +47,7 @@ def grouped_bars(
         limits: Ends of the vertical axis.
         bar_px: Width of a bar with the space after it.
         gap_px: Space between groups.
-        **labels: `classes` and properties of the groups' names.
+        **labels: ``classes`` and properties of the groups' names.
     """
     pitch = bar_px * len(series) + gap_px
     width = max(pitch * len(groups) + gap_px, 300)

@@ -49,7 +49,7 @@ class Reference:
 
 
 class Presentation:
-    """Tables and charts of a task; everything has a default, so that a task says only what it knows better.
+    """Tables and charts of a task; everything has a default, so that a task overrides only what it shows better.
 
     Attributes:
         name: Name of the task.

@@ -48,7 +48,7 @@ class FoldRecord:
 
     Attributes:
         model: Label of the model.
-        protocol: As in `Score`.
+        protocol: As in ``Score``.
         name: Name of the fold.
         num_train: Items to fit on.
         num_test: Items that were scored.
@@ -69,7 +69,7 @@ class Summary(MetricSummary):
 
     Attributes:
         model: Label of the model.
-        protocol: As in `Score`.
+        protocol: As in ``Score``.
         num_folds: Folds summarised.
     """
 
@@ -92,7 +92,7 @@ class Result:
         scores: Every score.
         summaries: Mean, deviation and interval for each model, protocol and metric.
         comparisons: Every later model against the first.
-        arrays: What charts need beside the scores, as the task documents it: lists, dictionaries, numbers.
+        arrays: What charts need besides the scores, as the task documents it: lists, dictionaries, numbers.
         provenance: Where the numbers come from.
         notes: What a reader has to know, one sentence each, such as genes that are constant in a fold.
     """
@@ -209,7 +209,7 @@ def result_from_json(text: str, where: str = "results.json") -> Result:
     """Decodes the result of any task.
 
     Args:
-        text: What `Result.to_json` wrote, in this version or an earlier one.
+        text: What ``Result.to_json`` wrote, in this version or an earlier one.
         where: The file's name, for messages.
 
     Returns:

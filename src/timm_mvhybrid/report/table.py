@@ -35,7 +35,7 @@ _LATEX = {
 class Cell:
     """One cell.
 
-    Args:
+    Attributes:
         text: What is shown.
         value: What the column is sorted by; None sorts last.
         best: Whether it is the best of its kind, printed bold.
@@ -50,7 +50,7 @@ class Cell:
 class Table:
     """One table.
 
-    Args:
+    Attributes:
         name: Short, of letters and hyphens; names the table within a document.
         caption: What it shows, one sentence or more.
         columns: Headings.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,21 +19,6 @@ from .spot_maps import ExpressionMap, genes_to_map, samples_to_map, spot_maps
 _PER_GENE = ("pcc", "mse", "mae", "r2")
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class ProtocolOutcome:
-    """What is known of a protocol beside the scores.
-
-    Attributes:
-        maps: The genes best predicted by the first model.
-        solvers: Ridge solvers used.
-        num_constant: How often a gene had no correlation in a fold.
-    """
-
-    maps: list[ExpressionMap]
-    solvers: set[str]
-    num_constant: int
-
-
 def score_protocol(
     plan: ExpressionPlan,
     protocol: ProtocolPlan,
@@ -42,7 +26,7 @@ def score_protocol(
     options: ProbeOptions,
     sheet: ScoreSheet,
     on_stage: OnStage = None,
-) -> ProtocolOutcome:
+) -> tuple[list[ExpressionMap], set[str]]:
     """Scores every model on the same folds and genes.
 
     Args:
@@ -53,13 +37,15 @@ def score_protocol(
         sheet: Where the scores go.
         on_stage: Called when a model is scored.
 
+    Returns:
+        Maps of the genes best predicted by the first model, and the ridge solvers used.
+
     Raises:
         EvaluationError: A fold cannot be fitted; the message names protocol and model.
     """
     cohort, columns = plan.cohort, protocol.columns
     maps: list[ExpressionMap] = []
     solvers: set[str] = set()
-    num_constant = 0
     best: NDArray[np.int64] | None = None
     shown = samples_to_map(len(cohort.samples), options.num_map_samples)
     on_model = stage_reporter(protocol.protocol, len(features), on_stage)
@@ -96,7 +82,6 @@ def score_protocol(
                 num_constant=found.num_constant,
             )
             solvers.add(one.solver)
-            num_constant += found.num_constant
             pcc[row, chosen] = found.pcc_per_gene
             predicted[np.ix_(fold.test, chosen)] = one.prediction
         if best is None:
@@ -106,7 +91,7 @@ def score_protocol(
             cohort, label, protocol.protocol, protocol.genes, protocol.targets, predicted, best, shown
         )
         on_model(label)
-    return ProtocolOutcome(maps=maps, solvers=solvers, num_constant=num_constant)
+    return maps, solvers
 
 
 def _per_gene(found: ExpressionMetrics, genes: list[str]) -> dict[str, dict[str, float]]:

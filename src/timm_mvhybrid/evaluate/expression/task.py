@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,9 @@ from ...runtime.provenance import hash_files
 from ...runtime.ranks import Ranks
 from ...runtime.stage import OnStage
 from ..task import OnBatch, Progress, Task, register_task
-from .options import HEST_COMPONENTS, ExpressionCommand, ExpressionOptions
+from .options import HEST_COMPONENTS, ExpressionCommand, ExpressionOptions, ProbeOptions
 from .plan import ExpressionPlan, make_plan
-from .scoring import ProtocolOutcome, score_protocol
+from .scoring import score_protocol
 from .showing import ExpressionPresentation
 
 METRICS = {
@@ -57,7 +57,7 @@ def evaluate_expression(
         on_stage: Called when a model is scored under a protocol.
 
     Returns:
-        The result; None on ranks other than the first. ``arrays`` holds ``maps``, each an `ExpressionMap`, and
+        The result; None on ranks other than the first. ``arrays`` holds ``maps``, each an ``ExpressionMap``, and
         ``studies``, sample → study.
 
     Raises:
@@ -97,19 +97,15 @@ def evaluate_expression(
         task=Expression.name,
         dataset=task.path.resolve().name,
         models=models,
-        settings={
-            **plan.panel,
-            "preset": probe.preset,
-            "nan_policy": probe.nan_policy,
-        },
+        settings={**plan.panel, "preset": probe.preset, "nan_policy": probe.nan_policy},
         arrays={
-            "maps": [one for outcome in outcomes for one in outcome.maps],
+            "maps": [one for maps, _ in outcomes for one in maps],
             "studies": {name: plan.cohort.studies.get(name, "") for name in sources},
         },
         options=options,
         data=data,
         generated=plan.cohort.generated,
-        notes=_notes(plan, outcomes, sheet, options),
+        notes=_notes(plan, set().union(*(solvers for _, solvers in outcomes)), sheet, probe),
         compared=_COMPARED,
     )
 
@@ -136,10 +132,10 @@ register_task(Expression())
 
 
 def _notes(
-    plan: ExpressionPlan, outcomes: Sequence[ProtocolOutcome], sheet: ScoreSheet, options: ExpressionOptions
+    plan: ExpressionPlan, solvers: Collection[str], sheet: ScoreSheet, probe: ProbeOptions
 ) -> list[str]:
     notes = []
-    cohort, probe = plan.cohort, options.probe
+    cohort = plan.cohort
     if cohort.num_missing_genes:
         notes.append(
             f"{cohort.num_missing_genes} genes are not measured in every sample and were left out before any selection."
@@ -154,7 +150,7 @@ def _notes(
                 f"{HEST_COMPONENTS}, as many as the smallest train part, "
                 f"{min(len(fold.train) for fold in protocol.folds)} spots, and the embeddings allow."
             )
-    constant = sum(outcome.num_constant for outcome in outcomes)
+    constant = sum(fold.facts["num_constant"] for fold in sheet.folds)
     if constant:
         notes.append(
             f"{constant} times a gene is constant in a fold, measured or predicted, and has no correlation there "
@@ -168,7 +164,7 @@ def _notes(
         members = [name for name, its in cohort.studies.items() if its == study]
         if len(members) == 1:
             notes.append(f"Study '{study}' has a single sample, '{members[0]}'.")
-    if any("exact" in outcome.solvers for outcome in outcomes):
+    if "exact" in solvers:
         notes.append("The ridge regression was solved exactly, without the early stopping of HEST's recipe.")
     if any(one.protocol == "random" for one in plan.protocols):
         notes.append(
