@@ -70,10 +70,6 @@ def read_models(
 ) -> Iterator[tuple[ModelRecord, Bags, dict[str, str]]]:
     """Reads the embeddings of one model after the other.
 
-    Args:
-        folders: Embeddings by one model each.
-        table: The slides.
-
     Yields:
         The model, its bags, (N, D) of each slide, and the files read → SHA-256.
 

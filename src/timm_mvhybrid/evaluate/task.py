@@ -46,22 +46,12 @@ class Task(Presentation, ABC, Generic[Options]):
     options: ClassVar[type[Any]]
 
     def data(self, options: Options) -> Path:
-        """Names the data, from which the report's folder gets its name.
-
-        Args:
-            options: Options of the command.
-
-        Returns:
-            The input's file or folder.
-        """
+        """Names the input's file or folder, from which the report's folder gets its name."""
         root: Path = getattr(options, "root")  # noqa: B009 - not every task's options have it
         return root
 
     def weights(self, options: Options) -> list[str]:
         """Says which weights will be evaluated, before time is spent on it.
-
-        Args:
-            options: Options of the command.
 
         Returns:
             SHA-256 of the files of weights; files that are missing are left to those who read them.

@@ -85,20 +85,17 @@ def _relabelled(found: list[tuple[str, Result]]) -> list[tuple[str, Result]]:
 
 def _renamed(result: Result, labels: dict[str, str]) -> Result:
     def rename(items: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple(
-            one._replace(model=labels.get(one.model, one.model))
-            if hasattr(one, "_replace")
-            else dataclasses.replace(one, model=labels.get(one.model, one.model))
-            for one in items
-        )
+        return tuple(dataclasses.replace(one, model=labels.get(one.model, one.model)) for one in items)
 
-    models = tuple(
-        dataclasses.replace(model, label=labels.get(model.label, model.label)) for model in result.models
+    return dataclasses.replace(
+        result,
+        models=tuple(
+            dataclasses.replace(model, label=labels.get(model.label, model.label)) for model in result.models
+        ),
+        folds=rename(result.folds),
+        summaries=rename(result.summaries),
+        scores=tuple(one._replace(model=labels.get(one.model, one.model)) for one in result.scores),
     )
-    changes: dict[str, Any] = {
-        name: rename(getattr(result, name)) for name in ("folds", "scores", "summaries")
-    }
-    return dataclasses.replace(result, models=models, **changes)
 
 
 def _differences(named: Sequence[tuple[str, Result]]) -> list[str]:

@@ -79,14 +79,7 @@ class Presentation:
         return f"{self._title(result)} of {result.dataset}; {SPREAD}."
 
     def headline(self, result: Result) -> Table:
-        """Makes the first table: a row for each model and protocol, a column for each metric.
-
-        Args:
-            result: The result.
-
-        Returns:
-            The table, the best of each protocol marked.
-        """
+        """Makes the first table: a row for each model and protocol, a column for each metric, the best marked."""
         return scores_table(result, self, list(result.metrics))
 
     def tables(self, result: Result) -> list[Table]:
@@ -107,9 +100,6 @@ class Presentation:
 
     def values(self, result: Result) -> dict[str, Values]:
         """Takes the numbers that are put beside those of other results.
-
-        Args:
-            result: The result.
 
         Returns:
             Model → its numbers.

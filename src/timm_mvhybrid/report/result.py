@@ -123,11 +123,6 @@ class Result:
     def fold_values(self, model: str, protocol: str, metric: str) -> dict[str, float]:
         """Looks up the scores of whole folds.
 
-        Args:
-            model: Label of the model.
-            protocol: The protocol.
-            metric: The metric.
-
         Returns:
             Fold → score.
         """
@@ -137,11 +132,6 @@ class Result:
     def unit_values(self, model: str, protocol: str, metric: str) -> dict[str, dict[str, float]]:
         """Looks up the scores of what was scored within the folds.
 
-        Args:
-            model: Label of the model.
-            protocol: The protocol.
-            metric: The metric.
-
         Returns:
             Fold → unit → score.
         """
@@ -150,11 +140,6 @@ class Result:
 
     def summary(self, model: str, protocol: str, metric: str) -> Summary | None:
         """Looks up mean, deviation and interval.
-
-        Args:
-            model: Label of the model.
-            protocol: The protocol.
-            metric: The metric.
 
         Returns:
             The summary; None where the metric was not taken.
@@ -172,9 +157,6 @@ class Result:
 
     def models_of(self, protocol: str) -> tuple[str, ...]:
         """Lists the models that were run under a protocol.
-
-        Args:
-            protocol: The protocol.
 
         Returns:
             Labels, in their order.

@@ -68,12 +68,7 @@ class ExpressionPlan:
 
 
 def make_plan(task: HestTask, options: ExpressionOptions, dims: Mapping[str, int]) -> ExpressionPlan:
-    """Reads the targets and refuses what cannot work.
-
-    Args:
-        task: The task's files.
-        options: Options of the task.
-        dims: Model's label → length of an embedding.
+    """Reads the targets and refuses what cannot work with embeddings of these lengths.
 
     Raises:
         DataError: A file cannot be used.

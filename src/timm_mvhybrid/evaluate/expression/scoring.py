@@ -27,15 +27,7 @@ def score_protocol(
     sheet: ScoreSheet,
     on_stage: OnStage = None,
 ) -> tuple[list[ExpressionMap], set[str]]:
-    """Scores every model on the same folds and genes.
-
-    Args:
-        plan: The cohort, and what a nested choice of the penalty must not split.
-        protocol: Folds, panels and targets.
-        features: Model's label → (N, D), in the order of the cohort's spots.
-        options: Probe and scores.
-        sheet: Where the scores go.
-        on_stage: Called when a model is scored.
+    """Scores every model's features, (N, D) in the order of the cohort's spots, on the same folds and genes.
 
     Returns:
         Maps of the genes best predicted by the first model, and the ridge solvers used.
