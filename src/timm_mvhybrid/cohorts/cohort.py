@@ -29,6 +29,8 @@ class ExpressionCohort:
         spatial: Positions in px of the slide, (N, 2).
         studies: Sample → study; empty if unknown.
         patients: Sample → patient; empty if unknown.
+        study_of: Study of each spot, (N,); its sample if studies are unknown.
+        patient_of: Patient of each spot, (N,); its sample if patients are unknown.
         splits: The task's own splits.
         num_missing_genes: Genes that some samples measure and others do not; they are left out.
         generated: Whether a file says that it was generated.
@@ -43,6 +45,8 @@ class ExpressionCohort:
     spatial: NDArray[np.float64]
     studies: dict[str, str]
     patients: dict[str, str]
+    study_of: NDArray[np.str_]
+    patient_of: NDArray[np.str_]
     splits: tuple[HestSplit, ...]
     num_missing_genes: int
     generated: bool
@@ -73,27 +77,26 @@ class ExpressionCohort:
         for sample in samples:
             position = {gene: index for index, gene in enumerate(sample.genes)}
             stacked.append(sample.counts[:, [position[gene] for gene in genes]])
-        lengths = [len(sample.barcodes) for sample in samples]
+        sample_ids = [sample.sample_id for sample in samples]
+        sample_of = np.repeat(np.arange(len(samples)), [len(sample.barcodes) for sample in samples])
+        study_of, patient_of = (
+            np.array([known[name] if known else name for name in sample_ids])[sample_of]
+            for known in (studies, patients)
+        )
         return ExpressionCohort(
-            samples=tuple(sample.sample_id for sample in samples),
-            sample_of=np.repeat(np.arange(len(samples)), lengths),
+            samples=tuple(sample_ids),
+            sample_of=sample_of,
             genes=genes,
             counts=require("scipy.sparse").vstack(stacked, format="csr"),
             spatial=np.concatenate([sample.spatial for sample in samples]),
             studies=dict(studies or {}),
             patients=dict(patients or {}),
+            study_of=study_of,
+            patient_of=patient_of,
             splits=tuple(splits),
             num_missing_genes=len(everywhere) - len(genes),
             generated=any(sample.generated for sample in samples),
         )
-
-    def label_of_spots(self, labels: Mapping[str, str]) -> NDArray[np.str_]:
-        """Spreads labels of samples over their spots.
-
-        Returns:
-            (N,).
-        """
-        return np.array([labels[sample] for sample in self.samples])[self.sample_of]
 
     def rows(self, samples: Sequence[str]) -> NDArray[np.int64]:
         """Finds the spots of samples."""

@@ -58,13 +58,11 @@ class ExpressionPlan:
         cohort: Spots, counts, studies.
         panel: What the result says of the genes: name, number, and on what they were selected.
         protocols: The protocols.
-        groups: What a nested choice of the penalty must not split, (N,): studies, or samples where none are known.
     """
 
     cohort: ExpressionCohort
     panel: dict[str, Any]
     protocols: list[ProtocolPlan]
-    groups: NDArray[np.str_]
 
 
 def make_plan(task: HestTask, options: ExpressionOptions, dims: Mapping[str, int]) -> ExpressionPlan:
@@ -77,7 +75,6 @@ def make_plan(task: HestTask, options: ExpressionOptions, dims: Mapping[str, int
     """
     file = _panel_file(task, options)
     cohort = read_cohort(task, counts_layer=options.counts_layer, studies=options.studies, panel=file)
-    groups = cohort.label_of_spots(cohort.studies or {sample: sample for sample in cohort.samples})
     protocols = _choose_protocols(cohort, options.protocols)
     selected_on = "all samples" if options.select_on_all_samples else "training folds"
     return ExpressionPlan(
@@ -87,8 +84,7 @@ def make_plan(task: HestTask, options: ExpressionOptions, dims: Mapping[str, int
             "panel_size": options.num_genes if cohort.panel is None else len(cohort.panel),
             "panel_selected_on": selected_on if cohort.panel is None else "file",
         },
-        protocols=[_plan_protocol(protocol, cohort, groups, options, dims) for protocol in protocols],
-        groups=groups,
+        protocols=[_plan_protocol(protocol, cohort, options, dims) for protocol in protocols],
     )
 
 
@@ -128,12 +124,11 @@ def _choose_protocols(cohort: ExpressionCohort, wanted: Sequence[str]) -> list[P
 def _plan_protocol(
     protocol: Protocol,
     cohort: ExpressionCohort,
-    groups: NDArray[np.str_],
     options: ExpressionOptions,
     dims: Mapping[str, int],
 ) -> ProtocolPlan:
     probe = options.probe
-    folds = _make_folds(protocol, cohort, groups, probe)
+    folds = _make_folds(protocol, cohort, probe)
     with errors_in(f"protocol {protocol}"):
         panels = _choose_genes(cohort, folds, options)
     genes = sorted(set().union(*panels))
@@ -148,7 +143,7 @@ def _plan_protocol(
         for fold, panel in zip(folds, panels, strict=True):
             with errors_in(f"protocol {protocol}, fold {fold.name}, model {label}"):
                 ridge_setting(len(fold.train), dim, len(panel), probe.preset, num_components[label], None)
-                if probe.alpha == "nested" and len(np.unique(groups[fold.train])) < 2:
+                if probe.alpha == "nested" and len(np.unique(cohort.study_of[fold.train])) < 2:
                     raise EvaluationError(
                         "a nested choice of `alpha` needs at least two studies to train on, and there is 1; give a number"
                     )
@@ -162,9 +157,7 @@ def _plan_protocol(
     )
 
 
-def _make_folds(
-    protocol: Protocol, cohort: ExpressionCohort, groups: NDArray[np.str_], probe: ProbeOptions
-) -> list[Fold]:
+def _make_folds(protocol: Protocol, cohort: ExpressionCohort, probe: ProbeOptions) -> list[Fold]:
     if protocol == "csv":
         return [
             Fold(cohort.rows(split.train), cohort.rows(split.test), split.name) for split in cohort.splits
@@ -172,8 +165,8 @@ def _make_folds(
     if protocol == "random":
         return random_folds(len(cohort.sample_of), probe.num_folds, probe.seed)
     if protocol == "loso":
-        return study_folds(groups)
-    return patient_folds(cohort.label_of_spots(cohort.patients))
+        return study_folds(cohort.study_of)
+    return patient_folds(cohort.patient_of)
 
 
 def _choose_genes(

@@ -52,7 +52,7 @@ def score_protocol(
                 alpha=options.alpha,
                 solver=options.solver,
                 columns=columns,
-                groups=plan.groups,
+                groups=cohort.study_of,
             )
         pcc = np.full((len(protocol.folds), len(protocol.genes)), np.nan)
         predicted = np.full(protocol.targets.shape, np.nan)
