@@ -25,7 +25,7 @@ from ..runtime.ranks import Ranks
 from ..version import __version__
 from .backbone import Backbone
 from .embedding_store import read_embeddings
-from .embeddings import BatchReport, DTypeName, EmbeddingSummary, embed
+from .embeddings import BatchReport, DTypeName, EmbeddingSummary, write_embeddings
 from .model_input import choose_device, choose_input_size
 from .patch_loader import num_available_workers
 from .pooling import Pooling, check_pooling
@@ -148,7 +148,8 @@ def embed_sources(
         with writing(files[name].parent):
             files[name].parent.mkdir(parents=True, exist_ok=True)
     summaries = [
-        embed(
+        # another evaluation of the same patches would write the same file, so nobody claims it
+        write_embeddings(
             sources[name],
             backbone,
             files[name],
@@ -158,9 +159,6 @@ def embed_sources(
             num_workers=num_available_workers() if options.num_workers == "auto" else options.num_workers,
             pool=options.pool,
             input_size=options.input_size,
-            overwrite=True,
-            # another evaluation of the same patches would write the same file
-            exclusive=False,
             on_batch=None if on_batch is None else partial(on_batch, name),
         )
         for name in mine
