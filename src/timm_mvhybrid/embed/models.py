@@ -38,7 +38,7 @@ def embedding_dims(
         EvaluationError: There is no model, or two cannot be told apart.
     """
     labels = unique_labels(backbones, taken=given)
-    dims = {label: np.shape(found)[1] for label, one in given.items() for found in list(one.values())[:1]}
+    dims = {label: np.shape(found)[-1] for label, one in given.items() for found in list(one.values())[:1]}
     return dims | {label: embedding_dim(one.model, pool) for label, one in labels.items()}
 
 
@@ -96,6 +96,10 @@ def _checked(
         if len(found[name]) != len(source):
             raise EvaluationError(
                 f"model {label}, sample '{name}': {len(found[name])} embeddings of {len(source)} patches"
+            )
+        if found[name].ndim != 2:
+            raise EvaluationError(
+                f"model {label}, sample '{name}': embeddings of shape {found[name].shape}; they must be (patches, dim)"
             )
         finite = np.isfinite(found[name]).all(axis=1)
         if not finite.all():
