@@ -345,7 +345,7 @@ def test_embeddings_that_are_no_vectors_name_the_sample(task):
 
 def test_protocols_that_the_data_do_not_allow_are_errors(task, tmp_path):
     for protocol, message in (
-        ("loso", "give `studies`"),
+        ("loso", "give `studies=FILE`"),
         ("patient", "column patient"),
         ("kfold", "unknown protocol"),
     ):

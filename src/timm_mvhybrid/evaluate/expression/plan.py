@@ -115,9 +115,9 @@ def _choose_protocols(cohort: ExpressionCohort, wanted: Sequence[str]) -> list[P
                 "the protocol csv needs splits/train_<i>.csv and test_<i>.csv, and there are none"
             )
         if name == "loso" and not cohort.studies:
-            raise EvaluationError("the protocol loso needs the study of each sample; give `studies`")
+            raise EvaluationError("the protocol loso needs the study of each sample; give `studies=FILE`")
         if name == "patient" and not cohort.patients:
-            raise EvaluationError("the protocol patient needs a column patient in the file `studies`")
+            raise EvaluationError("the protocol patient needs a column patient in `studies=FILE`")
     return list(dict.fromkeys(wanted))  # type: ignore[arg-type]
 
 
