@@ -15,7 +15,7 @@ def unique_labels(backbones: Sequence[Backbone], taken: Collection[str] = ()) ->
         EvaluationError: If there is no model, or two would have the same label.
     """
     if not backbones and not taken:
-        raise EvaluationError("no model to evaluate; name one by `model`")
+        raise EvaluationError("no model to evaluate; name one with `model`")
     names = [backbone.name for backbone in backbones]
     labels: dict[str, Backbone] = {}
     for backbone in backbones:
@@ -24,7 +24,7 @@ def unique_labels(backbones: Sequence[Backbone], taken: Collection[str] = ()) ->
             label = f"{label} ({backbone.weights})"
         if label in labels or label in taken:
             raise EvaluationError(
-                f"model '{label}' is given twice; give different `checkpoint` files or names"
+                f"model '{label}' is given twice; give different files as `checkpoint`, or different names"
             )
         labels[label] = backbone
     return labels

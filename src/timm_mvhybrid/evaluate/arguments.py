@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from tyro.constructors import PrimitiveConstructorSpec
 
 from ..embed.backbone import Backbone, load_backbone
-from ..runtime.errors import EvaluationError, ParameterError
+from ..runtime.errors import EvaluationError, check_seed
 
 
 def word(metavar: str, read: Callable[[str], Any], write: Callable[[Any], str] = str) -> Any:
@@ -28,16 +28,6 @@ def word(metavar: str, read: Callable[[str], Any], write: Callable[[Any], str] =
 def comma_separated(metavar: str) -> Any:
     """Tells the command line that texts are given in one word, separated by commas."""
     return word(metavar, lambda text: tuple(part.strip() for part in text.split(",")), ",".join)
-
-
-def check_seed(seed: int) -> None:
-    """Refuses a seed that one of NumPy, PyTorch and scikit-learn does not take.
-
-    Raises:
-        ParameterError: The seed is negative or does not fit into 32 bits.
-    """
-    if not 0 <= seed < 2**32:
-        raise ParameterError(f"`seed` is {seed}; it must be from 0 to {2**32 - 1}")
 
 
 @contextmanager

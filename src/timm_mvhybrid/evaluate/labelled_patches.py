@@ -18,8 +18,9 @@ from ..embed.model_labels import unique_labels
 from ..embed.models import embed_models
 from ..probes.splits import Fold
 from ..report import Result, ScoreSheet
+from ..runtime.errors import check_seed
 from ..runtime.provenance import ModelRecord, hash_files
-from .arguments import BackboneOptions, check_seed
+from .arguments import BackboneOptions
 from .task import OnBatch
 
 
@@ -42,7 +43,6 @@ class LabelledPatchOptions:
     embedding: Annotated[EmbeddingOptions, arg(name="")] = field(default_factory=EmbeddingOptions)
 
     def __post_init__(self) -> None:
-        """Checks the seed."""
         check_seed(self.seed)
 
 

@@ -13,9 +13,8 @@ from tyro.conf import Positional, arg
 
 from ..cohorts.bags import SlideTable, bag_folder, read_bags, weights_of_bags
 from ..runtime.digest import file_sha256
-from ..runtime.errors import EvaluationError
+from ..runtime.errors import EvaluationError, check_seed
 from ..runtime.provenance import ModelRecord
-from .arguments import check_seed
 from .task import Options, Task
 
 Bags = list[NDArray[np.float32]]
@@ -38,7 +37,6 @@ class SlideOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Checks the seed."""
         check_seed(self.seed)
 
 

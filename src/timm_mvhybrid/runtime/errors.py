@@ -32,7 +32,13 @@ class TimmMVHybridError(Exception):
 
 
 class ParameterError(TimmMVHybridError, ValueError):
-    """An argument cannot be used; the message names it in backticks, by its Python name."""
+    """A parameter has a value that it cannot have; the message names it in backticks, by its Python name."""
+
+
+def check_seed(seed: int) -> None:
+    """Raises ParameterError for a seed that not every generator takes: scikit-learn's end at 32 bits."""
+    if not 0 <= seed < 2**32:
+        raise ParameterError(f"`seed` is {seed}; it must be from 0 to {2**32 - 1}")
 
 
 class DataError(TimmMVHybridError, ValueError):

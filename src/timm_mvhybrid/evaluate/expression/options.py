@@ -14,7 +14,8 @@ from ...probes.expression_metrics import NanPolicy
 from ...probes.resampling import NUM_RESAMPLES
 from ...probes.ridge import RidgePreset
 from ...probes.ridge_folds import RidgeSolver
-from ..arguments import BackboneOptions, check_seed, word
+from ...runtime.errors import check_seed
+from ..arguments import BackboneOptions, word
 
 HEST_COMPONENTS = 256
 """Principal components of HEST's recipe."""
@@ -79,7 +80,6 @@ class ProbeOptions:
     num_map_samples: Annotated[int, arg(name="map-samples", metavar="N")] = 4
 
     def __post_init__(self) -> None:
-        """Checks the seed."""
         check_seed(self.seed)
 
 
