@@ -19,7 +19,7 @@ from timm_mvhybrid.evaluate import EmbeddingOptions
 
 @dataclass(frozen=True, kw_only=True)
 class ColourOptions:
-    """What the command is told: every field is a flag."""
+    """Options of the command: every field is a flag."""
 
     root: Positional[Path]
     """Folder of images, slide, tar or patch h5."""
@@ -36,9 +36,9 @@ class Colour(evaluate.Task[ColourOptions]):
 
     def run(self, options, progress):
         """Embeds the patches, then predicts their colours on random folds."""
+        backbones = options.models.load(options.seed, progress.on_warning)
         source = open_source(options.root)
         colours = np.stack([np.asarray(source[i]).mean(axis=(0, 1)) for i in range(len(source))])
-        backbones = options.models.load(options.seed, progress.on_warning)
         models, embeddings = evaluate.embed_models({"patches": source}, backbones, options.embedding)
         error = evaluate.Metric(label="Error, grey levels", higher=False)
         sheet = evaluate.ScoreSheet({"mae": error}, seed=options.seed)

@@ -12,7 +12,7 @@ from support import results
 from timm_mvhybrid.evaluate.expression.charts import apart, gene_bars, slope_chart
 from timm_mvhybrid.evaluate.expression.tables import find_drops
 from timm_mvhybrid.evaluate.patch_charts import confusion_matrix, precision_bars
-from timm_mvhybrid.evaluate.slide_charts import RocCurve, roc_curves, survival_curves
+from timm_mvhybrid.evaluate.slide_charts import roc_curves, survival_curves
 from timm_mvhybrid.probes.cox import log_rank_p_value
 
 pytestmark = pytest.mark.fixed_seed  # results are drawn, and what is asserted names the best of them
@@ -112,8 +112,7 @@ def test_a_median_that_is_not_reached_is_said():
 
 
 def with_slides(pairs):
-    slides = [{"score": score, "positive": positive} for score, positive in pairs]
-    return [RocCurve.of("vit12", slides)]
+    return {"vit12": [{"score": score, "positive": positive} for score, positive in pairs]}
 
 
 def test_roc_with_ties_makes_slanted_pieces():

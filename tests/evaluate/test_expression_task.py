@@ -333,9 +333,19 @@ def test_embeddings_that_are_not_one_for_each_patch_name_the_sample(task):
             evaluate_expression(task, [], options(), embeddings={"m": found})
 
 
+def test_embeddings_that_are_no_vectors_name_the_sample(task):
+    flat = {name: matrix[:, 0] for name, matrix in colours(task).items()}
+    with pytest.raises(
+        EvaluationError, match=r"model m, sample 'S0': embeddings of shape \(24,\); they must be"
+    ):
+        evaluate_expression(
+            task, [], options(num_genes=3, probe={"num_components": None}), embeddings={"m": flat}
+        )
+
+
 def test_protocols_that_the_data_do_not_allow_are_errors(task, tmp_path):
     for protocol, message in (
-        ("loso", "give --studies"),
+        ("loso", "give `studies=FILE`"),
         ("patient", "column patient"),
         ("kfold", "unknown protocol"),
     ):

@@ -216,7 +216,8 @@ def test_a_fold_with_one_class_has_no_auroc_and_says_so(tmp_path):
     lines = [line.replace("P02,MSI", "P02,MSS") for line in lines]
     (tmp_path / "labels.csv").write_text("\n".join(lines))
     with pytest.raises(
-        EvaluationError, match=r"fold \d: all \d+ training slides have the same label; .* fewer --num-folds"
+        EvaluationError,
+        match=r"fold \d: all \d+ training slides have the same label; .* use fewer folds, `num_folds`",
     ):
         evaluate_slides(
             [tmp_path / "model"], tmp_path / "labels.csv", SlideTaskOptions(num_folds=4, attention=quick)

@@ -29,7 +29,7 @@ def test_a_report_is_four_files_that_need_no_other(tmp_path, make):
 def test_a_report_is_replaced_only_when_asked(tmp_path):
     write_report(results.retrieval(), tmp_path)
     with pytest.raises(
-        EvaluationError, match=r"results.json: exists already; replace the report with --overwrite"
+        EvaluationError, match=r"results.json: exists already; replace the report with `overwrite=True`"
     ):
         write_report(results.survival(), tmp_path)
     assert read_result(tmp_path).task == "retrieval"
@@ -148,7 +148,7 @@ def test_a_comparison_of_other_tasks_lists_each_by_itself(tmp_path):
     [
         (["a", "a"], "out", "name each evaluation once"),
         ([], "out", "no folder: name each evaluation once"),
-        (["a"], "a", "is one of the evaluations; choose another --output"),
+        (["a"], "a", "is one of the evaluations; choose another `output`"),
         (["missing"], "out", "results.json: cannot be read|missing: cannot be read"),
     ],
 )

@@ -15,7 +15,7 @@ from timm_mvhybrid.evaluate.expression.charts import gene_bars, slope_chart
 from timm_mvhybrid.evaluate.expression.tables import find_drops
 from timm_mvhybrid.evaluate.expression.task import METRICS as EXPRESSION_METRICS
 from timm_mvhybrid.evaluate.patch_charts import confusion_matrix, precision_bars
-from timm_mvhybrid.evaluate.slide_charts import RocCurve, roc_curves, survival_curves
+from timm_mvhybrid.evaluate.slide_charts import roc_curves, survival_curves
 from timm_mvhybrid.report import check_report_folder
 from timm_mvhybrid.report.drawing import Drawing, chart_style
 from timm_mvhybrid.report.series_looks import bar, curve, marker
@@ -26,7 +26,7 @@ CHARTS = {
     "genes": lambda: gene_bars(results.expression(num_genes=6), "loso", "LOSO"),
     "confusion": lambda: confusion_matrix("vit12", ["a", "b"], [[8, 2], [1, 9]]),
     "retrieval": lambda: precision_bars("precision@1", {"vit12": {"ADI": 1.0, "LYM": 0.8}}),
-    "roc": lambda: roc_curves([RocCurve.of("vit12", results.slides().arrays["slides"])]),
+    "roc": lambda: roc_curves({"vit12": results.slides().arrays["slides"]}),
     "survival": lambda: survival_curves("vit12", results.survival().arrays["patients"], "months"),
 }
 ATTRIBUTES = {"class", "d", "fill-opacity", "font-size", "text-anchor", "transform", "x", "y"}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from ..data import DataError
 from ..runtime.errors import EvaluationError
 from ..runtime.extras import require
-from .hest_layout import HestSample, HestSplit
+from .csv_tables import read_genes, read_studies
+from .hest_layout import HestSample, HestSplit, HestTask, read_sample
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -27,8 +29,13 @@ class ExpressionCohort:
         spatial: Positions in px of the slide, (N, 2).
         studies: Sample → study; empty if unknown.
         patients: Sample → patient; empty if unknown.
+        study_of: Study of each spot, (N,); its sample if studies are unknown.
+        patient_of: Patient of each spot, (N,); its sample if patients are unknown.
         splits: The task's own splits.
         num_missing_genes: Genes that some samples measure and others do not; they are left out.
+        generated: Whether a file says that it was generated.
+        panel: Genes of a given list, all of them measured; None without one.
+        files: What was read beside the patches.
     """
 
     samples: tuple[str, ...]
@@ -38,8 +45,13 @@ class ExpressionCohort:
     spatial: NDArray[np.float64]
     studies: dict[str, str]
     patients: dict[str, str]
+    study_of: NDArray[np.str_]
+    patient_of: NDArray[np.str_]
     splits: tuple[HestSplit, ...]
     num_missing_genes: int
+    generated: bool
+    panel: tuple[str, ...] | None = None
+    files: tuple[Path, ...] = ()
 
     @staticmethod
     def of(
@@ -65,26 +77,26 @@ class ExpressionCohort:
         for sample in samples:
             position = {gene: index for index, gene in enumerate(sample.genes)}
             stacked.append(sample.counts[:, [position[gene] for gene in genes]])
-        lengths = [len(sample.barcodes) for sample in samples]
+        sample_ids = [sample.sample_id for sample in samples]
+        sample_of = np.repeat(np.arange(len(samples)), [len(sample.barcodes) for sample in samples])
+        study_of, patient_of = (
+            np.array([known[name] if known else name for name in sample_ids])[sample_of]
+            for known in (studies, patients)
+        )
         return ExpressionCohort(
-            samples=tuple(sample.sample_id for sample in samples),
-            sample_of=np.repeat(np.arange(len(samples)), lengths),
+            samples=tuple(sample_ids),
+            sample_of=sample_of,
             genes=genes,
             counts=require("scipy.sparse").vstack(stacked, format="csr"),
             spatial=np.concatenate([sample.spatial for sample in samples]),
             studies=dict(studies or {}),
             patients=dict(patients or {}),
+            study_of=study_of,
+            patient_of=patient_of,
             splits=tuple(splits),
             num_missing_genes=len(everywhere) - len(genes),
+            generated=any(sample.generated for sample in samples),
         )
-
-    def label_of_spots(self, labels: Mapping[str, str]) -> NDArray[np.str_]:
-        """Spreads labels of samples over their spots.
-
-        Returns:
-            (N,).
-        """
-        return np.array([labels[sample] for sample in self.samples])[self.sample_of]
 
     def rows(self, samples: Sequence[str]) -> NDArray[np.int64]:
         """Finds the spots of samples."""
@@ -103,16 +115,35 @@ class ExpressionCohort:
         return targets
 
 
-def check_panel(genes: Sequence[str], samples: Sequence[HestSample], origin: str) -> None:
-    """Checks that every sample measures the genes of a given panel.
+def read_cohort(
+    task: HestTask, *, counts_layer: str | None = None, studies: Path | None = None, panel: Path | None = None
+) -> ExpressionCohort:
+    """Reads all that is known of a task's spots, small files first.
+
+    Args:
+        task: The task.
+        counts_layer: The layer of each h5ad that holds the counts, or ``raw``; None takes X.
+        studies: CSV, see ``read_studies``; None if studies are unknown.
+        panel: List of genes that every sample must measure, see ``read_genes``.
 
     Raises:
-        DataError: If a gene is missing in a sample.
+        DataError: If a file cannot be used, or a sample lacks a gene of the list.
+        EvaluationError: If the samples have no gene in common.
     """
+    genes = None if panel is None else tuple(read_genes(panel))
+    study_of, patient_of = ({}, {}) if studies is None else read_studies(studies, task.samples)
+    samples = [read_sample(task, name, counts_layer) for name in task.samples]
     for sample in samples:
-        missing = [gene for gene in genes if gene not in set(sample.genes)]
-        if missing:
+        missing = [gene for gene in genes or () if gene not in set(sample.genes)]
+        if missing and panel is not None:
             raise DataError(
-                f"{sample.expression}: lacks the gene '{missing[0]}' of {origin} ({len(missing)} missing); remove it "
-                "from the panel, leave the sample out, or select genes with --panel hvg"
+                f"{sample.expression}: lacks the gene '{missing[0]}' of {panel.name} ({len(missing)} missing); remove "
+                "it from the panel, leave the sample out, or select genes with `panel='hvg'`"
             )
+    files = [sample.expression for sample in samples]
+    files += [
+        *(file for file in (studies, panel) if file is not None),
+        *sorted(task.path.glob("splits/*.csv")),
+    ]
+    cohort = ExpressionCohort.of(samples, splits=task.splits, studies=study_of, patients=patient_of)
+    return replace(cohort, panel=genes, files=tuple(files))

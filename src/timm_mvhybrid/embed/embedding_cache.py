@@ -25,7 +25,7 @@ from ..runtime.ranks import Ranks
 from ..version import __version__
 from .backbone import Backbone
 from .embedding_store import read_embeddings
-from .embeddings import BatchReport, EmbeddingSummary, ForwardOptions, embed
+from .embeddings import BatchReport, EmbeddingSummary, ForwardOptions, write_embeddings
 from .model_input import choose_device, choose_input_size
 from .pooling import check_pooling
 
@@ -112,23 +112,21 @@ def embed_sources(
     # every rank looks before any writes, so that all agree on what is missing
     missing = [name for name, source in sources.items() if _read(files[name], source) is None]
     ranks.gather(None)
-    mine = ranks.share([len(sources[name]) for name in missing])
-    summaries = []
-    for name in (missing[index] for index in mine):
+    mine = [missing[index] for index in ranks.share([len(sources[name]) for name in missing])]
+    for name in mine:
         with writing(files[name].parent):
             files[name].parent.mkdir(parents=True, exist_ok=True)
-        summaries.append(
-            embed(
-                sources[name],
-                backbone,
-                files[name],
-                **options.arguments() | {"device": ranks.own_device(options.device)},
-                overwrite=True,
-                # another evaluation of the same patches would write the same file
-                exclusive=False,
-                on_batch=None if on_batch is None else partial(on_batch, name),
-            )
+    summaries = [
+        # another evaluation of the same patches would write the same file, so nobody claims it
+        write_embeddings(
+            sources[name],
+            backbone,
+            files[name],
+            **options.arguments() | {"device": ranks.own_device(options.device)},
+            on_batch=None if on_batch is None else partial(on_batch, name),
         )
+        for name in mine
+    ]
     everywhere: list[EmbeddingSummary] = [summary for part in ranks.gather(summaries) for summary in part]
     embeddings: dict[str, NDArray[np.float32]] = {}
     if ranks.is_first:

@@ -197,11 +197,50 @@ def embed(
             embedding is NaN or infinite.
         OutputError: If the disk does not take the output, or another process writes it.
     """
+    check_output(output, overwrite=overwrite, source=source.path)
+    with claimed(output) if exclusive else nullcontext():
+        return write_embeddings(
+            source,
+            backbone,
+            output,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            num_workers=num_workers,
+            pool=pool,
+            input_size=input_size,
+            skip_corrupt=skip_corrupt,
+            replace=overwrite,
+            on_batch=on_batch,
+        )
+
+
+def write_embeddings(
+    source: PatchSource,
+    backbone: Backbone,
+    output: str | Path,
+    *,
+    batch_size: int,
+    device: str,
+    dtype: DTypeName,
+    num_workers: int,
+    pool: Pooling,
+    input_size: int | Literal["auto"],
+    skip_corrupt: bool = False,
+    replace: bool = True,
+    on_batch: Callable[[BatchReport], None] | None = None,
+) -> EmbeddingSummary:
+    """Embeds as ``embed`` does, to an output that was checked and that others may write as well.
+
+    Raises:
+        DataError: As ``embed``.
+        EvaluationError: As ``embed``.
+        OutputError: If the disk does not take the output.
+    """
     if batch_size < 1 or num_workers < 0:
         raise ParameterError(
             f"`batch_size` must be at least 1 and `num_workers` at least 0, not {batch_size} and {num_workers}"
         )
-    check_output(output, overwrite=overwrite, source=source.path)
     target = choose_device(device)
     model = backbone.model.to(target).eval()
     check_pooling(model, pool)
@@ -222,8 +261,7 @@ def embed(
     num_done = num_corrupt = 0
     start = time.perf_counter()
     with (
-        claimed(output) if exclusive else nullcontext(),
-        EmbeddingWriter(output, replace=overwrite, num_rows=len(source)) as writer,
+        EmbeddingWriter(output, replace=replace, num_rows=len(source)) as writer,
         torch.inference_mode(),
     ):
         batches = _TimedIterator(iter(loader))

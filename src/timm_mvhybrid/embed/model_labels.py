@@ -12,8 +12,10 @@ def unique_labels(backbones: Sequence[Backbone], taken: Collection[str] = ()) ->
     """Labels models by name, and by their weights' file where a name occurs more than once.
 
     Raises:
-        EvaluationError: If two models would have the same label.
+        EvaluationError: If there is no model, or two would have the same label.
     """
+    if not backbones and not taken:
+        raise EvaluationError("no model to evaluate; name one with `model`")
     names = [backbone.name for backbone in backbones]
     labels: dict[str, Backbone] = {}
     for backbone in backbones:

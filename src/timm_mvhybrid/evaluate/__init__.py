@@ -1,7 +1,7 @@
 """What a backbone is worth: patches + model → embeddings → probes → scores, written as results.json.
 
-`embed` is the library function behind `timm-mvhybrid embed`, `load_backbone` makes the model it takes, and
-`evaluate_expression` and its siblings are the tasks; a `Task` of your own takes one file (docs/extend/task.md). What they are made of takes NumPy arrays and is public, too:
+``embed`` is what ``timm-mvhybrid embed`` calls, ``load_backbone`` makes the model it takes, and
+``evaluate_expression`` and its siblings are the tasks; a ``Task`` of your own takes one file (docs/extend/task.md). What they are made of takes NumPy arrays and is public, too:
 ridge, linear and nearest-neighbour probes, metrics, folds, gene panels, retrieval, mixture embeddings, concordance.
 scikit-learn, scanpy, anndata and scikit-survival are imported when they are called for.
 """

@@ -1,8 +1,9 @@
-"""Arguments that tasks share: the models, and values that are spelled in one word on the command line."""
+"""Arguments that tasks share: models, seed, and values that are spelled in one word on the command line."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 from tyro.constructors import PrimitiveConstructorSpec
 
 from ..embed.backbone import Backbone, load_backbone
-from ..runtime.errors import EvaluationError
+from ..runtime.errors import EvaluationError, check_seed
 
 
 def word(metavar: str, read: Callable[[str], Any], write: Callable[[Any], str] = str) -> Any:
@@ -27,6 +28,19 @@ def word(metavar: str, read: Callable[[str], Any], write: Callable[[Any], str] =
 def comma_separated(metavar: str) -> Any:
     """Tells the command line that texts are given in one word, separated by commas."""
     return word(metavar, lambda text: tuple(part.strip() for part in text.split(",")), ",".join)
+
+
+@contextmanager
+def errors_in(where: str) -> Iterator[None]:
+    """Puts where it happened, such as the fold, before the message of an error.
+
+    Raises:
+        EvaluationError: The block raised one.
+    """
+    try:
+        yield
+    except EvaluationError as error:
+        raise EvaluationError(f"{where}: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +62,21 @@ class BackboneOptions:
 
         Args:
             seed: Seed of random weights.
-            on_warning: Told of models whose weights are random.
+            on_warning: Called with a sentence that names the models whose weights are random.
 
         Returns:
             One for each name.
 
         Raises:
+            ParameterError: The seed cannot be used.
             EvaluationError: There are not as many files as models.
         """
+        check_seed(seed)
         names = [name for name in self.model if name]
         files = self.checkpoint if any(self.checkpoint) else ("",) * len(names)
         if len(files) != len(names):
             raise EvaluationError(
-                f"--checkpoint names {len(files)} files for {len(names)} models; leave one empty for a model without"
+                f"`checkpoint` names {len(files)} files for {len(names)} models; leave one empty for a model without"
             )
         models = [
             load_backbone(
@@ -71,9 +87,7 @@ class BackboneOptions:
             )
             for name, file in zip(names, files, strict=True)
         ]
-        random = [backbone.name for backbone in models if backbone.weights == "random"]
+        random = ", ".join(backbone.name for backbone in models if backbone.weights == "random")
         if random and on_warning is not None:
-            on_warning(
-                f"the weights of {', '.join(random)} are random; give --checkpoint FILE or --pretrained"
-            )
+            on_warning(f"the weights of {random} are random; give `checkpoint=FILE` or `pretrained`")
         return models

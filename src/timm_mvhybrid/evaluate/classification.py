@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from tyro.conf import arg
 
-from ..cohorts.labelled_images import LabelledImages
 from ..embed.backbone import Backbone
 from ..embed.embedding_cache import EmbeddingOptions
 from ..probes.logistic import ProbeResult, linear_probe
 from ..probes.neighbours import knn_probe
-from ..probes.splits import Fold
 from ..report import Metric, Result, ScoreSheet
 from ..report.page import figure, section
 from ..runtime.errors import EvaluationError
+from ..runtime.extras import require
 from ..runtime.stage import OnStage, stage_reporter
-from .labelled_patches import (
-    LabelledPatchCommand,
-    LabelledPatchOptions,
-    dataset_name,
-    embed_images,
-    image_files,
-    split_notes,
-)
+from .arguments import errors_in
+from .labelled_patches import LabelledPatchCommand, LabelledPatchOptions, embed_images
 from .patch_charts import confusion_matrix
 from .task import OnBatch, Progress, Task, register_task
 
@@ -58,7 +51,7 @@ class ClassificationOptions(LabelledPatchOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationCommand(LabelledPatchCommand):
-    """What the command is told.
+    """Options of the command.
 
     Attributes:
         options: Everything else.
@@ -80,7 +73,7 @@ def evaluate_classification(
     """Classifies images by probes on frozen embeddings.
 
     Args:
-        root: Folder or table, see `open_images`.
+        root: Folder or table, see ``open_images``.
         backbones: The models; the first is the one that others are compared with.
         options: Everything else.
         on_batch: Called after every batch.
@@ -91,44 +84,41 @@ def evaluate_classification(
         probe, folds added up, rows true and columns predicted, in the order of the setting ``classes``.
 
     Raises:
-        EvaluationError: A fold cannot be fitted; the message names it.
+        EvaluationError: A probe is unknown, or a fold cannot be fitted; the message names it.
     """
     options = options or ClassificationOptions()
-    images, records, embeddings = embed_images(root, backbones, options, on_batch)
-    if not embeddings:
+    probes: dict[str, Callable[..., ProbeResult]] = {
+        "linear": partial(linear_probe, max_iter=options.max_iter),
+        "knn": partial(knn_probe, k=options.num_neighbours),
+    }
+    unknown = set(options.probes) - set(probes)
+    if unknown:
+        raise EvaluationError(f"unknown probe '{min(unknown)}'; choose linear or knn")
+    embedded = embed_images(root, backbones, options, on_batch)
+    if not embedded.features:
         return None
-    folds = images.folds(options.num_folds, options.seed)
+    images, folds = embedded.images, embedded.folds
     sheet = ScoreSheet(METRICS, ddof=options.ddof, seed=options.seed)
     confusion = []
-    on_fold = stage_reporter("probes", len(embeddings) * len(options.probes) * len(folds), on_stage)
-    for label, features in embeddings.items():
+    on_fold = stage_reporter("probes", len(embedded.features) * len(options.probes) * len(folds), on_stage)
+    for label, features in embedded.features.items():
         for probe in options.probes:
             counts = np.zeros((len(images.classes),) * 2, dtype=np.int64)
             for fold in folds:
-                try:
-                    found = _probe(probe, features, images.labels, fold, options)
-                except EvaluationError as error:
-                    raise EvaluationError(f"fold {fold.name}, {probe} probe: {error}") from error
-                sheet.add(
-                    label,
-                    probe,
-                    fold.name,
-                    {metric: getattr(found, metric) for metric in METRICS},
-                    num_train=len(fold.train),
-                    num_test=len(fold.test),
+                train, test = fold
+                with errors_in(f"fold {fold.name}, {probe} probe"):
+                    found = probes[probe](
+                        features[train], images.labels[train], features[test], images.labels[test]
+                    )
+                values = {metric: getattr(found, metric) for metric in METRICS}
+                sheet.add(label, probe, fold.name, values, num_train=len(train), num_test=len(test))
+                counts += require("sklearn.metrics").confusion_matrix(
+                    images.labels[test], found.prediction, labels=images.classes
                 )
-                counts += _confusion(fold, found, images)
                 on_fold(f"{label}, {probe}")
             confusion.append({"model": label, "probe": probe, "counts": counts.tolist()})
-    return sheet.result(
-        task=Classification.name,
-        dataset=dataset_name(root),
-        models=records,
-        settings={"classes": images.classes, "layout": images.layout},
-        arrays={"confusion": confusion},
-        options=options,
-        data=image_files(root, images),
-        notes=split_notes(images),
+    return embedded.result(
+        Classification.name, options, sheet, {"confusion": confusion}, {"classes": images.classes}
     )
 
 
@@ -168,27 +158,3 @@ class Classification(Task[ClassificationCommand]):
 
 
 register_task(Classification())
-
-
-def _probe(
-    probe: str,
-    features: NDArray[np.float32],
-    labels: NDArray[np.str_],
-    fold: Fold,
-    options: ClassificationOptions,
-) -> ProbeResult:
-    train, test = fold
-    parts = features[train], labels[train], features[test], labels[test]
-    if probe == "linear":
-        return linear_probe(*parts, max_iter=options.max_iter)
-    if probe == "knn":
-        return knn_probe(*parts, k=options.num_neighbours)
-    raise EvaluationError(f"unknown probe '{probe}'; choose linear or knn")
-
-
-def _confusion(fold: Fold, found: ProbeResult, images: LabelledImages) -> NDArray[np.int64]:
-    number = {name: index for index, name in enumerate(images.classes)}
-    counts: NDArray[Any] = np.zeros((len(number), len(number)), dtype=np.int64)
-    for truth, predicted in zip(images.labels[fold.test], found.prediction, strict=True):
-        counts[number[str(truth)], number[str(predicted)]] += 1
-    return counts

@@ -1,11 +1,11 @@
-"""What the tasks on labelled patches share: their data, embedded by every model, and what is said of it."""
+"""What the tasks on labelled patches share: their data, embedded by every model, and what a result says of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,11 @@ from tyro.conf import Positional, arg
 from ..cohorts.labelled_images import LabelledImages, Layout, open_images
 from ..embed.backbone import Backbone
 from ..embed.embedding_cache import EmbeddingOptions
+from ..embed.model_labels import unique_labels
 from ..embed.models import embed_models
-from ..runtime.errors import EvaluationError, check_seed
+from ..probes.splits import Fold
+from ..report import Result, ScoreSheet
+from ..runtime.errors import check_seed
 from ..runtime.provenance import ModelRecord, hash_files
 from .arguments import BackboneOptions
 from .task import OnBatch
@@ -23,10 +26,10 @@ from .task import OnBatch
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledPatchOptions:
-    """What the tasks on labelled patches are told.
+    """Options of the tasks on labelled patches.
 
     Attributes:
-        layout: How the images lie; auto tells it from the files.
+        layout: How the images lie; auto recognises it by the files.
         num_folds: Folds where the data are not split; retrieval queries the first.
         ddof: Delta degrees of freedom of deviations over folds.
         seed: Seed of folds, bootstrap and random weights.
@@ -45,7 +48,7 @@ class LabelledPatchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledPatchCommand:
-    """What the commands of the tasks on labelled patches share.
+    """Options of the commands of the tasks on labelled patches.
 
     Attributes:
         root: Folder of classes, table (path, label[, split][, patient]), or MHIST or UniToPatho as distributed.
@@ -56,52 +59,77 @@ class LabelledPatchCommand:
     models: Annotated[BackboneOptions, arg(name="")]
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EmbeddedImages:
+    """Labelled images and what every model makes of them.
+
+    Attributes:
+        root: Their folder or table.
+        images: The images.
+        folds: Train and test parts.
+        digest: SHA-256 of all images together.
+        models: The models.
+        features: Model's label → (N, D); empty on ranks other than the first.
+    """
+
+    root: Path
+    images: LabelledImages
+    folds: list[Fold]
+    digest: str
+    models: list[ModelRecord]
+    features: dict[str, NDArray[np.float32]]
+
+    def result(
+        self,
+        task: str,
+        options: LabelledPatchOptions,
+        sheet: ScoreSheet,
+        arrays: Mapping[str, Any],
+        settings: Mapping[str, Any] | None = None,
+    ) -> Result:
+        """Makes a task's result of its scores, arrays and settings; ``layout`` is one of the settings."""
+        root = self.root.resolve()
+        notes = []
+        if not self.images.parts[0]:
+            notes.append(
+                "The data are not split: folds are random over patients."
+                if self.images.patients[0]
+                else "The data are not split and name no patients: images of one patient may lie in train and test parts "
+                "alike, so the scores may be optimistic."
+            )
+        return sheet.result(
+            task=task,
+            dataset=root.stem if root.is_file() else root.name,
+            models=self.models,
+            settings={**(settings or {}), "layout": self.images.layout},
+            arrays=arrays,
+            options=options,
+            data={
+                f"{len(self.images.source)} images": self.digest,
+                **hash_files(self.root, self.images.tables),
+            },
+            notes=notes,
+        )
+
+
 def embed_images(
     root: str | Path, backbones: Sequence[Backbone], options: LabelledPatchOptions, on_batch: OnBatch
-) -> tuple[LabelledImages, list[ModelRecord], dict[str, NDArray[np.float32]]]:
+) -> EmbeddedImages:
     """Opens the images and embeds them.
-
-    Returns:
-        The images, the models, and label → (N, D); no embeddings on ranks other than the first.
 
     Raises:
         DataError: The images cannot be used.
-        EvaluationError: There is no model.
+        EvaluationError: There is no model, or the images cannot be split into as many folds.
     """
-    if not backbones:
-        raise EvaluationError("no model to evaluate; name one with --model")
+    unique_labels(backbones)
     options.embedding.check()
     images = open_images(root, options.layout)
-    # what cannot be split is refused before anything is embedded
-    images.folds(options.num_folds, options.seed)
-    records, embeddings = embed_models(
-        {"images": images.source},
-        backbones,
-        options.embedding,
-        digests={"images": images.digest()},
-        on_batch=on_batch,
+    folds = images.folds(options.num_folds, options.seed)
+    digest = images.digest()
+    models, embeddings = embed_models(
+        {"images": images.source}, backbones, options.embedding, digests={"images": digest}, on_batch=on_batch
     )
-    return images, records, {label: by_source["images"] for label, by_source in embeddings.items()}
-
-
-def image_files(root: str | Path, images: LabelledImages) -> dict[str, str]:
-    """Hashes what was read: file → SHA-256, the images together as one."""
-    return {f"{len(images.source)} images": images.digest(), **hash_files(Path(root), images.tables)}
-
-
-def dataset_name(root: str | Path) -> str:
-    """Names the data by their folder or table."""
-    path = Path(root).resolve()
-    return path.stem if path.is_file() else path.name
-
-
-def split_notes(images: LabelledImages) -> tuple[str, ...]:
-    """Says what a reader must know of the split."""
-    if images.parts[0]:
-        return ()
-    if images.patients[0]:
-        return ("The data are not split: folds are random over patients.",)
-    return (
-        "The data are not split and name no patients: images of one patient may lie in train and test parts alike, so "
-        "the scores may be optimistic.",
+    features = {label: by_source["images"] for label, by_source in embeddings.items()}
+    return EmbeddedImages(
+        root=Path(root), images=images, folds=folds, digest=digest, models=models, features=features
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ..report.bars import Bar, BarSeries, grouped_bars
+from ..report.bars import Bar, grouped_bars
 from ..report.drawing import Box, Drawing, chart_style
 from ..report.series_looks import bar
 
@@ -64,21 +64,18 @@ def precision_bars(metric: str, precision: Mapping[str, Mapping[str, float]]) ->
         metric: Such as ``precision@1``.
         precision: Model → class → precision.
     """
-    series = [
-        BarSeries(
-            name=model,
-            colour=colour,
-            bars={
-                name: Bar(value=value, note=f"{name}, {model}: {metric} {value:.3f}")
-                for name, value in found.items()
-            },
-        )
-        for colour, (model, found) in enumerate(precision.items())
-    ]
+    series = {
+        model: {
+            name: Bar(value=value, note=f"{name}, {model}: {metric} {value:.3f}")
+            for name, value in found.items()
+        }
+        for model, found in precision.items()
+    }
     return grouped_bars(
         f"{metric.replace('@', ' at ').capitalize()} of every class",
-        list(dict.fromkeys(name for one in series for name in one.bars)),
+        list(dict.fromkeys(name for bars in series.values() for name in bars)),
         series,
+        colours={model: index for index, model in enumerate(series)},
         limits=(0, 1),
         bar_px=14,
         gap_px=26,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from tyro.conf import arg
@@ -17,15 +18,8 @@ from ..probes.resampling import bootstrap_interval
 from ..report import Metric, Result, ScoreSheet
 from ..report.page import figure, section
 from ..report.presentation import metric_of
-from ..report.table import Table, number_cell, text_cell
-from .labelled_patches import (
-    LabelledPatchCommand,
-    LabelledPatchOptions,
-    dataset_name,
-    embed_images,
-    image_files,
-    split_notes,
-)
+from ..report.table import Cell, Table, number_cell, text_cell
+from .labelled_patches import LabelledPatchCommand, LabelledPatchOptions, embed_images
 from .patch_charts import precision_bars
 from .task import OnBatch, Progress, Task, register_task
 
@@ -45,7 +39,7 @@ class RetrievalOptions(LabelledPatchOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalCommand(LabelledPatchCommand):
-    """What the command is told.
+    """Options of the command.
 
     Attributes:
         options: Everything else.
@@ -68,7 +62,7 @@ def evaluate_retrieval(
     Where the data are not split, the first of the folds is queried and the others support it.
 
     Args:
-        root: Folder or table, see `open_images`.
+        root: Folder or table, see ``open_images``.
         backbones: The models.
         options: Everything else.
         on_batch: Called after every batch.
@@ -79,21 +73,20 @@ def evaluate_retrieval(
         ``classes``: name, images that make the prototype, and queries.
     """
     options = options or RetrievalOptions()
-    images, records, embeddings = embed_images(root, backbones, options, on_batch)
-    if not embeddings:
+    embedded = embed_images(root, backbones, options, on_batch)
+    if not embedded.features:
         return None
-    fold = images.folds(options.num_folds, options.seed)[0]
+    images, fold = embedded.images, embedded.folds[0]
     train, test = fold
-    metrics = {"accuracy": Metric(label="Accuracy")}
-    sheet = ScoreSheet(metrics, ddof=options.ddof, seed=options.seed)
+    sheet = ScoreSheet({"accuracy": Metric(label="Accuracy")}, ddof=options.ddof, seed=options.seed)
     classes: list[dict[str, object]] = []
-    for label, features in embeddings.items():
+    for label, features in embedded.features.items():
         found = prototype_retrieval(
             features[train], images.labels[train], features[test], images.labels[test], options.depths
         )
         names = [str(name) for name in found.classes]
-        precisions = {f"precision@{k}": values for k, values in found.precision.items()}
-        sheet.metrics |= {name: Metric(label=name) for name in precisions}
+        precision = {f"precision@{k}": values for k, values in found.precision.items()}
+        sheet.metrics |= {name: Metric(label=name) for name in precision}
         hits = (found.prediction == images.labels[test]).astype(np.float64)
         sheet.add(
             label,
@@ -101,12 +94,12 @@ def evaluate_retrieval(
             fold.name,
             {
                 "accuracy": found.accuracy,
-                **{name: float(values.mean()) for name, values in precisions.items()},
+                **{name: float(values.mean()) for name, values in precision.items()},
             },
             num_train=len(train),
             num_test=len(test),
             units={
-                name: dict(zip(names, values.tolist(), strict=True)) for name, values in precisions.items()
+                name: dict(zip(names, values.tolist(), strict=True)) for name, values in precision.items()
             },
             intervals={"accuracy": bootstrap_interval(hits, seed=options.seed, over="queries")},
         )
@@ -114,16 +107,7 @@ def evaluate_retrieval(
             {"name": name, "num_support": int(support), "num_queries": int(queries)}
             for name, support, queries in zip(names, found.num_support, found.num_queries, strict=True)
         ]
-    return sheet.result(
-        task=Retrieval.name,
-        dataset=dataset_name(root),
-        models=records,
-        settings={"layout": images.layout},
-        arrays={"classes": classes},
-        options=options,
-        data=image_files(root, images),
-        notes=split_notes(images),
-    )
+    return embedded.result(Retrieval.name, options, sheet, {"classes": classes})
 
 
 class Retrieval(Task[RetrievalCommand]):
@@ -153,30 +137,24 @@ class Retrieval(Task[RetrievalCommand]):
     def tables(self, result: Result) -> list[Table]:
         """Makes the table of classes."""
         metrics = [name for name in result.metrics if name != "accuracy"]
-        rows = []
-        for model in result.models_of(PROTOCOL):
-            for one in result.arrays.get("classes", ()):
-                rows.append(
-                    (
-                        text_cell(model),
-                        text_cell(one["name"]),
-                        number_cell(one["num_support"], 0),
-                        number_cell(one["num_queries"], 0),
-                        *(number_cell(_precision(result, model, name).get(one["name"])) for name in metrics),
-                    )
-                )
+
+        def precision(metric: str) -> tuple[str, Callable[[Any], Cell]]:
+            return metric_of(result, metric).label, lambda row: number_cell(
+                _precision(result, row[0], metric).get(row[1]["name"])
+            )
+
         return [
-            Table(
-                name="classes",
-                caption="Every class: images that make the prototype, its queries, and precision.",
-                columns=(
-                    "Model",
-                    "Class",
-                    "Support",
-                    "Queries",
-                    *(metric_of(result, name).label for name in metrics),
-                ),
-                rows=tuple(rows),
+            Table.of(
+                "classes",
+                "Every class: images that make the prototype, its queries, and precision.",
+                itertools.product(result.models_of(PROTOCOL), result.arrays.get("classes", ())),
+                [
+                    ("Model", lambda row: text_cell(row[0])),
+                    ("Class", lambda row: text_cell(row[1]["name"])),
+                    ("Support", lambda row: number_cell(row[1]["num_support"], 0)),
+                    ("Queries", lambda row: number_cell(row[1]["num_queries"], 0)),
+                    *map(precision, metrics),
+                ],
                 num_text_columns=2,
             )
         ]

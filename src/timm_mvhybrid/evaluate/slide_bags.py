@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from tyro.conf import Positional, arg
 
-from ..cohorts.bags import SlideTable, bag_folder, read_bags
+from ..cohorts.bags import SlideTable, bag_folder, read_bags, weights_of_bags
 from ..runtime.digest import file_sha256
 from ..runtime.errors import EvaluationError, check_seed
 from ..runtime.provenance import ModelRecord
+from .task import Options, Task
 
 Bags = list[NDArray[np.float32]]
 PROTOCOL = "patient"
@@ -23,7 +24,7 @@ PROTOCOL = "patient"
 
 @dataclass(frozen=True, kw_only=True)
 class SlideOptions:
-    """What the tasks on slides are told.
+    """Options of the tasks on slides.
 
     Attributes:
         num_folds: Folds over patients.
@@ -51,43 +52,46 @@ class BagOptions:
     bags: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR...")]
 
 
-class BagReader:
-    """Reads the embeddings of every model in turn, and keeps what is known of the models and files.
+class SlideTask(Task[Options]):
+    """A task on bags of embeddings, with folds over patients."""
 
-    Args:
-        folders: Embeddings by one model each.
-        table: The slides.
+    setting = "Folds"
+    protocols = {PROTOCOL: "by patient"}  # noqa: RUF012 - a constant of the class
+
+    def weights(self, options: Any) -> list[str]:
+        """Reads it off the embeddings."""
+        return [found for folder in options.bags if (found := weights_of_bags(folder)) is not None]
+
+
+def read_models(
+    folders: Sequence[str | Path], table: SlideTable
+) -> Iterator[tuple[ModelRecord, Bags, dict[str, str]]]:
+    """Reads the embeddings of one model after the other.
+
+    Yields:
+        The model, its bags, (N, D) of each slide, and the files read → SHA-256.
 
     Raises:
-        EvaluationError: There is no folder.
+        DataError: A file is missing or holds no embeddings.
+        EvaluationError: There is no folder, or two have the same name.
     """
+    if not folders:
+        raise EvaluationError("no embeddings to evaluate; name a folder of h5 files")
+    labels = set()
+    for folder in folders:
+        bags, model = read_bags(folder, table.slides)
+        if model.label in labels:
+            raise EvaluationError(
+                f"two folders are named '{model.label}'; rename one, because names label the models"
+            )
+        labels.add(model.label)
+        files = {f"{model.label}/{slide}.h5": bag_folder(folder) / f"{slide}.h5" for slide in table.slides}
+        yield model, bags, {name: file_sha256(file) for name, file in files.items()}
 
-    def __init__(self, folders: Sequence[str | Path], table: SlideTable) -> None:
-        if not folders:
-            raise EvaluationError("no embeddings to evaluate; name a folder of h5 files")
-        self.folders, self.table = folders, table
-        self.records: list[ModelRecord] = []
-        self._digests: dict[str, str] = {}
 
-    def __iter__(self) -> Iterator[tuple[str, Bags]]:
-        """Yields each model's label and its bags, (N, D) of each slide.
-
-        Raises:
-            DataError: A file is missing or holds no embeddings.
-            EvaluationError: Two folders have the same name.
-        """
-        for folder in self.folders:
-            bags, record = read_bags(folder, self.table.slides)
-            if any(other.label == record.label for other in self.records):
-                raise EvaluationError(
-                    f"two folders are named '{record.label}'; rename one, because names label the models"
-                )
-            for slide in self.table.slides:
-                self._digests[f"{record.label}/{slide}.h5"] = file_sha256(bag_folder(folder) / f"{slide}.h5")
-            self.records.append(record)
-            yield record.label, bags
-
-    @property
-    def files(self) -> dict[str, str]:
-        """File → SHA-256 of all that was read."""
-        return {self.table.path.name: file_sha256(self.table.path), **self._digests}
+def by_model(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Groups a result's slides or patients by the model that scored them."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["model"], []).append(row)
+    return found

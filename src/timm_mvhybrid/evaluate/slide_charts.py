@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..probes.cox import log_rank_p_value
 from ..report.drawing import Drawing, chart_style
@@ -20,33 +18,13 @@ _SIDE = 320
 _WIDTH, _HEIGHT = 380, 230
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class RocCurve:
-    """Slides by one model.
-
-    Attributes:
-        model: Label of the model.
-        truth: Whether each slide's label is the positive one.
-        probability: What the model says of it; NaN where there is nothing.
-    """
-
-    model: str
-    truth: NDArray[np.bool_]
-    probability: NDArray[np.float64]
-
-    @staticmethod
-    def of(model: str, slides: Sequence[Mapping[str, Any]]) -> RocCurve:
-        """Takes them from a result's list of slides."""
-        return RocCurve(
-            model=model,
-            truth=np.array([slide["positive"] for slide in slides], dtype=bool),
-            probability=np.array([slide["score"] for slide in slides], dtype=np.float64),
-        )
-
-
 @chart_style()
-def roc_curves(models: Sequence[RocCurve]) -> str | None:
+def roc_curves(slides: Mapping[str, Sequence[Mapping[str, Any]]]) -> str | None:
     """Draws one ROC curve for each model, the slides of all folds together.
+
+    Args:
+        slides: Model → slides; ``positive`` says whether the label is the positive one, ``score`` what the model says
+            of it, NaN where there is nothing.
 
     Returns:
         The SVG, or None if a class is missing.
@@ -59,20 +37,26 @@ def roc_curves(models: Sequence[RocCurve]) -> str | None:
         axis.set_label_text(name)
         drawing.text(axis.label, "tick")
     drawing.mark(axes.plot([0, 1], [0, 1])[0], "chance")
-    drawn = {one.model: series for series, one in enumerate(models) if _roc(drawing, axes, one, series)}
+    drawn = {
+        model: series
+        for series, (model, scored) in enumerate(slides.items())
+        if _roc(drawing, axes, model, scored, series)
+    }
     drawing.legend(drawn, _SIDE + 24, 4, width=0, kind="curve", corner="upper left")
     return drawing.svg() if drawn else None
 
 
-def _roc(drawing: Drawing, axes: Any, one: RocCurve, series: int) -> bool:
-    known = np.isfinite(one.probability)
-    truth, probability = one.truth[known], one.probability[known]
+def _roc(drawing: Drawing, axes: Any, model: str, slides: Sequence[Mapping[str, Any]], series: int) -> bool:
+    probability = np.array([slide["score"] for slide in slides], dtype=np.float64)
+    known = np.isfinite(probability)
+    truth = np.array([slide["positive"] for slide in slides], dtype=bool)[known]
+    probability = probability[known]
     if truth.all() or not truth.any():
         return False
     metrics = require("sklearn.metrics")
     false_positives, true_positives, _ = metrics.roc_curve(truth, probability)
     area = metrics.roc_auc_score(truth, probability)
-    note = f"{one.model}: AUROC {area:.3f} of {len(truth)} slides together"
+    note = f"{model}: AUROC {area:.3f} of {len(truth)} slides together"
     drawing.mark(axes.plot(false_positives, true_positives, linewidth=2)[0], curve(series), note)
     return True
 

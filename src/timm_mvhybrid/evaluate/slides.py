@@ -11,17 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 from tyro.conf import arg
 
-from ..cohorts.bags import SlideTable, read_slides, weights_of_bags
+from ..cohorts.bags import read_slides
 from ..probes.attention_mil import AttentionOptions, attention_mil
 from ..probes.splits import patient_folds
 from ..report import Metric, Result, ScoreSheet
 from ..report.page import figure, section
+from ..runtime.digest import file_sha256
 from ..runtime.errors import DataError, EvaluationError
 from ..runtime.extras import require
+from ..runtime.provenance import ModelRecord
 from ..runtime.stage import OnStage, stage_reporter
-from .slide_bags import PROTOCOL, BagOptions, BagReader, SlideOptions
-from .slide_charts import RocCurve, roc_curves
-from .task import Progress, Task, register_task
+from .slide_bags import PROTOCOL, BagOptions, SlideOptions, SlideTask, by_model, read_models
+from .slide_charts import roc_curves
+from .task import Progress, register_task
 
 METRICS = {"auroc": Metric(label="AUROC"), "balanced_accuracy": Metric(label="Balanced accuracy")}
 
@@ -41,7 +43,7 @@ class SlidesOptions(SlideOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SlidesCommand(BagOptions):
-    """What the command is told.
+    """Options of the command.
 
     Attributes:
         labels: CSV with the columns slide_id, patient (or case_id) and label.
@@ -62,7 +64,7 @@ def evaluate_slides(
     """Classifies slides by attention over patch embeddings, on folds over patients.
 
     Args:
-        folders: Embeddings by one model each, see `read_bags`; the first is the one that others are compared with.
+        folders: Embeddings by one model each, see ``read_bags``; the first is the one that others are compared with.
         labels: CSV with slide_id, patient (or case_id) and label; two labels.
         options: Everything else.
         on_stage: Called after every fold.
@@ -86,69 +88,68 @@ def evaluate_slides(
         raise DataError(f"{table.path}: has no label '{positive_label}'; it has {', '.join(found)}")
     positive = np.array([name == positive_label for name in names])
     folds = patient_folds(table.patients, options.num_folds, options.seed, labels=positive)
-    reader, sheet = BagReader(folders, table), ScoreSheet(METRICS, ddof=options.ddof, seed=options.seed)
+    sheet = ScoreSheet(METRICS, ddof=options.ddof, seed=options.seed)
+    models: list[ModelRecord] = []
+    data = {table.path.name: file_sha256(table.path)}
     slides: list[dict[str, Any]] = []
     one_sided = set()
     on_fold = stage_reporter("attention", len(folders) * len(folds), on_stage)
-    for label, bags in reader:
+    for model, bags, digests in read_models(folders, table):
+        models.append(model)
+        data |= digests
         for fold in folds:
+            train, test = fold
             try:
                 probability = attention_mil(
-                    [bags[row] for row in fold.train],
-                    positive[fold.train],
-                    [bags[row] for row in fold.test],
+                    [bags[row] for row in train],
+                    positive[train],
+                    [bags[row] for row in test],
                     options.attention,
                 )
             except EvaluationError as error:
-                raise EvaluationError(f"fold {fold.name}: {error}; use fewer --num-folds") from error
-            truth = positive[fold.test]
-            values = _scores(truth, probability)
+                raise EvaluationError(f"fold {fold.name}: {error}; use fewer folds, `num_folds`") from error
+            values = _scores(positive[test], probability)
             if np.isnan(values["auroc"]):
                 one_sided.add(fold.name)
-            sheet.add(label, PROTOCOL, fold.name, values, num_train=len(fold.train), num_test=len(fold.test))
+            sheet.add(model.label, PROTOCOL, fold.name, values, num_train=len(train), num_test=len(test))
             slides += [
                 {
-                    "model": label,
+                    "model": model.label,
                     "fold": fold.name,
-                    **_known(table, row),
-                    "positive": bool(side),
+                    "slide_id": table.slides[row],
+                    "patient": table.patients[row],
+                    "positive": bool(positive[row]),
                     "score": float(value),
                 }
-                for row, side, value in zip(fold.test, truth, probability, strict=True)
+                for row, value in zip(test, probability, strict=True)
             ]
-            on_fold(label)
+            on_fold(model.label)
     return sheet.result(
         task=Slides.name,
         dataset=table.path.stem,
-        models=reader.records,
+        models=models,
         settings={
             "positive_label": positive_label,
             "negative_label": next(name for name in found if name != positive_label),
         },
         arrays={"slides": slides},
         options=options,
-        data=reader.files,
+        data=data,
         notes=[f"Fold {name} tests slides of one label only and has no AUROC." for name in sorted(one_sided)],
         compared=("auroc",),
     )
 
 
-class Slides(Task[SlidesCommand]):
+class Slides(SlideTask[SlidesCommand]):
     """Classify slides by attention over their patch embeddings, such as MSI against MSS."""
 
     name = "slides"
     title = "Slide classification"
-    setting = "Folds"
-    protocols = {PROTOCOL: "by patient"}  # noqa: RUF012 - a constant of the class
     options = SlidesCommand
 
     def data(self, options: SlidesCommand) -> Path:
         """Names the data by the table of labels."""
         return options.labels
-
-    def weights(self, options: SlidesCommand) -> list[str]:
-        """Reads it off the embeddings."""
-        return [found for folder in options.bags if (found := weights_of_bags(folder)) is not None]
 
     def run(self, options: SlidesCommand, progress: Progress) -> Result:
         """Evaluates; the one seed is that of training, too."""
@@ -163,13 +164,7 @@ class Slides(Task[SlidesCommand]):
 
     def sections(self, result: Result) -> list[str]:
         """Draws the ROC curves."""
-        slides = result.arrays.get("slides", ())
-        curves = roc_curves(
-            [
-                RocCurve.of(model.label, [slide for slide in slides if slide["model"] == model.label])
-                for model in result.models
-            ]
-        )
+        curves = roc_curves(by_model(result.arrays.get("slides", ())))
         hint = "Slides of all test folds together; the table's AUROC is the mean over folds."
         return [section("ROC curves", figure("roc", curves), hint)] if curves else []
 
@@ -184,7 +179,3 @@ def _scores(truth: NDArray[np.bool_], probability: NDArray[np.float64]) -> dict[
     both = truth.any() and not truth.all()
     auroc = require("sklearn.metrics").roc_auc_score(truth, probability) if both else float("nan")
     return {"auroc": float(auroc), "balanced_accuracy": float(np.mean(recalls))}
-
-
-def _known(table: SlideTable, row: int) -> dict[str, str]:
-    return {"slide_id": table.slides[row], "patient": table.patients[row]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,19 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 from tyro.conf import arg
 
-from ..cohorts.bags import SlideTable, read_slides, weights_of_bags
+from ..cohorts.bags import SlideTable, read_slides
 from ..probes.concordance import concordance_index
 from ..probes.cox import cox_risks, log_rank_p_value
 from ..probes.mixture import mixture_prototypes, slide_mixture_embedding
 from ..probes.splits import Fold, patient_folds
 from ..report import Metric, Result, ScoreSheet
 from ..report.page import figure, section
-from ..report.table import Table, number_cell, text_cell
-from ..runtime.errors import DataError, EvaluationError
+from ..report.table import Cell, Table, number_cell, text_cell
+from ..runtime.digest import file_sha256
+from ..runtime.errors import DataError
+from ..runtime.provenance import ModelRecord
 from ..runtime.stage import OnStage, stage_reporter
-from .slide_bags import PROTOCOL, BagOptions, BagReader, Bags, SlideOptions
+from .arguments import errors_in
+from .slide_bags import PROTOCOL, BagOptions, Bags, SlideOptions, SlideTask, by_model, read_models
 from .slide_charts import survival_curves
-from .task import Progress, Task, register_task
+from .task import Progress, register_task
 
 METRICS = {"concordance": Metric(label="Concordance")}
 _EVENTS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
@@ -52,7 +56,7 @@ class SurvivalOptions(SlideOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SurvivalCommand(BagOptions):
-    """What the command is told.
+    """Options of the command.
 
     Attributes:
         follow_up: CSV with the columns slide_id, patient (or case_id), time and event (1 or true: observed, 0 or false:
@@ -76,7 +80,7 @@ def evaluate_survival(
     The slides of a patient are one bag. Prototypes, standardisation and the median risk come from the train part.
 
     Args:
-        folders: Embeddings by one model each, see `read_bags`.
+        folders: Embeddings by one model each, see ``read_bags``.
         follow_up: CSV with slide_id, patient (or case_id), time and event (1 or true: observed, 0 or false: censored).
         options: Everything else.
         on_stage: Called after every fold.
@@ -94,25 +98,27 @@ def evaluate_survival(
     patients, times, events = _follow_up(table)
     folds = patient_folds(patients, options.num_folds, options.seed, labels=events)
     owner = [patients.index(patient) for patient in table.patients]
-    reader, sheet = BagReader(folders, table), ScoreSheet(METRICS, ddof=options.ddof, seed=options.seed)
-    judged: list[dict[str, Any]] = []
+    sheet = ScoreSheet(METRICS, ddof=options.ddof, seed=options.seed)
+    models: list[ModelRecord] = []
+    data = {table.path.name: file_sha256(table.path)}
+    predicted: list[dict[str, Any]] = []
     empty = set()
     on_fold = stage_reporter("survival", len(folders) * len(folds), on_stage)
-    for label, bags in reader:
+    for model, bags, digests in read_models(folders, table):
+        models.append(model)
+        data |= digests
         merged = [
             np.concatenate([bag for bag, whose in zip(bags, owner, strict=True) if whose == index])
             for index in range(len(patients))
         ]
         for fold in folds:
-            try:
+            with errors_in(f"fold {fold.name}"):
                 train_risk, test_risk = _risks(merged, times, events, fold, options)
-            except EvaluationError as error:
-                raise EvaluationError(f"fold {fold.name}: {error}") from error
             found = concordance_index(events[fold.test], times[fold.test], test_risk)
             if np.isnan(found.concordance):
                 empty.add(fold.name)
             sheet.add(
-                label,
+                model.label,
                 PROTOCOL,
                 fold.name,
                 {"concordance": found.concordance},
@@ -123,9 +129,9 @@ def evaluate_survival(
                 tied_risk=found.tied_risk,
             )
             median = float(np.median(train_risk))
-            judged += [
+            predicted += [
                 {
-                    "model": label,
+                    "model": model.label,
                     "patient": patients[row],
                     "fold": fold.name,
                     "time": float(times[row]),
@@ -135,35 +141,29 @@ def evaluate_survival(
                 }
                 for row, risk in zip(fold.test, test_risk, strict=True)
             ]
-            on_fold(label)
+            on_fold(model.label)
     return sheet.result(
         task=Survival.name,
         dataset=table.path.stem,
-        models=reader.records,
+        models=models,
         settings={"time_unit": options.time_unit},
-        arrays={"patients": judged},
+        arrays={"patients": predicted},
         options=options,
-        data=reader.files,
+        data=data,
         notes=[f"Fold {name} has no pair of patients to compare." for name in sorted(empty)],
     )
 
 
-class Survival(Task[SurvivalCommand]):
+class Survival(SlideTask[SurvivalCommand]):
     """Predict survival from slides: mixture embedding and a linear Cox model."""
 
     name = "survival"
     title = "Survival"
-    setting = "Folds"
-    protocols = {PROTOCOL: "by patient"}  # noqa: RUF012 - a constant of the class
     options = SurvivalCommand
 
     def data(self, options: SurvivalCommand) -> Path:
         """Names the data by the table of follow-up."""
         return options.follow_up
-
-    def weights(self, options: SurvivalCommand) -> list[str]:
-        """Reads it off the embeddings."""
-        return [found for folder in options.bags if (found := weights_of_bags(folder)) is not None]
 
     def run(self, options: SurvivalCommand, progress: Progress) -> Result:
         """Evaluates."""
@@ -175,26 +175,22 @@ class Survival(Task[SurvivalCommand]):
 
     def tables(self, result: Result) -> list[Table]:
         """Compares the risk groups by the log-rank test."""
-        rows = []
-        for model, patients in _by_model(result).items():
-            high = [one["high_risk"] for one in patients]
-            p_value = log_rank_p_value(
-                [one["event"] for one in patients], [one["time"] for one in patients], high
-            )
-            rows.append(
-                (
-                    text_cell(model),
-                    number_cell(sum(high), 0),
-                    number_cell(len(high) - sum(high), 0),
-                    number_cell(p_value, 4),
-                )
-            )
+
+        def p_value(row: tuple[str, list[Any]]) -> Cell:
+            columns = ([one[name] for one in row[1]] for name in ("event", "time", "high_risk"))
+            return number_cell(log_rank_p_value(*columns), 4)
+
         return [
-            Table(
-                name="log-rank",
-                caption="Patients above against below the median risk of their fold's training patients: log-rank test.",
-                columns=("Model", "High risk", "Low risk", "p"),
-                rows=tuple(rows),
+            Table.of(
+                "log-rank",
+                "Patients above against below the median risk of their fold's training patients: log-rank test.",
+                by_model(result.arrays.get("patients", ())).items(),
+                [
+                    ("Model", lambda row: text_cell(row[0])),
+                    ("High risk", lambda row: number_cell(sum(one["high_risk"] for one in row[1]), 0)),
+                    ("Low risk", lambda row: number_cell(sum(not one["high_risk"] for one in row[1]), 0)),
+                    ("p", p_value),
+                ],
             )
         ]
 
@@ -202,7 +198,7 @@ class Survival(Task[SurvivalCommand]):
         """Draws the Kaplan–Meier curves of the risk groups."""
         parts = [
             figure(f"survival-{model}", survival_curves(model, patients, result.settings["time_unit"]), model)
-            for model, patients in _by_model(result).items()
+            for model, patients in by_model(result.arrays.get("patients", ())).items()
         ]
         hint = (
             "Kaplan–Meier estimate of patients above and below the median risk of their fold's training patients; "
@@ -212,13 +208,6 @@ class Survival(Task[SurvivalCommand]):
 
 
 register_task(Survival())
-
-
-def _by_model(result: Result) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
-    for one in result.arrays.get("patients", ()):
-        found.setdefault(one["model"], []).append(one)
-    return found
 
 
 def _follow_up(table: SlideTable) -> tuple[list[str], NDArray[np.float64], NDArray[np.bool_]]:
@@ -233,7 +222,7 @@ def _follow_up(table: SlideTable) -> tuple[list[str], NDArray[np.float64], NDArr
         if not (np.isfinite(time) and time >= 0) or event_text.lower() not in _EVENTS:
             raise DataError(
                 f"{table.path}: slide '{slide}' has time '{time_text}' and event '{event_text}'; times are numbers from "
-                "0, events 1 or true (observed), 0 or false (censored); other codes have to be turned into these"
+                "0, events 1 or true (observed), 0 or false (censored); convert other codes to these"
             )
         entry = (time, _EVENTS[event_text.lower()])
         if known.setdefault(patient, entry) != entry:
@@ -253,18 +242,9 @@ def _risks(
     options: SurvivalOptions,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Fits mixture and Cox model on the train part; log hazard ratios of the train and the test part."""
+    embed = partial(slide_mixture_embedding, num_iters=options.num_iters, tau=options.tau, eps=options.eps)
     prototypes = mixture_prototypes(
         [bags[row] for row in fold.train], options.num_prototypes, seed=options.seed
     )
-    train, test = (
-        np.stack(
-            [
-                slide_mixture_embedding(
-                    bags[row], prototypes, num_iters=options.num_iters, tau=options.tau, eps=options.eps
-                )
-                for row in rows
-            ]
-        )
-        for rows in fold
-    )
+    train, test = (np.stack([embed(bags[row], prototypes) for row in rows]) for rows in fold)
     return cox_risks(train, events[fold.train], times[fold.train], test, alpha=options.cox_alpha)

@@ -19,7 +19,7 @@ OnBatch = Callable[[str, BatchReport], None] | None
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Whom a task tells where it stands.
+    """Where a task reports its progress.
 
     Attributes:
         on_batch: Called with the source's name after every batch of patches.
@@ -36,8 +36,8 @@ class Task(Presentation, ABC, Generic[Options]):
     """One kind of evaluation; a subclass in one file and its registration are all that a new one takes.
 
     Its first docstring line is the help of its command. Tables, intervals, paired comparisons, page, results.json,
-    model card and command line follow from the `Result` that it returns; what it wants to show better it overrides
-    of `Presentation`.
+    model card and command line follow from the ``Result`` that it returns; what it wants to show differently it overrides
+    of ``Presentation``.
 
     Attributes:
         options: Frozen dataclass whose fields are the flags of the command; positional ones are marked by tyro.
@@ -46,22 +46,12 @@ class Task(Presentation, ABC, Generic[Options]):
     options: ClassVar[type[Any]]
 
     def data(self, options: Options) -> Path:
-        """Names the data, from which the report's folder gets its name.
-
-        Args:
-            options: What the command was told.
-
-        Returns:
-            The input's file or folder.
-        """
+        """Names the input's file or folder, from which the report's folder gets its name."""
         root: Path = getattr(options, "root")  # noqa: B009 - not every task's options have it
         return root
 
     def weights(self, options: Options) -> list[str]:
         """Says which weights will be evaluated, before time is spent on it.
-
-        Args:
-            options: What the command was told.
 
         Returns:
             SHA-256 of the files of weights; files that are missing are left to those who read them.
@@ -75,8 +65,8 @@ class Task(Presentation, ABC, Generic[Options]):
         """Evaluates.
 
         Args:
-            options: What the command was told.
-            progress: Whom to tell where it stands.
+            options: Options of the command.
+            progress: Where to report progress.
 
         Returns:
             The result; None on ranks other than the first.

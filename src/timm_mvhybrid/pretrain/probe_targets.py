@@ -126,7 +126,7 @@ class ExpressionTargets:
             [sample.counts for sample in samples], [sample.genes for sample in samples], num_genes
         )
         self.expression = cohort.log_counts(self.genes)
-        owners = cohort.label_of_spots(patients)
+        owners = cohort.patient_of
         num_owners = len(np.unique(owners))
         self._held_out = "stripes of one patient" if num_owners == 1 else "patients"
         try:

@@ -2,8 +2,9 @@
 
 from .compare import compare_reports
 from .presentation import Presentation, register_presentation
-from .result import FoldRecord, Metric, Result, Score, Summary, read_result, result_from_json
+from .result import FoldRecord, Metric, Result, Summary, read_result, result_from_json
 from .score_sheet import ScoreSheet
+from .scores import Score
 from .writer import check_report_folder, write_report
 
 __all__ = [

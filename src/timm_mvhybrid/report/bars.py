@@ -15,7 +15,7 @@ from .series_looks import bar as bar_classes
 class Bar:
     """One bar.
 
-    Args:
+    Attributes:
         value: Its height; without one where it is NaN.
         note: Shown when the pointer rests on it.
         spread: Half the length of its whisker; 0 draws none.
@@ -26,26 +26,12 @@ class Bar:
     spread: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class BarSeries:
-    """The bars of one model.
-
-    Args:
-        name: Its name in the legend.
-        colour: Index of its colour.
-        bars: Group → bar; a group may be missing.
-    """
-
-    name: str
-    colour: int
-    bars: Mapping[str, Bar]
-
-
 def grouped_bars(
     title: str,
     groups: Sequence[str],
-    series: Sequence[BarSeries],
+    series: Mapping[str, Mapping[str, Bar]],
     *,
+    colours: Mapping[str, int],
     limits: tuple[float, float],
     bar_px: float,
     gap_px: float,
@@ -56,11 +42,12 @@ def grouped_bars(
     Args:
         title: What the chart shows.
         groups: Names of the groups, from left to right.
-        series: What is drawn side by side.
+        series: What is drawn side by side: name → group → bar; a group may be missing.
+        colours: Name → index of its colour.
         limits: Ends of the vertical axis.
         bar_px: Width of a bar with the space after it.
         gap_px: Space between groups.
-        **labels: `classes` and properties of the groups' names.
+        **labels: ``classes`` and properties of the groups' names.
     """
     pitch = bar_px * len(series) + gap_px
     width = max(pitch * len(groups) + gap_px, 300)
@@ -70,17 +57,17 @@ def grouped_bars(
     drawing.numbers(axes.yaxis)
     starts = [gap_px + place * pitch for place in range(len(groups))]
     drawing.ticks(axes.xaxis, [start + (pitch - gap_px) / 2 for start in starts], groups, **labels)
-    for number, one in enumerate(series):
+    for number, (name, bars) in enumerate(series.items()):
         shown = [
-            (start + number * bar_px, one.bars[group])
+            (start + number * bar_px, bars[group])
             for start, group in zip(starts, groups, strict=True)
-            if group in one.bars and math.isfinite(one.bars[group].value)
+            if group in bars and math.isfinite(bars[group].value)
         ]
         wide = bar_px - 1.5
         boxes = [
             Box(left=left, right=left + wide, bottom=0, top=bar.value, note=bar.note) for left, bar in shown
         ]
-        drawing.boxes(axes, boxes, bar_classes(one.colour))
+        drawing.boxes(axes, boxes, bar_classes(colours[name]))
         whiskers = [
             (left + wide / 2, bar.value - bar.spread, bar.value + bar.spread)
             for left, bar in shown
@@ -88,6 +75,5 @@ def grouped_bars(
         ]
         if whiskers:
             drawing.mark(axes.vlines(*zip(*whiskers, strict=True)), "whisker")
-    colours = {one.name: one.colour for one in series}
-    drawing.legend(colours, 0, -14, width=min(width, PAGE_WIDTH), kind="bar")
+    drawing.legend({name: colours[name] for name in series}, 0, -14, width=min(width, PAGE_WIDTH), kind="bar")
     return drawing.svg()

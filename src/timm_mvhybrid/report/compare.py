@@ -35,7 +35,7 @@ def compare_reports(folders: Sequence[str | Path], output: str | Path, *, overwr
     if not folders or twice:
         raise EvaluationError(f"{', '.join(twice) or 'no folder'}: name each evaluation once")
     if Path(output).resolve() in resolved:
-        raise EvaluationError(f"{output}: is one of the evaluations; choose another --output")
+        raise EvaluationError(f"{output}: is one of the evaluations; choose another `output`")
     found = _relabelled([named for folder in folders for named in read_results(folder).items()])
     output = check_report_folder(output, overwrite=overwrite)
 
@@ -46,11 +46,13 @@ def compare_reports(folders: Sequence[str | Path], output: str | Path, *, overwr
     for task, named in tasks.items():
         notes += _differences(named)
         results = [result for _, result in named]
-        looks = presentation_of(results[0])
-        task_tables = [_side_by_side(task, looks, group) for group in looks.groups(results)]
+        presentation = presentation_of(results[0])
+        task_tables = [_side_by_side(task, presentation, group) for group in presentation.groups(results)]
         tables += task_tables
         parts = [to_html(table) for table in task_tables]
-        sections.append(section(task.capitalize(), "".join(parts) + looks.comparison_sections(results)))
+        sections.append(
+            section(task.capitalize(), "".join(parts) + presentation.comparison_sections(results))
+        )
     results = [result for _, result in found]
     warnings = result_warnings(results)
     text = page(
@@ -83,20 +85,17 @@ def _relabelled(found: list[tuple[str, Result]]) -> list[tuple[str, Result]]:
 
 def _renamed(result: Result, labels: dict[str, str]) -> Result:
     def rename(items: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple(
-            one._replace(model=labels.get(one.model, one.model))
-            if hasattr(one, "_replace")
-            else dataclasses.replace(one, model=labels.get(one.model, one.model))
-            for one in items
-        )
+        return tuple(dataclasses.replace(one, model=labels.get(one.model, one.model)) for one in items)
 
-    models = tuple(
-        dataclasses.replace(model, label=labels.get(model.label, model.label)) for model in result.models
+    return dataclasses.replace(
+        result,
+        models=tuple(
+            dataclasses.replace(model, label=labels.get(model.label, model.label)) for model in result.models
+        ),
+        folds=rename(result.folds),
+        summaries=rename(result.summaries),
+        scores=tuple(one._replace(model=labels.get(one.model, one.model)) for one in result.scores),
     )
-    changes: dict[str, Any] = {
-        name: rename(getattr(result, name)) for name in ("folds", "scores", "summaries")
-    }
-    return dataclasses.replace(result, models=models, **changes)
 
 
 def _differences(named: Sequence[tuple[str, Result]]) -> list[str]:
@@ -122,12 +121,12 @@ def _differences(named: Sequence[tuple[str, Result]]) -> list[str]:
     return notes
 
 
-def _side_by_side(name: str, looks: Presentation, results: Sequence[Result]) -> Table:
+def _side_by_side(name: str, presentation: Presentation, results: Sequence[Result]) -> Table:
     columns: dict[str, Values] = {}
     for result in results:
-        columns |= looks.values(result)
-    references = looks.references(results)
-    caption = looks.comparison_caption(results)
+        columns |= presentation.values(result)
+    references = presentation.references(results)
+    caption = presentation.comparison_caption(results)
     if references:
         sources = "; ".join(dict.fromkeys(one.source for one in references))
         caption += f" Reference columns were published, not measured here, on other data: {sources}."

@@ -64,7 +64,7 @@ def require_matplotlib() -> None:
 class Box:
     """A filled box, in the units of its panel's axes.
 
-    Args:
+    Attributes:
         left: Left end.
         right: Right end.
         bottom: Lower end.
@@ -200,8 +200,8 @@ class Drawing:
             left: Left end in px.
             bottom: Position in px of the corner named below.
             width: Room in px; 0 puts one name into each row.
-            kind: `marker`, `curve` or `bar`: what stands for a series.
-            corner: `lower left`, from which it grows upwards, or `upper left`.
+            kind: ``marker``, ``curve`` or ``bar``: what stands for a series.
+            corner: ``lower left``, from which it grows upwards, or ``upper left``.
         """
         line = require("matplotlib.lines").Line2D
         looks = [legend_key(kind, index) for index in series.values()]

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..runtime.errors import EvaluationError
+from .scores import Score, to_columns
 
-_Row = tuple[str, str, str, str, str, Any]
 _SETTINGS = {
     "expression": ("panel", "panel_size", "panel_selected_on", "preset", "nan_policy"),
     "classification": ("classes", "layout"),
@@ -50,7 +50,7 @@ def from_schema_1(values: dict[str, Any], where: str) -> dict[str, Any]:
             "metrics": _metrics(rows),
             "models": values["models"],
             "folds": [fold for entry, protocol in entries for fold in _folds(task, entry, protocol)],
-            "scores": _columns(rows),
+            "scores": to_columns(rows),
             "summaries": [one for entry, protocol in entries for one in _summaries(task, entry, protocol)],
             "comparisons": values["comparisons"],
             "arrays": _ARRAYS[task](values),
@@ -68,22 +68,22 @@ def _protocol(task: str, entry: dict[str, Any]) -> str:
     return protocol or str(entry["protocol" if task == "expression" else "probe"])
 
 
-def _rows(task: str, entry: dict[str, Any], protocol: str) -> Iterator[_Row]:
+def _rows(task: str, entry: dict[str, Any], protocol: str) -> Iterator[Score]:
     model = entry["model"]
     if task == "retrieval":
-        yield model, protocol, "queries", "", "accuracy", entry["accuracy"]
+        yield Score(model, protocol, "queries", "", "accuracy", entry["accuracy"])
         for k, value in entry["mean_precision"].items():
-            yield model, protocol, "queries", "", f"precision@{k}", value
+            yield Score(model, protocol, "queries", "", f"precision@{k}", value)
             for one in entry["classes"]:
-                yield model, protocol, "queries", one["name"], f"precision@{k}", one["precision"][k]
+                yield Score(model, protocol, "queries", one["name"], f"precision@{k}", one["precision"][k])
         return
     for fold in entry["folds"]:
         for metric in _METRICS:
             if metric in fold:
-                yield model, protocol, fold["name"], "", metric, fold[metric]
+                yield Score(model, protocol, fold["name"], "", metric, fold[metric])
             for gene in fold.get("genes", ()):
                 if metric in gene:
-                    yield model, protocol, fold["name"], gene["gene"], metric, gene[metric]
+                    yield Score(model, protocol, fold["name"], gene["gene"], metric, gene[metric])
 
 
 def _folds(task: str, entry: dict[str, Any], protocol: str) -> Iterator[dict[str, Any]]:
@@ -113,19 +113,10 @@ def _summaries(task: str, entry: dict[str, Any], protocol: str) -> Iterator[dict
         yield {**about, "num_folds": len(entry["folds"]), **one}
 
 
-def _metrics(rows: list[_Row]) -> dict[str, Any]:
-    names = dict.fromkeys(row[4] for row in rows)
+def _metrics(rows: list[Score]) -> dict[str, Any]:
+    names = dict.fromkeys(row.metric for row in rows)
     known = {name: _METRICS.get(name, (name, True)) for name in names}
     return {name: {"label": label, "higher": higher, "digits": 3} for name, (label, higher) in known.items()}
-
-
-def _columns(rows: list[_Row]) -> dict[str, Any]:
-    columns: dict[str, Any] = {}
-    for position, name in enumerate(("model", "protocol", "fold", "unit", "metric")):
-        names: dict[str, int] = {}
-        codes = [names.setdefault(row[position], len(names)) for row in rows]
-        columns[name] = {"names": list(names), "codes": codes}
-    return {**columns, "value": [row[5] for row in rows]}
 
 
 def _classification(values: dict[str, Any]) -> dict[str, Any]:

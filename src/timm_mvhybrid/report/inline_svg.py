@@ -21,7 +21,7 @@ def one_line(text: str) -> str:
 class Mark:
     """What the page has to know of a shape.
 
-    Args:
+    Attributes:
         classes: Classes of the style sheet, which decide its colours.
         note: Shown when the pointer rests on it; may be empty.
         attributes: Further attributes.
@@ -39,8 +39,8 @@ def inline_svg(drawn: str, marks: Mapping[str, Iterable[Mark]], title: str) -> s
     is kept, and shapes that matplotlib defines once and refers to are written where they are used.
 
     Args:
-        drawn: An SVG file of matplotlib, with `svg.fonttype` none and without clipping.
-        marks: The artists' `gid` → what the page has to know of their shapes, in the order in which they are drawn.
+        drawn: An SVG file of matplotlib, with ``svg.fonttype`` none and without clipping.
+        marks: The artists' ``gid`` → what the page has to know of their shapes, in the order in which they are drawn.
         title: What the picture shows, for those who cannot see it.
 
     Raises:

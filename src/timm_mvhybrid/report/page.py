@@ -17,11 +17,11 @@ def result_page(result: Result, tables: Sequence[Table]) -> str:
     """Writes the page of one result."""
     first, *rest = tables
     models = ", ".join(model.label for model in result.models)
-    looks = presentation_of(result)
-    sections = [section("Scores", to_html(first)), *looks.sections(result)]
+    presentation = presentation_of(result)
+    sections = [section("Scores", to_html(first)), *presentation.sections(result)]
     sections += [section(table.name.replace("-", " ").capitalize(), to_html(table)) for table in rest]
     return page(
-        title=looks.heading(result),
+        title=presentation.heading(result),
         lead=models,
         warnings=result_warnings([result]),
         notes=result.notes,

@@ -49,7 +49,7 @@ class Reference:
 
 
 class Presentation:
-    """Tables and charts of a task; everything has a default, so that a task says only what it knows better.
+    """Tables and charts of a task; everything has a default, so that a task overrides only what it shows better.
 
     Attributes:
         name: Name of the task.
@@ -65,7 +65,10 @@ class Presentation:
 
     def heading(self, result: Result) -> str:
         """Names the page: the task's title and the data."""
-        return f"{self.title or result.task.replace('_', ' ').capitalize()}: {result.dataset}"
+        return f"{self._title(result)}: {result.dataset}"
+
+    def _title(self, result: Result) -> str:
+        return self.title or result.task.replace("_", " ").capitalize()
 
     def protocol(self, name: str) -> str:
         """Says what a protocol is called."""
@@ -73,17 +76,10 @@ class Presentation:
 
     def caption(self, result: Result) -> str:
         """Says what the table of scores shows."""
-        return f"{self.title or result.task.replace('_', ' ').capitalize()} of {result.dataset}; {SPREAD}."
+        return f"{self._title(result)} of {result.dataset}; {SPREAD}."
 
     def headline(self, result: Result) -> Table:
-        """Makes the first table: a row for each model and protocol, a column for each metric.
-
-        Args:
-            result: The result.
-
-        Returns:
-            The table, the best of each protocol marked.
-        """
+        """Makes the first table: a row for each model and protocol, a column for each metric, the best marked."""
         return scores_table(result, self, list(result.metrics))
 
     def tables(self, result: Result) -> list[Table]:
@@ -100,13 +96,10 @@ class Presentation:
 
     def comparison_caption(self, results: Sequence[Result]) -> str:
         """Says what a table of several results shows."""
-        return f"{self.title or results[0].task.replace('_', ' ').capitalize()}; {SPREAD}."
+        return f"{self._title(results[0])}; {SPREAD}."
 
     def values(self, result: Result) -> dict[str, Values]:
         """Takes the numbers that are put beside those of other results.
-
-        Args:
-            result: The result.
 
         Returns:
             Model → its numbers.
@@ -138,7 +131,7 @@ def metric_of(result: Result, name: str) -> Metric:
 
 def scores_table(
     result: Result,
-    looks: Presentation,
+    presentation: Presentation,
     metrics: Sequence[str],
     caption: str | None = None,
     more_rows: Sequence[tuple[Cell, ...]] = (),
@@ -147,7 +140,7 @@ def scores_table(
 
     Args:
         result: The result.
-        looks: How its task is shown.
+        presentation: How its task is shown.
         metrics: The columns.
         caption: What the table shows; None takes the task's.
         more_rows: Rows below.
@@ -169,7 +162,7 @@ def scores_table(
                     number_cell(found.mean, metric.digits, found.std if found.num_folds > 1 else None)
                 )
             columns.append(mark_best(cells, higher=metric.higher))
-        label = looks.protocol(protocol)
+        label = presentation.protocol(protocol)
         if num_folds > 1:
             label = f"{label}, {num_folds} folds"
         rows += [
@@ -178,8 +171,8 @@ def scores_table(
         ]
     return Table(
         name="scores",
-        caption=looks.caption(result) if caption is None else caption,
-        columns=("Model", looks.setting, *(metric_of(result, name).label for name in metrics)),
+        caption=presentation.caption(result) if caption is None else caption,
+        columns=("Model", presentation.setting, *(metric_of(result, name).label for name in metrics)),
         rows=(*rows, *more_rows),
         num_text_columns=2,
     )
@@ -189,13 +182,13 @@ _REGISTERED: dict[str, Presentation] = {}
 _PLAIN = Presentation()
 
 
-def register_presentation(looks: Presentation) -> None:
+def register_presentation(presentation: Presentation) -> None:
     """Makes a task's own tables and charts known to everything that shows results.
 
     Args:
-        looks: The presentation; replaces one of the same name.
+        presentation: The presentation; replaces one of the same name.
     """
-    _REGISTERED[looks.name] = looks
+    _REGISTERED[presentation.name] = presentation
 
 
 def presentation_of(result: Result) -> Presentation:

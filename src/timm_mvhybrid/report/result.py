@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..probes.resampling import MetricSummary, PairedComparison
 from ..runtime.atomic_file import write_file
@@ -20,31 +19,12 @@ from ..runtime.codec import decode, dump
 from ..runtime.errors import EvaluationError
 from ..runtime.provenance import ModelRecord, Provenance
 from .earlier_results import from_schema_1
+from .scores import Score, from_columns, to_columns
 
 RESULTS_OF_RUN = "evaluations"
 """Folder of a run in which results of its weights are kept."""
 SCHEMA_VERSION = 2
 """Raised whenever a field changes its meaning."""
-
-
-class Score(NamedTuple):
-    """One row of the table of scores.
-
-    Attributes:
-        model: Label of the model.
-        protocol: How train and test parts were made, or the probe, such as ``loso`` or ``knn``.
-        fold: Name of the fold.
-        unit: What was scored within the fold, such as a gene or a slide; empty for the fold as a whole.
-        metric: Name of the metric, such as ``pcc``.
-        value: The score; NaN where there is none.
-    """
-
-    model: str
-    protocol: str
-    fold: str
-    unit: str
-    metric: str
-    value: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +48,7 @@ class FoldRecord:
 
     Attributes:
         model: Label of the model.
-        protocol: As in `Score`.
+        protocol: As in ``Score``.
         name: Name of the fold.
         num_train: Items to fit on.
         num_test: Items that were scored.
@@ -89,7 +69,7 @@ class Summary(MetricSummary):
 
     Attributes:
         model: Label of the model.
-        protocol: As in `Score`.
+        protocol: As in ``Score``.
         num_folds: Folds summarised.
     """
 
@@ -112,7 +92,7 @@ class Result:
         scores: Every score.
         summaries: Mean, deviation and interval for each model, protocol and metric.
         comparisons: Every later model against the first.
-        arrays: What charts need beside the scores, as the task documents it: lists, dictionaries, numbers.
+        arrays: What charts need besides the scores, as the task documents it: lists, dictionaries, numbers.
         provenance: Where the numbers come from.
         notes: What a reader has to know, one sentence each, such as genes that are constant in a fold.
     """
@@ -143,11 +123,6 @@ class Result:
     def fold_values(self, model: str, protocol: str, metric: str) -> dict[str, float]:
         """Looks up the scores of whole folds.
 
-        Args:
-            model: Label of the model.
-            protocol: The protocol.
-            metric: The metric.
-
         Returns:
             Fold → score.
         """
@@ -157,11 +132,6 @@ class Result:
     def unit_values(self, model: str, protocol: str, metric: str) -> dict[str, dict[str, float]]:
         """Looks up the scores of what was scored within the folds.
 
-        Args:
-            model: Label of the model.
-            protocol: The protocol.
-            metric: The metric.
-
         Returns:
             Fold → unit → score.
         """
@@ -170,11 +140,6 @@ class Result:
 
     def summary(self, model: str, protocol: str, metric: str) -> Summary | None:
         """Looks up mean, deviation and interval.
-
-        Args:
-            model: Label of the model.
-            protocol: The protocol.
-            metric: The metric.
 
         Returns:
             The summary; None where the metric was not taken.
@@ -193,9 +158,6 @@ class Result:
     def models_of(self, protocol: str) -> tuple[str, ...]:
         """Lists the models that were run under a protocol.
 
-        Args:
-            protocol: The protocol.
-
         Returns:
             Labels, in their order.
         """
@@ -210,7 +172,7 @@ class Result:
         values: dict[str, Any] = {"schema": SCHEMA_VERSION}
         for one in fields(self):
             value = getattr(self, one.name)
-            values[one.name] = _to_columns(value) if one.name == "scores" else value
+            values[one.name] = to_columns(value) if one.name == "scores" else value
         return dump(values)
 
     def write(self, path: str | Path) -> None:
@@ -229,7 +191,7 @@ def result_from_json(text: str, where: str = "results.json") -> Result:
     """Decodes the result of any task.
 
     Args:
-        text: What `Result.to_json` wrote, in this version or an earlier one.
+        text: What ``Result.to_json`` wrote, in this version or an earlier one.
         where: The file's name, for messages.
 
     Returns:
@@ -249,7 +211,7 @@ def result_from_json(text: str, where: str = "results.json") -> Result:
         values = from_schema_1(values, where)
     elif schema != SCHEMA_VERSION:
         raise EvaluationError(f"{where}: written by another version of timm-mvhybrid; evaluate again")
-    scores = _from_columns(values.pop("scores", None), where)
+    scores = from_columns(values.pop("scores", None), where)
     result: Result = decode(Result, {**values, "scores": []}, where)
     object.__setattr__(result, "scores", scores)
     return result
@@ -294,25 +256,3 @@ def read_results(path: str | Path) -> dict[str, Result]:
     if kept and not (path / "results.json").exists():
         return {f"{resolved.name}/{file.stem}": read_result(file) for file in kept}
     return {resolved.parent.name if path.is_file() else resolved.name: read_result(path)}
-
-
-def _to_columns(scores: Sequence[Score]) -> dict[str, Any]:
-    columns: dict[str, Any] = {}
-    for position, name in enumerate(Score._fields[:-1]):
-        names: dict[str, int] = {}
-        codes = [names.setdefault(str(row[position]), len(names)) for row in scores]
-        columns[name] = {"names": list(names), "codes": codes}
-    columns["value"] = [row.value for row in scores]
-    return columns
-
-
-def _from_columns(columns: Any, where: str) -> tuple[Score, ...]:
-    try:
-        texts: list[Iterable[str]] = [
-            [str(columns[name]["names"][code]) for code in columns[name]["codes"]]
-            for name in Score._fields[:-1]
-        ]
-        values = [float("nan") if value is None else float(value) for value in columns["value"]]
-        return tuple(Score(*row) for row in zip(*texts, values, strict=True))
-    except (TypeError, KeyError, IndexError, ValueError) as error:
-        raise EvaluationError(f"{where}: its table of scores is damaged ({error}); evaluate again") from error

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from ..probes.resampling import NUM_RESAMPLES, Interval, PairedComparison, compare_paired, summarise
 from ..runtime.codec import encode, finite
 from ..runtime.provenance import ModelRecord, collect_provenance
-from .result import FoldRecord, Metric, Result, Score, Summary
+from .result import FoldRecord, Metric, Result, Summary
+from .scores import Score
 
 
 class ScoreSheet:
@@ -74,7 +75,7 @@ class ScoreSheet:
             num_test: Items that were scored.
             units: Metric → unit → score. Where the fold's score of the metric is the mean over the units, folds and
                 units are resampled; a metric that has none is resampled over the folds.
-            intervals: Metric → interval that the task found by itself, such as one over the queries of a single fold.
+            intervals: Metric → interval that the task computed itself, such as one over the queries of a single fold.
             **facts: What else is known of the fold.
         """
         self.folds.append(
@@ -191,7 +192,7 @@ class ScoreSheet:
             data: Input file → SHA-256.
             generated: Whether the data say of themselves that they were generated.
             settings: What must be equal for two results to be compared.
-            arrays: What charts need beside the scores.
+            arrays: What charts need besides the scores.
             notes: What a reader has to know, one sentence each.
             compared: Metrics of the comparisons; None takes all.
 

@@ -34,7 +34,7 @@ def marker(series: int) -> dict[str, Any]:
     """Chooses the shape that tells a series as its colour does.
 
     Returns:
-        Properties of a `Line2D` that draws markers alone.
+        Properties of a ``Line2D`` that draws markers alone.
     """
     shape = _MARKERS[_turn(series)]
     return {"linestyle": "", "marker": shape, "markersize": _MARKER_PX[shape]}
@@ -49,7 +49,7 @@ def legend_key(kind: str, series: int) -> tuple[dict[str, Any], str]:
     """Chooses what stands for a series in a legend.
 
     Returns:
-        Properties of a `Line2D`, and classes.
+        Properties of a ``Line2D``, and classes.
     """
     if kind == "curve":
         return {"linewidth": 2}, curve(series)

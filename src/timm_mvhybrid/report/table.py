@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from typing import Any
 
 MISSING = "–"
 _LATEX = {
@@ -34,7 +35,7 @@ _LATEX = {
 class Cell:
     """One cell.
 
-    Args:
+    Attributes:
         text: What is shown.
         value: What the column is sorted by; None sorts last.
         best: Whether it is the best of its kind, printed bold.
@@ -49,7 +50,7 @@ class Cell:
 class Table:
     """One table.
 
-    Args:
+    Attributes:
         name: Short, of letters and hyphens; names the table within a document.
         caption: What it shows, one sentence or more.
         columns: Headings.
@@ -71,6 +72,31 @@ class Table:
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise ValueError(f"table {self.name}: {len(row)} cells for {len(self.columns)} columns")
+
+    @staticmethod
+    def of(
+        name: str,
+        caption: str,
+        items: Iterable[Any],
+        columns: Sequence[tuple[str, Callable[[Any], Cell]]],
+        num_text_columns: int = 1,
+    ) -> Table:
+        """Makes a table with a row for each item.
+
+        Args:
+            name: As in the table.
+            caption: As in the table.
+            items: What is listed.
+            columns: Headings, each with what it shows of an item.
+            num_text_columns: As in the table.
+        """
+        return Table(
+            name=name,
+            caption=caption,
+            columns=tuple(heading for heading, _ in columns),
+            rows=tuple(tuple(cell(item) for _, cell in columns) for item in items),
+            num_text_columns=num_text_columns,
+        )
 
 
 def text_cell(text: str) -> Cell:

@@ -36,7 +36,9 @@ def check_report_folder(folder: str | Path, *, overwrite: bool) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     for name in _FILES:
         if not overwrite and (folder / name).exists():
-            raise EvaluationError(f"{folder / name}: exists already; replace the report with --overwrite")
+            raise EvaluationError(
+                f"{folder / name}: exists already; replace the report with `overwrite=True`"
+            )
     return folder
 
 
@@ -45,7 +47,7 @@ def write_report(result: Result, folder: str | Path, *, overwrite: bool = False)
 
     Args:
         result: The result.
-        folder: Folder to write: `results.json`, `tables.md`, `tables.tex`, `index.html`. Other files stay.
+        folder: Folder to write: ``results.json``, ``tables.md``, ``tables.tex``, ``index.html``. Other files stay.
         overwrite: Whether an earlier report may be replaced.
 
     Returns:
@@ -71,7 +73,7 @@ def write_documents(
         tables: The tables.
         remarks: What stands above the tables, one sentence or more each.
         page: The page.
-        result: What they show, for `results.json`; None for what has none of its own.
+        result: What they show, for ``results.json``; None for what has none of its own.
 
     Raises:
         OutputError: If the disk does not take them.

@@ -36,9 +36,9 @@ class ParameterError(TimmMVHybridError, ValueError):
 
 
 def check_seed(seed: int) -> None:
-    """Raises ParameterError for a seed that not every generator takes."""
-    if seed < 0:
-        raise ParameterError(f"`seed` must be at least 0, not {seed}")
+    """Raises ParameterError for a seed that not every generator takes: scikit-learn's end at 32 bits."""
+    if not 0 <= seed < 2**32:
+        raise ParameterError(f"`seed` is {seed}; it must be from 0 to {2**32 - 1}")
 
 
 class DataError(TimmMVHybridError, ValueError):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...report import Metric, Result
-from ...report.bars import Bar, BarSeries, grouped_bars
+from ...report.bars import Bar, grouped_bars
 from ...report.drawing import Drawing, chart_style
 from ...report.series_looks import colour, marker
 from ...report.table import signed
@@ -118,29 +118,25 @@ def gene_bars(result: Result, protocol: str, shown_as: str) -> str | None:
         value = means[0][gene][0] if gene in means[0] else math.nan
         return -value if math.isfinite(value) else math.inf
 
+    series = {
+        model: {
+            gene: Bar(
+                value=value,
+                spread=spread,  # a gene of one fold has no deviation to show
+                note=f"{gene}, {model}: {value:.3f} ± {spread:.3f} over {count} folds",
+            )
+            for gene, (value, spread, count) in found.items()
+        }
+        for model, found in zip(group, means, strict=True)
+    }
     # a model keeps its colour where others were not evaluated under this protocol
     names = dict.fromkeys([*(model.label for model in result.models), *group])
-    colours = {name: index for index, name in enumerate(names)}
-    series = [
-        BarSeries(
-            name=model,
-            colour=colours[model],
-            bars={
-                gene: Bar(
-                    value=value,
-                    spread=spread,  # a gene of one fold has no deviation to show
-                    note=f"{gene}, {model}: {value:.3f} ± {spread:.3f} over {count} folds",
-                )
-                for gene, (value, spread, count) in found.items()
-            },
-        )
-        for model, found in zip(group, means, strict=True)
-    ]
     return grouped_bars(
         f"PCC of every gene, {shown_as} folds",
         sorted(genes, key=rank),
         series,
-        limits=_limits([bar for one in series for bar in one.bars.values()]),
+        colours={name: index for index, name in enumerate(names)},
+        limits=_limits([bar for bars in series.values() for bar in bars.values()]),
         bar_px=6 if len(group) > 1 else 9,
         gap_px=5,
         classes="gene",

@@ -15,7 +15,7 @@ from .spot_maps import ExpressionMap
 def maps_section(
     maps: Sequence[ExpressionMap], protocols: Mapping[str, str], *, stretched: bool = False
 ) -> str:
-    """Writes the choice of gene, sample and folds, and the data behind it.
+    """Writes the choice of gene, sample and folds, and their data.
 
     Returns:
         HTML without a frame; the page's script draws the pictures.

@@ -117,7 +117,7 @@ class ExpressionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpressionCommand:
-    """What the command is told.
+    """Options of the command.
 
     Attributes:
         root: A task's folder (patches/, adata/, splits/), or the folder of several.

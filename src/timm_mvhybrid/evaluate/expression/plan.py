@@ -1,24 +1,25 @@
-"""HEST layout + options → targets, folds and panels, all checked before the first patch is embedded."""
+"""HEST layout + options → targets, folds and genes, all checked before the first patch is embedded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...cohorts.cohort import ExpressionCohort, check_panel
-from ...cohorts.csv_tables import read_genes, read_studies
-from ...cohorts.gene_panels import PanelMethod
-from ...cohorts.hest_layout import HestTask, read_sample
+from ...cohorts.cohort import ExpressionCohort, read_cohort
+from ...cohorts.gene_panels import PanelMethod, select_genes
+from ...cohorts.hest_layout import HestTask
 from ...probes.ridge import ridge_setting
-from ...probes.splits import Fold
+from ...probes.splits import Fold, patient_folds, random_folds, study_folds
 from ...runtime.errors import DataError, EvaluationError
+from ..arguments import errors_in
 from .options import HEST_COMPONENTS, ExpressionOptions, ProbeOptions
-from .protocols import PanelChoice, Protocol, choose_panels, choose_protocols, make_folds
+
+Protocol = Literal["csv", "random", "loso", "patient"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -31,6 +32,8 @@ class ProtocolPlan:
         panels: Genes of each fold.
         genes: Genes of all folds, sorted.
         targets: log1p counts, (N, genes) float64.
+        num_components: Model's label → principal components, as asked for; for ``auto`` HEST's number, lowered to what
+            the smallest train part and the model's width allow.
     """
 
     protocol: Protocol
@@ -38,22 +41,13 @@ class ProtocolPlan:
     panels: list[list[str]]
     genes: list[str]
     targets: NDArray[np.float64]
+    num_components: dict[str, int | None]
 
     @property
     def columns(self) -> list[NDArray[np.int64]]:
         """Genes of each fold, as columns of the targets."""
         column_of = {gene: index for index, gene in enumerate(self.genes)}
         return [np.array([column_of[gene] for gene in names]) for names in self.panels]
-
-    def num_components(self, options: ProbeOptions, dim: int) -> int | None:
-        """Resolves the number of principal components.
-
-        Returns:
-            What was asked for; for ``auto`` HEST's number, lowered to what the smallest train part and the width allow.
-        """
-        if options.num_components == "auto":
-            return min(HEST_COMPONENTS, dim, *(len(fold.train) for fold in self.folds))
-        return options.num_components
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -62,115 +56,135 @@ class ExpressionPlan:
 
     Attributes:
         cohort: Spots, counts, studies.
-        panel: How genes are chosen.
-        panel_name: Name of the panel.
+        panel: What the result says of the genes: name, number, and on what they were selected.
         protocols: The protocols.
-        files: Files that were read.
-        barcodes: Barcode of each spot.
-        generated: Whether the data say of themselves that they were generated.
     """
 
     cohort: ExpressionCohort
-    panel: PanelChoice
-    panel_name: str
+    panel: dict[str, Any]
     protocols: list[ProtocolPlan]
-    files: list[Path]
-    barcodes: list[str]
-    generated: bool
 
 
 def make_plan(task: HestTask, options: ExpressionOptions, dims: Mapping[str, int]) -> ExpressionPlan:
-    """Reads the targets and refuses what cannot work.
+    """Reads the targets and refuses what cannot work with embeddings of these lengths.
 
     Raises:
         DataError: A file cannot be used.
         EvaluationError: The data do not allow a protocol, or a fold has too few spots, genes or studies for what was
             asked for.
     """
-    samples = [read_sample(task, name, options.counts_layer) for name in task.samples]
-    panel, panel_name, panel_file = _panel(task, options)
-    if panel.method is None:
-        check_panel(panel.genes, samples, panel_name)
-    studies: dict[str, str] = {}
-    patients: dict[str, str] = {}
-    if options.studies is not None:
-        studies, patients = read_studies(options.studies, task.samples)
-    cohort = ExpressionCohort.of(samples, splits=task.splits, studies=studies, patients=patients)
-    files = [sample.expression for sample in samples]
-    files += [file for file in (options.studies, panel_file) if file is not None]
-    plan = ExpressionPlan(
+    file = _panel_file(task, options)
+    cohort = read_cohort(task, counts_layer=options.counts_layer, studies=options.studies, panel=file)
+    protocols = _choose_protocols(cohort, options.protocols)
+    selected_on = "all samples" if options.select_on_all_samples else "training folds"
+    return ExpressionPlan(
         cohort=cohort,
-        panel=panel,
-        panel_name=panel_name,
-        protocols=[
-            _plan_protocol(cohort, protocol, panel, options.probe)
-            for protocol in choose_protocols(cohort, options.protocols)
-        ],
-        files=[*files, *sorted(task.path.glob("splits/*.csv"))],
-        barcodes=[barcode for sample in samples for barcode in sample.barcodes],
-        generated=any(sample.generated for sample in samples),
+        panel={
+            "panel": str(options.panel) if file is None else file.name,
+            "panel_size": options.num_genes if cohort.panel is None else len(cohort.panel),
+            "panel_selected_on": selected_on if cohort.panel is None else "file",
+        },
+        protocols=[_plan_protocol(protocol, cohort, options, dims) for protocol in protocols],
     )
-    for protocol in plan.protocols:
-        for label, dim in dims.items():
-            _check_probe(cohort, protocol, options.probe, label, dim)
-    return plan
 
 
-def nested_groups(cohort: ExpressionCohort) -> NDArray[np.str_]:
-    """Says what a nested choice of the penalty must not split: studies, or samples where no studies are known."""
-    return cohort.label_of_spots(cohort.studies or {sample: sample for sample in cohort.samples})
+def _panel_file(task: HestTask, options: ExpressionOptions) -> Path | None:
+    """Finds the list of genes; None where they are to be selected."""
+    if options.panel in get_args(PanelMethod):
+        return None
+    if options.panel != "task":
+        return Path(options.panel)
+    found = sorted(task.path.glob("var_*genes.json"))
+    if len(found) != 1:
+        raise DataError(
+            f"{task.path}: has {len(found)} files var_<k>genes.json; name one as `panel`, or give `panel='hvg'`"
+        )
+    return found[0]
+
+
+def _choose_protocols(cohort: ExpressionCohort, wanted: Sequence[str]) -> list[Protocol]:
+    """Takes the protocols that are wanted; if none is, all that the data allow, leaving patients out excepted."""
+    if not wanted:
+        chosen: list[Protocol] = ["csv"] if cohort.splits else []
+        return [*chosen, "random", "loso"] if cohort.studies else chosen or ["random"]
+    for name in wanted:
+        if name not in get_args(Protocol):
+            raise EvaluationError(f"unknown protocol '{name}'; choose from {', '.join(get_args(Protocol))}")
+        if name == "csv" and not cohort.splits:
+            raise EvaluationError(
+                "the protocol csv needs splits/train_<i>.csv and test_<i>.csv, and there are none"
+            )
+        if name == "loso" and not cohort.studies:
+            raise EvaluationError("the protocol loso needs the study of each sample; give `studies=FILE`")
+        if name == "patient" and not cohort.patients:
+            raise EvaluationError("the protocol patient needs a column patient in `studies=FILE`")
+    return list(dict.fromkeys(wanted))  # type: ignore[arg-type]
 
 
 def _plan_protocol(
-    cohort: ExpressionCohort, protocol: Protocol, panel: PanelChoice, probe: ProbeOptions
+    protocol: Protocol,
+    cohort: ExpressionCohort,
+    options: ExpressionOptions,
+    dims: Mapping[str, int],
 ) -> ProtocolPlan:
-    folds = make_folds(cohort, protocol, probe.num_folds, probe.seed)
-    try:
-        panels = choose_panels(cohort, folds, panel)
-    except EvaluationError as error:
-        raise EvaluationError(f"protocol {protocol}: {error}") from error
+    probe = options.probe
+    folds = _make_folds(protocol, cohort, probe)
+    with errors_in(f"protocol {protocol}"):
+        panels = _choose_genes(cohort, folds, options)
     genes = sorted(set().union(*panels))
+    targets = cohort.log_counts(genes)
+    num_components = {
+        label: min(HEST_COMPONENTS, dim, *(len(fold.train) for fold in folds))
+        if probe.num_components == "auto"
+        else probe.num_components
+        for label, dim in dims.items()
+    }
+    for label, dim in dims.items():
+        for fold, panel in zip(folds, panels, strict=True):
+            with errors_in(f"protocol {protocol}, fold {fold.name}, model {label}"):
+                ridge_setting(len(fold.train), dim, len(panel), probe.preset, num_components[label], None)
+                if probe.alpha == "nested" and len(np.unique(cohort.study_of[fold.train])) < 2:
+                    raise EvaluationError(
+                        "a nested choice of `alpha` needs at least two studies to train on, and there is 1; give a number"
+                    )
     return ProtocolPlan(
-        protocol=protocol, folds=folds, panels=panels, genes=genes, targets=cohort.log_counts(genes)
+        protocol=protocol,
+        folds=folds,
+        panels=panels,
+        genes=genes,
+        targets=targets,
+        num_components=num_components,
     )
 
 
-def _check_probe(
-    cohort: ExpressionCohort, plan: ProtocolPlan, probe: ProbeOptions, label: str, dim: int
-) -> None:
-    groups = nested_groups(cohort) if probe.alpha == "nested" else None
-    for fold, genes in zip(plan.folds, plan.panels, strict=True):
-        where = f"protocol {plan.protocol}, fold {fold.name}, model {label}"
-        try:
-            ridge_setting(
-                len(fold.train), dim, len(genes), probe.preset, plan.num_components(probe, dim), None
-            )
-        except EvaluationError as error:
-            raise EvaluationError(f"{where}: {error}") from error
-        if groups is not None and len(np.unique(groups[fold.train])) < 2:
-            raise EvaluationError(
-                f"{where}: a nested choice of alpha needs at least two studies to train on, and there is 1; give alpha as "
-                "a number"
-            )
+def _make_folds(protocol: Protocol, cohort: ExpressionCohort, probe: ProbeOptions) -> list[Fold]:
+    if protocol == "csv":
+        return [
+            Fold(cohort.rows(split.train), cohort.rows(split.test), split.name) for split in cohort.splits
+        ]
+    if protocol == "random":
+        return random_folds(len(cohort.sample_of), probe.num_folds, probe.seed)
+    if protocol == "loso":
+        return study_folds(cohort.study_of)
+    return patient_folds(cohort.patient_of)
 
 
-def _panel(task: HestTask, options: ExpressionOptions) -> tuple[PanelChoice, str, Path | None]:
-    """Resolves the panel: how genes are chosen, its name, and its file if it has one."""
-    if options.panel in get_args(PanelMethod):
-        choice = PanelChoice(
-            method=options.panel,  # type: ignore[arg-type]
-            k=options.num_genes,
-            on_all_samples=options.select_on_all_samples,
-            n_top_per_slide=options.n_top_per_slide,
+def _choose_genes(
+    cohort: ExpressionCohort, folds: Sequence[Fold], options: ExpressionOptions
+) -> list[list[str]]:
+    """Takes the given genes, or selects those of each fold on its train part, or on all samples as HEST does."""
+    if cohort.panel is not None:
+        return [list(cohort.panel)] * len(folds)
+    everything = np.arange(len(cohort.sample_of))
+    panels = []
+    for rows in [everything] if options.select_on_all_samples else [fold.train for fold in folds]:
+        counts = [
+            cohort.counts[rows[cohort.sample_of[rows] == slide]]
+            for slide in np.unique(cohort.sample_of[rows])
+        ]
+        names = [cohort.genes] * len(counts)
+        method: Any = options.panel
+        panels.append(
+            select_genes(counts, names, method, options.num_genes, n_top_per_slide=options.n_top_per_slide)
         )
-        return choice, str(options.panel), None
-    if options.panel == "task":
-        found: Sequence[Path] = sorted(task.path.glob("var_*genes.json"))
-        if len(found) != 1:
-            raise DataError(
-                f"{task.path}: has {len(found)} files var_<k>genes.json; name one with --panel, or use --panel hvg"
-            )
-        file = found[0]
-    else:
-        file = Path(options.panel)
-    return PanelChoice(method=None, genes=tuple(read_genes(file))), file.name, file
+    return panels * len(folds) if options.select_on_all_samples else panels

@@ -15,8 +15,8 @@ _PROTOCOLS = {"random": "random10", "loso": "loso8"}
 class Published:
     """One model of the paper.
 
-    Args:
-        label: Such as `paper: MV_Hybrid`.
+    Attributes:
+        label: Such as ``paper: MV_Hybrid``.
         values: (protocol, metric) → mean and standard deviation over folds.
         drops: metric → drop in percent from random folds to left-out studies, as reported.
         source: The table, and what it was measured on.
@@ -32,8 +32,8 @@ def published(panel: str, protocol: str) -> list[Published]:
     """Looks up the paper's table for a setting.
 
     Args:
-        panel: `hvg` or `hmhvg`; others were not published.
-        protocol: `csv` for HEST's benchmark, `random` or `loso` for the extended data.
+        panel: ``hvg`` or ``hmhvg``; others were not published.
+        protocol: ``csv`` for HEST's benchmark, ``random`` or ``loso`` for the extended data.
     """
     tables: dict[str, Any] = json.loads(
         (files(__package__) / "paper_tables.json").read_text(encoding="utf-8")

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from ...report import Presentation, Result
 from ...report.page import figure, section
-from ...report.presentation import Reference, Value, Values, metric_of
-from ...report.table import Table
+from ...report.presentation import Reference, Value, Values, metric_of, scores_table
+from ...report.table import Table, mark_best, number_cell, text_cell
 from ...runtime.codec import decode
 from .charts import gene_bars, slope_chart
 from .maps import maps_section
 from .published import Published, published
 from .spot_maps import ExpressionMap
-from .tables import PAPER_METRICS, find_drops, gene_table, panel_name, paper_table
+from .tables import PAPER_METRICS, find_drops, gene_means, panel_name
 
 _DROP = "drop, %"
 
@@ -33,12 +33,47 @@ class ExpressionPresentation(Presentation):
     }
 
     def headline(self, result: Result) -> Table:
-        """Makes the table of the paper's shape."""
-        return paper_table(result, self)
+        """Makes the table of the paper's shape: metrics under every protocol, then the drops."""
+        drops = find_drops(result)
+        models = list(dict.fromkeys(drop.model for drop in drops))
+        columns = []
+        for name in PAPER_METRICS:
+            percents = {drop.model: drop.percent for drop in drops if drop.metric == name}
+            columns.append(mark_best([number_cell(percents.get(model), 1) for model in models], higher=False))
+        rows = [
+            (text_cell(model), text_cell("drop, %"), *(column[index] for column in columns))
+            for index, model in enumerate(models)
+        ]
+        ddofs = sorted({summary.ddof for summary in result.summaries})
+        spread = f" ± standard deviation (ddof {', '.join(map(str, ddofs))})" if ddofs else ""
+        caption = (
+            f"Expression of {result.dataset}: {panel_name(result)}, ridge preset {result.settings['preset']}; "
+            f"mean{spread} over folds."
+        )
+        return scores_table(result, self, PAPER_METRICS, caption, rows)
 
     def tables(self, result: Result) -> list[Table]:
-        """Makes the table of genes."""
-        return [gene_table(result, self)]
+        """Makes the table of all genes."""
+        settings = [
+            (model, protocol) for protocol in result.protocols for model in result.models_of(protocol)
+        ]
+        means = [gene_means(result, model, protocol) for model, protocol in settings]
+        genes = list(dict.fromkeys(gene for found in means for gene in found))
+        return [
+            Table(
+                name="genes",
+                caption="Every gene: PCC, mean over the folds that have one.",
+                columns=("Gene", *(f"{model}, {self.protocol(protocol)}" for model, protocol in settings)),
+                rows=tuple(
+                    (
+                        text_cell(gene),
+                        *(number_cell(found[gene][0] if gene in found else None) for found in means),
+                    )
+                    for gene in genes
+                ),
+                page_only=True,
+            )
+        ]
 
     def sections(self, result: Result) -> list[str]:
         """Draws slopes, genes and maps."""

@@ -37,12 +37,7 @@ class ExpressionMap:
 
 
 def genes_to_map(pcc: NDArray[np.float64], num: int) -> NDArray[np.int64]:
-    """Chooses the genes that are predicted best, those first that every fold predicts.
-
-    Args:
-        pcc: Correlations by one model, (folds, genes); NaN where there is none.
-        num: How many.
-    """
+    """Chooses the genes with the best correlations, (folds, genes), those first that every fold predicts."""
     present = ~np.isnan(pcc)
     num_folds = present.sum(axis=0)
     mean = np.where(present, pcc, 0).sum(axis=0) / np.maximum(num_folds, 1)
@@ -65,20 +60,11 @@ def spot_maps(
     columns: NDArray[np.int64],
     samples: NDArray[np.int64],
 ) -> list[ExpressionMap]:
-    """Takes the chosen genes and samples out of the predictions.
-
-    Args:
-        cohort: The cohort.
-        label: The model's label.
-        protocol: The protocol.
-        genes: Gene of each column.
-        targets: Measured, (N, genes).
-        predicted: Predicted, (N, genes); NaN where a spot was never in a test part or the fold lacks the gene.
-        columns: The genes to show.
-        samples: The samples to show.
+    """Takes the chosen genes (columns) and samples (numbers) out of targets and predictions, (N, genes) each.
 
     Returns:
-        One map for each sample and gene that is predicted at every spot.
+        One map for each sample and gene that is predicted at every spot: NaN is where a spot was never in a test part,
+        or the fold lacks the gene.
     """
     maps = []
     for number in samples:

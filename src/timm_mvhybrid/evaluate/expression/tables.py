@@ -1,4 +1,4 @@
-"""Expression prediction: result → the paper's tables, genes, and what leaving studies out costs."""
+"""Expression prediction: result → what leaving studies out costs, and the mean of each gene."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from ...probes.expression_metrics import drop_percent
 from ...report import Result
-from ...report.presentation import Presentation, scores_table
-from ...report.table import Table, mark_best, number_cell, text_cell
 
 PAPER_METRICS = ("pcc", "pcc10", "mse", "mae")
 """Those of the paper's tables, in their order."""
@@ -24,7 +22,7 @@ class ExpressionDrop:
         metric: ``pcc``, ``pcc10``, ``mse`` or ``mae``.
         random: Mean over the random folds.
         loso: Mean over the left-out studies.
-        percent: As `drop_percent`; None where ``random`` is not above 0.
+        percent: As ``drop_percent``; None where ``random`` is not above 0.
     """
 
     model: str
@@ -82,41 +80,3 @@ def gene_means(result: Result, model: str, protocol: str) -> dict[str, tuple[flo
         spread = math.sqrt(sum((value - mean) ** 2 for value in found) / len(found)) if found else math.nan
         means[gene] = (mean, spread, len(found))
     return means
-
-
-def paper_table(result: Result, looks: Presentation) -> Table:
-    """Makes the table of the paper's shape: metrics under every protocol, then the drops."""
-    drops = find_drops(result)
-    models = list(dict.fromkeys(drop.model for drop in drops))
-    columns = []
-    for name in PAPER_METRICS:
-        percents = {drop.model: drop.percent for drop in drops if drop.metric == name}
-        columns.append(mark_best([number_cell(percents.get(model), 1) for model in models], higher=False))
-    rows = [
-        (text_cell(model), text_cell("drop, %"), *(column[index] for column in columns))
-        for index, model in enumerate(models)
-    ]
-    ddofs = sorted({summary.ddof for summary in result.summaries})
-    spread = f" ± standard deviation (ddof {', '.join(map(str, ddofs))})" if ddofs else ""
-    caption = (
-        f"Expression of {result.dataset}: {panel_name(result)}, ridge preset {result.settings['preset']}; "
-        f"mean{spread} over folds."
-    )
-    return scores_table(result, looks, PAPER_METRICS, caption, rows)
-
-
-def gene_table(result: Result, looks: Presentation) -> Table:
-    """Makes the table of all genes."""
-    settings = [(model, protocol) for protocol in result.protocols for model in result.models_of(protocol)]
-    means = [gene_means(result, model, protocol) for model, protocol in settings]
-    genes = list(dict.fromkeys(gene for found in means for gene in found))
-    return Table(
-        name="genes",
-        caption="Every gene: PCC, mean over the folds that have one.",
-        columns=("Gene", *(f"{model}, {looks.protocol(protocol)}" for model, protocol in settings)),
-        rows=tuple(
-            (text_cell(gene), *(number_cell(found[gene][0] if gene in found else None) for found in means))
-            for gene in genes
-        ),
-        page_only=True,
-    )

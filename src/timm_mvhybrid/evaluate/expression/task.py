@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...cohorts.gene_panels import PanelMethod
 from ...cohorts.hest_layout import open_task
 from ...data import PatchH5Source
 from ...embed.backbone import Backbone
-from ...embed.model_labels import unique_labels
-from ...embed.models import embed_models, given_embeddings
-from ...embed.pooling import embedding_dim
+from ...embed.models import embed_models, embedding_dims
 from ...report import Metric, Result, ScoreSheet
 from ...runtime.digest import file_sha256
-from ...runtime.errors import EvaluationError
 from ...runtime.provenance import hash_files
 from ...runtime.ranks import Ranks
 from ...runtime.stage import OnStage
 from ..task import OnBatch, Progress, Task, register_task
-from .options import HEST_COMPONENTS, ExpressionCommand, ExpressionOptions
+from .options import HEST_COMPONENTS, ExpressionCommand, ExpressionOptions, ProbeOptions
 from .plan import ExpressionPlan, make_plan
-from .scoring import ProtocolOutcome, score_protocol
+from .scoring import score_protocol
 from .showing import ExpressionPresentation
 
 METRICS = {
@@ -62,39 +57,32 @@ def evaluate_expression(
         on_stage: Called when a model is scored under a protocol.
 
     Returns:
-        The result; None on ranks other than the first. ``arrays`` holds ``maps``, each an `ExpressionMap`, and
+        The result; None on ranks other than the first. ``arrays`` holds ``maps``, each an ``ExpressionMap``, and
         ``studies``, sample → study.
 
     Raises:
         DataError: A file cannot be used.
         EvaluationError: There is no model, or the data do not allow what was asked for.
     """
-    options = options or ExpressionOptions()
+    options, embeddings = options or ExpressionOptions(), embeddings or {}
     options.embedding.check()
+    dims = embedding_dims(backbones, options.embedding.pool, embeddings)
     task = open_task(root, options.task)
-    sources = {name: PatchH5Source(task.files[name][0]) for name in task.samples}
-    records, matrices = given_embeddings(embeddings or {}, sources)
-    labels = unique_labels(backbones, taken=matrices)
-    if not labels and not records:
-        raise EvaluationError("no model to evaluate; name one with --model")
-    dims = {record.label: record.embedding_dim for record in records}
-    dims |= {label: embedding_dim(one.model, options.embedding.pool) for label, one in labels.items()}
     plan = make_plan(task, options, dims) if Ranks.from_environment().is_first else None
 
-    digests = {name: file_sha256(task.files[name][0]) for name in task.samples}
-    embedded, more = (
-        embed_models(sources, backbones, options.embedding, digests=digests, on_batch=on_batch)
-        if backbones
-        else ([], {})
+    sources = {name: PatchH5Source(task.files[name][0]) for name in task.samples}
+    digests = {name: file_sha256(source.path) for name, source in sources.items()}
+    data = {f"patches/{name}.h5": digest for name, digest in digests.items()}
+    if plan is not None:
+        data |= hash_files(task.path, plan.cohort.files)
+    models, embedded = embed_models(
+        sources, backbones, options.embedding, digests=digests, given=embeddings, on_batch=on_batch
     )
     if plan is None:
         return None
     features = {
-        label: np.concatenate([by_sample[name] for name in task.samples])
-        for label, by_sample in {**matrices, **more}.items()
+        label: np.concatenate([by_sample[name] for name in sources]) for label, by_sample in embedded.items()
     }
-    for label, matrix in features.items():
-        _check_finite(label, matrix, plan)
 
     probe = options.probe
     sheet = ScoreSheet(
@@ -104,29 +92,20 @@ def evaluate_expression(
         num_resamples=probe.num_resamples,
         missing_as_zero=probe.nan_policy == "zero",
     )
-    outcomes = [score_protocol(plan.cohort, one, features, probe, sheet, on_stage) for one in plan.protocols]
+    outcomes = [score_protocol(plan, one, features, probe, sheet, on_stage) for one in plan.protocols]
     return sheet.result(
         task=Expression.name,
         dataset=task.path.resolve().name,
-        models=[*records, *embedded],
-        settings={
-            "panel": plan.panel_name,
-            "panel_size": len(plan.panel.genes) if plan.panel.method is None else plan.panel.k,
-            "panel_selected_on": plan.panel.selected_on,
-            "preset": probe.preset,
-            "nan_policy": probe.nan_policy,
-        },
+        models=models,
+        settings={**plan.panel, "preset": probe.preset, "nan_policy": probe.nan_policy},
         arrays={
-            "maps": [one for outcome in outcomes for one in outcome.maps],
-            "studies": {name: plan.cohort.studies.get(name, "") for name in task.samples},
+            "maps": [one for maps, _ in outcomes for one in maps],
+            "studies": {name: plan.cohort.studies.get(name, "") for name in sources},
         },
         options=options,
-        data={
-            **{f"patches/{name}.h5": digest for name, digest in digests.items()},
-            **hash_files(task.path, plan.files),
-        },
-        generated=plan.generated,
-        notes=_notes(plan, outcomes, sheet, options),
+        data=data,
+        generated=plan.cohort.generated,
+        notes=_notes(plan, set().union(*(solvers for _, solvers in outcomes)), sheet, probe),
         compared=_COMPARED,
     )
 
@@ -152,22 +131,11 @@ class Expression(ExpressionPresentation, Task[ExpressionCommand]):
 register_task(Expression())
 
 
-def _check_finite(label: str, matrix: NDArray[np.float32], plan: ExpressionPlan) -> None:
-    finite = np.isfinite(matrix).all(axis=1)
-    if not finite.all():
-        row = int((~finite).argmax())
-        sample = plan.cohort.samples[plan.cohort.sample_of[row]]
-        raise EvaluationError(
-            f"model {label}, sample '{sample}', barcode '{plan.barcodes[row]}': the embedding holds NaN or infinite "
-            "values; check the weights, or embed in float32"
-        )
-
-
 def _notes(
-    plan: ExpressionPlan, outcomes: Sequence[ProtocolOutcome], sheet: ScoreSheet, options: ExpressionOptions
+    plan: ExpressionPlan, solvers: Collection[str], sheet: ScoreSheet, probe: ProbeOptions
 ) -> list[str]:
     notes = []
-    cohort, probe = plan.cohort, options.probe
+    cohort = plan.cohort
     if cohort.num_missing_genes:
         notes.append(
             f"{cohort.num_missing_genes} genes are not measured in every sample and were left out before any selection."
@@ -182,21 +150,21 @@ def _notes(
                 f"{HEST_COMPONENTS}, as many as the smallest train part, "
                 f"{min(len(fold.train) for fold in protocol.folds)} spots, and the embeddings allow."
             )
-    constant = sum(outcome.num_constant for outcome in outcomes)
+    constant = sum(fold.facts["num_constant"] for fold in sheet.folds)
     if constant:
         notes.append(
             f"{constant} times a gene is constant in a fold, measured or predicted, and has no correlation there "
             f"(policy: {probe.nan_policy})."
         )
-    if options.select_on_all_samples and options.panel in get_args(PanelMethod):
+    if plan.panel["panel_selected_on"] == "all samples":
         notes.append("Genes were selected on all samples, test parts included, as HEST does.")
-    if options.panel not in get_args(PanelMethod):
+    if plan.panel["panel_selected_on"] == "file":
         notes.append("Genes come from a file; whether they were chosen on test samples is not known here.")
     for study in sorted(set(cohort.studies.values())):
         members = [name for name, its in cohort.studies.items() if its == study]
         if len(members) == 1:
             notes.append(f"Study '{study}' has a single sample, '{members[0]}'.")
-    if any("exact" in outcome.solvers for outcome in outcomes):
+    if "exact" in solvers:
         notes.append("The ridge regression was solved exactly, without the early stopping of HEST's recipe.")
     if any(one.protocol == "random" for one in plan.protocols):
         notes.append(
