@@ -185,7 +185,7 @@ def test_a_loss_that_is_not_finite_keeps_state_and_batches(tmp_path, monkeypatch
 
 def test_another_recipe_is_refused_and_what_only_changes_speed_is_not(finished, tmp_path):
     run_regression(regression_config(tmp_path / "run"))
-    with pytest.raises(PretrainError, match=r"optimizer\.clip_norm was 1\.0 and is 2\.0"):
+    with pytest.raises(PretrainError, match=r"`optimizer\.clip_norm` was 1\.0 and is 2\.0"):
         run_regression(regression_config(tmp_path / "run", optimizer={"clip_norm": 2.0}))
     assert run_regression(regression_config(tmp_path / "run", monitor={"log_every_steps": 5})).step == 7
 

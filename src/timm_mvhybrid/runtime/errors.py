@@ -31,6 +31,10 @@ class TimmMVHybridError(Exception):
     """What cannot be done; the message is one line for the user: file or argument, value and remedy."""
 
 
+class ParameterError(TimmMVHybridError, ValueError):
+    """A parameter has a value that it cannot have; the message names it in backticks, by its Python name."""
+
+
 class DataError(TimmMVHybridError, ValueError):
     """The input as a whole cannot be used."""
 

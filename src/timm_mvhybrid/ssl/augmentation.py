@@ -47,10 +47,10 @@ class DeviceAugmentation:
         options: PhotometricOptions | None = None,
     ) -> None:
         if recipe not in ("paper", "paper_pil"):
-            raise PretrainError(f"the augmentation must be 'paper' or 'paper_pil', not {recipe!r}")
+            raise PretrainError(f"`recipe` is {recipe!r}; it must be 'paper' or 'paper_pil'")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise PretrainError(
-                f"mean and std need three numbers, std above 0, not {list(mean)} and {list(std)}"
+                f"`mean` and `std` need three numbers, `std` above 0, not {list(mean)} and {list(std)}"
             )
         self.recipe = recipe
         self.options = options or PhotometricOptions()

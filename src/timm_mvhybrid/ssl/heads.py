@@ -53,7 +53,7 @@ class ProjectionHead(nn.Module):
         )
         for name, size in sizes.items():
             if size < 1:
-                raise PretrainError(f"{name} is {size}; it must be at least 1")
+                raise PretrainError(f"`{name}` is {size}; it must be at least 1")
         widths = [in_dim, *[hidden_dim] * (num_layers - 1), bottleneck_dim]
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):

@@ -157,7 +157,7 @@ class CropLoader:
                 if len(self.corrupt) > self.max_corrupt:
                     raise DataError(
                         f"{sample.message}; {len(self.corrupt)} unreadable samples, and "
-                        f"data.max_corrupt allows {self.max_corrupt}: repair or remove them, or raise it"
+                        f"`max_corrupt` allows {self.max_corrupt}: repair or remove them, or raise it"
                     )
             yield batch
 
@@ -265,13 +265,15 @@ def make_loader(
         ("max_corrupt", max_corrupt, 0),
     ):
         if value < lowest:
-            raise PretrainError(f"{name} must be at least {lowest}, not {value}")
+            raise PretrainError(f"`{name}` is {value}; it must be at least {lowest}")
     if not 0 <= rank < world_size:
-        raise PretrainError(f"rank must be from 0 to {world_size - 1}, not {rank}")
+        raise PretrainError(f"`rank` is {rank}; it must be from 0 to {world_size - 1}")
     if not 0 <= start_step <= num_steps:
-        raise PretrainError(f"start_step must be from 0 to num_steps={num_steps}, not {start_step}")
+        raise PretrainError(
+            f"`start_step` is {start_step}; it must be from 0 to `num_steps`, which is {num_steps}"
+        )
     if augmentation not in ("paper", "paper_pil"):
-        raise PretrainError(f"the augmentation must be 'paper' or 'paper_pil', not {augmentation!r}")
+        raise PretrainError(f"`augmentation` is {augmentation!r}; it must be 'paper' or 'paper_pil'")
     batches = _StepBatches(
         samples,
         SampleOrder(samples.sizes, samples.weights, seed=seed),

@@ -80,7 +80,7 @@ class DINOv2Loss(nn.Module):
         ):
             if choice not in get_args(allowed):
                 raise PretrainError(
-                    f"{name} is {choice!r}; allowed are {', '.join(map(repr, get_args(allowed)))}"
+                    f"`{name}` is {choice!r}; allowed are {', '.join(map(repr, get_args(allowed)))}"
                 )
         for name, number, lowest in (
             ("num_prototypes", num_prototypes, 1),
@@ -88,9 +88,9 @@ class DINOv2Loss(nn.Module):
             ("ibot_chunk_rows", ibot_chunk_rows, 0),
         ):
             if number < lowest:
-                raise PretrainError(f"{name} is {number}; it must be at least {lowest}")
+                raise PretrainError(f"`{name}` is {number}; it must be at least {lowest}")
         if student_temp <= 0:
-            raise PretrainError(f"student_temp is {student_temp}; it must be above 0")
+            raise PretrainError(f"`student_temp` is {student_temp}; it must be above 0")
         self.num_prototypes, self.student_temp = num_prototypes, student_temp
         self.dino_weight, self.ibot_weight = dino_weight, ibot_weight
         self.regularizer_name, self.regularizer_weight = regularizer, regularizer_weight
@@ -143,7 +143,7 @@ class DINOv2Loss(nn.Module):
         self._check_shapes(teacher_cls, student_global_cls, student_local_cls, student_feature)
         if student_patch.shape != teacher_patch.shape:
             raise PretrainError(
-                f"student_patch has shape {tuple(student_patch.shape)}, teacher_patch {tuple(teacher_patch.shape)}; "
+                f"`student_patch` has shape {tuple(student_patch.shape)}, `teacher_patch` {tuple(teacher_patch.shape)}; "
                 "both must have a row for each masked patch"
             )
         targets = self.class_targets(teacher_cls, teacher_temp)
@@ -287,7 +287,7 @@ class DINOv2Loss(nn.Module):
             or len(features) != rows
         ):
             raise PretrainError(
-                f"teacher_cls {tuple(teacher.shape)}, student_global_cls {tuple(global_.shape)}, student_local_cls "
-                f"{tuple(local.shape)} and student_feature {tuple(features.shape)} do not fit; expected "
+                f"`teacher_cls` {tuple(teacher.shape)}, `student_global_cls` {tuple(global_.shape)}, `student_local_cls` "
+                f"{tuple(local.shape)} and `student_feature` {tuple(features.shape)} do not fit; expected "
                 f"(2B, {self.num_prototypes}) twice, (L·B, {self.num_prototypes}) and (2B, width)"
             )

@@ -55,7 +55,7 @@ def masks_of_step(
         )
     if not (0 <= share <= 1 and 0 <= low <= high <= 1):
         raise PretrainError(
-            f"mask share is {share} and ratio {ratio}; they must lie between 0 and 1, ratio rising"
+            f"`share` is {share} and `ratio` {ratio}; they must lie between 0 and 1, `ratio` rising"
         )
     num_crops = 2 * num_images
     num_masked = int(num_crops * share)

@@ -113,7 +113,7 @@ class CollapseAlarm:
         return (
             f"step {step}: the features have collapsed: standard deviation {feature_std:.3g} (limit "
             f"{self.min_feature_std:g}), RankMe {rankme:.3g} (limit {self.min_rankme:g}) over {self.num_checks} checks; "
-            "try a lower learning rate, a longer warm-up or a larger loss.regularizer_weight"
+            "try a lower learning rate, a longer warm-up or a larger `loss.regularizer_weight`"
         )
 
 

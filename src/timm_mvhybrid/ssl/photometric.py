@@ -60,12 +60,12 @@ class PhotometricOptions:
             ("hed_jitter", 1.0),
         ):
             if not 0 <= getattr(self, name) <= highest:
-                raise PretrainError(f"{name} must lie between 0 and {highest}, not {getattr(self, name)}")
+                raise PretrainError(f"`{name}` is {getattr(self, name)}; it must lie between 0 and {highest}")
         low, high = self.blur_sigma
         if not 0 < low <= high:
-            raise PretrainError(f"blur_sigma must be two rising numbers above 0, not {self.blur_sigma}")
+            raise PretrainError(f"`blur_sigma` is {self.blur_sigma}; it must be two rising numbers above 0")
         if self.blur_kernel_size < 1 or self.blur_kernel_size % 2 == 0:
-            raise PretrainError(f"blur_kernel_size must be odd, not {self.blur_kernel_size}")
+            raise PretrainError(f"`blur_kernel_size` is {self.blur_kernel_size}; it must be odd")
 
 
 @dataclass(frozen=True, kw_only=True)

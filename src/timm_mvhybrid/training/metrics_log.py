@@ -48,7 +48,7 @@ class MetricsLog:
         if resume_step is None:
             if lines:
                 raise PretrainError(
-                    f"{self.path}: holds {len(lines)} lines of an earlier run; resume it, or choose another output"
+                    f"{self.path}: holds {len(lines)} lines of an earlier run; resume it, or choose another `output`"
                 )
             kept = lines
         else:
@@ -194,7 +194,7 @@ class _TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise PretrainError(
-                f"TensorBoard is not installed ({error}); pip install tensorboard, or leave monitor.tensorboard off"
+                f"TensorBoard is not installed ({error}); pip install tensorboard, or leave `monitor.tensorboard` off"
             ) from error
         self._folder = folder
         # what its thread meets is raised by its next call here, and would be printed with a traceback as well

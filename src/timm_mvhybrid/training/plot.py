@@ -83,14 +83,14 @@ def plot_runs(
         OutputError: The disk does not take the picture.
     """
     if not 0 <= smoothing <= 1:
-        raise PretrainError(f"smoothing is {smoothing}; it must lie between 0 and 1")
+        raise PretrainError(f"`smoothing` is {smoothing}; it must lie between 0 and 1")
     folders = [RunDirectory(run) for run in runs]
     if not folders:
         raise PretrainError("no run was given; name the folder of one")
     if output is None:
         if len(folders) > 1:
             raise PretrainError(
-                "several runs are drawn to one file, which needs a name: give output=FILE.png"
+                "several runs are drawn to one file, which needs a name: give `output=FILE.png`"
             )
         target = folders[0].plots / "curves.png"
     else:

@@ -99,7 +99,7 @@ class RunDirectory:
         """
         if self.holds_run() and not resume:
             raise PretrainError(
-                f"{self.path}: holds a run already; go on with resume='auto', or choose another output"
+                f"{self.path}: holds a run already; go on with `resume='auto'`, or choose another `output`"
             )
         try:
             text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -135,11 +135,11 @@ class RunDirectory:
             return None
         except (OSError, ValueError) as error:
             raise PretrainError(
-                f"{self.config}: not readable as JSON ({error}); repair it, or choose another output"
+                f"{self.config}: not readable as JSON ({error}); repair it, or choose another `output`"
             ) from error
         if not isinstance(config, dict):
             raise PretrainError(
-                f"{self.config}: must hold a JSON object; repair it, or choose another output"
+                f"{self.config}: must hold a JSON object; repair it, or choose another `output`"
             )
         return config
 

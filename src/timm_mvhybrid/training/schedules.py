@@ -60,7 +60,7 @@ def cosine_schedule(
     _check_counts(step=step, num_steps=num_steps, warmup_steps=warmup_steps, frozen_steps=frozen_steps)
     if warmup_steps > num_steps:
         raise PretrainError(
-            f"warmup_steps is {warmup_steps}; it must be at most num_steps, which is {num_steps}"
+            f"`warmup_steps` is {warmup_steps}; it must be at most `num_steps`, which is {num_steps}"
         )
     if step < frozen_steps:
         return 0.0
@@ -75,4 +75,4 @@ def cosine_schedule(
 def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
         if value < 0:
-            raise PretrainError(f"{name} is {value}; it must be at least 0")
+            raise PretrainError(f"`{name}` is {value}; it must be at least 0")

@@ -33,7 +33,7 @@ JsonObject = Annotated[
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
     """Raises PretrainError, naming setting and value, unless a condition holds; ``allowed`` says what the value must be."""
     if not condition:
-        raise PretrainError(f"{name} is {value}; it must be {allowed}")
+        raise PretrainError(f"`{name}` is {value}; it must be {allowed}")
 
 
 def require_share(name: str, value: float) -> None:
