@@ -94,11 +94,6 @@ class SelfDistillation(Objective):
         torch.manual_seed(config.seed)
         self.student, self.teacher = self.build_networks()
         self.trained = self.student
-        if mask is None:
-            # without gradients they would have no state in the optimiser, which checkpoints hold for all it trains
-            self.student.backbone.mask_token.requires_grad_(False)
-            if self.student.ibot_head is not None:
-                self.student.ibot_head.requires_grad_(False)
         for network, recompute in ((self.student, True), (self.teacher, False)):
             network.to(world.device)
             parallelize(network, world.mesh, config.parallel, recompute=recompute)
