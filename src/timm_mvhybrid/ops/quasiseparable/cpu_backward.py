@@ -31,10 +31,7 @@ from .steps import Sizes, Steps, by_step, sizes, step_numbers
 def backward(grad_y: Tensor, states: Tensor, inputs: Inputs) -> Gradients:
     """Differentiates :func:`.cpu.forward`.
 
-    Args:
-        grad_y: Gradient of y, (batch, length, heads, headdim).
-        states: What forward returned with ``save_states``.
-        inputs: As for forward.
+    ``states`` are those that forward saved.
     """
     x, dt, A, B, C, dt_bias, diagonal = inputs
     dtype = accumulation_dtype(x.dtype)

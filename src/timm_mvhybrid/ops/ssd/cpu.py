@@ -97,11 +97,7 @@ def forward(inputs: Inputs, save_states: bool) -> Outputs:
 def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inputs: Inputs) -> Gradients:
     """Differentiates :func:`forward`.
 
-    Args:
-        grad_y: Gradient of y, (batch, length, heads, headdim).
-        grad_last_state: Gradient of the last state, (batch, heads, headdim, d_state), or None for zero.
-        states: What forward returned with ``save_states``.
-        inputs: As for :func:`forward`.
+    ``states`` are those that forward saved; a ``grad_last_state`` of None stands for zero.
     """
     x, dt, A, B, C, D, dt_bias, dt_softplus, reverse = inputs
     dtype = accumulation_dtype(x.dtype)
