@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..runtime.errors import PretrainError
+from ..training.settings import require_choice
 from .colour import COLOUR_OPERATIONS, gaussian_blur, grayscale
 from .crops import NUM_GLOBAL, CropBatch, crop_keys
 from .photometric import PhotometricOptions, PhotometricParameters, draw_parameters
@@ -46,8 +47,7 @@ class DeviceAugmentation:
         std: Sequence[float],
         options: PhotometricOptions | None = None,
     ) -> None:
-        if recipe not in ("paper", "paper_pil"):
-            raise PretrainError(f"`recipe` is {recipe!r}; it must be 'paper' or 'paper_pil'")
+        require_choice("recipe", recipe, Recipe)
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise PretrainError(
                 f"`mean` and `std` need three numbers, `std` above 0, not {list(mean)} and {list(std)}"

@@ -116,19 +116,14 @@ class SelfDistillation(Objective):
 
     def build_networks(self) -> tuple[Network, Network]:
         """Builds student and teacher on the CPU; torch's random numbers are seeded."""
-        model, head = self.config.model, self.config.head
+        model = self.config.model
         return build_pair(
             model.name,
+            self.config.head,
             model_arguments={"img_size": self.config.crops.global_size_px, **model.arguments},
             drop_path_rate=model.drop_path_rate,
             pretrained=model.pretrained,
             checkpoint=model.weights,
-            num_prototypes=head.num_prototypes,
-            hidden_dim=head.hidden_dim,
-            bottleneck_dim=head.bottleneck_dim,
-            num_layers=head.num_layers,
-            separate_ibot_head=head.separate_ibot_head,
-            learn_gain=head.learn_gain,
         )
 
     def parameter_groups(self) -> list[dict[str, Any]]:

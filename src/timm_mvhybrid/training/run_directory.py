@@ -34,52 +34,22 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-
-    @property
-    def config(self) -> Path:
-        """``config.json``, the resolved configuration."""
-        return self.path / "config.json"
-
-    @property
-    def environment(self) -> Path:
-        """``environment.json``, the surroundings of the latest start."""
-        return self.path / "environment.json"
-
-    @property
-    def starts(self) -> Path:
-        """``starts.jsonl``, the surroundings of every start, one line each."""
-        return self.path / "starts.jsonl"
-
-    @property
-    def uncommitted(self) -> Path:
-        """``uncommitted.diff``, how the code differed from its commit at the latest start; absent if it did not."""
-        return self.path / "uncommitted.diff"
-
-    @property
-    def metrics(self) -> Path:
-        """``metrics.jsonl``, one object a logged step."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def evaluations(self) -> Path:
-        """``evaluations.json``, downstream results for the model card."""
-        return self.path / "evaluations.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def plots(self) -> Path:
-        """Folder of the pictures."""
-        return self.path / "plots"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Folder of TensorBoard's event files."""
-        return self.path / "tensorboard"
+        self.path = path = Path(path)
+        self.config = path / "config.json"
+        """The resolved configuration."""
+        self.environment = path / "environment.json"
+        """The surroundings of the latest start."""
+        self.starts = path / "starts.jsonl"
+        """The surroundings of every start, one line each."""
+        self.uncommitted = path / "uncommitted.diff"
+        """How the code differed from its commit at the latest start; absent if it did not."""
+        self.metrics = path / "metrics.jsonl"
+        """One object a logged step."""
+        self.evaluations = path / "evaluations.json"
+        """Downstream results for the model card."""
+        self.checkpoints = path / "checkpoints"
+        self.plots = path / "plots"
+        self.tensorboard = path / "tensorboard"
 
     def holds_run(self) -> bool:
         """Says whether a run was started here; other files in the folder, such as a scheduler's logs, are not a run."""
