@@ -88,13 +88,9 @@ class DeviceAugmentation:
 def augment(
     images: Tensor, parameters: PhotometricParameters, blur_kernel_size: int, which: NDArray[np.int64]
 ) -> None:
-    """Changes stains, colours and sharpness of images, in place.
+    """Changes stains, colours and sharpness of images (n, 3, H, W), float32, 0 to 1, in place.
 
-    Args:
-        images: (n, 3, H, W) float32, 0 to 1.
-        parameters: What happens, of these images and maybe others.
-        blur_kernel_size: Pixels that a blur reaches over, odd.
-        which: The images' places in the parameters, (n,).
+    ``which`` are their places in the parameters, (n,), which may be those of others, too.
     """
     device = images.device
 

@@ -99,15 +99,8 @@ class RunDirectory:
         Raises:
             PretrainError: It is there but damaged.
         """
-        try:
-            config = json.loads(self.config.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise PretrainError(
-                f"{self.config}: not readable as JSON ({error}); repair it, or choose another `output`"
-            ) from error
-        if not isinstance(config, dict):
+        config = _read_json(self.config, "choose another `output`")
+        if config is not None and not isinstance(config, dict):
             raise PretrainError(
                 f"{self.config}: must hold a JSON object; repair it, or choose another `output`"
             )
@@ -124,14 +117,8 @@ class RunDirectory:
             raise PretrainError(
                 f"{self.evaluations}: {metric} on {dataset} is {value}, which is not a result"
             )
-        try:
-            entries = json.loads(self.evaluations.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            entries = []
-        except (OSError, ValueError) as error:
-            raise PretrainError(
-                f"{self.evaluations}: not readable as JSON ({error}); repair it, or move it away"
-            ) from error
+        entries = _read_json(self.evaluations, "move it away")
+        entries = [] if entries is None else entries
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise PretrainError(
                 f"{self.evaluations}: must hold a list of objects; repair it, or move it away"
@@ -151,6 +138,16 @@ class RunDirectory:
             raise PretrainError(
                 f"{self.starts}: cannot be read ({error}); repair it, or move it away"
             ) from error
+
+
+def _read_json(path: Path, remedy: str) -> Any:
+    """Reads a file; None where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise PretrainError(f"{path}: not readable as JSON ({error}); repair it, or {remedy}") from error
 
 
 def describe_environment() -> dict[str, Any]:

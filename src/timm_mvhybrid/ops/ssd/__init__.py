@@ -135,7 +135,7 @@ def ssd_scan_heads(
 def _reference_heads(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, dt_bias: Tensor, reverse: bool
 ) -> Tensor:
-    """Runs the plain loop; a function of its own, for TorchScript compiles its caller."""
+    """Runs the plain loop; a function of its own, because TorchScript compiles its caller."""
     y = ssd_scan_reference(x, dt, A, B, C, None, dt_bias, dt_softplus=True, reverse=reverse)
     assert isinstance(y, Tensor)
     return y
@@ -153,11 +153,11 @@ def _check(
     for name, v in dict(x=x, dt=dt, A=A, B=B, C=C, D=D, dt_bias=dt_bias).items():
         if v is not None and not v.is_floating_point():
             raise ParameterError(f"`{name}` has dtype {v.dtype}; expected a real floating dtype")
-    for name, v, expected in (("dt", dt, (batch, length, heads)), ("A", A, (heads,)), ("D", D, (heads,))):
+    by_head = {"A": A, "D": D, "dt_bias": dt_bias}
+    for name, v in {"dt": dt, **by_head}.items():
+        expected = (heads,) if name in by_head else (batch, length, heads)
         if v is not None and v.shape != expected:
             raise ParameterError(f"`{name}` has shape {tuple(v.shape)}; expected {expected}")
-    if dt_bias is not None and dt_bias.shape != (heads,):
-        raise ParameterError(f"`dt_bias` has shape {tuple(dt_bias.shape)}; expected ({heads},)")
     for name, v in dict(B=B, C=C).items():
         if v.ndim != 4 or v.shape[:2] != (batch, length) or v.shape[2] == 0 or heads % v.shape[2]:
             raise ParameterError(
