@@ -134,12 +134,5 @@ class MaskedPatches:
         return cls(**dict(zip(("mask", "positions", "row_weights"), moved, strict=True)))
 
     def select(self, patches: Tensor) -> Tensor:
-        """Picks the hidden patches.
-
-        Args:
-            patches: (images, patches, width).
-
-        Returns:
-            (M, width), in the order of the mask.
-        """
+        """Picks the hidden patches of (images, patches, width), in the order of the mask: (M, width)."""
         return patches.flatten(0, 1).index_select(0, self.positions)

@@ -129,11 +129,7 @@ class FeatureWindow:
         self._parts: list[Tensor] = []
 
     def add(self, features: Tensor) -> None:
-        """Adds the features of a step; the oldest leave.
-
-        Args:
-            features: (N, D).
-        """
+        """Adds the features of a step, (N, D); the oldest leave."""
         # a copy, because a view would keep the whole tensor that it looks into
         self._parts.append(features.detach()[-self.num_rows :].clone())
         surplus = sum(len(part) for part in self._parts) - self.num_rows
