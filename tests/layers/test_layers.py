@@ -195,11 +195,11 @@ def test_step_sizes_start_between_their_bounds():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: EinFFT(30), "d_model is 30"),
+        (lambda: EinFFT(30), "`d_model` is 30"),
         (lambda: MambaVisionMixer(33, expand=1), "must be even"),
-        (lambda: HydraMixer(40), "headdim is 64; it must divide"),
-        (lambda: HydraMixer(64, ngroups=3), "ngroups is 3"),
-        (lambda: HydraMixer(64, d_conv=4), "d_conv is 4"),
+        (lambda: HydraMixer(40), "`headdim` is 64; it must divide"),
+        (lambda: HydraMixer(64, ngroups=3), "`ngroups` is 3"),
+        (lambda: HydraMixer(64, d_conv=4), "`d_conv` is 4"),
     ],
 )
 def test_bad_sizes_are_named(make, message):

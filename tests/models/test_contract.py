@@ -292,7 +292,7 @@ def test_patch_dropout_keeps_the_order_of_the_scan():
         (dict(img_size=100), "img_size is 100; it must be a multiple of patch_size, which is 16"),
         (dict(num_heads=5), "num_heads is 5; it must divide embed_dim, which is 64"),
         (dict(depth=0), "depth is 0"),
-        (dict(embed_dim=66, num_heads=2), "d_model is 66"),
+        (dict(embed_dim=66, num_heads=2), "`d_model` is 66"),
         (dict(class_token=False), "class_token is False"),
         (dict(ssm_kwargs={"headdim": 8}), r"ssm_kwargs has \['headdim'\]; MambaVisionMixer takes"),
     ],

@@ -161,7 +161,7 @@ def test_selective_scan_takes_half_inputs_with_float32_parameters(adapter):
 
 def test_selective_scan_names_a_state_that_is_too_large(adapter):
     arguments = token_major(scan_inputs(2, groups=1, d_state=257, dtype=torch.float32))
-    with pytest.raises(ValueError, match=r"d_state is 257; mamba-ssm's kernels take at most 256"):
+    with pytest.raises(ValueError, match=r"`d_state` is 257; mamba-ssm's kernels take at most 256"):
         adapter("selective_scan").forward(SelectiveScanInputs(*arguments, True), False)
 
 

@@ -189,16 +189,16 @@ def test_opcheck():
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("u", lambda x: x[0], "u has shape"),
+        ("u", lambda x: x[0], "`u` has shape"),
         ("u", lambda x: x[..., :0], "length ≥ 1"),
-        ("delta", lambda x: x[:, :-1], "delta has shape"),
-        ("A", lambda x: x[:-1], "A has shape"),
-        ("A", lambda x: x.to(torch.complex64), "A has dtype torch.complex64"),
-        ("B", lambda x: x[..., :-1], "B has shape"),
+        ("delta", lambda x: x[:, :-1], "`delta` has shape"),
+        ("A", lambda x: x[:-1], "`A` has shape"),
+        ("A", lambda x: x.to(torch.complex64), "`A` has dtype torch.complex64"),
+        ("B", lambda x: x[..., :-1], "`B` has shape"),
         ("C", lambda x: x[:, None].expand(-1, 4, -1, -1), "groups divides d_inner=6"),
-        ("D", lambda x: x[:-1], "D has shape"),
-        ("z", lambda x: x[:1], "z has shape"),
-        ("delta_bias", lambda x: x[None], "delta_bias has shape"),
+        ("D", lambda x: x[:-1], "`D` has shape"),
+        ("z", lambda x: x[:1], "`z` has shape"),
+        ("delta_bias", lambda x: x[None], "`delta_bias` has shape"),
     ],
 )
 def test_bad_arguments_are_named(name, change, message):

@@ -145,15 +145,15 @@ def test_opcheck():
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("x", lambda v: v[0], "x has shape"),
+        ("x", lambda v: v[0], "`x` has shape"),
         ("x", lambda v: v[:, :0], "length ≥ 1"),
-        ("dt", lambda v: v[..., :-1], "dt has shape"),
-        ("A", lambda v: v[:-1], "A has shape"),
+        ("dt", lambda v: v[..., :-1], "`dt` has shape"),
+        ("A", lambda v: v[:-1], "`A` has shape"),
         ("B", lambda v: v.expand(-1, -1, 3, -1), "groups divides heads=4"),
         ("C", lambda v: v[..., :-1], "they must be the same"),
-        ("D", lambda v: v[None], "D has shape"),
-        ("dt_bias", lambda v: v[:-1], "dt_bias has shape"),
-        ("x", lambda v: v.long(), "x has dtype torch.int64"),
+        ("D", lambda v: v[None], "`D` has shape"),
+        ("dt_bias", lambda v: v[:-1], "`dt_bias` has shape"),
+        ("x", lambda v: v.long(), "`x` has dtype torch.int64"),
     ],
 )
 def test_bad_arguments_are_named(name, change, message):

@@ -60,8 +60,8 @@ def test_a_configuration_survives_json_and_back(preset):
         ({"crops": {"rotation": 1}}, "crops.rotation is 1; it must be of type bool"),
         ({"batch_size": True}, "batch_size is True; it must be of type int"),
         ({"batch_size": 1.5}, "batch_size is 1.5; it must be of type int"),
-        ({"mask": {"ratio": [0.5, 0.1]}}, "mask.ratio is"),
-        ({"num_steps": 3}, "optimizer.warmup_steps is 10; it must be at most num_steps, which is 3"),
+        ({"mask": {"ratio": [0.5, 0.1]}}, "`mask.ratio` is"),
+        ({"num_steps": 3}, "`optimizer.warmup_steps` is 10; it must be at most `num_steps`, which is 3"),
     ],
 )
 def test_a_file_with_a_mistake_is_refused_by_name(values, message):
@@ -92,7 +92,7 @@ def test_unreadable_files_are_named(tmp_path, name, content, message):
         (lambda: MaskConfig(share=-0.1), "mask.share"),
         (lambda: OptimizerConfig(layer_decay=0.0), "optimizer.layer_decay"),
         (lambda: ModelConfig(pretrained=True, weights=Path("a")), "exclude each other"),
-        (lambda: DataConfig(sources=()), "data.sources is empty"),
+        (lambda: DataConfig(sources=()), "`data.sources` is empty"),
     ],
 )
 def test_values_outside_their_range_are_refused_by_name(make, message):
@@ -109,10 +109,12 @@ def test_only_what_is_learned_counts_as_a_change():
     )
     assert find_changes(before, moved, PretrainConfig) == []
     recipe = {**before, "batch_size": 8}
-    assert find_changes(before, recipe, PretrainConfig) == ["batch_size was 16 and is 8"]
-    assert check_recipe(before, recipe, PretrainConfig, allow_changes=True) == ["batch_size was 16 and is 8"]
+    assert find_changes(before, recipe, PretrainConfig) == ["`batch_size` was 16 and is 8"]
+    assert check_recipe(before, recipe, PretrainConfig, allow_changes=True) == [
+        "`batch_size` was 16 and is 8"
+    ]
     with pytest.raises(PretrainError, match="another recipe"):
         check_recipe(before, recipe, PretrainConfig, allow_changes=False)
     other = {**before, "model": {**before["model"], "arguments": {"depth": 2}}}
-    with pytest.raises(PretrainError, match=r"another architecture \(model.arguments was \{\} and is"):
+    with pytest.raises(PretrainError, match=r"another architecture \(`model.arguments` was \{\} and is"):
         check_recipe(before, other, PretrainConfig, allow_changes=True)

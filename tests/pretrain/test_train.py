@@ -155,11 +155,11 @@ def test_another_recipe_is_refused_unless_allowed_and_another_architecture_alway
     train(config, show_progress=False)
     changed = change(config, num_steps=3, optimizer__weight_decay=0.1)
     with pytest.raises(
-        PretrainError, match=r"optimizer\.weight_decay was 0\.04 and is 0\.1.*allow_changes=True"
+        PretrainError, match=r"`optimizer\.weight_decay` was 0\.04 and is 0\.1.*allow_changes=True"
     ):
         train(changed, show_progress=False)
     assert train(changed, allow_changes=True, show_progress=False).step == 3
-    with pytest.raises(PretrainError, match=r"another architecture \(head\.num_prototypes"):
+    with pytest.raises(PretrainError, match=r"another architecture \(`head\.num_prototypes"):
         train(change(config, head__num_prototypes=64), allow_changes=True, show_progress=False)
     with pytest.raises(PretrainError, match="holds a run already"):
         train(config, resume="never", show_progress=False)
@@ -175,7 +175,7 @@ def test_other_patches_are_another_recipe(patches, tmp_path):
     config = small(tmp_path / "run", patches, num_steps=2)
     train(config, show_progress=False)
     other = write_patches(tmp_path / "other.h5", num_patches=9)
-    with pytest.raises(PretrainError, match="num_samples was 24 and is 9"):
+    with pytest.raises(PretrainError, match="num_samples` was 24 and is 9"):
         train(change(config, data__sources=(str(other),)), show_progress=False)
 
 

@@ -247,16 +247,16 @@ def test_the_order_of_work_in_chunks_shows_nowhere(monkeypatch):
 
 def test_impossible_options_are_refused():
     for options, message in [
-        ({"jitter_probability": 2}, "between 0 and 1, not 2"),
-        ({"blur_probabilities": (0, 0, -1)}, "between 0 and 1, not -1"),
-        ({"hue": 0.6}, "hue must lie between 0 and 0.5"),
-        ({"hed_jitter": -1}, "hed_jitter must lie"),
+        ({"jitter_probability": 2}, "`jitter_probability` is 2; it must be between 0 and 1"),
+        ({"blur_probabilities": (0, 0, -1)}, "`blur_probabilities` is -1; it must be between 0 and 1"),
+        ({"hue": 0.6}, "`hue` is 0.6; it must be between 0 and 0.5"),
+        ({"hed_jitter": -1}, "`hed_jitter` is -1; it must be"),
         ({"blur_sigma": (0, 1)}, "blur_sigma"),
-        ({"blur_kernel_size": 8}, "blur_kernel_size must be odd, not 8"),
+        ({"blur_kernel_size": 8}, "`blur_kernel_size` is 8; it must be odd"),
     ]:
         with pytest.raises(PretrainError, match=message):
             PhotometricOptions(**options)
-    with pytest.raises(PretrainError, match="'paper' or 'paper_pil', not 'other'"):
+    with pytest.raises(PretrainError, match="`recipe` is 'other'; it must be one of paper, paper_pil"):
         DeviceAugmentation("other", **IDENTITY)
-    with pytest.raises(PretrainError, match="std above 0"):
+    with pytest.raises(PretrainError, match="`std` above 0"):
         DeviceAugmentation(mean=(0, 0, 0), std=(1, 0, 1))

@@ -1,11 +1,14 @@
 """The whole objective, of crops, for each kind of backbone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support.bounds import assert_near
 
 from timm_mvhybrid.models import TEST_MODEL_NAMES
 from timm_mvhybrid.ssl.compute_losses import compute_losses
+from timm_mvhybrid.ssl.config import HeadConfig
 from timm_mvhybrid.ssl.losses import DINOv2Loss
 from timm_mvhybrid.ssl.masking import masks_of_step
 from timm_mvhybrid.ssl.student_teacher import build_pair, update_teacher
@@ -16,7 +19,7 @@ from timm_mvhybrid.training.optimizer import (
     parameter_groups,
 )
 
-HEAD = {"num_prototypes": 12, "hidden_dim": 16, "bottleneck_dim": 8}
+HEAD = HeadConfig(num_prototypes=12, hidden_dim=16, bottleneck_dim=8, learn_gain=False)
 STOCK = "vit_tiny_patch16_224"
 ARGUMENTS = {
     STOCK: {"img_size": 128, "embed_dim": 32, "depth": 2, "num_heads": 2},
@@ -25,9 +28,10 @@ ARGUMENTS = {
 MODELS = [*TEST_MODEL_NAMES, STOCK]
 
 
-def build(model="test_mvhybrid", **options):
+def build(model="test_mvhybrid", separate_ibot_head=True, **options):
     torch.manual_seed(0)
-    return build_pair(model, model_arguments=ARGUMENTS.get(model), **HEAD, **options)
+    head = replace(HEAD, separate_ibot_head=separate_ibot_head)
+    return build_pair(model, head, model_arguments=ARGUMENTS.get(model), **options)
 
 
 def make_batch(num_images=2, num_local=2, dtype=torch.float32):
@@ -92,10 +96,10 @@ def test_parts_are_those_of_whole_scores_given_to_the_public_loss():
     for name, value in expected.items():
         torch.testing.assert_close(found.parts[name], value, rtol=1e-5, atol=1e-6)
     assert_near(found.teacher_features, taught[:, 0], roundings=2048)
-    assert_near(found.student_features, tokens[:, 0], roundings=2048)
-    targets = found.teacher_probabilities()
+    assert_near(found.student_output.class_features, tokens[:, 0], roundings=2048)
+    targets = found.class_targets.softmax(dim=1)
     assert_near(targets.sum(dim=1), torch.ones(6), roundings=2048)
-    for watched in (targets, found.teacher_features, found.student_features):
+    for watched in (targets, found.teacher_features):
         assert not watched.requires_grad
 
 

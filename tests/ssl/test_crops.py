@@ -181,14 +181,14 @@ def test_cropping_leaves_torchs_random_numbers_alone():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_local": -1}, r"crops\.num_local is -1; it must be at least 0"),
-        ({"local_size_px": 0}, r"crops\.local_size_px is 0; it must be at least 1"),
+        ({"num_local": -1}, r"`crops\.num_local` is -1; it must be at least 0"),
+        ({"local_size_px": 0}, r"`crops\.local_size_px` is 0; it must be at least 1"),
         (
             {"global_scale": (0.5, 0.3)},
-            r"crops\.global_scale is \(0\.5, 0\.3\); it must be two rising numbers above 0, at most 1",
+            r"`crops\.global_scale` is \(0\.5, 0\.3\); it must be two rising numbers above 0, at most 1",
         ),
         ({"local_scale": (0.0, 0.3)}, "local_scale"),
-        ({"vertical_flip": 1.5}, r"crops\.vertical_flip is 1\.5; it must be between 0 and 1"),
+        ({"vertical_flip": 1.5}, r"`crops\.vertical_flip` is 1\.5; it must be between 0 and 1"),
     ],
 )
 def test_impossible_options_are_refused(options, message):

@@ -107,5 +107,5 @@ def test_half_width_heads_and_autocast_normalise_in_float32(dtype):
 
 @pytest.mark.parametrize("name", ["hidden_dim", "bottleneck_dim", "num_layers"])
 def test_impossible_sizes_are_named(name):
-    with pytest.raises(PretrainError, match=f"{name} is 0"):
+    with pytest.raises(PretrainError, match=f"`{name}` is 0"):
         ProjectionHead(8, 10, **{**SIZES, name: 0})

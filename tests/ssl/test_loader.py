@@ -262,11 +262,11 @@ def test_the_length_is_that_of_what_remains(samples):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
-        ({"rank": 2, "world_size": 2}, "rank must be from 0 to 1, not 2"),
-        ({"start_step": 7}, "start_step must be from 0 to num_steps=6, not 7"),
-        ({"num_workers": -1}, "num_workers must be at least 0"),
-        ({"augmentation": "pil"}, "'paper' or 'paper_pil', not 'pil'"),
+        ({"batch_size": 0}, "`batch_size` is 0; it must be at least 1"),
+        ({"rank": 2, "world_size": 2}, "`rank` is 2; it must be from 0 to 1"),
+        ({"start_step": 7}, "`start_step` is 7; it must be from 0 to `num_steps`, which is 6"),
+        ({"num_workers": -1}, "`num_workers` is -1; it must be at least 0"),
+        ({"augmentation": "pil"}, "`augmentation` is 'pil'; it must be one of paper, paper_pil"),
     ],
 )
 def test_impossible_options_are_refused(samples, options, message):

@@ -321,12 +321,12 @@ def test_only_the_running_mean_has_a_state_and_it_restores_exactly():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"centering": "mean"}, "centering is 'mean'; allowed are 'sinkhorn_knopp', 'centering'"),
-        ({"regularizer": "vicreg"}, "regularizer is 'vicreg'"),
-        ({"regularizer_scope": "node"}, "regularizer_scope is 'node'"),
-        ({"num_prototypes": 0}, "num_prototypes is 0"),
-        ({"ibot_chunk_rows": -1}, "ibot_chunk_rows is -1"),
-        ({"student_temp": 0.0}, r"student_temp is 0\.0"),
+        ({"centering": "mean"}, "`centering` is 'mean'; it must be one of sinkhorn_knopp, centering"),
+        ({"regularizer": "vicreg"}, "`regularizer` is 'vicreg'"),
+        ({"regularizer_scope": "node"}, "`regularizer_scope` is 'node'"),
+        ({"num_prototypes": 0}, "`num_prototypes` is 0"),
+        ({"ibot_chunk_rows": -1}, "`ibot_chunk_rows` is -1"),
+        ({"student_temp": 0.0}, r"`student_temp` is 0\.0"),
     ],
 )
 def test_impossible_options_are_named(options, message):

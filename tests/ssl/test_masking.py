@@ -100,8 +100,8 @@ def test_entries_follow_the_mask_and_images_count_alike():
     ("options", "message"),
     [
         ({"grid": (0, 4)}, "4 images of 0 × 4 patches"),
-        ({"share": 1.5}, r"share is 1\.5"),
-        ({"ratio": (0.5, 0.1)}, r"ratio \(0\.5, 0\.1\)"),
+        ({"share": 1.5}, r"`share` is 1\.5"),
+        ({"ratio": (0.5, 0.1)}, r"`ratio` \(0\.5, 0\.1\)"),
     ],
 )
 def test_impossible_masks_are_refused(options, message):

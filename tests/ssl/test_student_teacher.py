@@ -1,5 +1,7 @@
 """Student and teacher of our models and of timm's own."""
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -8,10 +10,11 @@ from support.bounds import assert_near
 
 from timm_mvhybrid.models import TEST_MODEL_NAMES, CheckpointError
 from timm_mvhybrid.runtime.errors import PretrainError
+from timm_mvhybrid.ssl.config import HeadConfig
 from timm_mvhybrid.ssl.masking import MaskedPatches
 from timm_mvhybrid.ssl.student_teacher import build_pair, update_teacher
 
-HEAD = {"num_prototypes": 12, "hidden_dim": 16, "bottleneck_dim": 8}
+HEAD = HeadConfig(num_prototypes=12, hidden_dim=16, bottleneck_dim=8, learn_gain=False)
 STOCK = "vit_tiny_patch16_224"
 ARGUMENTS = {
     STOCK: {"img_size": 128, "embed_dim": 32, "depth": 2, "num_heads": 2},
@@ -20,9 +23,10 @@ ARGUMENTS = {
 MODELS = [*TEST_MODEL_NAMES, STOCK]
 
 
-def build(model, **options):
+def build(model, separate_ibot_head=True, **options):
     torch.manual_seed(0)
-    return build_pair(model, model_arguments=ARGUMENTS.get(model), **HEAD, **options)
+    head = replace(HEAD, separate_ibot_head=separate_ibot_head)
+    return build_pair(model, head, model_arguments=ARGUMENTS.get(model), **options)
 
 
 def make_mask():
@@ -168,4 +172,4 @@ def test_training_can_start_from_a_weights_file(model, tmp_path):
 )
 def test_models_that_cannot_be_trained_so_are_refused(model, arguments, message):
     with pytest.raises(PretrainError, match=message):
-        build_pair(model, model_arguments=arguments, **HEAD)
+        build_pair(model, HEAD, model_arguments=arguments)

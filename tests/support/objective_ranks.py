@@ -6,6 +6,7 @@ import support.seeds  # noqa: F401 - moves the seeds in these processes too
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from support.sinkhorn import sinkhorn_knopp
 
 from timm_mvhybrid.runtime.process_group import close_process_group
 
@@ -30,7 +31,7 @@ def _work(rank, folder):
     from timm_mvhybrid.ssl.centering import RunningMean
     from timm_mvhybrid.ssl.losses import DINOv2Loss
     from timm_mvhybrid.ssl.prototype_scores import PrototypeScores
-    from timm_mvhybrid.ssl.sinkhorn import column_potentials, sinkhorn_knopp
+    from timm_mvhybrid.ssl.sinkhorn import column_potentials
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)

@@ -123,6 +123,30 @@ def test_parameters_that_need_no_gradient_stay_and_the_others_resume_bit_for_bit
     assert {name for name in steps[0] if name.startswith("grad_norm/")} == {"grad_norm/bias"}
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+@pytest.mark.parametrize("late", [4, NUM_STEPS])
+def test_a_parameter_without_a_gradient_so_far_resumes_bit_for_bit(tmp_path, monkeypatch, late):
+    """As the head of a panel of genes that no batch has measured yet."""
+    build, losses = Regression.__init__, Regression.losses
+
+    def with_head(self, *arguments, **options):
+        build(self, *arguments, **options)
+        self.trained.register_parameter("head", torch.nn.Parameter(torch.ones(2)))
+
+    def measured(self, batch, step):
+        found = losses(self, batch, step)
+        return {"total": found["total"] + self.trained.head.square().sum()} if step >= late else found
+
+    monkeypatch.setattr(Regression, "__init__", with_head)
+    monkeypatch.setattr(Regression, "losses", measured)
+    whole, stopped = (regression_config(tmp_path / name) for name in ("whole", "stopped"))
+    run_regression(whole)
+    run_regression(stopped, signals={2: signal.SIGTERM})
+    run_regression(stopped)
+    assert_equal(weights(stopped.output), weights(whole.output))
+    assert torch.equal(weights(whole.output)["head"], torch.ones(2)) == (late == NUM_STEPS)
+
+
 @pytest.mark.parametrize(
     "changes", [{"accumulate": 3}, {"precision": "bf16"}, {"precision": "fp16"}], ids=str
 )
@@ -185,7 +209,7 @@ def test_a_loss_that_is_not_finite_keeps_state_and_batches(tmp_path, monkeypatch
 
 def test_another_recipe_is_refused_and_what_only_changes_speed_is_not(finished, tmp_path):
     run_regression(regression_config(tmp_path / "run"))
-    with pytest.raises(PretrainError, match=r"optimizer\.clip_norm was 1\.0 and is 2\.0"):
+    with pytest.raises(PretrainError, match=r"`optimizer\.clip_norm` was 1\.0 and is 2\.0"):
         run_regression(regression_config(tmp_path / "run", optimizer={"clip_norm": 2.0}))
     assert run_regression(regression_config(tmp_path / "run", monitor={"log_every_steps": 5})).step == 7
 

@@ -1,10 +1,12 @@
 """Parameter groups, schedules applied to them, and clipping."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from timm_mvhybrid.ssl.config import HeadConfig
 from timm_mvhybrid.ssl.student_teacher import build_pair
 from timm_mvhybrid.training.optimizer import (
     apply_schedules,
@@ -13,12 +15,13 @@ from timm_mvhybrid.training.optimizer import (
     parameter_groups,
 )
 
-HEAD = {"num_prototypes": 12, "hidden_dim": 16, "bottleneck_dim": 8}
+HEAD = HeadConfig(num_prototypes=12, hidden_dim=16, bottleneck_dim=8, learn_gain=False)
 
 
-def build(model="test_mvhybrid", **options):
+def build(model="test_mvhybrid", separate_ibot_head=True, **options):
     torch.manual_seed(0)
-    return build_pair(model, **HEAD, **options)[0]
+    head = replace(HEAD, separate_ibot_head=separate_ibot_head)
+    return build_pair(model, head, **options)[0]
 
 
 def by_name(student, groups):

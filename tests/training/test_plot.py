@@ -149,7 +149,7 @@ def test_the_command_draws_and_says_where(tmp_path, capsys, monkeypatch):
         (["empty"], r"empty/metrics.jsonl: holds no numbers yet"),
         (["run", "other"], "FILE.png"),
         (["run", "--output", "curves.pdf"], "curves.pdf: the picture is a PNG"),
-        (["run", "--smoothing", "2"], "smoothing is 2.0; it must lie between 0 and 1"),
+        (["run", "--smoothing", "2"], "is 2.0; it must be between 0 and 1"),
     ],
 )
 def test_problems_are_one_line(tmp_path, capsys, monkeypatch, arguments, message):

@@ -50,7 +50,7 @@ def test_a_run_records_what_the_model_card_reads(outside):
 def test_an_existing_run_is_refused_unless_it_is_resumed(outside):
     run = RunDirectory(outside / "run")
     run.create(CONFIG, resume=False)
-    with pytest.raises(PretrainError, match=r"run: holds a run already; go on with resume='auto'"):
+    with pytest.raises(PretrainError, match=r"run: holds a run already; go on with `resume='auto'`"):
         run.create({"num_steps": 7}, resume=False)
     assert run.read_config() == CONFIG
     run.create({"num_steps": 7}, resume=True)

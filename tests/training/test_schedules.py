@@ -45,10 +45,10 @@ def test_warmup_is_a_line_that_stays():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: linear_warmup(-1, start=0, end=1, num_steps=5), "step is -1"),
-        (lambda: cosine_schedule(0, start=0, end=1, num_steps=-5), "num_steps is -5"),
-        (lambda: cosine_schedule(0, start=0, end=1, num_steps=5, frozen_steps=-1), "frozen_steps is -1"),
-        (lambda: cosine_schedule(0, start=0, end=1, num_steps=5, warmup_steps=6), "warmup_steps is 6"),
+        (lambda: linear_warmup(-1, start=0, end=1, num_steps=5), "`step` is -1"),
+        (lambda: cosine_schedule(0, start=0, end=1, num_steps=-5), "`num_steps` is -5"),
+        (lambda: cosine_schedule(0, start=0, end=1, num_steps=5, frozen_steps=-1), "`frozen_steps` is -1"),
+        (lambda: cosine_schedule(0, start=0, end=1, num_steps=5, warmup_steps=6), "`warmup_steps` is 6"),
     ],
 )
 def test_impossible_counts_are_named(call, message):

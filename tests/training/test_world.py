@@ -24,7 +24,7 @@ def test_more_processes_than_devices_are_refused(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_cuda_that_is_not_there_is_refused():
     with pytest.raises(
-        PretrainError, match=r"parallel\.device is cuda, but torch finds no CUDA device; take auto or cpu"
+        PretrainError, match=r"`parallel\.device` is cuda, but torch finds no CUDA device; take auto or cpu"
     ):
         with join_world(ParallelConfig(device="cuda")):
             pass

@@ -163,7 +163,6 @@ def embed(
     input_size: int | Literal["auto"] = "auto",
     skip_corrupt: bool = False,
     overwrite: bool = False,
-    exclusive: bool = True,
     on_batch: Callable[[BatchReport], None] | None = None,
 ) -> EmbeddingSummary:
     """Embeds every patch of a source and writes one h5 file, complete or not at all.
@@ -183,8 +182,6 @@ def embed(
         input_size: Side in pixels at which patches enter the model, see ``choose_input_size``.
         skip_corrupt: Leave unreadable patches out instead of stopping.
         overwrite: Replace an existing output.
-        exclusive: Refuse to start while another process writes this output. Otherwise both write, and the file is that
-            of the last one: for outputs that do not depend on who writes them.
         on_batch: Called after every batch.
 
     Returns:
@@ -198,7 +195,7 @@ def embed(
         OutputError: If the disk does not take the output, or another process writes it.
     """
     check_output(output, overwrite=overwrite, source=source.path)
-    with claimed(output) if exclusive else nullcontext():
+    with claimed(output):
         return write_embeddings(
             source,
             backbone,

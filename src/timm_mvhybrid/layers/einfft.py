@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.einfft import NUM_BLOCKS, einfft
+from ..runtime.errors import ParameterError
 
 
 class EinFFT(nn.Module):
@@ -23,7 +24,7 @@ class EinFFT(nn.Module):
         dtype: Their dtype. They hold real and imaginary parts along the first axis, never a complex dtype.
 
     Raises:
-        ValueError: ``d_model`` is not a multiple of four.
+        ParameterError: ``d_model`` is not a multiple of four.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class EinFFT(nn.Module):
     ) -> None:
         super().__init__()
         if d_model % NUM_BLOCKS:
-            raise ValueError(f"d_model is {d_model}; EinFFT needs a multiple of {NUM_BLOCKS}")
+            raise ParameterError(f"`d_model` is {d_model}; EinFFT needs a multiple of {NUM_BLOCKS}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.d_model, self.threshold = d_model, threshold
         width = d_model // NUM_BLOCKS

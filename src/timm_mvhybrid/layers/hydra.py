@@ -10,6 +10,7 @@ from ..ops.depthwise import depthwise_conv_silu
 from ..ops.gated_norm import gated_norm
 from ..ops.precision import at_least_float32
 from ..ops.quasiseparable import quasiseparable
+from ..runtime.errors import ParameterError
 from .float32 import KeepsFloat32, float32_unless_wider
 from .step_size import initial_step_bias
 
@@ -33,7 +34,7 @@ class HydraMixer(KeepsFloat32):
         dtype: Their dtype; ``A_log``, ``D`` and ``dt_bias`` are at least float32 and stay so when the module is cast.
 
     Raises:
-        ValueError: ``headdim`` does not divide the inner width, ``ngroups`` not the heads, or ``d_conv`` is even.
+        ParameterError: ``headdim`` does not divide the inner width, ``ngroups`` not the heads, or ``d_conv`` is even.
     """
 
     float32_parameters = ("A_log", "D", "dt_bias")
@@ -55,14 +56,16 @@ class HydraMixer(KeepsFloat32):
         self.d_inner = expand * d_model
         self.headdim, self.ngroups = headdim, ngroups
         if self.d_inner % headdim:
-            raise ValueError(
-                f"headdim is {headdim}; it must divide the inner width expand * d_model = {self.d_inner}"
+            raise ParameterError(
+                f"`headdim` is {headdim}; it must divide the inner width expand * d_model = {self.d_inner}"
             )
         self.num_heads = self.d_inner // headdim
         if self.num_heads % ngroups:
-            raise ValueError(f"ngroups is {ngroups}; it must divide the number of heads, {self.num_heads}")
+            raise ParameterError(
+                f"`ngroups` is {ngroups}; it must divide the number of heads, {self.num_heads}"
+            )
         if d_conv % 2 == 0:
-            raise ValueError(f"d_conv is {d_conv}; it must be odd, so that the convolution is centred")
+            raise ParameterError(f"`d_conv` is {d_conv}; it must be odd, so that the convolution is centred")
         d_xbc = self.d_inner + 4 * ngroups * d_state
         self.in_proj = nn.Linear(d_model, self.d_inner + d_xbc + 2 * self.num_heads, bias=False, **dd)
         self.conv1d = nn.Conv1d(d_xbc, d_xbc, d_conv, groups=d_xbc, **dd)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..ops.depthwise import depthwise_conv_silu
 from ..ops.precision import at_least_float32
 from ..ops.selective_scan import selective_scan_tokens
+from ..runtime.errors import ParameterError
 from .float32 import KeepsFloat32, float32_unless_wider
 from .step_size import initial_step_bias
 
@@ -32,7 +33,7 @@ class MambaVisionMixer(KeepsFloat32):
         dtype: Their dtype; ``A_log`` and ``D`` are at least float32 and stay so when the module is cast.
 
     Raises:
-        ValueError: ``expand * d_model`` is odd.
+        ParameterError: ``expand * d_model`` is odd.
     """
 
     float32_parameters = ("A_log", "D")
@@ -48,7 +49,7 @@ class MambaVisionMixer(KeepsFloat32):
     ) -> None:
         super().__init__()
         if expand * d_model % 2:
-            raise ValueError(
+            raise ParameterError(
                 f"expand * d_model is {expand} * {d_model}; it must be even, because x and z take half each"
             )
         dd: dict[str, Any] = {"device": device, "dtype": dtype}

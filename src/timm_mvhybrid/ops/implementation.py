@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 
+from ..runtime.errors import ParameterError
 from ..runtime.implementation_request import (
     IMPLEMENTATIONS,
     ImplementationError,
@@ -89,7 +90,7 @@ class use_implementation:  # a function to its users, who may also open it with 
             ``triton`` or ``mamba_ssm``.
 
     Raises:
-        ValueError: There is no such implementation.
+        ParameterError: There is no such implementation.
         ImplementationError: It cannot run on any device of this machine.
 
     Examples:
@@ -102,7 +103,7 @@ class use_implementation:  # a function to its users, who may also open it with 
     def __init__(self, name: Implementation) -> None:
         global _requested
         if problem := misnamed(name, "implementation"):
-            raise ValueError(problem)
+            raise ParameterError(problem)
         if name not in ("auto", "reference", "cpu"):
             devices = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
             reasons = [

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..runtime.implementation_request import ImplementationError
+
 Arguments = dict[str, Tensor | int | None]
 
 
@@ -34,9 +36,9 @@ def strides(name: str, tensor: Tensor | None, axes: tuple[str, ...]) -> dict[str
 
 
 def check_device(name: str, x: Tensor, interpreted: bool) -> None:
-    """Raises RuntimeError for a tensor on the CPU, which only Triton's interpreter takes."""
+    """Raises ImplementationError for a tensor on the CPU, which only Triton's interpreter takes."""
     if x.device.type == "cpu" and not interpreted:
-        raise RuntimeError(
+        raise ImplementationError(
             f'the Triton kernels need a GPU, but {name} is on the CPU; choose the "cpu" implementation, or set '
             "TRITON_INTERPRET=1 before the first call to run them in Triton's interpreter"
         )

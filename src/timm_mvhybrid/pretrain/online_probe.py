@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..data import DataError
 from ..data.fitting import fit_image
 from ..runtime.errors import PretrainError, TimmMVHybridError
+from ..ssl.collectives import num_ranks, own_rank
 from ..ssl.crops import as_pixels
 from .probe_targets import open_targets
 
@@ -84,12 +85,12 @@ class OnlineProbe:
         with undisturbed(model, self.device):
             embedded = self._embed(features or model)
             result: list[dict[str, float] | TimmMVHybridError] = [{}]
-            if _rank() == 0:
+            if own_rank() == 0:
                 try:
                     result = [self._score(embedded)]
                 except TimmMVHybridError as error:
                     result = [error]
-            if _world_size() > 1:
+            if num_ranks() > 1:
                 dist.broadcast_object_list(result, src=0, device=self.device)
         if isinstance(result[0], TimmMVHybridError):
             raise result[0]
@@ -102,11 +103,11 @@ class OnlineProbe:
 
     def _embed(self, features: Callable[[Tensor], Tensor]) -> Tensor:
         """Embeds the whole set on all ranks together: (N, D) float32 on the CPU, on every rank."""
-        total, world_size = len(self.targets), _world_size()
+        total, world_size = len(self.targets), num_ranks()
         num_own = -(-total // world_size)
         # where the ranks' parts are uneven, the last image is embedded again: under FSDP all have to call the model
         # equally often
-        own = [min(index, total - 1) for index in range(_rank(), num_own * world_size, world_size)]
+        own = [min(index, total - 1) for index in range(own_rank(), num_own * world_size, world_size)]
         batches = [own[start : start + self.batch_size] for start in range(0, num_own, self.batch_size)]
         embedded: list[Tensor] = []
         unreadable: list[str] = []
@@ -173,15 +174,3 @@ def undisturbed(model: nn.Module, device: torch.device | str = "cpu") -> Iterato
             module.training = training
         np.random.set_state(numpy_state)
         random.setstate(python_state)
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def _rank() -> int:
-    return dist.get_rank() if _distributed() else 0
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if _distributed() else 1

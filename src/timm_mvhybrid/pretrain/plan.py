@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,13 +61,9 @@ def make_plan(config: PretrainConfig, world_size: int) -> Plan:
     samples = open_samples(config.data.sources, slides=config.data.slides, edge=config.data.edge)
     student, _ = build_pair(
         config.model.name,
-        model_arguments={"img_size": config.crops.global_size_px, **config.model.arguments},
         # the number does not change what is needed, and 1 spares the time to fill large heads
-        num_prototypes=1,
-        hidden_dim=config.head.hidden_dim,
-        bottleneck_dim=config.head.bottleneck_dim,
-        num_layers=config.head.num_layers,
-        separate_ibot_head=config.head.separate_ibot_head,
+        replace(config.head, num_prototypes=1, learn_gain=False),
+        model_arguments={"img_size": config.crops.global_size_px, **config.model.arguments},
     )
     num_heads = 1 + config.head.separate_ibot_head
     backbone = sum(p.numel() for p in student.backbone.parameters())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,27 +23,6 @@ from ..runtime.errors import EvaluationError
 
 _MAX_FOLDS = 10
 _MAX_COMPONENTS = 256
-
-
-class ProbeTargets(Protocol):
-    """Images in a fixed order, and what their features are to tell."""
-
-    @property
-    def path(self) -> Path:
-        """Where the set is described."""
-
-    @property
-    def protocol(self) -> str:
-        """How the scores come about, in one line."""
-
-    def __len__(self) -> int:
-        """Returns the number of images."""
-
-    def __getitem__(self, index: int) -> Image.Image | NDArray[np.uint8]:
-        """Reads one image as RGB."""
-
-    def score(self, features: NDArray[np.float32]) -> dict[str, float]:
-        """Measures features, (N, D), of all images in their order."""
 
 
 class ClassTargets:
@@ -187,7 +165,7 @@ class ExpressionTargets:
 
 def open_targets(
     path: str | Path, *, k: int = 20, num_genes: int = 50, counts_layer: str | None = None
-) -> ProbeTargets:
+) -> ClassTargets | ExpressionTargets:
     """Opens a labelled set; its kind is told from its content.
 
     Args:

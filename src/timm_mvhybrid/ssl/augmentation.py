@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..runtime.errors import PretrainError
+from ..training.settings import require_choice
 from .colour import COLOUR_OPERATIONS, gaussian_blur, grayscale
 from .crops import NUM_GLOBAL, CropBatch, crop_keys
 from .photometric import PhotometricOptions, PhotometricParameters, draw_parameters
@@ -46,11 +47,10 @@ class DeviceAugmentation:
         std: Sequence[float],
         options: PhotometricOptions | None = None,
     ) -> None:
-        if recipe not in ("paper", "paper_pil"):
-            raise PretrainError(f"the augmentation must be 'paper' or 'paper_pil', not {recipe!r}")
+        require_choice("recipe", recipe, Recipe)
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise PretrainError(
-                f"mean and std need three numbers, std above 0, not {list(mean)} and {list(std)}"
+                f"`mean` and `std` need three numbers, `std` above 0, not {list(mean)} and {list(std)}"
             )
         self.recipe = recipe
         self.options = options or PhotometricOptions()
@@ -88,13 +88,9 @@ class DeviceAugmentation:
 def augment(
     images: Tensor, parameters: PhotometricParameters, blur_kernel_size: int, which: NDArray[np.int64]
 ) -> None:
-    """Changes stains, colours and sharpness of images, in place.
+    """Changes stains, colours and sharpness of images (n, 3, H, W), float32, 0 to 1, in place.
 
-    Args:
-        images: (n, 3, H, W) float32, 0 to 1.
-        parameters: What happens, of these images and maybe others.
-        blur_kernel_size: Pixels that a blur reaches over, odd.
-        which: The images' places in the parameters, (n,).
+    ``which`` are their places in the parameters, (n,), which may be those of others, too.
     """
     device = images.device
 

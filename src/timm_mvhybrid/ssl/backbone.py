@@ -32,7 +32,7 @@ def create_backbone(
         checkpoint: Start from the weights of this file; None for none.
 
     Raises:
-        PretrainError: The model is unknown, no VisionTransformer, or has not what the losses need.
+        PretrainError: The model is unknown, is not a VisionTransformer, or lacks what the losses need.
     """
     architecture = name.split(".")[0]
     if "/" not in name and not timm.is_model(architecture):

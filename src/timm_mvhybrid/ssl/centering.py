@@ -59,11 +59,7 @@ class RunningMean(nn.Module):
         return offset
 
     def offset(self, temperature: float, dtype: torch.dtype) -> Tensor:
-        """Computes v from the centre as it stands.
-
-        Returns:
-            (K,).
-        """
+        """Computes v, (K,), from the centre as it stands."""
         return self.center.to(dtype) / temperature
 
     @torch.no_grad()

@@ -11,36 +11,24 @@ from torch.autograd.function import once_differentiable
 
 
 def num_ranks(group: Any = None) -> int:
-    """Counts the processes of a group.
-
-    Args:
-        group: Process group; None for the default one.
-
-    Returns:
-        Their number; 1 where no group was set up.
-    """
+    """Counts the processes of a group, the default one for None; 1 where none was set up."""
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
-def sum_over_ranks(x: Tensor, group: Any = None) -> Tensor:
-    """Sums a tensor over the processes, in place.
+def own_rank(group: Any = None) -> int:
+    """Numbers this process within a group, as for ``num_ranks``."""
+    return dist.get_rank(group) if dist.is_available() and dist.is_initialized() else 0
 
-    Args:
-        x: This process's part; of one shape everywhere.
-        group: Process group; None for the default one.
-    """
+
+def sum_over_ranks(x: Tensor, group: Any = None) -> Tensor:
+    """Sums tensors of one shape over the processes, in place."""
     if num_ranks(group) > 1:
         dist.all_reduce(x, dist.ReduceOp.SUM, group=group)
     return x
 
 
 def logsumexp_over_ranks(x: Tensor, group: Any = None) -> Tensor:
-    """Computes log Σ exp(x) over the processes.
-
-    Args:
-        x: This process's part, −inf where it has nothing to add; of one shape everywhere.
-        group: Process group; None for the default one.
-    """
+    """Computes log Σ exp(x) over the processes; tensors have one shape, and −inf where there is nothing to add."""
     if num_ranks(group) == 1:
         return x
     highest = x.clone()
@@ -55,12 +43,7 @@ def gather_rows(x: Tensor, group: Any = None) -> Tensor:
     The gradient is this process's rows of the whole loss's gradient, times the number of processes: data parallelism
     divides by it when it averages the parameters' gradients. Nothing is communicated in the backward pass.
 
-    Args:
-        x: (n, D), with one n everywhere.
-        group: Process group; None for the default one.
-
-    Returns:
-        (n · processes, D), process by process.
+    Tensors are (n, D) with one n everywhere, the result (n · processes, D), process by process.
     """
     return x if num_ranks(group) == 1 else _GatherRows.apply(x, group)
 

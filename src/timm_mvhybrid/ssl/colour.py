@@ -1,7 +1,8 @@
 """Colour and blur of a batch of images, each by parameters of its own.
 
-The formulas are those of torchvision's functions on float images. Every operation is elementwise or reduces one image
-by itself, so that an image's result does not depend on the batch it comes in.
+Images are (n, 3, H, W), 0 to 1, factors and shifts (n,). The formulas are those of torchvision's functions on float
+images. Every operation is elementwise or reduces one image by itself, so that an image's result does not depend on the
+batch it comes in.
 """
 
 from __future__ import annotations
@@ -14,56 +15,25 @@ _LUMA = (0.2989, 0.587, 0.114)
 
 
 def grayscale(images: Tensor) -> Tensor:
-    """Weighs the channels into one.
-
-    Args:
-        images: (n, 3, H, W), 0 to 1.
-
-    Returns:
-        (n, 1, H, W).
-    """
+    """Weighs the channels into one, (n, 1, H, W)."""
     red, green, blue = _LUMA
     return (images[:, 0:1] * red).add_(images[:, 1:2], alpha=green).add_(images[:, 2:3], alpha=blue)
 
 
 def adjust_brightness(images: Tensor, factors: Tensor) -> Tensor:
-    """Multiplies images.
-
-    Args:
-        images: (n, 3, H, W), 0 to 1.
-        factors: (n,); 0 gives black, 1 the image.
-
-    Returns:
-        (n, 3, H, W), 0 to 1.
-    """
+    """Multiplies images; a factor of 0 gives black, 1 the image."""
     return (images * factors[:, None, None, None]).clamp_(0, 1)
 
 
 def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
-    """Blends images with their mean grey.
-
-    Args:
-        images: (n, 3, H, W), 0 to 1.
-        factors: (n,); 0 gives grey, 1 the image.
-
-    Returns:
-        (n, 3, H, W), 0 to 1.
-    """
+    """Blends images with their mean grey; a factor of 0 gives grey, 1 the image."""
     # row by row, because a single sum over an image may be split among threads, by the size of the batch
     means = grayscale(images).mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
     return _blend(images, means, factors)
 
 
 def adjust_saturation(images: Tensor, factors: Tensor) -> Tensor:
-    """Blends images with their grayscale.
-
-    Args:
-        images: (n, 3, H, W), 0 to 1.
-        factors: (n,); 0 gives grayscale, 1 the image.
-
-    Returns:
-        (n, 3, H, W), 0 to 1.
-    """
+    """Blends images with their grayscale; a factor of 0 gives grayscale, 1 the image."""
     return _blend(images, grayscale(images), factors)
 
 
@@ -77,13 +47,7 @@ def adjust_hue(images: Tensor, shifts: Tensor) -> Tensor:
 
     Source: Smith, SIGGRAPH 1978, "Color gamut transform pairs", in the branchless form channel = value − chroma ·
     max(0, min(k, 4 − k, 1)) with k = (n + 6 · hue) mod 6 and n = 5, 3, 1 for red, green, blue.
-
-    Args:
-        images: (n, 3, H, W), 0 to 1.
-        shifts: (n,), in turns; −0.5 to 0.5.
-
-    Returns:
-        (n, 3, H, W), 0 to 1.
+    Shifts are in turns, −0.5 to 0.5.
     """
     red, green, blue = images.unbind(1)
     value = images.amax(1)
@@ -110,13 +74,7 @@ COLOUR_OPERATIONS = (adjust_brightness, adjust_contrast, adjust_saturation, adju
 def gaussian_blur(images: Tensor, sigmas: Tensor, kernel_size: int) -> Tensor:
     """Blurs images by a Gaussian that ends at the kernel's edge; the images are continued by reflection.
 
-    Args:
-        images: (n, C, H, W).
-        sigmas: Standard deviations in pixels, (n,).
-        kernel_size: Odd number of pixels.
-
-    Returns:
-        (n, C, H, W).
+    Standard deviations, ``sigmas``, are in pixels, (n,); ``kernel_size`` is an odd number of pixels.
     """
     reach = kernel_size // 2
     distances = torch.arange(reach + 1, dtype=torch.float32, device=images.device)

@@ -32,18 +32,9 @@ class Losses:
     student_output: NetworkOutput
 
     @property
-    def student_features(self) -> Tensor:
-        """The student's class features of the global crops, (2B, D); no gradient."""
-        return self.student_output.class_features.detach()
-
-    @property
     def total(self) -> Tensor:
         """The part to differentiate."""
         return self.parts["total"]
-
-    def teacher_probabilities(self) -> Tensor:
-        """Computes the teacher's targets of the class tokens, (2B, K); rows sum to 1."""
-        return torch.softmax(self.class_targets, dim=1)
 
 
 def compute_losses(

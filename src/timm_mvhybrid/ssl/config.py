@@ -29,7 +29,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require(0 <= self.drop_path_rate < 1, "model.drop_path_rate", self.drop_path_rate, "in [0, 1)")
         if self.pretrained and self.weights is not None:
-            raise PretrainError("model.pretrained and model.weights exclude each other; give one of them")
+            raise PretrainError("`model.pretrained` and `model.weights` exclude each other; give one of them")
 
 
 @dataclass(frozen=True, kw_only=True)

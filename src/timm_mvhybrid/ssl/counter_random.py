@@ -51,15 +51,9 @@ def combine(*words: ArrayLike) -> UInt64Array:
 
 
 def uniforms(keys: UInt64Array, stream: int, count: int) -> NDArray[np.float64]:
-    """Draws numbers between 0 and 1, 1 excluded.
+    """Draws numbers between 0 and 1, 1 excluded: ``count`` for each key, in a last dimension.
 
-    Args:
-        keys: Any shape.
-        stream: Purpose of the numbers; different streams of a key are independent.
-        count: Numbers for each key.
-
-    Returns:
-        The keys' shape and a last dimension of ``count``.
+    Different streams, purposes of the numbers, of a key are independent.
     """
     bits = combine(keys[..., None], stream, np.arange(count))
     return (bits >> np.uint64(11)) * 2.0**-53

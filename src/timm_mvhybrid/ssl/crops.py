@@ -94,15 +94,7 @@ class CropGeometry:
 
 
 def crop_keys(sample_keys: NDArray[np.int64] | UInt64Array, num_crops: int) -> UInt64Array:
-    """Derives a key for each crop.
-
-    Args:
-        sample_keys: (B,).
-        num_crops: Crops of a patch, global ones first.
-
-    Returns:
-        (num_crops, B).
-    """
+    """Derives a key for each crop, global ones first, from those of the samples: (B,) → (num_crops, B)."""
     return combine(sample_keys.view(np.uint64)[None], np.arange(num_crops)[:, None])
 
 
@@ -113,12 +105,7 @@ def draw_geometry(
 
     The fraction of the area is drawn evenly, the ratio of the sides evenly on a logarithmic scale. What does not fit is
     drawn again, ten times; then the largest centred box of an allowed ratio is taken, as torchvision does.
-
-    Args:
-        keys: One a crop, (n,).
-        size: Height and width of the patch in pixels.
-        scale: Fraction of the patch's area, from and to.
-        options: Flips and rotation.
+    ``keys`` are (n,), ``size`` is height and width of the patch in pixels, ``scale`` the fraction of its area, from and to.
     """
     boxes = uniforms(keys, _BOX, 4 * _ATTEMPTS).reshape(-1, _ATTEMPTS, 4).tolist()
     turns = uniforms(keys, _ORIENTATION, 3).tolist()
@@ -151,15 +138,9 @@ def _draw_box(
 
 
 def cut(image: Tensor, geometry: CropGeometry, size_px: int) -> Tensor:
-    """Cuts one crop from a patch, resized bicubically with antialiasing.
+    """Cuts one crop from a patch, (3, H, W) uint8, resized bicubically with antialiasing to (3, size_px, size_px).
 
-    Args:
-        image: The patch, (3, H, W) uint8; fastest if the channels are last in memory.
-        geometry: Where it lies and how it is turned.
-        size_px: Side of the crop in px.
-
-    Returns:
-        (3, size_px, size_px) uint8.
+    It is fastest if the channels are last in memory.
     """
     bottom, right = geometry.top + geometry.height, geometry.left + geometry.width
     region = image[None, :, geometry.top : bottom, geometry.left : right]
@@ -174,14 +155,7 @@ def cut(image: Tensor, geometry: CropGeometry, size_px: int) -> Tensor:
 
 
 def as_pixels(image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Gives a sample's pixels as a writable array, which torch wants.
-
-    Args:
-        image: RGB image, or (H, W, 3) uint8.
-
-    Returns:
-        (H, W, 3) uint8.
-    """
+    """Gives a sample's pixels as a writable array, (H, W, 3) uint8, which torch wants."""
     return np.require(np.asarray(image), np.uint8, ["C", "W"])
 
 

@@ -94,11 +94,6 @@ class SelfDistillation(Objective):
         torch.manual_seed(config.seed)
         self.student, self.teacher = self.build_networks()
         self.trained = self.student
-        if mask is None:
-            # without gradients they would have no state in the optimiser, which checkpoints hold for all it trains
-            self.student.backbone.mask_token.requires_grad_(False)
-            if self.student.ibot_head is not None:
-                self.student.ibot_head.requires_grad_(False)
         for network, recompute in ((self.student, True), (self.teacher, False)):
             network.to(world.device)
             parallelize(network, world.mesh, config.parallel, recompute=recompute)
@@ -121,19 +116,14 @@ class SelfDistillation(Objective):
 
     def build_networks(self) -> tuple[Network, Network]:
         """Builds student and teacher on the CPU; torch's random numbers are seeded."""
-        model, head = self.config.model, self.config.head
+        model = self.config.model
         return build_pair(
             model.name,
+            self.config.head,
             model_arguments={"img_size": self.config.crops.global_size_px, **model.arguments},
             drop_path_rate=model.drop_path_rate,
             pretrained=model.pretrained,
             checkpoint=model.weights,
-            num_prototypes=head.num_prototypes,
-            hidden_dim=head.hidden_dim,
-            bottleneck_dim=head.bottleneck_dim,
-            num_layers=head.num_layers,
-            separate_ibot_head=head.separate_ibot_head,
-            learn_gain=head.learn_gain,
         )
 
     def parameter_groups(self) -> list[dict[str, Any]]:

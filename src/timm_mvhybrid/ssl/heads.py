@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.precision import at_least_float32, autocast_disabled
-from ..runtime.errors import PretrainError
+from ..training.settings import require
 from .prototype_loss import PatchTargets, prototype_cross_entropy
 from .prototype_scores import product_dtype
 
@@ -52,8 +52,7 @@ class ProjectionHead(nn.Module):
             num_layers=num_layers,
         )
         for name, size in sizes.items():
-            if size < 1:
-                raise PretrainError(f"{name} is {size}; it must be at least 1")
+            require(size >= 1, name, size, "at least 1")
         widths = [in_dim, *[hidden_dim] * (num_layers - 1), bottleneck_dim]
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):

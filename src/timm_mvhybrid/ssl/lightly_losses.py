@@ -40,15 +40,7 @@ class ClassTokenLoss(DINOLoss):
         """Leaves the centre at zero."""
 
     def cross_views(self, targets: list[Tensor], scores: list[Tensor]) -> Tensor:
-        """Sums the cross-entropies of the pairs (i, j) with i ≠ j.
-
-        Args:
-            targets: Log targets of each view, (B, K).
-            scores: Student scores of each view, (B, K).
-
-        Returns:
-            A scalar; 0 where there is no pair.
-        """
+        """Sums the cross-entropies of the pairs (i, j) of views, (B, K) each, with i ≠ j; 0 where there is none."""
         num_pairs = len(targets) * len(scores) - min(len(targets), len(scores))
         if num_pairs == 0:
             return torch.zeros((), dtype=targets[0].dtype, device=targets[0].device)
@@ -58,13 +50,6 @@ class ClassTokenLoss(DINOLoss):
         """Sums the cross-entropies of all pairs.
 
         lightly leaves the pairs (i, i) out as the same crop; with two targets swapped, they are the others.
-
-        Args:
-            targets: Log targets of two views, (B, K).
-            scores: Student scores of any number of views, (B, K).
-
-        Returns:
-            A scalar; 0 where there is no pair.
         """
         first, second = targets
         return self.cross_views([first, second], scores) + self.cross_views([second, first], scores[:2])
@@ -86,13 +71,8 @@ class PatchTokenLoss(IBOTPatchLoss):
     def masked_patches(self, targets: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
         """Averages over images the mean cross-entropy of their masked patches.
 
-        Args:
-            targets: Log targets, (M, K), rows in the order of the mask.
-            scores: Student scores, (M, K).
-            mask: (images, patches), True M times.
-
-        Returns:
-            A scalar; 0 where nothing is masked.
+        Targets and scores are (M, K), rows in the order of the mask, (images, patches), which is True M times. The loss
+        is 0 where nothing is masked.
         """
         return cast(Tensor, self(targets, scores, mask.unsqueeze(1), teacher_temp=1.0))
 

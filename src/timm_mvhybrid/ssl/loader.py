@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..data import DataError, PatchError, Samples
 from ..data.samples import CorruptSample
 from ..runtime.cores import num_loader_workers
-from ..runtime.errors import PretrainError
+from ..training.settings import require, require_choice
 from .augmentation import Recipe
 from .config import CropConfig
 from .crops import CropBatch, make_crops
@@ -94,21 +94,10 @@ class _StepBatches(Dataset[CropBatch | str]):
 
 
 class CropLoader:
-    """Batches of crops from one step to another.
-
-    Args:
-        samples: What is drawn from.
-        batches: The batches by step.
-        steps: The steps to come.
-        num_workers: Processes that read, at most one a core.
-        prefetch: Batches that each worker has ready.
-        pin_memory: Whether batches go to page-locked memory.
-        max_corrupt: Different unreadable samples that are tolerated.
-    """
+    """Batches of crops from one step to another; arguments as for ``make_loader``."""
 
     def __init__(
         self,
-        samples: Samples,
         batches: _StepBatches,
         steps: range,
         *,
@@ -117,7 +106,6 @@ class CropLoader:
         pin_memory: bool,
         max_corrupt: int,
     ) -> None:
-        self.samples = samples
         self.max_corrupt = max_corrupt
         self.corrupt: dict[int, CorruptSample] = {}
         """Unreadable samples met so far on this rank, by index."""
@@ -157,7 +145,7 @@ class CropLoader:
                 if len(self.corrupt) > self.max_corrupt:
                     raise DataError(
                         f"{sample.message}; {len(self.corrupt)} unreadable samples, and "
-                        f"data.max_corrupt allows {self.max_corrupt}: repair or remove them, or raise it"
+                        f"`max_corrupt` allows {self.max_corrupt}: repair or remove them, or raise it"
                     )
             yield batch
 
@@ -264,14 +252,11 @@ def make_loader(
         ("world_size", world_size, 1),
         ("max_corrupt", max_corrupt, 0),
     ):
-        if value < lowest:
-            raise PretrainError(f"{name} must be at least {lowest}, not {value}")
-    if not 0 <= rank < world_size:
-        raise PretrainError(f"rank must be from 0 to {world_size - 1}, not {rank}")
-    if not 0 <= start_step <= num_steps:
-        raise PretrainError(f"start_step must be from 0 to num_steps={num_steps}, not {start_step}")
-    if augmentation not in ("paper", "paper_pil"):
-        raise PretrainError(f"the augmentation must be 'paper' or 'paper_pil', not {augmentation!r}")
+        require(value >= lowest, name, value, f"at least {lowest}")
+    require(0 <= rank < world_size, "rank", rank, f"from 0 to {world_size - 1}")
+    wanted = f"from 0 to `num_steps`, which is {num_steps}"
+    require(0 <= start_step <= num_steps, "start_step", start_step, wanted)
+    require_choice("augmentation", augmentation, Recipe)
     batches = _StepBatches(
         samples,
         SampleOrder(samples.sizes, samples.weights, seed=seed),
@@ -280,7 +265,6 @@ def make_loader(
         {"batch_size": batch_size, "rank": rank, "world_size": world_size},
     )
     return CropLoader(
-        samples,
         batches,
         range(start_step, num_steps),
         num_workers=num_workers,

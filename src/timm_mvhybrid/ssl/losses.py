@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..ops.precision import at_least_float32, autocast_disabled
 from ..runtime.errors import PretrainError
+from ..training.settings import require, require_choice
 from .centering import RunningMean, SinkhornKnopp
 from .collectives import gather_rows
 from .lightly_losses import ClassTokenLoss, PatchTokenLoss
@@ -78,19 +79,14 @@ class DINOv2Loss(nn.Module):
             ("regularizer", regularizer, Regularizer),
             ("regularizer_scope", regularizer_scope, Scope),
         ):
-            if choice not in get_args(allowed):
-                raise PretrainError(
-                    f"{name} is {choice!r}; allowed are {', '.join(map(repr, get_args(allowed)))}"
-                )
+            require_choice(name, choice, allowed)
         for name, number, lowest in (
             ("num_prototypes", num_prototypes, 1),
             ("sinkhorn_iterations", sinkhorn_iterations, 1),
             ("ibot_chunk_rows", ibot_chunk_rows, 0),
         ):
-            if number < lowest:
-                raise PretrainError(f"{name} is {number}; it must be at least {lowest}")
-        if student_temp <= 0:
-            raise PretrainError(f"student_temp is {student_temp}; it must be above 0")
+            require(number >= lowest, name, number, f"at least {lowest}")
+        require(student_temp > 0, "student_temp", student_temp, "above 0")
         self.num_prototypes, self.student_temp = num_prototypes, student_temp
         self.dino_weight, self.ibot_weight = dino_weight, ibot_weight
         self.regularizer_name, self.regularizer_weight = regularizer, regularizer_weight
@@ -143,7 +139,7 @@ class DINOv2Loss(nn.Module):
         self._check_shapes(teacher_cls, student_global_cls, student_local_cls, student_feature)
         if student_patch.shape != teacher_patch.shape:
             raise PretrainError(
-                f"student_patch has shape {tuple(student_patch.shape)}, teacher_patch {tuple(teacher_patch.shape)}; "
+                f"`student_patch` has shape {tuple(student_patch.shape)}, `teacher_patch` {tuple(teacher_patch.shape)}; "
                 "both must have a row for each masked patch"
             )
         targets = self.class_targets(teacher_cls, teacher_temp)
@@ -287,7 +283,7 @@ class DINOv2Loss(nn.Module):
             or len(features) != rows
         ):
             raise PretrainError(
-                f"teacher_cls {tuple(teacher.shape)}, student_global_cls {tuple(global_.shape)}, student_local_cls "
-                f"{tuple(local.shape)} and student_feature {tuple(features.shape)} do not fit; expected "
+                f"`teacher_cls` {tuple(teacher.shape)}, `student_global_cls` {tuple(global_.shape)}, `student_local_cls` "
+                f"{tuple(local.shape)} and `student_feature` {tuple(features.shape)} do not fit; expected "
                 f"(2B, {self.num_prototypes}) twice, (L·B, {self.num_prototypes}) and (2B, width)"
             )

@@ -55,7 +55,7 @@ def masks_of_step(
         )
     if not (0 <= share <= 1 and 0 <= low <= high <= 1):
         raise PretrainError(
-            f"mask share is {share} and ratio {ratio}; they must lie between 0 and 1, ratio rising"
+            f"`share` is {share} and `ratio` {ratio}; they must lie between 0 and 1, `ratio` rising"
         )
     num_crops = 2 * num_images
     num_masked = int(num_crops * share)
@@ -134,12 +134,5 @@ class MaskedPatches:
         return cls(**dict(zip(("mask", "positions", "row_weights"), moved, strict=True)))
 
     def select(self, patches: Tensor) -> Tensor:
-        """Picks the hidden patches.
-
-        Args:
-            patches: (images, patches, width).
-
-        Returns:
-            (M, width), in the order of the mask.
-        """
+        """Picks the hidden patches of (images, patches, width), in the order of the mask: (M, width)."""
         return patches.flatten(0, 1).index_select(0, self.positions)

@@ -113,7 +113,7 @@ class CollapseAlarm:
         return (
             f"step {step}: the features have collapsed: standard deviation {feature_std:.3g} (limit "
             f"{self.min_feature_std:g}), RankMe {rankme:.3g} (limit {self.min_rankme:g}) over {self.num_checks} checks; "
-            "try a lower learning rate, a longer warm-up or a larger loss.regularizer_weight"
+            "try a lower learning rate, a longer warm-up or a larger `loss.regularizer_weight`"
         )
 
 
@@ -129,11 +129,7 @@ class FeatureWindow:
         self._parts: list[Tensor] = []
 
     def add(self, features: Tensor) -> None:
-        """Adds the features of a step; the oldest leave.
-
-        Args:
-            features: (N, D).
-        """
+        """Adds the features of a step, (N, D); the oldest leave."""
         # a copy, because a view would keep the whole tensor that it looks into
         self._parts.append(features.detach()[-self.num_rows :].clone())
         surplus = sum(len(part) for part in self._parts) - self.num_rows

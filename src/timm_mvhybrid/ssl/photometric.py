@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.errors import PretrainError
+from ..training.settings import require, require_share
 from .counter_random import UInt64Array, uniforms
 from .crops import NUM_GLOBAL
 
@@ -49,23 +49,17 @@ class PhotometricOptions:
     hed_jitter: float = 0.0
 
     def __post_init__(self) -> None:
-        for value in (self.jitter_probability, self.grayscale_probability, *self.blur_probabilities):
-            if not 0 <= value <= 1:
-                raise PretrainError(f"probabilities of colour and blur must lie between 0 and 1, not {value}")
-        for name, highest in (
-            ("brightness", 1.0),
-            ("contrast", 1.0),
-            ("saturation", 1.0),
-            ("hue", 0.5),
-            ("hed_jitter", 1.0),
-        ):
-            if not 0 <= getattr(self, name) <= highest:
-                raise PretrainError(f"{name} must lie between 0 and {highest}, not {getattr(self, name)}")
+        for name in ("jitter_probability", "grayscale_probability"):
+            require_share(name, getattr(self, name))
+        for value in self.blur_probabilities:
+            require_share("blur_probabilities", value)
+        for name in ("brightness", "contrast", "saturation", "hed_jitter"):
+            require_share(name, getattr(self, name))
+        require(0 <= self.hue <= 0.5, "hue", self.hue, "between 0 and 0.5")
         low, high = self.blur_sigma
-        if not 0 < low <= high:
-            raise PretrainError(f"blur_sigma must be two rising numbers above 0, not {self.blur_sigma}")
-        if self.blur_kernel_size < 1 or self.blur_kernel_size % 2 == 0:
-            raise PretrainError(f"blur_kernel_size must be odd, not {self.blur_kernel_size}")
+        require(0 < low <= high, "blur_sigma", self.blur_sigma, "two rising numbers above 0")
+        size = self.blur_kernel_size
+        require(size >= 1 and size % 2 == 1, "blur_kernel_size", size, "odd")
 
 
 @dataclass(frozen=True, kw_only=True)

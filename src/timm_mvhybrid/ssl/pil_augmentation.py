@@ -32,14 +32,7 @@ def make_pil_crops(
 ) -> tuple[Tensor, Tensor]:
     """Cuts and augments all crops of a batch; only normalisation is left to do.
 
-    Args:
-        images: B patches, taken one after the other.
-        sample_keys: Their keys, (B,) int64.
-        options: Sizes, scales and orientations.
-        photometric: Colour and blur.
-
-    Returns:
-        Global crops, (2·B, 3, G, G) uint8, and local crops, (L·B, 3, l, l) uint8; row ``c * B + i`` is crop c of image i.
+    Arguments and results as for :func:`~.crops.make_crops`.
     """
     num_images = len(sample_keys)
     keys = crop_keys(sample_keys, options.num_crops)

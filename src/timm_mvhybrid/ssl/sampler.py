@@ -78,14 +78,7 @@ class SampleOrder:
         """Positions of an epoch."""
 
     def samples(self, positions: ArrayLike) -> NDArray[np.int64]:
-        """Finds the samples at positions of the run.
-
-        Args:
-            positions: Integers from 0, (n,).
-
-        Returns:
-            Indices of the samples over all sources, (n,) int64.
-        """
+        """Finds the samples at positions of the run, (n,) from 0: their indices over all sources, (n,) int64."""
         positions = np.atleast_1d(np.asarray(positions, dtype=np.int64))
         epochs, places = np.divmod(positions, self.epoch_length)
         slots = permute(places, self.epoch_length, combine(self.seed, _ORDER, epochs))
@@ -95,24 +88,13 @@ class SampleOrder:
         """Gives each position the key that everything random about its image derives from.
 
         Positions and not samples have keys, because a sample that is drawn twice shall not look the same twice.
-
-        Args:
-            positions: Integers from 0, (n,).
-
-        Returns:
-            64-bit keys, (n,) int64.
         """
         return combine(self.seed, _KEY, np.asarray(positions, dtype=np.int64)).view(np.int64)
 
     def candidate(self, position: int, attempt: int) -> int:
-        """Chooses what replaces an unreadable sample.
+        """Chooses what replaces an unreadable sample at a position, at the first attempt (1) and later ones.
 
-        Args:
-            position: Of the run.
-            attempt: From 1.
-
-        Returns:
-            Index of a sample, from the same epoch's draws and thus by the same weights.
+        Returns the index of a sample, from the same epoch's draws and thus by the same weights.
         """
         epoch = np.array([position // self.epoch_length])
         bits = combine(self.seed, _CANDIDATE, position, attempt)
@@ -128,15 +110,5 @@ class SampleOrder:
 
 
 def rank_positions(step: int, *, batch_size: int, rank: int, world_size: int) -> NDArray[np.int64]:
-    """Lists the positions of one rank's batch.
-
-    Args:
-        step: From 0.
-        batch_size: Images of each rank.
-        rank: Of this process.
-        world_size: Number of ranks.
-
-    Returns:
-        (batch_size,) int64.
-    """
+    """Lists the positions of one rank's batch at a step, (batch_size,) int64."""
     return (step * world_size + rank) * batch_size + np.arange(batch_size, dtype=np.int64)

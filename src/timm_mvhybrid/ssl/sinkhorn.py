@@ -48,23 +48,3 @@ def column_potentials(
     if potentials is None:
         return torch.zeros(scores.num_prototypes, dtype=scores.dtype, device=scores.rows.device)
     return potentials
-
-
-@torch.no_grad()
-def sinkhorn_knopp(
-    scores: Tensor, temperature: float, *, num_iterations: int = 3, group: Any = None
-) -> Tensor:
-    """Computes balanced targets.
-
-    Args:
-        scores: The teacher's scores, (M, K); half-width ones are widened to float32.
-        temperature: Temperature of the teacher.
-        num_iterations: Times that columns and rows are scaled.
-        group: Process group; None for the default one.
-
-    Returns:
-        (M, K) in float32, or float64 for float64; each row sums to 1.
-    """
-    rows = PrototypeScores(rows=scores)
-    potentials = column_potentials(rows, temperature, num_iterations=num_iterations, group=group)
-    return torch.softmax(rows.scores(slice(None), temperature).sub_(potentials), dim=1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import PatchMasking, create_backbone
+from .config import HeadConfig
 from .heads import ProjectionHead
 from .masking import MaskedPatches
 from .prototype_loss import PatchTargets
@@ -93,33 +94,23 @@ class Network(nn.Module):
 
 def build_pair(
     model: str,
+    head: HeadConfig,
     *,
     model_arguments: dict[str, Any] | None = None,
     drop_path_rate: float = 0.0,
     pretrained: bool = False,
     checkpoint: str | Path | None = None,
-    num_prototypes: int = 65_536,
-    hidden_dim: int = 2048,
-    bottleneck_dim: int = 256,
-    num_layers: int = 3,
-    separate_ibot_head: bool = True,
-    learn_gain: bool = False,
 ) -> tuple[Network, Network]:
     """Builds a student and a teacher that equals it.
 
     Args:
         model: Any timm VisionTransformer with a class token.
+        head: Sizes of the heads, and whether patch tokens have one of their own.
         model_arguments: Further arguments of ``timm.create_model``.
         drop_path_rate: Stochastic depth of the student; the teacher has none.
         pretrained: Whether the backbone starts from the weights that timm downloads.
         checkpoint: File that the backbone starts from, of any format that
             :func:`~timm_mvhybrid.models.load_weights` reads; None for none.
-        num_prototypes: Prototypes of each head.
-        hidden_dim: Width of the heads' hidden layers.
-        bottleneck_dim: Width in front of the prototypes.
-        num_layers: Layers in front of the prototypes.
-        separate_ibot_head: Whether patch tokens have a head of their own.
-        learn_gain: Whether the prototypes' lengths are learned, as in DINOv2's code.
 
     Returns:
         (student, teacher), on the CPU in float32. The student is in training mode; the teacher is in evaluation mode
@@ -135,13 +126,13 @@ def build_pair(
         heads = [
             ProjectionHead(
                 backbone.embed_dim,
-                num_prototypes,
-                hidden_dim=hidden_dim,
-                bottleneck_dim=bottleneck_dim,
-                num_layers=num_layers,
-                learn_gain=learn_gain,
+                head.num_prototypes,
+                hidden_dim=head.hidden_dim,
+                bottleneck_dim=head.bottleneck_dim,
+                num_layers=head.num_layers,
+                learn_gain=head.learn_gain,
             )
-            for _ in range(2 if separate_ibot_head else 1)
+            for _ in range(2 if head.separate_ibot_head else 1)
         ]
         return Network(backbone, *heads)
 

@@ -6,11 +6,13 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 
+@dataclass
 class CollectivesTime:
     """What a profiled step spent on collectives.
 
@@ -18,9 +20,8 @@ class CollectivesTime:
     profiler sees every collective with its start and end.
     """
 
-    def __init__(self) -> None:
-        self.share: float | None = None
-        """Fraction of the wall-clock time, 0 to 1, during which a collective was running, beside computing or not; None before."""
+    share: float | None = None
+    """Fraction of the wall-clock time, 0 to 1, during which a collective was running, beside computing or not; None before."""
 
 
 @contextmanager

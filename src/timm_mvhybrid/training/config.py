@@ -161,7 +161,7 @@ class RunConfig:
             self.optimizer.warmup_steps <= self.num_steps,
             "optimizer.warmup_steps",
             self.optimizer.warmup_steps,
-            f"at most num_steps, which is {self.num_steps}",
+            f"at most `num_steps`, which is {self.num_steps}",
         )
 
     @property
@@ -178,7 +178,7 @@ class RunConfig:
         parts = world_size * self.parallel.accumulate
         if self.batch_size % parts:
             raise PretrainError(
-                f"batch_size is {self.batch_size}, which {world_size} processes × parallel.accumulate "
-                f"{self.parallel.accumulate} do not divide; take a multiple of {parts}"
+                f"`batch_size` is {self.batch_size}, which {world_size} processes × {self.parallel.accumulate} passes "
+                f"(`parallel.accumulate`) do not divide; take a multiple of {parts}"
             )
         return self.batch_size // parts

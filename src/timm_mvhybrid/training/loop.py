@@ -147,7 +147,7 @@ class _Run:
         changes: list[str] = []
         if before is None and resume == "must":
             raise PretrainError(
-                f"{self.directory.path}: holds no run to resume; start one with resume='auto'"
+                f"{self.directory.path}: holds no run to resume; start one with `resume='auto'`"
             )
         if before is not None and resume != "never":
             changes = check_recipe(before, record, type(self.config), allow_changes=allow_changes)
@@ -184,7 +184,7 @@ class _Run:
                 except NonFiniteError as error:
                     raise PretrainError(
                         f"{error}; {self._save_failure(step, error)}; start again from an earlier checkpoint with a lower "
-                        "learning rate, or in fp32"
+                        "`optimizer.base_learning_rate`, or with `parallel.precision='fp32'`"
                     ) from error
                 throughput.count(config.batch_size)
                 self.report.collectives(step + 1, collectives)

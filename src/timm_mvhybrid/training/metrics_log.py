@@ -7,9 +7,8 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from .run_directory import RunDirectory
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-class MetricsLog:
+class MetricsLog(AbstractContextManager["MetricsLog"]):
     """Appends metrics to the log of a run; each line is in the file when ``write`` returns.
 
     A step is the number of optimiser steps that were done. Names with a slash, such as ``loss/dino_global``, form
@@ -48,7 +47,7 @@ class MetricsLog:
         if resume_step is None:
             if lines:
                 raise PretrainError(
-                    f"{self.path}: holds {len(lines)} lines of an earlier run; resume it, or choose another output"
+                    f"{self.path}: holds {len(lines)} lines of an earlier run; resume it, or choose another `output`"
                 )
             kept = lines
         else:
@@ -62,16 +61,7 @@ class MetricsLog:
             self._writer = _TensorBoard(run.tensorboard, purge_step)
         self._file = LineFile(self.path)
 
-    def __enter__(self) -> MetricsLog:
-        """Returns the log."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         """Closes the log; an error that is under way is the one to report."""
         if error is None:
             self.close()
@@ -194,7 +184,7 @@ class _TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise PretrainError(
-                f"TensorBoard is not installed ({error}); pip install tensorboard, or leave monitor.tensorboard off"
+                f"TensorBoard is not installed ({error}); pip install tensorboard, or leave `monitor.tensorboard` off"
             ) from error
         self._folder = folder
         # what its thread meets is raised by its next call here, and would be printed with a traceback as well

@@ -81,12 +81,21 @@ def make_adamw(
     """Makes the optimiser; ``apply_schedules`` sets its learning rates before the first step.
 
     Returns:
-        AdamW, by one kernel for many parameters: fused on CUDA, foreach elsewhere.
+        AdamW, by one kernel for many parameters: fused on CUDA, foreach elsewhere. All parameters have their moments,
+        zero, from the start: AdamW would make them at the first gradient, and a run could not go on from a checkpoint
+        that lacks those of a parameter without any so far.
     """
     groups = list(groups)
     on_cuda = all(parameter.is_cuda for group in groups for parameter in group["params"])
     kind: dict[str, bool] = {"fused": True} if on_cuda else {"foreach": True}
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=epsilon, weight_decay=0.0, **kind)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=epsilon, weight_decay=0.0, **kind)
+    for parameter in (parameter for group in groups for parameter in group["params"]):
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device if on_cuda else "cpu"),
+            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+        }
+    return optimizer
 
 
 def apply_schedules(

@@ -16,6 +16,7 @@ from ..runtime.atomic_file import write_file
 from ..runtime.errors import PretrainError, writing
 from .curves import Curve, read_curves, run_labels, smooth
 from .run_directory import RunDirectory
+from .settings import require_share
 
 _NUM_COLUMNS = 3
 _PANEL_INCHES = (4.4, 2.75)
@@ -82,15 +83,14 @@ def plot_runs(
         PretrainError: There is nothing to draw, it is unclear where to, or matplotlib is missing.
         OutputError: The disk does not take the picture.
     """
-    if not 0 <= smoothing <= 1:
-        raise PretrainError(f"smoothing is {smoothing}; it must lie between 0 and 1")
+    require_share("smoothing", smoothing)
     folders = [RunDirectory(run) for run in runs]
     if not folders:
         raise PretrainError("no run was given; name the folder of one")
     if output is None:
         if len(folders) > 1:
             raise PretrainError(
-                "several runs are drawn to one file, which needs a name: give output=FILE.png"
+                "several runs are drawn to one file, which needs a name: give `output=FILE.png`"
             )
         target = folders[0].plots / "curves.png"
     else:

@@ -62,13 +62,7 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
         self._bar.stop()
 
     def update(self, step: int, *, loss: float | None = None, images_per_second: float | None = None) -> None:
-        """Moves the bar.
-
-        Args:
-            step: Number of steps done.
-            loss: The total loss; None leaves what the bar says of it.
-            images_per_second: Over all processes.
-        """
+        """Moves the bar to the number of steps done; None leaves what it says of the loss. The rate is of all processes."""
         if self._bar.disable:
             return
         values = "" if loss is None else f"loss {loss:.4g}"

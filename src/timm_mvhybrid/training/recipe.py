@@ -17,7 +17,7 @@ def find_changes(before: Mapping[str, Any], now: Mapping[str, Any], recipe: type
     """
     old, new = dict(_leaves(before)), dict(_leaves(now))
     return [
-        f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
+        f"`{name}` was {old.get(name)!r} and is {new.get(name)!r}"
         for name in sorted({*old, *new})
         if old.get(name) != new.get(name) and not _within(name, recipe.free)
     ]
@@ -38,16 +38,18 @@ def check_recipe(
         PretrainError: The recipe changed and may not, or the architecture did.
     """
     changes = find_changes(before, now, recipe)
-    architecture = [change for change in changes if _within(change.split()[0], recipe.architecture)]
+    architecture = [
+        change for change in changes if _within(change.split()[0].strip("`"), recipe.architecture)
+    ]
     if architecture:
         raise PretrainError(
-            f"the run that is there has another architecture ({'; '.join(architecture)}); choose another output, and "
-            "start from its weights by model.weights if they fit"
+            f"the run that is there has another architecture ({'; '.join(architecture)}); choose another `output`, and "
+            "start from its weights by `model.weights` if they fit"
         )
     if changes and not allow_changes:
         raise PretrainError(
             f"the run that is there has another recipe ({'; '.join(changes)}); restore it, allow the change by "
-            "allow_changes=True, or choose another output"
+            "`allow_changes=True`, or choose another `output`"
         )
     return changes
 

@@ -34,52 +34,22 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-
-    @property
-    def config(self) -> Path:
-        """``config.json``, the resolved configuration."""
-        return self.path / "config.json"
-
-    @property
-    def environment(self) -> Path:
-        """``environment.json``, the surroundings of the latest start."""
-        return self.path / "environment.json"
-
-    @property
-    def starts(self) -> Path:
-        """``starts.jsonl``, the surroundings of every start, one line each."""
-        return self.path / "starts.jsonl"
-
-    @property
-    def uncommitted(self) -> Path:
-        """``uncommitted.diff``, how the code differed from its commit at the latest start; absent if it did not."""
-        return self.path / "uncommitted.diff"
-
-    @property
-    def metrics(self) -> Path:
-        """``metrics.jsonl``, one object a logged step."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def evaluations(self) -> Path:
-        """``evaluations.json``, downstream results for the model card."""
-        return self.path / "evaluations.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def plots(self) -> Path:
-        """Folder of the pictures."""
-        return self.path / "plots"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Folder of TensorBoard's event files."""
-        return self.path / "tensorboard"
+        self.path = path = Path(path)
+        self.config = path / "config.json"
+        """The resolved configuration."""
+        self.environment = path / "environment.json"
+        """The surroundings of the latest start."""
+        self.starts = path / "starts.jsonl"
+        """The surroundings of every start, one line each."""
+        self.uncommitted = path / "uncommitted.diff"
+        """How the code differed from its commit at the latest start; absent if it did not."""
+        self.metrics = path / "metrics.jsonl"
+        """One object a logged step."""
+        self.evaluations = path / "evaluations.json"
+        """Downstream results for the model card."""
+        self.checkpoints = path / "checkpoints"
+        self.plots = path / "plots"
+        self.tensorboard = path / "tensorboard"
 
     def holds_run(self) -> bool:
         """Says whether a run was started here; other files in the folder, such as a scheduler's logs, are not a run."""
@@ -99,7 +69,7 @@ class RunDirectory:
         """
         if self.holds_run() and not resume:
             raise PretrainError(
-                f"{self.path}: holds a run already; go on with resume='auto', or choose another output"
+                f"{self.path}: holds a run already; go on with `resume='auto'`, or choose another `output`"
             )
         try:
             text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -129,17 +99,10 @@ class RunDirectory:
         Raises:
             PretrainError: It is there but damaged.
         """
-        try:
-            config = json.loads(self.config.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
+        config = _read_json(self.config, "choose another `output`")
+        if config is not None and not isinstance(config, dict):
             raise PretrainError(
-                f"{self.config}: not readable as JSON ({error}); repair it, or choose another output"
-            ) from error
-        if not isinstance(config, dict):
-            raise PretrainError(
-                f"{self.config}: must hold a JSON object; repair it, or choose another output"
+                f"{self.config}: must hold a JSON object; repair it, or choose another `output`"
             )
         return config
 
@@ -154,14 +117,8 @@ class RunDirectory:
             raise PretrainError(
                 f"{self.evaluations}: {metric} on {dataset} is {value}, which is not a result"
             )
-        try:
-            entries = json.loads(self.evaluations.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            entries = []
-        except (OSError, ValueError) as error:
-            raise PretrainError(
-                f"{self.evaluations}: not readable as JSON ({error}); repair it, or move it away"
-            ) from error
+        entries = _read_json(self.evaluations, "move it away")
+        entries = [] if entries is None else entries
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise PretrainError(
                 f"{self.evaluations}: must hold a list of objects; repair it, or move it away"
@@ -181,6 +138,16 @@ class RunDirectory:
             raise PretrainError(
                 f"{self.starts}: cannot be read ({error}); repair it, or move it away"
             ) from error
+
+
+def _read_json(path: Path, remedy: str) -> Any:
+    """Reads a file; None where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise PretrainError(f"{path}: not readable as JSON ({error}); repair it, or {remedy}") from error
 
 
 def describe_environment() -> dict[str, Any]:

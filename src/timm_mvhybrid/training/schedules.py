@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..runtime.errors import PretrainError
+from .settings import require
 
 
 def linear_warmup(step: int, *, start: float, end: float, num_steps: int) -> float:
@@ -58,10 +58,8 @@ def cosine_schedule(
         PretrainError: A count is negative, or the warm-up is longer than the run.
     """
     _check_counts(step=step, num_steps=num_steps, warmup_steps=warmup_steps, frozen_steps=frozen_steps)
-    if warmup_steps > num_steps:
-        raise PretrainError(
-            f"warmup_steps is {warmup_steps}; it must be at most num_steps, which is {num_steps}"
-        )
+    longest = f"at most `num_steps`, which is {num_steps}"
+    require(warmup_steps <= num_steps, "warmup_steps", warmup_steps, longest)
     if step < frozen_steps:
         return 0.0
     if step < warmup_steps:
@@ -74,5 +72,4 @@ def cosine_schedule(
 
 def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
-        if value < 0:
-            raise PretrainError(f"{name} is {value}; it must be at least 0")
+        require(value >= 0, name, value, "at least 0")

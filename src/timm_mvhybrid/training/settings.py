@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -33,7 +33,13 @@ JsonObject = Annotated[
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
     """Raises PretrainError, naming setting and value, unless a condition holds; ``allowed`` says what the value must be."""
     if not condition:
-        raise PretrainError(f"{name} is {value}; it must be {allowed}")
+        raise PretrainError(f"`{name}` is {value}; it must be {allowed}")
+
+
+def require_choice(name: str, value: object, allowed: Any) -> None:
+    """Raises PretrainError unless a setting is one of the words of a ``Literal``."""
+    names = get_args(allowed)
+    require(value in names, name, repr(value), f"one of {', '.join(names)}")
 
 
 def require_share(name: str, value: float) -> None:

@@ -53,11 +53,7 @@ class Throughput:
             self._seconds[phase] += time.perf_counter() - start
 
     def count(self, num_images: int) -> None:
-        """Counts images that were trained on.
-
-        Args:
-            num_images: Images of the step, over all ranks where the rate is to be that of the run.
-        """
+        """Counts images of a step, over all ranks where the rate is to be that of the run."""
         self._num_images += num_images
 
     def summary(self) -> dict[str, float]:

@@ -77,7 +77,7 @@ def can_shard_on_cpu() -> bool:
 def _device(wanted: str, local_rank: int) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise PretrainError(
-            "parallel.device is cuda, but torch finds no CUDA device; take auto or cpu, or install torch for CUDA"
+            "`parallel.device` is cuda, but torch finds no CUDA device; take auto or cpu, or install torch for CUDA"
         )
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
@@ -85,7 +85,7 @@ def _device(wanted: str, local_rank: int) -> torch.device:
         return find_device(f"cuda:{local_rank}")
     except DeviceError as error:
         raise PretrainError(
-            f"{error}: parallel.device cpu, or no more processes (--nproc-per-node) than this machine has devices"
+            f"{error}: take `parallel.device='cpu'`, or no more processes than this machine has devices"
         ) from error
 
 
@@ -97,7 +97,7 @@ def _mesh(config: ParallelConfig, device: torch.device, size: int) -> DeviceMesh
     if (sharding != "none" or size > 1) and device.type == "cpu" and not can_shard_on_cpu():
         raise PretrainError(
             f"FSDP of torch {torch.__version__} cannot shard on a CPU: update torch, or use one process with "
-            "parallel.sharding none"
+            "`parallel.sharding='none'`"
         )
     if sharding == "full":
         return init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
@@ -110,7 +110,7 @@ def _mesh(config: ParallelConfig, device: torch.device, size: int) -> DeviceMesh
         shard_size = config.shard_size or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if size % shard_size:
         raise PretrainError(
-            f"parallel.shard_size is {shard_size}, which does not divide the {size} processes; take a divisor"
+            f"`parallel.shard_size` is {shard_size}, which does not divide the {size} processes; take a divisor"
         )
     return init_device_mesh(
         device.type, (size // shard_size, shard_size), mesh_dim_names=("replicate", "shard")

@@ -88,14 +88,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Computes EinFFT.
 
-    Args:
-        x: As for :func:`.portable.einfft_portable`, as are all but the last.
-        weight_1: As there.
-        bias_1: As there.
-        weight_2: As there.
-        bias_2: As there.
-        threshold: As there.
-        save: Whether to keep what backward needs.
+    Arguments as for :func:`.portable.einfft_portable`; ``save`` keeps what backward needs.
 
     Returns:
         The result, (batch, length, d_model); the rows of the first map and what comes after the ReLU for positive and
@@ -148,18 +141,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Differentiates :func:`forward`.
 
-    Args:
-        grad: Gradient of the result, (batch, length, d_model).
-        saved: What forward kept.
-        passed: What it kept of the shrinkage.
-        x: As for forward; its shape alone is of interest.
-        weight_1: As for forward.
-        bias_1: As for forward; no gradient depends on it.
-        weight_2: As for forward.
-        bias_2: As for forward; no gradient depends on it.
-
-    Returns:
-        The gradients of x, weight_1, bias_1, weight_2 and bias_2.
+    ``saved`` and ``passed`` are what forward kept; of x the shape alone is of interest, and no gradient depends on the
+    biases. Returns the gradients of x, weight_1, bias_1, weight_2 and bias_2.
     """
     length = x.shape[1]
     analysis, synthesis = _analysis(length, x).transposed(), _synthesis(length, x).transposed()

@@ -68,13 +68,8 @@ def _real_maps(weight: Tensor, conjugate: bool) -> Tensor:
 
     The maps break the conjugate symmetry of the spectrum, so the negative frequencies pass them too. Block −b at −k
     holds the conjugate of block b at k: the same rows, with the sign of the imaginary inputs and the other block's map.
-
-    Args:
-        weight: (2, 4, width, width).
-        conjugate: Whether the rows of the negative frequencies stand for their conjugates, as at the first map.
-
-    Returns:
-        (2, 4, 2 · width, 2 · width).
+    ``conjugate`` says that the rows of the negative frequencies stand for their conjugates, as at the first map.
+    (2, 4, width, width) becomes (2, 4, 2 · width, 2 · width).
     """
     real, imaginary = weight.unbind(0)
     from_real = torch.cat([real, imaginary], dim=-1)

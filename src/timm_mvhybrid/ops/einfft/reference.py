@@ -10,18 +10,7 @@ def einfft_reference(
 ) -> Tensor:
     """Computes EinFFT as its formula is written.
 
-    Formula, source and arguments: :func:`.einfft`.
-
-    Args:
-        x: Tokens, (batch, length, d_model), float32 or float64.
-        weight_1: First maps, (2, 4, d_model / 4, d_model / 4): real and imaginary part, block, input, output channel.
-        bias_1: (2, 4, d_model / 4).
-        weight_2: Second maps, of the shape of ``weight_1``.
-        bias_2: Of the shape of ``bias_1``.
-        threshold: Soft-shrinkage.
-
-    Returns:
-        (batch, length, d_model) in the dtype of ``x``.
+    Formula, source and arguments: :func:`.einfft`; all in one dtype, float32 or float64, as is the result.
 
     Examples:
         >>> import torch

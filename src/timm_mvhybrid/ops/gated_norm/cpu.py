@@ -13,12 +13,7 @@ PART_ELEMENTS = 1 << 18
 def forward(y: Tensor, z: Tensor, weight: Tensor, eps: float, out: Tensor) -> Tensor:
     """Writes the gated norm.
 
-    Args:
-        y: As for :func:`.gated_norm`, as are the next three.
-        z: As there.
-        weight: As there.
-        eps: As there.
-        out: Contiguous, of the shape of ``y``; it may be ``y``.
+    ``out`` is contiguous, of the shape of ``y``, which it may be; the others are as for :func:`.gated_norm`.
 
     Returns:
         1 / √(mean(y²) + eps), (tokens, 1), in the accumulation dtype.
@@ -49,15 +44,7 @@ def backward(
 
         dy = scale (ḡ − n mean(ḡ n)),    dz = grad · weight · n · silu'(z),    dweight = Σ grad · n · silu(z)
 
-    Args:
-        grad: Gradient of the result, of the shape of ``y``.
-        scale: What forward returned.
-        y: As for forward.
-        z: As for forward.
-        weight: As for forward.
-
-    Returns:
-        The gradients of y, z and weight in their dtypes.
+    ``scale`` is what forward returned. Returns the gradients of y, z and weight in their dtypes.
     """
     dtype = scale.dtype
     grad_y, grad_z = y.new_empty(y.shape), z.new_empty(z.shape)

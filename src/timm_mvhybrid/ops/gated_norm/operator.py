@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ...runtime.errors import ParameterError
 from ..autograd import register
 from ..precision import accumulation_dtype, autocast_disabled
 from . import cpu
@@ -11,7 +12,7 @@ from . import cpu
 @torch.library.custom_op("timm_mvhybrid::gated_norm_", mutates_args=("y",))
 def _forward_(y: Tensor, z: Tensor, weight: Tensor, eps: float) -> None:
     if not y.is_contiguous():
-        raise ValueError(
+        raise ParameterError(
             f"timm_mvhybrid::gated_norm_ overwrites y, which must be contiguous; it has strides {y.stride()}"
         )
     with autocast_disabled(y.device.type):

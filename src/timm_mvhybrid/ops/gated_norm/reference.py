@@ -8,16 +8,7 @@ from ..precision import accumulation_dtype
 def gated_norm_reference(y: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Computes y / √(mean(y²) + eps) · weight · z / (1 + exp(−z)), the mean over channels.
 
-    Source and arguments: :func:`.gated_norm`.
-
-    Args:
-        y: Tokens, (batch, length, channels).
-        z: Gate before its activation, of the shape of ``y``.
-        weight: (channels,).
-        eps: Added to the mean square.
-
-    Returns:
-        (batch, length, channels) in the dtype of ``y``; computed in float32, or in float64 for float64 input.
+    Source and arguments: :func:`.gated_norm`; computed in float32, or in float64 for float64 input.
 
     Examples:
         >>> import torch

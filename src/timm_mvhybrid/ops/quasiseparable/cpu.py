@@ -133,10 +133,8 @@ def write_diagonal(mixing: Tensor, values: Tensor) -> None:
 def carry(states: Tensor, total: Tensor, from_last: bool) -> None:
     """Adds to what each chunk passes on, in place, what the chunks before it left.
 
-    Args:
-        states: (rows, chunks − 1, groups, d_state, heads a group · headdim).
-        total: What the chunks between two states leave of the first, (rows, chunks − 2, heads).
-        from_last: Whether the last state is the first.
+    ``states`` are (rows, chunks − 1, groups, d_state, heads a group · headdim), ``total``, what the chunks between two
+    states leave of the first, (rows, chunks − 2, heads); ``from_last`` starts with the last state.
     """
     rows, gaps, heads = total.shape
     groups = states.shape[2]

@@ -31,10 +31,7 @@ from .steps import Sizes, Steps, by_step, sizes, step_numbers
 def backward(grad_y: Tensor, states: Tensor, inputs: Inputs) -> Gradients:
     """Differentiates :func:`.cpu.forward`.
 
-    Args:
-        grad_y: Gradient of y, (batch, length, heads, headdim).
-        states: What forward returned with ``save_states``.
-        inputs: As for forward.
+    ``states`` are those that forward saved.
     """
     x, dt, A, B, C, dt_bias, diagonal = inputs
     dtype = accumulation_dtype(x.dtype)
@@ -126,19 +123,11 @@ def _between_chunks(
     grads: tuple[Tensor, Tensor, Tensor],
     grad_numbers: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    """Adds the gradients of what a direction carries from chunk to chunk.
+    """Adds the gradients of what a direction, 0 forward or 1 backward, carries from chunk to chunk in rows of the batch.
 
-    Args:
-        direction: 0 forward, 1 backward.
-        part: Rows of the batch.
-        steps: Numbers of the whole batch.
-        size: Sizes of the call.
-        rooms: Scratch memory.
-        states: The direction's, (rows, chunks − 1, groups, d_state, heads a group · headdim).
-        values: Tokens and gradient of y, head-major, and the direction's B and C.
-        grads: Gradients of x, head-major, B and C; added to.
-        grad_numbers: Gradients of the exponents of rows and columns, added to, and of the log-decays over whole chunks,
-            written; (rows, chunks, heads, steps), the last without steps.
+    ``values`` are tokens and gradient of y, head-major, and the direction's B and C; ``grads`` the gradients of x, B and
+    C, added to; ``grad_numbers`` those of the exponents of rows and columns, added to, and of the log-decays over whole
+    chunks, written.
     """
     tokens, grad_out, b, c = values
     grad_tokens, grad_b, grad_c = grads

@@ -14,18 +14,6 @@ def quasiseparable_reference(
 
     Formula, source and arguments: :func:`.quasiseparable`. All sums run in float32, or in float64 for float64 input.
 
-    Args:
-        x: Input, (batch, length, heads, headdim).
-        dt: Step sizes before bias and softplus, (batch, length, 2, heads), forward direction first.
-        A: Decay rates of both directions, (heads,).
-        B: Input matrices, (batch, length, 2, groups, d_state).
-        C: Output matrices, of the shape of ``B``.
-        dt_bias: Added to ``dt``, (heads,).
-        diagonal: (batch, length, heads).
-
-    Returns:
-        y in the dtype of ``x``, (batch, length, heads, headdim).
-
     Examples:
         >>> import torch
         >>> x, zero = torch.ones(1, 3, 1, 1), torch.zeros(1, 3, 2, 1)

@@ -6,6 +6,7 @@ import torch
 from timm.layers import register_notrace_function
 from torch import Tensor
 
+from ...runtime.errors import ParameterError
 from ..implementation import requested_implementation
 from ..transforms import wants_portable_form
 from . import operator as _operator  # noqa: F401  (registers the operators)
@@ -86,7 +87,7 @@ def selective_scan(
         (batch, d_inner, d_state), in float32 (float64 for float64 input). Sums run in that dtype.
 
     Raises:
-        ValueError: A shape or dtype does not fit; the message names the argument and what was expected.
+        ParameterError: A shape or dtype does not fit; the message names the argument and what was expected.
     """
     _check(u, delta, A, B, C, D, z, delta_bias)
     requested = requested_implementation()
@@ -218,22 +219,26 @@ def _check(
     z: Tensor | None,
     delta_bias: Tensor | None,
 ) -> None:
-    """Raises ValueError for an argument that does not fit the others."""
+    """Raises ParameterError for an argument that does not fit the others."""
     if u.ndim != 3 or u.shape[2] == 0:
-        raise ValueError(f"u has shape {tuple(u.shape)}; expected (batch, d_inner, length) with length ≥ 1")
+        raise ParameterError(
+            f"`u` has shape {tuple(u.shape)}; expected (batch, d_inner, length) with length ≥ 1"
+        )
     batch, d_inner, length = u.shape
     if A.ndim != 2 or A.shape[0] != d_inner:
-        raise ValueError(f"A has shape {tuple(A.shape)}; expected (d_inner={d_inner}, d_state)")
+        raise ParameterError(f"`A` has shape {tuple(A.shape)}; expected (d_inner={d_inner}, d_state)")
     d_state = A.shape[1]
     for name, x in dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias).items():
         if x is not None and not x.is_floating_point():
-            raise ValueError(f"{name} has dtype {x.dtype}; expected a real floating dtype")
+            raise ParameterError(f"`{name}` has dtype {x.dtype}; expected a real floating dtype")
     for name, x in dict(delta=delta, z=z).items():
         if x is not None and x.shape != u.shape:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}; expected that of u, {tuple(u.shape)}")
+            raise ParameterError(
+                f"`{name}` has shape {tuple(x.shape)}; expected that of `u`, {tuple(u.shape)}"
+            )
     for name, x in dict(D=D, delta_bias=delta_bias).items():
         if x is not None and x.shape != (d_inner,):
-            raise ValueError(f"{name} has shape {tuple(x.shape)}; expected (d_inner={d_inner},)")
+            raise ParameterError(f"`{name}` has shape {tuple(x.shape)}; expected (d_inner={d_inner},)")
     for name, x in dict(B=B, C=C).items():
         fits = {
             2: x.shape == (d_inner, d_state),
@@ -244,10 +249,12 @@ def _check(
             and d_inner % x.shape[1] == 0,
         }
         if not fits.get(x.ndim, False):
-            raise ValueError(
-                f"{name} has shape {tuple(x.shape)}; expected (batch={batch}, d_state={d_state}, length={length}), "
+            raise ParameterError(
+                f"`{name}` has shape {tuple(x.shape)}; expected (batch={batch}, d_state={d_state}, length={length}), "
                 f"(batch, groups, d_state, length) where groups divides d_inner={d_inner}, or (d_inner, d_state)"
             )
     groups = sorted((_groups(B, u), _groups(C, u)))
     if groups[1] % groups[0]:
-        raise ValueError(f"B and C have {groups[0]} and {groups[1]} groups; one number must divide the other")
+        raise ParameterError(
+            f"`B` and `C` have {groups[0]} and {groups[1]} groups; one number must divide the other"
+        )

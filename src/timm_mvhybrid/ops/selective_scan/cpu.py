@@ -87,11 +87,7 @@ def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inp
         dC_t = Σ_d ḡ_t h_t        dB_t = Σ_d g_t δ_t u_t        d(δu)_t = Σ_n g_t B_t
         q_t = g_t exp(δ_t A) h_{t-1}        dδ_t = Σ_n q_t A + u_t d(δu)_t        dA = Σ_t q_t δ_t
 
-    Args:
-        grad_y: Gradient of y, (batch, length, d_inner).
-        grad_last_state: Gradient of the last state, (batch, groups, d_state, channels), or None for zero.
-        states: What forward returned with ``save_states``.
-        inputs: As for :func:`forward`.
+    ``states`` are those that forward saved; a ``grad_last_state`` of None stands for zero.
     """
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse = inputs
     dtype = accumulation_dtype(u.dtype)

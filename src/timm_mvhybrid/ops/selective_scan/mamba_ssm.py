@@ -9,6 +9,7 @@ import selective_scan_cuda
 import torch
 from torch import Tensor
 
+from ...runtime.errors import ParameterError
 from . import cpu
 from .inputs import Gradients, Inputs, Outputs
 
@@ -92,9 +93,9 @@ def _in_time(values: Tensor, reverse: bool) -> Tensor:
 
 
 def _check(A: Tensor) -> None:
-    """Raises ValueError for a state that the kernels cannot hold."""
+    """Raises ParameterError for a state that the kernels cannot hold."""
     if A.shape[1] > MAX_STATE:
-        raise ValueError(
-            f"d_state is {A.shape[1]}; mamba-ssm's kernels take at most {MAX_STATE}; "
+        raise ParameterError(
+            f"`d_state` is {A.shape[1]}; mamba-ssm's kernels take at most {MAX_STATE}; "
             'use timm_mvhybrid.ops.use_implementation("triton") or "cpu"'
         )

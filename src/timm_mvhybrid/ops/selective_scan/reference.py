@@ -31,23 +31,7 @@ def selective_scan_reference(
     Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (arXiv 2312.00752),
     equations 2 and 4 with zero-order hold for A and the Euler step for B.
 
-    Args:
-        u: Input, (batch, d_inner, length).
-        delta: Step sizes before bias and softplus, (batch, d_inner, length).
-        A: State matrix, real, (d_inner, d_state).
-        B: Input matrix: (batch, d_state, length), (batch, groups, d_state, length), or constant in time
-            (d_inner, d_state).
-        C: Output matrix, in the same forms as ``B``.
-        D: Skip weights, (d_inner,).
-        z: Gate, (batch, d_inner, length).
-        delta_bias: Added to ``delta``, (d_inner,).
-        delta_softplus: Whether δ is the softplus of the biased ``delta``.
-        return_last_state: Whether to return the state after the last step too.
-        reverse: Whether time runs from the last token to the first: h_{t-1} is then h_{t+1}.
-
-    Returns:
-        y in the dtype of ``u``, (batch, d_inner, length); with ``return_last_state`` also h_length,
-        (batch, d_inner, d_state), in the accumulation dtype (float32, or float64 for float64 input).
+    Arguments and results: :func:`.selective_scan`. In reverse, h_{t-1} is h_{t+1}.
 
     Examples:
         >>> import torch

@@ -6,6 +6,7 @@ import torch
 from timm.layers import register_notrace_function
 from torch import Tensor
 
+from ...runtime.errors import ParameterError
 from ..implementation import requested_implementation
 from ..transforms import wants_portable_form
 from . import operator as _operator  # noqa: F401  (registers the operators)
@@ -81,7 +82,7 @@ def ssd_scan(
         (batch, heads, headdim, d_state), in float32 (float64 for float64 input). Sums run in that dtype.
 
     Raises:
-        ValueError: A shape or dtype does not fit; the message names the argument and what was expected.
+        ParameterError: A shape or dtype does not fit; the message names the argument and what was expected.
     """
     _check(x, dt, A, B, C, D, dt_bias)
     requested = requested_implementation()
@@ -134,7 +135,7 @@ def ssd_scan_heads(
 def _reference_heads(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, dt_bias: Tensor, reverse: bool
 ) -> Tensor:
-    """Runs the plain loop; a function of its own, for TorchScript compiles its caller."""
+    """Runs the plain loop; a function of its own, because TorchScript compiles its caller."""
     y = ssd_scan_reference(x, dt, A, B, C, None, dt_bias, dt_softplus=True, reverse=reverse)
     assert isinstance(y, Tensor)
     return y
@@ -143,25 +144,27 @@ def _reference_heads(
 def _check(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, dt_bias: Tensor | None
 ) -> None:
-    """Raises ValueError for an argument that does not fit the others."""
+    """Raises ParameterError for an argument that does not fit the others."""
     if x.ndim != 4 or x.shape[1] == 0:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}; expected (batch, length, heads, headdim) with length ≥ 1"
+        raise ParameterError(
+            f"`x` has shape {tuple(x.shape)}; expected (batch, length, heads, headdim) with length ≥ 1"
         )
     batch, length, heads, _ = x.shape
     for name, v in dict(x=x, dt=dt, A=A, B=B, C=C, D=D, dt_bias=dt_bias).items():
         if v is not None and not v.is_floating_point():
-            raise ValueError(f"{name} has dtype {v.dtype}; expected a real floating dtype")
-    for name, v, expected in (("dt", dt, (batch, length, heads)), ("A", A, (heads,)), ("D", D, (heads,))):
+            raise ParameterError(f"`{name}` has dtype {v.dtype}; expected a real floating dtype")
+    by_head = {"A": A, "D": D, "dt_bias": dt_bias}
+    for name, v in {"dt": dt, **by_head}.items():
+        expected = (heads,) if name in by_head else (batch, length, heads)
         if v is not None and v.shape != expected:
-            raise ValueError(f"{name} has shape {tuple(v.shape)}; expected {expected}")
-    if dt_bias is not None and dt_bias.shape != (heads,):
-        raise ValueError(f"dt_bias has shape {tuple(dt_bias.shape)}; expected ({heads},)")
+            raise ParameterError(f"`{name}` has shape {tuple(v.shape)}; expected {expected}")
     for name, v in dict(B=B, C=C).items():
         if v.ndim != 4 or v.shape[:2] != (batch, length) or v.shape[2] == 0 or heads % v.shape[2]:
-            raise ValueError(
-                f"{name} has shape {tuple(v.shape)}; expected (batch={batch}, length={length}, groups, d_state) "
+            raise ParameterError(
+                f"`{name}` has shape {tuple(v.shape)}; expected (batch={batch}, length={length}, groups, d_state) "
                 f"where groups divides heads={heads}"
             )
     if B.shape != C.shape:
-        raise ValueError(f"B has shape {tuple(B.shape)} but C has {tuple(C.shape)}; they must be the same")
+        raise ParameterError(
+            f"`B` has shape {tuple(B.shape)} but `C` has {tuple(C.shape)}; they must be the same"
+        )

@@ -7,7 +7,7 @@ Within a chunk with cumulated log-decays s_i = Σ_{k≤i} δ_k A, start state h 
 
 Only the recurrence of h is a loop; all chunks share every other step. Backward keeps the chunks' start states and
 rebuilds the matrices. A reversed scan sums from the other end and takes j ≥ i. The batch is worked off in parts that
-fit the cache. Behind the end of the sequence the last chunk is filled with steps of δ = 0, which change nothing.
+fit the cache. After the end of the sequence the last chunk is filled with steps of δ = 0, which change nothing.
 
 Two layouts meet. What couples the steps of a chunk is one matrix a head, so its operands are head-major,
 (rows · chunks · heads, steps, headdim); what couples chunks shares B and C among the heads of a group, so its operands
@@ -97,11 +97,7 @@ def forward(inputs: Inputs, save_states: bool) -> Outputs:
 def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inputs: Inputs) -> Gradients:
     """Differentiates :func:`forward`.
 
-    Args:
-        grad_y: Gradient of y, (batch, length, heads, headdim).
-        grad_last_state: Gradient of the last state, (batch, heads, headdim, d_state), or None for zero.
-        states: What forward returned with ``save_states``.
-        inputs: As for :func:`forward`.
+    ``states`` are those that forward saved; a ``grad_last_state`` of None stands for zero.
     """
     x, dt, A, B, C, D, dt_bias, dt_softplus, reverse = inputs
     dtype = accumulation_dtype(x.dtype)
@@ -232,16 +228,10 @@ def _scores(b: Tensor, c: Tensor, decays: _Decays) -> Tensor:
 
 
 def _carry(ends: Tensor, total: Tensor, state: Tensor | None, reverse: bool) -> tuple[Tensor, Tensor]:
-    """Turns what the chunks add to the state into the states before each of them, and the state after the last.
+    """Turns what the chunks add to the state, ``ends``, into the states before each of them, and the state after the last.
 
-    Args:
-        ends: What each chunk adds, (rows, chunks, groups, d_state, heads a group · headdim).
-        total: What it leaves of the state, (rows, chunks, heads).
-        state: State before the first chunk, (rows, groups, d_state, heads a group · headdim), or None for zero.
-        reverse: Whether the last chunk comes first.
-
-    Returns:
-        The states, of the shape of ``ends``, and of that of ``state``.
+    ``ends`` is (rows, chunks, groups, d_state, heads a group · headdim), ``total``, what chunks leave of a state, (rows,
+    chunks, heads), and ``state`` the one before the first chunk, None for zero. In reverse, the last chunk comes first.
     """
     rows, chunks, groups = ends.shape[:3]
     factors = total.view(rows, chunks, groups, 1, -1, 1)

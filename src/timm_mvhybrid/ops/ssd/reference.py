@@ -30,21 +30,7 @@ def ssd_scan_reference(
     Source: Dao and Gu, "Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State
     Space Duality" (arXiv 2405.21060), the linear (recurrent) form of section 3.
 
-    Args:
-        x: Input, (batch, length, heads, headdim).
-        dt: Step sizes before bias and softplus, (batch, length, heads).
-        A: Decay rates, (heads,).
-        B: Input matrix, (batch, length, groups, d_state).
-        C: Output matrix, (batch, length, groups, d_state).
-        D: Skip weights, (heads,).
-        dt_bias: Added to ``dt``, (heads,).
-        dt_softplus: Whether δ is the softplus of the biased ``dt``.
-        return_last_state: Whether to return the state after the last step too.
-        reverse: Whether time runs from the last token to the first: h_{t-1} is then h_{t+1}.
-
-    Returns:
-        y in the dtype of ``x``, (batch, length, heads, headdim); with ``return_last_state`` also h_length,
-        (batch, heads, headdim, d_state), in the accumulation dtype (float32, or float64 for float64 input).
+    Arguments and results: :func:`.ssd_scan`. In reverse, h_{t-1} is h_{t+1}.
 
     Examples:
         >>> import torch

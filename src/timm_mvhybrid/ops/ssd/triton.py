@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...runtime.implementation_request import ImplementationError
 from ..precision import accumulation_dtype
 from ..triton_launch import Arguments, Launch, check_device, run, strides
 from .inputs import Gradients, Inputs, Outputs
@@ -209,15 +210,15 @@ def _plan_steps(inputs: Inputs, dtype: torch.dtype) -> Launch:
 
 
 def _run(x: Tensor, launches: list[Launch]) -> None:
-    """Launches kernels, or raises RuntimeError for input that they cannot take."""
+    """Launches kernels, or raises ImplementationError for input that they cannot take."""
     check_device("x", x, bool(INTERPRETED))
     if x.dtype == torch.float64 and not INTERPRETED:
-        raise RuntimeError(
+        raise ImplementationError(
             'the Triton kernels take float64 in the interpreter alone; choose the "cpu" implementation, which runs on '
             "any device"
         )
     if x.dtype == torch.float64 and not MULTIPLIES_FLOAT64:
-        raise RuntimeError(
+        raise ImplementationError(
             f"Triton {triton.__version__} multiplies no float64 matrices, not even in the interpreter; take Triton 3.5 or "
             'newer, or choose the "cpu" implementation, which runs on any device'
         )
