@@ -6,7 +6,17 @@ import warnings
 import pytest
 import timm
 import torch
-from support.pretraining import NUM_STEPS, change, lines, small, student, teacher, write_patches
+from support.pretraining import (
+    NUM_STEPS,
+    change,
+    equal,
+    lines,
+    small,
+    stop_after,
+    student,
+    teacher,
+    write_patches,
+)
 
 from timm_mvhybrid.export.training_checkpoint import convert, read_training_checkpoint
 from timm_mvhybrid.models import load_weights
@@ -33,10 +43,6 @@ def finished(patches, tmp_path_factory):
     assert result.step == NUM_STEPS
     assert result.stopped_by is None
     return config.output
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_a_run_leaves_its_configuration_surroundings_log_checkpoints_and_teacher(finished):
@@ -86,8 +92,8 @@ def test_the_teacher_loads_strictly_into_timm_and_differs_from_the_student(finis
 def test_a_run_that_stopped_goes_on_to_the_same_weights_bit_for_bit(patches, finished, tmp_path):
     config = small(tmp_path / "run", patches)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("timm_mvhybrid.training.stop_signal.StopSignal.name", "SIGTERM", raising=False)
-        stopped = train(_stop_behind(config, 3, patch), show_progress=False)
+        stop_after(3, patch)
+        stopped = train(config, show_progress=False)
     assert stopped.step == 3
     assert stopped.stopped_by == "SIGTERM"
     assert stopped.teacher is None
@@ -98,24 +104,6 @@ def test_a_run_that_stopped_goes_on_to_the_same_weights_bit_for_bit(patches, fin
     assert [line["loss/total"] for line in lines(tmp_path / "run")] == [
         line["loss/total"] for line in lines(finished)
     ]
-
-
-def _stop_behind(config, step, patch):
-    """Raises the signal's flag once a step is done."""
-    from timm_mvhybrid.training import run_report, stop_signal
-
-    signals = []
-    patch.setattr(stop_signal.StopSignal, "__enter__", lambda self: signals.append(self) or self)
-    patch.delattr(stop_signal.StopSignal, "name", raising=False)
-    original = run_report.RunReport.step
-
-    def report(self, done, *arguments):
-        original(self, done, *arguments)
-        if done == step:
-            signals[0].name = "SIGTERM"
-
-    patch.setattr(run_report.RunReport, "step", report)
-    return config
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "no sums"])
@@ -198,9 +186,9 @@ def test_only_the_newest_checkpoints_are_kept(patches, tmp_path, keep):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_led_to_it(patches, tmp_path, monkeypatch):
-    from timm_mvhybrid.pretrain import dinov2
+    from timm_mvhybrid.ssl import distillation
 
-    original = dinov2.compute_losses
+    original = distillation.compute_losses
     calls = []
 
     def poisoned(*arguments, **keywords):
@@ -210,7 +198,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_led_to_it(patche
             losses.parts["total"] = losses.parts["total"] * float("nan")
         return losses
 
-    monkeypatch.setattr(dinov2, "compute_losses", poisoned)
+    monkeypatch.setattr(distillation, "compute_losses", poisoned)
     config = small(tmp_path / "run", patches)
     with pytest.raises(
         PretrainError, match=r"step 2: total = nan.*the state before it and its batches are in"
@@ -222,7 +210,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_led_to_it(patche
 
     assert load_file(failure / "batches_rank0.safetensors")["0.global_crops"].shape == (8, 3, 64, 64)
     # weights from before the step go on
-    monkeypatch.setattr(dinov2, "compute_losses", original)
+    monkeypatch.setattr(distillation, "compute_losses", original)
     assert train(config, show_progress=False).step == NUM_STEPS
 
 
@@ -248,7 +236,8 @@ def test_every_option_resumes_bit_for_bit(patches, tmp_path, changes):
     train(whole, show_progress=False)
     resumed = change(whole, output=tmp_path / "resumed")
     with pytest.MonkeyPatch.context() as patch:
-        assert train(_stop_behind(resumed, 1, patch), show_progress=False).step == 1
+        stop_after(1, patch)
+        assert train(resumed, show_progress=False).step == 1
     train(resumed, show_progress=False)
     assert equal(teacher(tmp_path / "whole"), teacher(tmp_path / "resumed"))
     assert equal(student(tmp_path / "whole"), student(tmp_path / "resumed"))

@@ -10,11 +10,13 @@ import time
 
 import h5py
 import numpy as np
+import torch
 from safetensors.torch import load_file
 
 from timm_mvhybrid.export.training_checkpoint import read_training_checkpoint
 from timm_mvhybrid.pretrain.config import DataConfig
 from timm_mvhybrid.pretrain.presets import smoke
+from timm_mvhybrid.training import run_report, stop_signal
 
 NUM_STEPS = 6
 
@@ -132,3 +134,22 @@ def student(folder):
 def lines(folder):
     """The log."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def equal(a, b):
+    """Whether two dictionaries hold the same tensors, bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def stop_after(step, patch):
+    """Raises the signal's flag once a step is done; `patch` is a MonkeyPatch."""
+    signals = []
+    patch.setattr(stop_signal.StopSignal, "__enter__", lambda self: signals.append(self) or self)
+    original = run_report.RunReport.step
+
+    def report(self, done, *arguments):
+        original(self, done, *arguments)
+        if done == step:
+            signals[0].name = "SIGTERM"
+
+    patch.setattr(run_report.RunReport, "step", report)

@@ -50,9 +50,6 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Args:
         args: Arguments behind the program's name; None takes the process's.
-
-    Returns:
-        The exit code.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     if arguments == ["--version"]:
@@ -78,9 +75,6 @@ def main_of_task(task: Task[Any], args: Sequence[str] | None = None) -> int:
     Args:
         task: The task.
         args: Arguments after the program's name; None takes the process's.
-
-    Returns:
-        The exit code.
     """
     register_task(task)
     return _run(parse_task(task, args))

@@ -45,14 +45,7 @@ class OutputOptions:
 
 
 def task_command(task: Task[Any]) -> type[Any]:
-    """Makes the command of a task: its options, and where results go.
-
-    Args:
-        task: The task.
-
-    Returns:
-        A dataclass with a method ``run``.
-    """
+    """Makes the command of a task: its options, and where results go."""
     return dataclasses.make_dataclass(
         type(task).__name__,
         [
@@ -74,11 +67,6 @@ def task_command(task: Task[Any]) -> type[Any]:
 
 def run_task(task: Task[Any], options: Any, output: OutputOptions) -> None:
     """Runs a task: checks first, then the task with its bar and log, then the report.
-
-    Args:
-        task: The task.
-        options: What it was told.
-        output: Where results go.
 
     Raises:
         TimmMVHybridError: It cannot be done; the message says why.

@@ -15,11 +15,7 @@ from ..runtime.printable import printable
 
 
 def report(summary: dict[str, Any]) -> None:
-    """Prints a summary: JSON into a pipe, lines on a terminal.
-
-    Args:
-        summary: Values by name.
-    """
+    """Prints a summary: JSON into a pipe, lines on a terminal."""
     if not sys.stdout.isatty():
         print(json.dumps(summary, ensure_ascii=False))
         return

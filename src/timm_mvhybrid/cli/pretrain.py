@@ -71,12 +71,6 @@ class Pretrain:
 def parse_pretrain(arguments: Sequence[str]) -> Pretrain:
     """Parses the command, whose defaults depend on ``--preset`` and ``--config``; wrong usage exits with code 2.
 
-    Args:
-        arguments: Arguments after ``pretrain``.
-
-    Returns:
-        The command.
-
     Raises:
         PretrainError: The file of --config cannot be used, or a setting is outside its range.
     """

@@ -50,23 +50,14 @@ class RunDisplay(AbstractContextManager["RunDisplay"]):
         self._bar.stop()
 
     def update(self, report: BatchReport, source: str = "") -> None:
-        """Moves the bar and names the patches that were left out.
-
-        Args:
-            report: The latest batch.
-            source: Where its patches come from, if there are several sources.
-        """
+        """Moves the bar and names the patches that were left out."""
         for message in report.errors:
             self.console.print(f"warning: skipped {message}", style="yellow", markup=False, soft_wrap=True)
         rate = f"{report.num_done / max(report.seconds, 1e-9):.1f} patches/s"
         self._show(f"embedding {source}".rstrip(), report.num_done, report.num_total, rate)
 
     def advance(self, report: StageReport) -> None:
-        """Moves the bar over the folds that are scored.
-
-        Args:
-            report: The latest fold.
-        """
+        """Moves the bar over the folds that are scored."""
         self._show(f"scoring {report.stage}", report.num_done, report.num_total, report.model)
 
     def _show(self, description: str, num_done: int, num_total: int, rate: str) -> None:
@@ -77,11 +68,7 @@ class RunDisplay(AbstractContextManager["RunDisplay"]):
         self._bar.update(self._task, completed=num_done, total=num_total, rate=rate)
 
     def summarise(self, summary: EmbeddingSummary) -> None:
-        """Says what was done, on a terminal only.
-
-        Args:
-            summary: The finished run.
-        """
+        """Says what was done, on a terminal only."""
         if not self.console.is_terminal:
             return
         noun = "patch" if summary.num_corrupt == 1 else "patches"
@@ -123,10 +110,6 @@ class RunLog:
     def write(self, event: str, **values: object) -> None:
         """Appends one line.
 
-        Args:
-            event: `start`, `progress`, `scored`, `done` or `error`.
-            **values: What else the line holds.
-
         Raises:
             OutputError: If the disk does not take it.
         """
@@ -137,30 +120,17 @@ class RunLog:
             file.write(line)
 
     def fail(self, error: BaseException) -> None:
-        """Appends what ended the run, and is silent if the disk does not take that, too.
-
-        Args:
-            error: The error, which is the one to report.
-        """
+        """Appends what ended the run, and is silent if the disk does not take that, too."""
         with suppress(OutputError):
             self.write("error", error=type(error).__name__, message=str(error))
 
     def update(self, report: BatchReport, source: str | None = None) -> None:
-        """Logs every so many batches, and every patch that was left out.
-
-        Args:
-            report: The latest batch.
-            source: Where its patches come from, if there are several sources.
-        """
+        """Logs every so many batches, and every patch that was left out."""
         self._num_batches += 1
         if report.errors or self._num_batches % self.every_num_batches == 0:
             named = {} if source is None else {"source": source}
             self.write("progress", **named, **dataclasses.asdict(report))
 
     def advance(self, report: StageReport) -> None:
-        """Logs a stage of scoring.
-
-        Args:
-            report: The latest fold.
-        """
+        """Logs a stage of scoring."""
         self.write("scored", **dataclasses.asdict(report))

@@ -39,13 +39,6 @@ class SlideTable:
 def read_slides(file: str | Path, columns: Sequence[str]) -> SlideTable:
     """Reads a table of slides.
 
-    Args:
-        file: CSV with slide_id, patient (or CLAM's case_id) and the columns wanted.
-        columns: Columns there must be.
-
-    Returns:
-        The table.
-
     Raises:
         DataError: If a column is missing, a value is empty or a slide occurs twice.
     """
@@ -73,9 +66,6 @@ def bag_folder(folder: str | Path) -> Path:
     Args:
         folder: The same, or CLAM's ``feat_dir``, which holds them in ``h5_files`` beside its ``pt_files``.
 
-    Returns:
-        The folder of the files.
-
     Raises:
         DataError: If there is no such folder.
     """
@@ -88,9 +78,6 @@ def bag_folder(folder: str | Path) -> Path:
 
 def weights_of_bags(folder: str | Path) -> str | None:
     """Looks up which weights embedded the slides of a folder.
-
-    Args:
-        folder: As for ``read_bags``.
 
     Returns:
         SHA-256 that its first file states; None where there is no file.

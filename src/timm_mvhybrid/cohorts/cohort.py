@@ -51,15 +51,6 @@ class ExpressionCohort:
     ) -> ExpressionCohort:
         """Stacks samples.
 
-        Args:
-            samples: As read.
-            splits: The task's own splits.
-            studies: Sample → study.
-            patients: Sample → patient.
-
-        Returns:
-            The cohort.
-
         Raises:
             EvaluationError: If the samples have no gene in common.
         """
@@ -90,31 +81,18 @@ class ExpressionCohort:
     def label_of_spots(self, labels: Mapping[str, str]) -> NDArray[np.str_]:
         """Spreads labels of samples over their spots.
 
-        Args:
-            labels: Sample → label.
-
         Returns:
             (N,).
         """
         return np.array([labels[sample] for sample in self.samples])[self.sample_of]
 
     def rows(self, samples: Sequence[str]) -> NDArray[np.int64]:
-        """Finds the spots of samples.
-
-        Args:
-            samples: Sample names.
-
-        Returns:
-            Row numbers, ascending.
-        """
+        """Finds the spots of samples."""
         wanted = [self.samples.index(sample) for sample in samples]
         return np.flatnonzero(np.isin(self.sample_of, wanted))
 
     def log_counts(self, genes: Sequence[str]) -> NDArray[np.float64]:
         """Computes the targets.
-
-        Args:
-            genes: Genes of the cohort.
 
         Returns:
             log1p counts, (N, genes) float64.
@@ -127,11 +105,6 @@ class ExpressionCohort:
 
 def check_panel(genes: Sequence[str], samples: Sequence[HestSample], origin: str) -> None:
     """Checks that every sample measures the genes of a given panel.
-
-    Args:
-        genes: The panel.
-        samples: The samples.
-        origin: The panel's file, for messages.
 
     Raises:
         DataError: If a gene is missing in a sample.

@@ -53,14 +53,7 @@ class Counts:
     generated: bool = False
 
     def rows(self, indices: Sequence[int]) -> Counts:
-        """Takes some of the spots.
-
-        Args:
-            indices: Their rows.
-
-        Returns:
-            The counts of these spots, in the given order.
-        """
+        """Takes some of the spots."""
         kept = list(indices)
         return replace(
             self,
@@ -78,9 +71,6 @@ def read_counts(path: str | Path, layer: str | None = None, *, option: str = "co
             barcode.
         layer: h5ad: the layer that holds the counts, or ``raw``; None takes X.
         option: What the caller's user sets ``layer`` by, for messages.
-
-    Returns:
-        The counts.
 
     Raises:
         DataError: If the file cannot be read, holds no counts where they are looked for, has values that are not counts

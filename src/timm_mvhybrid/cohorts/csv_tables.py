@@ -20,10 +20,6 @@ SPLIT_COLUMNS = ("sample_id", "patches_path", "expr_path")
 def read_csv(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """Reads a table.
 
-    Args:
-        file: A CSV file with a header.
-        columns: Columns there must be.
-
     Returns:
         One dictionary for each row, values stripped; cells that a row lacks at its end are empty.
 
@@ -58,13 +54,6 @@ def patients(
 ) -> list[str]:
     """Takes the patient of each row.
 
-    Args:
-        file: The table, for messages.
-        rows: As read.
-        noun: What a row is, for messages.
-        name: The column that names it, for messages.
-        columns: Where patients may stand; the first that there is counts.
-
     Returns:
         One for each row; empty strings where no row has one.
 
@@ -85,12 +74,6 @@ def patients(
 
 def read_genes(file: str | Path) -> list[str]:
     """Reads a gene panel as HEST writes it.
-
-    Args:
-        file: JSON with a list under ``genes``.
-
-    Returns:
-        The genes in the file's order.
 
     Raises:
         DataError: If the file is not such a list, or a gene occurs twice.

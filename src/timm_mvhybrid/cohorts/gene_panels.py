@@ -90,14 +90,6 @@ def select_at_most(
 ) -> list[str]:
     """Chooses by ``hvg``, among the genes that vary; all of these where there are not more than ``k``.
 
-    Args:
-        counts_per_slide: As in ``select_genes``.
-        names_per_slide: As in ``select_genes``.
-        k: Number of genes, at most.
-
-    Returns:
-        Gene names.
-
     Raises:
         EvaluationError: If no gene that is in enough spots of every slide varies.
     """

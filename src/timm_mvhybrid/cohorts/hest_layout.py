@@ -84,13 +84,6 @@ class HestTask:
 def open_task(root: str | Path, task: str | None = None) -> HestTask:
     """Finds the samples and splits of a task.
 
-    Args:
-        root: The task's folder, or the folder of several tasks.
-        task: Name of one of several.
-
-    Returns:
-        The task.
-
     Raises:
         DataError: If there is no task, or several and none is named; if a sample lacks one of its files; if a split is
             incomplete, names an unknown file, or has a sample in both parts.
@@ -209,9 +202,6 @@ def read_sample(task: HestTask, sample_id: str, counts_layer: str | None = None)
         sample_id: The sample.
         counts_layer: The layer of the h5ad that holds the counts, or ``raw``; None takes X.
 
-    Returns:
-        The sample; spots without a patch are left out.
-
     Raises:
         DataError: If a barcode of the patches is missing in the h5ad or occurs twice, a gene occurs twice, there are no
             counts where they are looked for, or they are negative, not whole or not finite, a file cannot be read, or
@@ -238,9 +228,6 @@ def read_spots(
         counts_layer: The layer of the h5ad that holds the counts, or ``raw``; None takes X.
         option: What the caller's user sets ``counts_layer`` by, for messages.
         leave_out_unmeasured: Whether patches without counts are left out instead of being refused.
-
-    Returns:
-        The sample; spots without a patch are left out.
 
     Raises:
         DataError: As ``read_sample``, or if no patch has counts.

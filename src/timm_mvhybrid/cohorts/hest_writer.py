@@ -88,12 +88,6 @@ def write_sample(
 def write_split(task: str | Path, number: int, train: Sequence[str], test: Sequence[str]) -> None:
     """Writes one split.
 
-    Args:
-        task: The task's folder.
-        number: Of the split.
-        train: Sample names.
-        test: Sample names.
-
     Raises:
         OutputError: If the disk does not take it.
     """

@@ -77,10 +77,6 @@ class LabelledImages:
     def folds(self, num_folds: int, seed: int) -> list[Fold]:
         """Takes the layout's split, or makes folds in which classes are spread evenly and patients stay together.
 
-        Args:
-            num_folds: Folds to make where there is no split.
-            seed: Seed of these.
-
         Returns:
             One fold named ``test``, or as many as asked for.
         """

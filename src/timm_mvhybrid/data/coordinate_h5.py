@@ -30,9 +30,6 @@ def find_slide(path: Path, name: str | None, folder: Path | None = None) -> Path
         name: The slide's name by the file's attribute ``name``, or None.
         folder: Where to look; None looks beside the file.
 
-    Returns:
-        The slide.
-
     Raises:
         SlideChoiceError: If there is none, or more than one.
     """

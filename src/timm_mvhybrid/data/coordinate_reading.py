@@ -38,9 +38,6 @@ class PatchReading:
 def is_of_a_tool(values: Mapping[str, Any]) -> bool:
     """Says whether TRIDENT or CLAM wrote a file, rather than someone else in their layout.
 
-    Args:
-        values: Attributes of the file.
-
     Returns:
         Whether there is one of the folder names that each of them writes beside its coordinates.
     """
@@ -54,15 +51,6 @@ def patch_reading(
 
     With two magnifications it is TRIDENT's, with a level CLAM's; a file that states ``patch_size_level0`` alone is read
     as this package cuts slides.
-
-    Args:
-        file: The coordinate file, for messages.
-        values: Its attributes.
-        slide: The slide's name, for messages.
-        level_downsamples: The slide's downsamples, rising.
-
-    Returns:
-        The reading.
 
     Raises:
         DataError: If attributes are missing, contradict each other, or name a level that the slide does not have.

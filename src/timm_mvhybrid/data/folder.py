@@ -23,9 +23,6 @@ def on_white(image: Image.Image) -> Image.Image:
     Args:
         image: Any mode of 8 bits per channel.
 
-    Returns:
-        The image in mode RGB.
-
     Raises:
         ValueError: If Pillow cannot convert the mode.
     """

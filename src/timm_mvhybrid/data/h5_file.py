@@ -58,10 +58,6 @@ class H5File:
 def find_dataset(file: H5File, *names: str) -> h5py.Dataset | None:
     """Looks up the first dataset that exists under one of several names.
 
-    Args:
-        file: The file.
-        *names: Names in order of preference.
-
     Returns:
         The dataset, or None.
     """
@@ -78,9 +74,6 @@ def attributes(file: H5File, *datasets: h5py.Dataset | None) -> Mapping[str, Any
     Args:
         file: The file; its own attributes come last.
         *datasets: Datasets in falling precedence; None is skipped.
-
-    Returns:
-        The merged attributes, byte strings decoded.
     """
     merged: dict[str, Any] = dict(file.handle.attrs)
     for dataset in reversed(datasets):
@@ -94,11 +87,6 @@ def attributes(file: H5File, *datasets: h5py.Dataset | None) -> Mapping[str, Any
 
 def number(file: H5File, values: Mapping[str, Any], key: str) -> float | None:
     """Reads a positive number from attributes.
-
-    Args:
-        file: The file, for messages.
-        values: What ``attributes`` returned.
-        key: The attribute's name.
 
     Returns:
         The number (the first one of a pair such as CLAM's downsample), or None if the attribute is absent or says
@@ -151,9 +139,6 @@ def read_barcodes(file: H5File, dataset: h5py.Dataset, num_patches: int) -> list
         file: The file, for messages.
         dataset: The barcodes, (N, 1) or (N,) strings.
         num_patches: Rows there must be.
-
-    Returns:
-        The barcodes in the file's order.
 
     Raises:
         DataError: If shape or type do not fit, or a barcode occurs twice.

@@ -14,9 +14,6 @@ def bits_per_channel(image: Image.Image) -> int:
 
     Args:
         image: As ``Image.open`` returns it, before its pixels are loaded.
-
-    Returns:
-        Bits per channel; those of the deepest channel.
     """
     if image.mode.startswith(("I", "F")):
         return 32 if image.mode in ("I", "F") else 16

@@ -17,10 +17,6 @@ from .tiff_tags import TiffTags, quiet_tifffile
 def open_library(path: Path, tags: TiffTags) -> Any:
     """Opens a slide with the first library that reads it right.
 
-    Args:
-        path: The slide.
-        tags: What its tags say, where it is a TIFF.
-
     Returns:
         An ``openslide.OpenSlide``, or the ``tiffslide.TiffSlide`` that imitates it, with its levels parsed.
 
@@ -71,9 +67,6 @@ def _tiffslide(path: Path) -> Any:
 
 def stated_um_per_px(handle: Any) -> tuple[float, float] | None:
     """Reads the resolution that the slide states.
-
-    Args:
-        handle: An ``openslide.OpenSlide`` or a ``tiffslide.TiffSlide``.
 
     Returns:
         µm per pixel of level 0, x and y; None where it states none.

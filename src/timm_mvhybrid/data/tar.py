@@ -31,9 +31,6 @@ def is_tar(start: bytes) -> bool:
 
     Args:
         start: The first 512 bytes of the file.
-
-    Returns:
-        Whether they have the format's magic bytes.
     """
     return start[257:262] == b"ustar"
 
@@ -43,9 +40,6 @@ def expand_shards(pattern: str) -> list[str]:
 
     Args:
         pattern: A path with any number of ranges, or none.
-
-    Returns:
-        The paths.
 
     Raises:
         DataError: If a range counts down.
@@ -70,9 +64,6 @@ def find_shards(path: str | Path) -> list[Path]:
 
     Args:
         path: A tar, a pattern with brace ranges, or a folder of tars (not searched recursively).
-
-    Returns:
-        The tars, those of a folder sorted by name.
 
     Raises:
         DataError: If a tar does not exist, or the folder holds none.

@@ -58,9 +58,6 @@ class TiffTags:
 def read_tiff_tags(path: Path) -> TiffTags:
     """Reads what a TIFF says about its pixels.
 
-    Args:
-        path: Any file.
-
     Returns:
         What the libraries would get wrong; nothing for files that are not TIFFs.
 

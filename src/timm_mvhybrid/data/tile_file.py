@@ -37,9 +37,6 @@ def tile_file_matches(path: Path, slide: Path, options: TilingOptions) -> int:
         slide: The slide.
         options: How it should be cut.
 
-    Returns:
-        Its number of patches.
-
     Raises:
         DataError: If it is not such a file, or the slide or an option differs.
     """

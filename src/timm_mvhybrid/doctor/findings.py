@@ -29,10 +29,6 @@ _NAMESAKE_HOMES = {
 def find_remedies(packages: Sequence[Package], trials: Sequence[Trial]) -> tuple[Remedy, ...]:
     """Collects what is wrong here, what makes the models fail first.
 
-    Args:
-        packages: What is installed.
-        trials: What was tried.
-
     Returns:
         The remedies; a fatal one for each device on which something failed.
     """

@@ -57,11 +57,7 @@ class Package:
 
 
 def find_packages() -> tuple[Package, ...]:
-    """Looks up every package that matters to this one.
-
-    Returns:
-        Required packages first, then optional ones, then pipelines.
-    """
+    """Looks up every package that matters to this one."""
     kinds = {"required": REQUIRED, "optional": OPTIONAL, "pipeline": PIPELINES}
     return tuple(
         Package(name=name, version=installed_version(name), kind=kind, note=_note(name))

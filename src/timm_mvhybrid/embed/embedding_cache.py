@@ -93,9 +93,6 @@ class EmbeddedSources:
 def weights_digest(backbone: Backbone) -> str:
     """Identifies weights by their file, or by their values where there is no file.
 
-    Args:
-        backbone: The model.
-
     Returns:
         SHA-256 in hex.
     """

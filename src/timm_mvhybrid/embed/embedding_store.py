@@ -51,9 +51,6 @@ def read_embeddings(file: str | Path) -> StoredEmbeddings:
     Args:
         file: Holds ``embeddings`` (this package) or ``features`` (CLAM, TRIDENT), (N, D) or (1, N, D).
 
-    Returns:
-        The embeddings, and the model that the file names.
-
     Raises:
         DataError: If the file cannot be read or holds no embeddings, or values are not finite.
     """

@@ -23,9 +23,6 @@ def choose_input_size(
         input_size: Wanted side in pixels, or ``auto``: the patches' own where the model takes it, otherwise the size
             the model was made for.
 
-    Returns:
-        Height and width in pixels.
-
     Raises:
         EvaluationError: If the model does not take the wanted size.
     """

@@ -11,13 +11,6 @@ from .backbone import Backbone
 def unique_labels(backbones: Sequence[Backbone], taken: Collection[str] = ()) -> dict[str, Backbone]:
     """Labels models by name, and by their weights' file where a name occurs more than once.
 
-    Args:
-        backbones: The models.
-        taken: Labels in use.
-
-    Returns:
-        Label → model, in the order given.
-
     Raises:
         EvaluationError: If two models would have the same label.
     """

@@ -72,9 +72,6 @@ def given_embeddings(
         embeddings: Model's label → source's name → (N, D), in the source's order.
         sources: Name → patches.
 
-    Returns:
-        As `embed_models`.
-
     Raises:
         EvaluationError: There is not one embedding for each patch.
     """

@@ -15,9 +15,6 @@ Pooling = Literal["model", "token", "avg", "max", "token+avg"]
 def own_pooling(model: nn.Module) -> str:
     """Names the pooling that a timm model applies by itself.
 
-    Args:
-        model: Any timm model.
-
     Returns:
         Such as ``token``, ``avg``, or ``unknown`` for models that do not say.
     """
@@ -32,10 +29,6 @@ def own_pooling(model: nn.Module) -> str:
 
 def check_pooling(model: nn.Module, pooling: str) -> None:
     """Refuses a pooling that the model does not support, before anything is computed.
-
-    Args:
-        model: Any timm model.
-        pooling: One of ``Pooling``.
 
     Raises:
         EvaluationError: If the pooling is unknown, or takes the class token of a model without one.
@@ -52,10 +45,6 @@ def check_pooling(model: nn.Module, pooling: str) -> None:
 
 def embedding_dim(model: Any, pooling: str) -> int:
     """Says how wide embeddings will be, before there are any.
-
-    Args:
-        model: Any timm model.
-        pooling: One of `Pooling`.
 
     Returns:
         Length of the vector that `pooled_features` computes for an image.

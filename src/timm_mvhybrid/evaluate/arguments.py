@@ -14,16 +14,7 @@ from ..runtime.errors import EvaluationError
 
 
 def word(metavar: str, read: Callable[[str], Any], write: Callable[[Any], str] = str) -> Any:
-    """Tells the command line how a value is spelled in one word.
-
-    Args:
-        metavar: How help shows it.
-        read: Word → value; raises ValueError for what is no such word.
-        write: Value → word.
-
-    Returns:
-        An annotation for tyro.
-    """
+    """Tells the command line how a value is spelled in one word."""
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,

@@ -58,12 +58,6 @@ def embed_images(
 ) -> tuple[LabelledImages, list[ModelRecord], dict[str, NDArray[np.float32]]]:
     """Opens the images and embeds them.
 
-    Args:
-        root: Folder or table, see `open_images`.
-        backbones: The models.
-        options: How the images lie, and how to embed.
-        on_batch: Called after every batch.
-
     Returns:
         The images, the models, and label → (N, D); no embeddings on ranks other than the first.
 

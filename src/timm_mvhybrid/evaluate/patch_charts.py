@@ -12,16 +12,7 @@ from ..report.series_looks import bar
 
 @chart_style()
 def confusion_matrix(model: str, classes: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
-    """Draws a confusion matrix.
-
-    Args:
-        model: Label of the model.
-        classes: Names of the classes.
-        counts: Images, rows true and columns predicted.
-
-    Returns:
-        The SVG.
-    """
+    """Draws a confusion matrix."""
     num = len(classes)
     cell = 58 if num <= 6 else 40
     drawing = Drawing(f"Confusion matrix of {model}")
@@ -72,9 +63,6 @@ def precision_bars(metric: str, precision: Mapping[str, Mapping[str, float]]) ->
     Args:
         metric: Such as ``precision@1``.
         precision: Model → class → precision.
-
-    Returns:
-        The SVG.
     """
     series = [
         BarSeries(

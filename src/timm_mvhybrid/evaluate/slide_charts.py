@@ -48,9 +48,6 @@ class RocCurve:
 def roc_curves(models: Sequence[RocCurve]) -> str | None:
     """Draws one ROC curve for each model, the slides of all folds together.
 
-    Args:
-        models: The models.
-
     Returns:
         The SVG, or None if a class is missing.
     """
@@ -82,16 +79,7 @@ def _roc(drawing: Drawing, axes: Any, one: RocCurve, series: int) -> bool:
 
 @chart_style()
 def survival_curves(model: str, patients: Sequence[Mapping[str, Any]], time_unit: str) -> str:
-    """Draws Kaplan–Meier curves of high and low risk.
-
-    Args:
-        model: Label of the model.
-        patients: The patients of all folds: ``time``, ``event``, ``high_risk`` of each; at least one.
-        time_unit: Unit of the times; may be empty.
-
-    Returns:
-        The SVG.
-    """
+    """Draws Kaplan–Meier curves of high and low risk."""
     groups = {
         "low risk": [patient for patient in patients if not patient["high_risk"]],
         "high risk": [patient for patient in patients if patient["high_risk"]],

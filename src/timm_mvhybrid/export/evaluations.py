@@ -38,9 +38,6 @@ class Evaluation:
 def weights_of_run(run: Path) -> dict[str, Path]:
     """Lists the weights that a run left.
 
-    Args:
-        run: The run's folder.
-
     Returns:
         SHA-256 of each safetensors file → the file.
     """
@@ -73,13 +70,6 @@ def check_run(run: Path, weights: Sequence[str]) -> None:
 
 def record_result(run: Path, result: Result) -> Path:
     """Keeps a result with the run whose weights it is of; it replaces one of the same task, data and settings.
-
-    Args:
-        run: The run's folder.
-        result: The result.
-
-    Returns:
-        The file, ``RUN/evaluations/<task>-<dataset>-<digest>.json``.
 
     Raises:
         EvaluationError: No model of the result has the run's weights.
@@ -140,9 +130,6 @@ def read_rows(paths: Sequence[Path], weights: Collection[str]) -> list[Evaluatio
     Args:
         paths: results.json, or folders of reports.
         weights: SHA-256 of the weights that the card is of.
-
-    Returns:
-        The rows.
 
     Raises:
         EvaluationError: A file is not a result, or is of other weights.

@@ -52,14 +52,7 @@ class CardFacts:
 
 
 def write_card(facts: CardFacts) -> str:
-    """Writes the model card.
-
-    Args:
-        facts: What is known.
-
-    Returns:
-        Markdown with a metadata block that the Hub takes.
-    """
+    """Writes the model card."""
     name = f"{facts.model}.{facts.tag}"
     sections = [
         f"# {name}\n\nA backbone for computational pathology: {facts.network.layout()}. For research use; not a medical "

@@ -13,11 +13,6 @@ from .errors import ExportError
 def check_folder(output: Path, *, overwrite: bool, known_files: Iterable[str]) -> None:
     """Finds out whether a folder can be written, before time is spent on its content.
 
-    Args:
-        output: The folder to write.
-        overwrite: Whether an existing one may be replaced.
-        known_files: Files that a folder to be replaced may hold.
-
     Raises:
         ExportError: The parent is missing or not writable, or the folder exists and may not be replaced.
         OutputError: Another process writes it.

@@ -77,9 +77,6 @@ def read_run_records(run: Path | None, step: int | None = None, weights: Collect
         step: The exported step; metrics of later steps are not this checkpoint's.
         weights: SHA-256 of the weights' files; results that the run keeps of others are not this checkpoint's.
 
-    Returns:
-        The records.
-
     Raises:
         ExportError: A record is there but damaged; the message names it.
     """
@@ -95,15 +92,7 @@ def read_run_records(run: Path | None, step: int | None = None, weights: Collect
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Lays nested settings out as dotted names and texts.
-
-    Args:
-        values: The settings.
-        prefix: Name of the whole, with a trailing dot.
-
-    Returns:
-        Text by dotted name, in the given order.
-    """
+    """Lays nested settings out as dotted names and texts."""
     flat: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:

@@ -53,11 +53,7 @@ _ADMITTED = {
 
 
 def is_sharded(folder: Path) -> bool:
-    """Says whether a folder is a checkpoint of torch.distributed.checkpoint.
-
-    Args:
-        folder: Any path.
-    """
+    """Says whether a folder is a checkpoint of torch.distributed.checkpoint."""
     return (folder / INDEX_FILE).is_file()
 
 
@@ -67,9 +63,6 @@ def read_sharded(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Tenso
     Args:
         folder: The checkpoint.
         wanted: Says by its name whether a tensor is read; the others are left on the disk.
-
-    Returns:
-        Tensors by name, on the CPU.
 
     Raises:
         ExportError: Index or shards are missing, damaged or unsafe; the message names the folder.
@@ -101,12 +94,6 @@ def read_sharded(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Tenso
 
 def tensor_names(folder: Path) -> list[str]:
     """Lists the tensors of a sharded checkpoint.
-
-    Args:
-        folder: The checkpoint.
-
-    Returns:
-        Their names.
 
     Raises:
         ExportError: The index is missing, damaged or unsafe.

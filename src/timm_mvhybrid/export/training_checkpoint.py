@@ -62,9 +62,6 @@ def read_training_checkpoint(path: str | Path, branch: Branch = "teacher") -> Tr
             folder, or a file (safetensors, or PyTorch tensors only).
         branch: Whose weights to take where there are a teacher's and a student's.
 
-    Returns:
-        The weights.
-
     Raises:
         ExportError: There is no checkpoint, or it has not the branch.
         CheckpointError: It is damaged, unsafe or not finite.
@@ -102,13 +99,6 @@ def read_training_checkpoint(path: str | Path, branch: Branch = "teacher") -> Tr
 
 def convert(checkpoint: TrainingCheckpoint, model: Any) -> dict[str, Tensor]:
     """Converts a checkpoint into a model's names and shapes; it must cover the model exactly.
-
-    Args:
-        checkpoint: The checkpoint.
-        model: The backbone.
-
-    Returns:
-        A state dict.
 
     Raises:
         ExportError: Weights are missing, of another shape, or the model has no place for them.

@@ -34,14 +34,7 @@ _INSTALL = "atlas-patch is not installed; run: pip install atlas-patch"
 def register_feature_extractors(
     registry: Any, device: torch.device, dtype: torch.dtype, num_workers: int = 0
 ) -> None:
-    """Registers the six backbones with published weights; AtlasPatch calls this function by its name.
-
-    Args:
-        registry: AtlasPatch's registry of patch feature extractors.
-        device: Where they run.
-        dtype: What model and patches are cast to.
-        num_workers: Processes that prepare patches.
-    """
+    """Registers the six backbones with published weights; AtlasPatch calls this function by its name."""
     for name in MODEL_NAMES:
         register_model(registry, name, name, device, dtype, num_workers, pretrained=True)
 
@@ -59,17 +52,6 @@ def register_model(
     **model_args: Any,
 ) -> None:
     """Registers one model; it is built, and its weights are read, when AtlasPatch first needs it.
-
-    Args:
-        registry: AtlasPatch's registry of patch feature extractors.
-        name: What the user calls it.
-        model_name: Its timm name.
-        device: Where it runs.
-        dtype: What model and patches are cast to.
-        num_workers: Processes that prepare patches.
-        pretrained: Take the published weights.
-        checkpoint: Take the weights of this file; without either they are random.
-        **model_args: Further arguments of ``timm.create_model``.
 
     Raises:
         ImportError: AtlasPatch is not installed.

@@ -57,9 +57,6 @@ def encoder(
         checkpoint: Take the weights of this file; as ``checkpoint_path`` it is taken too.
         **model_args: Further arguments of ``timm.create_model``.
 
-    Returns:
-        Model and transform.
-
     Raises:
         ValueError: The size does not suit the model.
     """
@@ -86,9 +83,6 @@ def install(*, checkpoint: str | Path | None = None, **model_args: Any) -> tuple
     Args:
         checkpoint: Take the weights of this file instead of the published ones; as ``checkpoint_path`` it is taken too.
         **model_args: Further arguments of ``timm.create_model``.
-
-    Returns:
-        The names.
 
     Raises:
         ImportError: CLAM's folder is not on Python's path.

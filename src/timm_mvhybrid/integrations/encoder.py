@@ -14,9 +14,6 @@ _PRECISIONS = (torch.float32, torch.float16, torch.bfloat16)
 def check_precision(precision: torch.dtype) -> torch.dtype:
     """Returns a dtype that a pipeline may use for autocast; the features are float32 under each.
 
-    Args:
-        precision: The dtype.
-
     Raises:
         ValueError: It is none of float32, float16 and bfloat16.
     """

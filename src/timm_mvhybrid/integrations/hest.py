@@ -52,9 +52,6 @@ def encoder(
         image_size: Side in px at which patches enter the model.
         **model_args: Further arguments of ``timm.create_model``.
 
-    Returns:
-        Model, transform and precision.
-
     Raises:
         ValueError: The precision is not a dtype that features can be computed in, or the size does not suit the model.
     """

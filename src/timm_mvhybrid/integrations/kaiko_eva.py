@@ -42,9 +42,6 @@ _OURS = (*MODEL_NAMES, *TEST_MODEL_NAMES)
 def configuration(task: str) -> Path:
     """Returns the path of a configuration of this package.
 
-    Args:
-        task: "classification" (BACH) or "segmentation" (CoNSeP).
-
     Raises:
         ValueError: There is none for this task.
     """

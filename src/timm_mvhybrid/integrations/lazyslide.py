@@ -40,9 +40,6 @@ def register() -> tuple[str, ...]:
     ``load_kws``, arguments of ``timm.create_model`` such as ``pretrained`` and ``img_size``, to which the tiles are
     resized; ``token``; ``dense`` and ``pool_mode``.
 
-    Returns:
-        The names.
-
     Raises:
         ImportError: lazyslide is not installed, or too old.
     """

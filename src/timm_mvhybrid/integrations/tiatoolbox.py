@@ -47,9 +47,6 @@ def register() -> None:
 def preproc_func(model_name: str) -> Callable[[np.ndarray], np.ndarray]:
     """Makes the function that normalises one patch for a model.
 
-    Args:
-        model_name: A timm name.
-
     Returns:
         A function: uint8 (height, width, 3), or more channels of which the first three count, to float32
         (height, width, 3); the value for ``preproc_func`` of a TIAToolbox model. It can be sent to other processes.
@@ -68,9 +65,6 @@ def backbone(
         pretrained: Whether to take the published weights.
         checkpoint: Take the weights of this file; as ``checkpoint_path`` it is taken too.
         **model_args: Further arguments of ``timm_mvhybrid.create_model``.
-
-    Returns:
-        A ``TimmBackbone`` in evaluation mode.
 
     Raises:
         ImportError: TIAToolbox is not installed, or older than 2.1.

@@ -95,9 +95,6 @@ def register() -> tuple[str, ...]:
 
     They are also added to the encoders that take another image size, which ``--patch_encoder_img_size`` requires.
 
-    Returns:
-        The names.
-
     Raises:
         ImportError: TRIDENT is not installed.
     """

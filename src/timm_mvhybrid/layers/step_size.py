@@ -20,9 +20,6 @@ def initial_step_bias(
         device: Device of the bias.
         lowest: Smallest step size.
         highest: Largest step size.
-
-    Returns:
-        A bias b with softplus(b) = δ.
     """
     uniform = torch.rand(shape, dtype=torch.float32, device=device)
     step = torch.exp(uniform * (math.log(highest) - math.log(lowest)) + math.log(lowest)).clamp(min=1e-4)

@@ -29,9 +29,6 @@ class BaseVisionTransformer(VisionTransformer):
                 False leaves everything to torch.
             assign: Whether the tensors take the place of the model's own.
 
-        Returns:
-            torch's lists of missing and unexpected names.
-
         Raises:
             CheckpointError: The weights do not fit, or are not finite; the model is as it was.
         """

@@ -57,10 +57,6 @@ def create_model(model_name: str, **kwargs: Any) -> nn.Module:
 def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     """Loads a file into a model of this package by ``load_weights``, and into any other as timm does.
 
-    Args:
-        model: The model.
-        path: The file.
-
     Raises:
         CheckpointError: The file does not verify or fit; the message names it, and the model is as it was.
     """

@@ -50,10 +50,6 @@ def load_weights(model: nn.Module, path: str | Path) -> str:
 def stated_sha256(config: Path, weights_name: str) -> str | None:
     """Looks up which sha256 an export's configuration states for a weights file.
 
-    Args:
-        config: A ``config.json``; it may be absent, or another program's.
-        weights_name: The file's name.
-
     Returns:
         The sha256 in hex, or None where none is stated.
     """
@@ -65,10 +61,6 @@ def stated_sha256(config: Path, weights_name: str) -> str | None:
 
 def stated_input_size(config: Path, weights_name: str) -> tuple[int, ...] | None:
     """Looks up which input size an export's configuration states for a weights file.
-
-    Args:
-        config: A ``config.json``; it may be absent, or another program's.
-        weights_name: The file's name.
 
     Returns:
         Channels, height and width in px, or None where none are stated.

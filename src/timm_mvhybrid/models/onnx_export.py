@@ -179,9 +179,6 @@ def export_onnx(
 def check_packages(verify: bool = True) -> None:
     """Checks that the packages that the export needs are installed.
 
-    Args:
-        verify: Whether onnxruntime is needed too.
-
     Raises:
         OnnxExportError: One is missing or too old; the message has the command that installs it.
     """

@@ -96,9 +96,6 @@ class BlockKind:
 
         Args:
             trace: Traces a module with given example inputs, the first of which has a dynamic first axis.
-
-        Returns:
-            The function, with constants in its body.
         """
         import onnx_ir
 
@@ -159,9 +156,6 @@ def kinds_of_blocks(blocks: Sequence[nn.Module]) -> list[BlockKind]:
 
     Args:
         blocks: Modules that take tokens to tokens of the same shape.
-
-    Returns:
-        One kind for every structure.
     """
     by_structure: dict[str, list[nn.Module]] = {}
     for block in blocks:

@@ -37,12 +37,6 @@ class PretrainedModel:
     def __call__(self, **options: Any) -> HybridVisionTransformer:
         """Builds a model and fills it.
 
-        Args:
-            **options: What the class takes.
-
-        Returns:
-            The model.
-
         Raises:
             CheckpointError: The weights do not fit it.
         """
@@ -62,9 +56,6 @@ def read_pretrained(config: Mapping[str, Any], cache_dir: str | Path | None = No
     Args:
         config: timm's pretrained configuration, resolved.
         cache_dir: Cache of downloads; None for huggingface_hub's and torch's own.
-
-    Returns:
-        The weights.
 
     Raises:
         CheckpointError: There are none, they cannot be had, or they are not what was exported.
@@ -111,12 +102,6 @@ def _from_folder(folder: Path) -> WeightsFile:
 
 def find_weights(folder: Path) -> Path:
     """Chooses the weights file of a folder, as timm does.
-
-    Args:
-        folder: A folder in timm's local-dir format.
-
-    Returns:
-        The file.
 
     Raises:
         CheckpointError: There is none.

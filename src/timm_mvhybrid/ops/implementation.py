@@ -173,15 +173,6 @@ def choose(operation: str, requested: str, device_type: str, dtype: torch.dtype)
     The answer depends only on the arguments and on what is installed, so that the backward pass of a scan finds the
     implementation of its forward pass again.
 
-    Args:
-        operation: ``selective_scan`` or ``ssd_scan``.
-        requested: One of ``IMPLEMENTATIONS``, or ``current`` for the request in force.
-        device_type: Type of the input's device.
-        dtype: Dtype of the input.
-
-    Returns:
-        One of ``IMPLEMENTATIONS`` but ``auto``.
-
     Raises:
         ImplementationError: The request cannot be met.
     """

@@ -83,10 +83,6 @@ def inverse_basis(length: int, like: Tensor) -> Tensor:
 def forward_basis(length: int, like: Tensor) -> Tensor:
     """Returns the matrix of ``token_dft``: cosines above negative sines, (2 (length // 2 + 1), length).
 
-    Args:
-        length: Number of tokens.
-        like: The tensor whose dtype and device the matrix takes.
-
     Returns:
         The matrix; the same object at every call in eager mode, so it must not be written to.
     """

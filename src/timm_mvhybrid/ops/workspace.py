@@ -35,9 +35,6 @@ def scratch(like: Tensor, *shapes: Sequence[int]) -> list[Tensor]:
     Args:
         like: Whose dtype and device they have.
         *shapes: One shape for each tensor.
-
-    Returns:
-        Contiguous tensors.
     """
     sizes = [math.prod(shape) * like.element_size() for shape in shapes]
     starts = [0]

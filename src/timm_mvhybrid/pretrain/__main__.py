@@ -6,11 +6,7 @@ from ..cli import main as command_line
 
 
 def main() -> int:
-    """Runs the command.
-
-    Returns:
-        The exit code.
-    """
+    """Runs the command."""
     return command_line(["pretrain", *sys.argv[1:]])
 
 

@@ -8,10 +8,18 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..data import Edge
-from ..runtime.errors import PretrainError
-from ..ssl.config import CropConfig, HeadConfig, LossConfig, MaskConfig
-from ..training.config import AdamWConfig, CheckpointConfig, LogConfig, ParallelConfig, RunConfig
-from ..training.settings import JsonObject, require, require_share
+from ..ssl.config import (
+    CollapseConfig,
+    CropConfig,
+    DistillationConfig,
+    HeadConfig,
+    LossConfig,
+    MaskConfig,
+    ModelConfig,
+    OptimizerConfig,
+)
+from ..training.config import CheckpointConfig, ParallelConfig
+from ..training.settings import require
 
 __all__ = [
     "CheckpointConfig",
@@ -26,27 +34,6 @@ __all__ = [
     "ParallelConfig",
     "PretrainConfig",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The backbone of student and teacher."""
-
-    name: str = "mvhybrid_small_patch16_256"
-    """Any timm VisionTransformer; 'timm-mvhybrid models' lists ours."""
-    arguments: JsonObject = field(default_factory=dict)
-    """Further arguments of timm.create_model."""
-    drop_path_rate: float = 0.0
-    """Stochastic depth of the student, 0 to 1."""
-    pretrained: bool = False
-    """Start from the weights that timm downloads."""
-    weights: Path | None = None
-    """Start from the weights of this file. Excludes pretrained."""
-
-    def __post_init__(self) -> None:
-        require(0 <= self.drop_path_rate < 1, "model.drop_path_rate", self.drop_path_rate, "in [0, 1)")
-        if self.pretrained and self.weights is not None:
-            raise PretrainError("model.pretrained and model.weights exclude each other; give one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,32 +68,9 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig(AdamWConfig):
-    """AdamW, its schedules, and the teacher's."""
-
-    teacher_momentum: float = 0.992
-    """Momentum of the teacher at the first step; it rises to final_teacher_momentum by a cosine."""
-    final_teacher_momentum: float = 1.0
-    """Momentum of the teacher at the last step."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("teacher_momentum", "final_teacher_momentum"):
-            require_share(f"optimizer.{name}", getattr(self, name))
-
-
-@dataclass(frozen=True, kw_only=True)
-class MonitorConfig(LogConfig):
+class MonitorConfig(CollapseConfig):
     """What is watched while the run goes on."""
 
-    collapse_checks: int = 5
-    """Lines in a row below the limits before collapse is reported."""
-    min_feature_std: float = 0.01
-    """Smallest standard deviation of normalised class features, times √dim."""
-    min_rankme: float = 2.0
-    """Smallest effective rank of class features."""
-    stop_on_collapse: bool = False
-    """Whether a collapse stops the run instead of being reported."""
     probe: Path | None = None
     """Labelled patches for an online probe: a folder per class, or a CSV (see docs/guide/pretrain.md)."""
     probe_counts_layer: str | None = None
@@ -118,16 +82,16 @@ class MonitorConfig(LogConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("collapse_checks", "probe_every_steps", "probe_batch_size"):
+        for name in ("probe_every_steps", "probe_batch_size"):
             require(getattr(self, name) >= 1, f"monitor.{name}", getattr(self, name), "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(RunConfig):
+class PretrainConfig(DistillationConfig):
     """A whole run."""
 
     free: ClassVar[tuple[str, ...]] = (
-        *RunConfig.free,
+        *DistillationConfig.free,
         "data.sources",
         "data.slides",
         "data.edge",
@@ -139,12 +103,6 @@ class PretrainConfig(RunConfig):
         "data.hub_datasets",
         "head.ibot_chunk_rows",
     )
-    architecture: ClassVar[tuple[str, ...]] = (
-        "model.name",
-        "model.arguments",
-        "head",
-        "crops.global_size_px",
-    )
 
     data: DataConfig
     num_steps: int = 98_600
@@ -153,10 +111,5 @@ class PretrainConfig(RunConfig):
     """Patches per optimiser step, over all processes and backward passes."""
     seed: int = 0
     """Seed of weights, order, crops, colours and masks."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    head: HeadConfig = field(default_factory=HeadConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    crops: CropConfig = field(default_factory=CropConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)

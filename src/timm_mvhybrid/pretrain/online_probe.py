@@ -77,9 +77,6 @@ class OnlineProbe:
             model: The module whose modes are to be kept; in evaluation mode during the call.
             features: Normalised images (B, 3, H, W) → (B, D), by the model; None calls the model itself.
 
-        Returns:
-            ``knn_accuracy`` and ``knn_balanced_accuracy``, or ``expression_pearson``.
-
         Raises:
             PretrainError: An image cannot be read, or features are not finite.
             TimmMVHybridError: Features cannot be measured; the message says why.
@@ -158,9 +155,6 @@ def undisturbed(model: nn.Module, device: torch.device | str = "cpu") -> Iterato
     Args:
         model: Its modules are in evaluation mode within, and in the modes that they had afterwards.
         device: Whose random generator is kept, beside those of the CPU, NumPy and Python.
-
-    Yields:
-        Nothing.
     """
     modes = [(module, module.training) for module in model.modules()]
     numpy_state, python_state = np.random.get_state(), random.getstate()

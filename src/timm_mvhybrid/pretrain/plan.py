@@ -53,13 +53,6 @@ class Plan:
 def make_plan(config: PretrainConfig, world_size: int) -> Plan:
     """Opens the data and builds the model, and computes what follows.
 
-    Args:
-        config: The run.
-        world_size: Number of processes.
-
-    Returns:
-        The plan.
-
     Raises:
         PretrainError: The configuration does not fit the processes, or the model cannot be trained.
         DataError: The data cannot be opened.
@@ -94,13 +87,7 @@ def make_plan(config: PretrainConfig, world_size: int) -> Plan:
 
 
 def format_plan(plan: Plan, config: PretrainConfig, world_size: int) -> str:
-    """Lays a plan out for reading.
-
-    Args:
-        plan: The plan.
-        config: The run.
-        world_size: Number of processes.
-    """
+    """Lays a plan out for reading."""
     speeds = ", ".join(f"{rate:,.0f} for {days} d" for days, rate in plan.images_per_second.items())
     memory = ", ".join(f"{name} {size:.2f}" for name, size in plan.memory_gib.items())
     lines = {

@@ -24,10 +24,6 @@ def paper(*, output: Path, data: DataConfig) -> PretrainConfig:
 
     Source: arXiv 2508.00383; blur with the probabilities that its implementation had in effect.
 
-    Args:
-        output: Folder of the run.
-        data: The patches.
-
     Returns:
         The configuration; the defaults of all sections are the paper's.
     """
@@ -35,15 +31,7 @@ def paper(*, output: Path, data: DataConfig) -> PretrainConfig:
 
 
 def single_gpu(*, output: Path, data: DataConfig) -> PretrainConfig:
-    """The paper's recipe for one GPU: 128 patches a step in bfloat16, as many steps, the learning rate scaled down.
-
-    Args:
-        output: Folder of the run.
-        data: The patches.
-
-    Returns:
-        The configuration.
-    """
+    """The paper's recipe for one GPU: 128 patches a step in bfloat16, as many steps, the learning rate scaled down."""
     return PretrainConfig(
         output=output,
         data=data,
@@ -54,15 +42,7 @@ def single_gpu(*, output: Path, data: DataConfig) -> PretrainConfig:
 
 
 def smoke(*, output: Path, data: DataConfig) -> PretrainConfig:
-    """A run of a minute or two on a CPU, to see that everything works: tiny model, heads and crops.
-
-    Args:
-        output: Folder of the run.
-        data: The patches.
-
-    Returns:
-        The configuration.
-    """
+    """A run of a minute or two on a CPU, to see that everything works: tiny model, heads and crops."""
     return PretrainConfig(
         output=output,
         data=data,

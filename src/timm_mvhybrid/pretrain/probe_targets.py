@@ -90,9 +90,6 @@ class ClassTargets:
 
         Args:
             features: (N, D).
-
-        Returns:
-            ``knn_accuracy`` and ``knn_balanced_accuracy``.
         """
         labels = truth = self.images.labels
         if self._fold is None:
@@ -199,9 +196,6 @@ def open_targets(
         k: Nearest neighbours that vote.
         num_genes: Genes to predict.
         counts_layer: The layer of each h5ad that holds the counts, or ``raw``; None takes X.
-
-    Returns:
-        What features are compared with.
 
     Raises:
         DataError: It is neither, or incomplete; the message names file, line and remedy.

@@ -45,9 +45,6 @@ def train(
         allow_changes: Whether a resumed run may have another recipe than it had.
         show_progress: Whether to show a bar on a terminal.
 
-    Returns:
-        How it ended.
-
     Raises:
         PretrainError: The run cannot start or go on; the message names the cause and the remedy.
         DataError: Patches cannot be read.

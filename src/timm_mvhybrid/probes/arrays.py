@@ -50,12 +50,6 @@ def finite_matrix(name: str, values: ArrayLike, dtype: Any = None) -> NDArray[An
 def check_rows(**arrays: Any) -> int:
     """Checks that arrays belong together.
 
-    Args:
-        **arrays: By name.
-
-    Returns:
-        The number of rows they share.
-
     Raises:
         EvaluationError: If they have different numbers of rows.
     """

@@ -68,9 +68,6 @@ class GatedAttention(nn.Module):
         Args:
             bag: (patches, dim).
             log_counts: Logarithm of how often each patch occurs, (patches, 1), for a bag of distinct patches.
-
-        Returns:
-            The logit, a scalar.
         """
         hidden = self.project(bag)
         score = self.score(torch.tanh(self.content(hidden)) * torch.sigmoid(self.gate(hidden)))

@@ -36,9 +36,6 @@ class ColumnMoments:
 
         Args:
             tables: (rows, columns) each, one row at least; read in blocks, never joined.
-
-        Returns:
-            The moments.
         """
         num_rows = sum(map(len, tables))
         first = tables[0][0].astype(np.float64)

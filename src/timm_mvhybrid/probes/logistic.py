@@ -113,9 +113,6 @@ def probe_result(
         probability: (M, classes).
         classes: The labels of the columns.
         y_test: True labels, or None.
-
-    Returns:
-        The result.
     """
     prediction = classes[probability.argmax(axis=1)]
     scores = ClassScores()

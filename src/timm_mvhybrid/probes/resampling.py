@@ -159,9 +159,6 @@ def summarise(
         ddof: Delta degrees of freedom of the deviation.
         seed: Seed of the bootstrap.
         num_resamples: Resamples of the bootstrap.
-
-    Returns:
-        The summary.
     """
     values = np.asarray(fold_values, dtype=np.float64)
     # a single fold has no deviation with ddof 1

@@ -51,9 +51,6 @@ def ridge_setting(
         num_components: Principal components; None for the features as they are.
         alpha: Penalty; None for HEST's 100 / (components · genes).
 
-    Returns:
-        The setting.
-
     Raises:
         EvaluationError: If the preset is unknown, or there are fewer spots or features than components.
     """

@@ -45,9 +45,6 @@ def deterministic_pca(num_train: int, dim: int, num_components: int | None) -> b
         num_train: Spots to fit on.
         dim: Features.
         num_components: Number of components; None without PCA.
-
-    Returns:
-        Whether its result follows from sums over the spots.
     """
     if num_components is None or max(num_train, dim) <= _MAX_SIDE_FULL:
         return True

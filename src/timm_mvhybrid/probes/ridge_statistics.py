@@ -40,9 +40,6 @@ class RidgeStatistics:
         Args:
             X: Features, (N, D); near their mean over all spots, so that differences of sums keep their digits.
             Y: Targets, (N, genes).
-
-        Returns:
-            The statistics.
         """
         return RidgeStatistics(
             num=len(X), x=X.sum(axis=0), y=Y.sum(axis=0), xx=X.T @ X, xy=X.T @ Y, yy=np.square(Y).sum(axis=0)
@@ -50,14 +47,7 @@ class RidgeStatistics:
 
     @staticmethod
     def total(parts: list[RidgeStatistics]) -> RidgeStatistics:
-        """Adds statistics up.
-
-        Args:
-            parts: Of disjoint spots.
-
-        Returns:
-            Of all of them.
-        """
+        """Adds statistics up."""
         return RidgeStatistics(
             num=sum(part.num for part in parts),
             x=np.sum([part.x for part in parts], axis=0),
@@ -68,14 +58,7 @@ class RidgeStatistics:
         )
 
     def select(self, columns: NDArray[np.int64]) -> RidgeStatistics:
-        """Keeps some of the targets.
-
-        Args:
-            columns: Which.
-
-        Returns:
-            The statistics of these.
-        """
+        """Keeps some of the targets."""
         return RidgeStatistics(
             num=self.num,
             x=self.x,
@@ -111,10 +94,6 @@ class RidgeFactors:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Solves for the weights.
 
-        Args:
-            alpha: Penalty.
-            early_stopping: Whether to stop where the recipe's LSQR stops; otherwise the exact solution.
-
         Returns:
             Weights (D, genes) and constants (genes,): prediction = X · weights + constants.
         """
@@ -140,9 +119,6 @@ def factorise(
         statistics: Of the train part, its features with ``origin`` subtracted.
         origin: What was subtracted, (D,).
         setting: Components and intercept.
-
-    Returns:
-        The factors, for features with nothing subtracted.
     """
     num = statistics.num
     x_mean, y_mean = statistics.x / num, statistics.y / num

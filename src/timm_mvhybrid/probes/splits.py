@@ -118,9 +118,6 @@ def stripe_folds(coords: ArrayLike, num_folds: int = 4) -> list[Fold]:
         coords: Positions, (N, 2), in any unit.
         num_folds: Number of stripes.
 
-    Returns:
-        The folds; each row is tested once.
-
     Raises:
         EvaluationError: If all spots are at one place, or a stripe would have fewer than two of them.
     """

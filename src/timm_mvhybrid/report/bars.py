@@ -61,9 +61,6 @@ def grouped_bars(
         bar_px: Width of a bar with the space after it.
         gap_px: Space between groups.
         **labels: `classes` and properties of the groups' names.
-
-    Returns:
-        The SVG.
     """
     pitch = bar_px * len(series) + gap_px
     width = max(pitch * len(groups) + gap_px, 300)

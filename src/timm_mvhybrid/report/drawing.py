@@ -35,9 +35,6 @@ _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 def chart_style() -> Iterator[None]:
     """Makes matplotlib draw the same whatever the user's own settings are; also a decorator.
 
-    Yields:
-        Nothing.
-
     Raises:
         EvaluationError: If matplotlib is not installed.
     """
@@ -106,9 +103,6 @@ class Drawing:
             top: Upper end in px.
             width: Width in px.
             height: Height in px.
-
-        Returns:
-            The `Axes`.
         """
         box = (left, -top - height, width, height)
         axes = self._figure.add_axes([length / _PX_PER_INCH for length in box], frameon=False)
@@ -119,28 +113,12 @@ class Drawing:
         return axes
 
     def mark(self, artist: Any, classes: str, note: str = "", **attributes: str) -> Any:
-        """Says what an artist is to the page; nothing may be drawn that is not marked.
-
-        Args:
-            artist: The artist; nothing of it is cut at the panel's edge.
-            classes: Classes of the style sheet.
-            note: Shown when the pointer rests on it.
-            **attributes: SVG attributes; `font_size` becomes font-size.
-
-        Returns:
-            The artist.
-        """
+        """Says what an artist is to the page; nothing may be drawn that is not marked."""
         written = {key.replace("_", "-"): value for key, value in attributes.items()}
         return self._name(artist, repeat(Mark(classes=classes, note=one_line(note), attributes=written)))
 
     def boxes(self, axes: Any, boxes: Sequence[Box], classes: str) -> None:
-        """Draws filled boxes, thousands as fast as a few.
-
-        Args:
-            axes: The panel.
-            boxes: The boxes.
-            classes: Classes of the style sheet.
-        """
+        """Draws filled boxes, thousands as fast as a few."""
         corners = [
             [(box.left, box.bottom), (box.left, box.top), (box.right, box.top), (box.right, box.bottom)]
             for box in boxes
@@ -166,15 +144,7 @@ class Drawing:
         return artist
 
     def text(self, artist: Any, classes: str = "name") -> Any:
-        """Marks a text and sets its size.
-
-        Args:
-            artist: The `Text`.
-            classes: Classes of the style sheet, the last of which decides the size.
-
-        Returns:
-            The artist.
-        """
+        """Marks a text and sets its size."""
         size = _FONT_PX[classes.split()[-1]]
         artist.set_fontsize(size)
         artist.set_text(one_line(artist.get_text()))
@@ -192,16 +162,7 @@ class Drawing:
         grid: bool = False,
         **properties: Any,
     ) -> None:
-        """Labels places along an axis.
-
-        Args:
-            axis: The `Axis`, its limits set.
-            values: The places.
-            labels: Their names.
-            classes: Classes of the names.
-            grid: Whether to draw a line at each.
-            **properties: Of the names' `Text`.
-        """
+        """Labels places along an axis."""
         axis.set_ticks(values, labels=[one_line(label) for label in labels], **properties)
         axis.grid(visible=grid)
         for label in axis.get_ticklabels():
@@ -210,15 +171,7 @@ class Drawing:
             self.mark(line, "zero" if value == 0 and axis.axis_name == "y" else "grid")
 
     def numbers(self, axis: Any, num: int = 5) -> list[float]:
-        """Labels round numbers along an axis, with a line at each.
-
-        Args:
-            axis: The `Axis`, its limits set.
-            num: At most how many pieces they make.
-
-        Returns:
-            The numbers.
-        """
+        """Labels round numbers along an axis, with a line at each."""
         low, high = sorted(axis.get_view_interval())
         locator = require("matplotlib.ticker").MaxNLocator(num, steps=[1, 2, 2.5, 5, 10])
         near = 1e-9 * (high - low)
@@ -280,11 +233,7 @@ class Drawing:
             self.text(text)
 
     def svg(self) -> str:
-        """Writes the chart.
-
-        Returns:
-            The `svg` element, as large as what was drawn.
-        """
+        """Writes the chart."""
         file = io.StringIO()
         self._figure.savefig(
             file, format="svg", bbox_inches="tight", pad_inches=4 / _PX_PER_INCH, metadata=_NO_METADATA

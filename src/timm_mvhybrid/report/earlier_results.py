@@ -34,13 +34,6 @@ _NOT_FACTS = {"name", "num_train", "num_test", "genes", "confusion", *_METRICS}
 def from_schema_1(values: dict[str, Any], where: str) -> dict[str, Any]:
     """Brings a result of schema 1 into the present form.
 
-    Args:
-        values: The file's content, without its schema.
-        where: The file's name, for messages.
-
-    Returns:
-        Content of the present schema.
-
     Raises:
         EvaluationError: It lacks a field.
     """

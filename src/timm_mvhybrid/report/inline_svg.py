@@ -13,14 +13,7 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
 def one_line(text: str) -> str:
-    """Makes a name from a file printable.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        One line without characters that XML cannot hold.
-    """
+    """Makes a name from a file printable."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
 
 
@@ -49,9 +42,6 @@ def inline_svg(drawn: str, marks: Mapping[str, Iterable[Mark]], title: str) -> s
         drawn: An SVG file of matplotlib, with `svg.fonttype` none and without clipping.
         marks: The artists' `gid` → what the page has to know of their shapes, in the order in which they are drawn.
         title: What the picture shows, for those who cannot see it.
-
-    Returns:
-        The `svg` element.
 
     Raises:
         RuntimeError: If a shape belongs to no mark, so that no style would apply to it.

@@ -14,15 +14,7 @@ from .table import Table, to_html
 
 
 def result_page(result: Result, tables: Sequence[Table]) -> str:
-    """Writes the page of one result.
-
-    Args:
-        result: The result.
-        tables: Its tables, the headline first.
-
-    Returns:
-        HTML.
-    """
+    """Writes the page of one result."""
     first, *rest = tables
     models = ", ".join(model.label for model in result.models)
     looks = presentation_of(result)
@@ -39,14 +31,7 @@ def result_page(result: Result, tables: Sequence[Table]) -> str:
 
 
 def result_warnings(results: Sequence[Result]) -> list[str]:
-    """Finds what a reader must know before any number.
-
-    Args:
-        results: What is shown.
-
-    Returns:
-        One sentence each.
-    """
+    """Finds what a reader must know before any number."""
     warnings = []
     generated = [result.dataset for result in results if result.provenance.generated]
     if generated:
@@ -64,32 +49,13 @@ def result_warnings(results: Sequence[Result]) -> list[str]:
 
 
 def section(title: str, content: str, hint: str = "") -> str:
-    """Writes a titled part of the page.
-
-    Args:
-        title: Its heading.
-        content: HTML.
-        hint: A sentence under the heading.
-
-    Returns:
-        The element.
-    """
+    """Writes a titled part of the page."""
     below = f'<p class="hint">{escape(hint)}</p>' if hint else ""
     return f"<section><h2>{escape(title)}</h2>{below}{content}</section>"
 
 
 def figure(name: str, svg: str, caption: str = "", *, scroll: bool = False) -> str:
-    """Writes a chart with its caption.
-
-    Args:
-        name: Names the chart for tests and links.
-        svg: The chart.
-        caption: What it shows.
-        scroll: Whether it is wider than the page.
-
-    Returns:
-        The element.
-    """
+    """Writes a chart with its caption."""
     inner = (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(name)}">{svg}</div>'
         if scroll
@@ -109,20 +75,7 @@ def page(
     provenance: dict[str, Provenance],
     footer: str = "The same numbers stand in results.json.",
 ) -> str:
-    """Writes a whole page.
-
-    Args:
-        title: Its heading.
-        lead: The line under it.
-        warnings: What a reader must know first.
-        notes: What a reader should know.
-        sections: The parts.
-        provenance: Where each result's numbers come from, by the result's name.
-        footer: Last line.
-
-    Returns:
-        HTML.
-    """
+    """Writes a whole page."""
     here = files(__package__)
     style = (here / "page.css").read_text(encoding="utf-8")
     script = (here / "page.js").read_text(encoding="utf-8")

@@ -151,9 +151,6 @@ def scores_table(
         metrics: The columns.
         caption: What the table shows; None takes the task's.
         more_rows: Rows below.
-
-    Returns:
-        The table, the best of each protocol marked.
     """
     rows: list[tuple[Cell, ...]] = []
     for protocol in result.protocols:

@@ -285,9 +285,6 @@ def read_results(path: str | Path) -> dict[str, Result]:
     Args:
         path: A results.json, the folder of a report, or that of a run.
 
-    Returns:
-        Name → result.
-
     Raises:
         EvaluationError: There is none, or one cannot be read.
     """

@@ -10,35 +10,18 @@ _MARKER_PX = {"o": 9, "s": 9, "^": 11, "D": 8}
 
 
 def colour(series: int) -> str:
-    """Names the class of a series' colour.
-
-    Args:
-        series: Index of the series.
-
-    Returns:
-        The class; the colours start again after the sixth.
-    """
+    """Names the class of a series' colour."""
     return f"colour-{series % _NUM_COLOURS}"
 
 
 def bar(series: int) -> str:
-    """Names the classes of a series' bars.
-
-    Args:
-        series: Index of the series.
-
-    Returns:
-        Classes; where the colours start again, they are paler.
-    """
+    """Names the classes of a series' bars."""
     lap = series // _NUM_COLOURS % 3
     return f"{colour(series)} bar" + (f" lap-{lap}" if lap else "")
 
 
 def curve(series: int) -> str:
     """Names the classes of a series' curve.
-
-    Args:
-        series: Index of the series.
 
     Returns:
         Classes; where the colours start again, they come with another dash.
@@ -49,9 +32,6 @@ def curve(series: int) -> str:
 
 def marker(series: int) -> dict[str, Any]:
     """Chooses the shape that tells a series as its colour does.
-
-    Args:
-        series: Index of the series.
 
     Returns:
         Properties of a `Line2D` that draws markers alone.
@@ -67,10 +47,6 @@ def _turn(series: int) -> int:
 
 def legend_key(kind: str, series: int) -> tuple[dict[str, Any], str]:
     """Chooses what stands for a series in a legend.
-
-    Args:
-        kind: `marker`, `curve` or `bar`.
-        series: Index of the series.
 
     Returns:
         Properties of a `Line2D`, and classes.

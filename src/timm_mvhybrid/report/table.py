@@ -74,26 +74,12 @@ class Table:
 
 
 def text_cell(text: str) -> Cell:
-    """Makes a cell of text.
-
-    Args:
-        text: The text.
-
-    Returns:
-        The cell, sorted by its text.
-    """
+    """Makes a cell of text."""
     return Cell(text=text, value=text.casefold())
 
 
 def signed(text: str) -> str:
-    """Writes a proper minus sign.
-
-    Args:
-        text: A number.
-
-    Returns:
-        The same with − in place of a hyphen.
-    """
+    """Writes a proper minus sign."""
     return text.replace("-", "−")
 
 
@@ -107,9 +93,6 @@ def number_cell(
         digits: Decimals.
         spread: Shown after ±.
         sign: Whether to show a plus sign, too.
-
-    Returns:
-        The cell, sorted by the number.
     """
     if value is None or math.isnan(value):
         return Cell(text=MISSING)
@@ -121,10 +104,6 @@ def number_cell(
 
 def mark_best(cells: Sequence[Cell], *, higher: bool) -> list[Cell]:
     """Marks the best of several numbers, and all that are shown as the same.
-
-    Args:
-        cells: Cells of one metric.
-        higher: Whether higher is better.
 
     Returns:
         The cells; unchanged where fewer than two have a number.
@@ -139,9 +118,6 @@ def mark_best(cells: Sequence[Cell], *, higher: bool) -> list[Cell]:
 
 def to_markdown(tables: Iterable[Table]) -> str:
     """Writes tables as Markdown.
-
-    Args:
-        tables: The tables.
 
     Returns:
         The text; tables for the page alone are left out.
@@ -168,9 +144,6 @@ def _markdown(text: str) -> str:
 
 def to_latex(tables: Iterable[Table]) -> str:
     """Writes tables as LaTeX, for the package booktabs.
-
-    Args:
-        tables: The tables.
 
     Returns:
         The text; tables for the page alone are left out.
@@ -208,14 +181,7 @@ def _latex(text: str) -> str:
 
 
 def to_html(table: Table) -> str:
-    """Writes a table whose columns can be sorted by the page's script.
-
-    Args:
-        table: The table.
-
-    Returns:
-        The element, in a container that scrolls sideways.
-    """
+    """Writes a table whose columns can be sorted by the page's script."""
     kinds = ["text" if index < table.num_text_columns else "number" for index in range(len(table.columns))]
     for index in range(len(kinds) - table.num_references, len(kinds)):
         kinds[index] += " reference"

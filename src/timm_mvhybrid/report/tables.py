@@ -12,9 +12,6 @@ from .table import Cell, Table, number_cell, text_cell
 def result_tables(result: Result) -> list[Table]:
     """Makes the tables of a result.
 
-    Args:
-        result: The result of any task.
-
     Returns:
         Scores, the task's own tables, folds, confidence intervals, paired comparisons, and the models.
     """

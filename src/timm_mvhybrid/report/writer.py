@@ -73,9 +73,6 @@ def write_documents(
         page: The page.
         result: What they show, for `results.json`; None for what has none of its own.
 
-    Returns:
-        The page's file.
-
     Raises:
         OutputError: If the disk does not take them.
     """

@@ -21,11 +21,7 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.E
 
 
 def temporary_name(path: Path) -> Path:
-    """Makes a hidden name next to a path.
-
-    Args:
-        path: The final name.
-    """
+    """Makes a hidden name next to a path."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 

@@ -40,13 +40,6 @@ class OutputFolder(AbstractContextManager["OutputFolder"]):
     def add(self, name: str, content: bytes | str) -> Path:
         """Writes one file.
 
-        Args:
-            name: Its path within the folder.
-            content: Its bytes, or text.
-
-        Returns:
-            Its present path, under the temporary name.
-
         Raises:
             OutputError: The disk does not take it.
         """
@@ -56,12 +49,6 @@ class OutputFolder(AbstractContextManager["OutputFolder"]):
 
     def add_folder(self, name: str) -> Path:
         """Makes a folder within it.
-
-        Args:
-            name: Its path within the folder.
-
-        Returns:
-            Its present path, under the temporary name.
 
         Raises:
             OutputError: The disk does not take it.

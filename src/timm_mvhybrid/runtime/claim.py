@@ -33,9 +33,6 @@ def claimed(output: str | Path, *, wait: bool = False) -> Iterator[None]:
         output: File or folder to write; its parent folder exists.
         wait: Wait until the other process is done; for claims that last a moment.
 
-    Yields:
-        Nothing.
-
     Raises:
         OutputError: Another process writes it, or its folder takes no files.
     """
@@ -60,9 +57,6 @@ def claimed(output: str | Path, *, wait: bool = False) -> Iterator[None]:
 
 def check_unclaimed(output: str | Path) -> None:
     """Finds out whether another process writes an output.
-
-    Args:
-        output: File or folder to write.
 
     Raises:
         OutputError: One does.

@@ -17,15 +17,7 @@ _T = TypeVar("_T")
 
 
 def encode(value: Any, *, path: Callable[[Path], str] = str) -> Any:
-    """Turns a value into what JSON can hold.
-
-    Args:
-        value: A dataclass, mapping, sequence, path or scalar.
-        path: What is left of a path.
-
-    Returns:
-        Lists, dictionaries with texts as keys, and scalars.
-    """
+    """Turns a value into what JSON can hold."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: encode(getattr(value, field.name), path=path) for field in _fields(value)}
     if isinstance(value, Mapping):
@@ -37,9 +29,6 @@ def encode(value: Any, *, path: Callable[[Path], str] = str) -> Any:
 
 def dump(value: Any) -> str:
     """Encodes a dataclass or mapping as one line of JSON for each field, and ends it with a newline.
-
-    Args:
-        value: The dataclass or mapping.
 
     Returns:
         Strict JSON, in which numbers that do not exist (NaN) or are infinite are null.
@@ -53,11 +42,6 @@ def dump(value: Any) -> str:
 
 def decode(kind: Any, value: Any, where: str) -> Any:
     """Turns JSON back into what ``dump`` was given.
-
-    Args:
-        kind: The type wanted, such as a dataclass, all of whose fields must be there.
-        value: What ``json.loads`` gave.
-        where: Names the file in messages.
 
     Returns:
         The value; null becomes NaN where a float is wanted, and None where None is allowed.
@@ -75,9 +59,6 @@ def update(settings: _T, values: Mapping[str, Any], where: str = "the configurat
         settings: A dataclass, sections of which are dataclasses; left as it is.
         values: New values by name, nested like the settings, as JSON or YAML give them; fields that are not named stay.
         where: Where the values are from, for messages.
-
-    Returns:
-        The new settings.
 
     Raises:
         PretrainError: A name is unknown, or a value of the wrong type or outside its range.

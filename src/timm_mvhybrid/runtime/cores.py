@@ -19,8 +19,5 @@ def num_loader_workers(wanted: int, num_batches: int) -> int:
     Args:
         wanted: Processes asked for; 0 reads in this one.
         num_batches: Batches there will be, because a process without a batch would be started for nothing.
-
-    Returns:
-        The processes to start.
     """
     return min(wanted, num_batches, num_usable_cores())

@@ -23,9 +23,6 @@ def find_device(name: str) -> torch.device:
         name: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or whatever else this torch takes; ``auto`` is the first CUDA
             device, otherwise the CPU.
 
-    Returns:
-        The device.
-
     Raises:
         DeviceError: If the name means nothing or the device cannot compute; the message names it and devices that can.
     """

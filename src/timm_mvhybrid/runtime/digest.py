@@ -27,9 +27,6 @@ def file_fingerprint(path: Path) -> str:
 
     Names and times do not count, so that copies are the same file. A file up to 1 MiB is read whole.
 
-    Args:
-        path: The file.
-
     Returns:
         32 hexadecimal digits.
     """
@@ -47,12 +44,6 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     """Computes one sha256 over names, types, shapes and values, whatever the order of the names.
 
     Exported files state it in their metadata, so that it must stay as it is.
-
-    Args:
-        tensors: Tensors by name, on any device.
-
-    Returns:
-        Hexadecimal digits.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):

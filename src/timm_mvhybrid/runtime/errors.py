@@ -85,9 +85,6 @@ class OutputError(TimmMVHybridError):
             path: The file or folder, by the name that the user knows.
             error: Of the operating system.
             num_bytes: Size that is needed; None if it is unknown.
-
-        Returns:
-            The error to raise.
         """
         reason = error.strerror or str(error)
         facts = [] if num_bytes is None else [f"{num_bytes:,} bytes needed"]
@@ -103,11 +100,7 @@ class OutputError(TimmMVHybridError):
 
 
 def is_of_the_disk(error: BaseException) -> TypeGuard[OSError]:
-    """Says whether the operating system could not, or was not allowed to, write; not that a network or peer failed.
-
-    Args:
-        error: Any error.
-    """
+    """Says whether the operating system could not, or was not allowed to, write; not that a network or peer failed."""
     if not isinstance(error, OSError):
         return False
     # a firewall forbids too, but then the error names no file
@@ -118,9 +111,6 @@ def is_of_the_disk(error: BaseException) -> TypeGuard[OSError]:
 
 def free_bytes(path: Path) -> int | None:
     """Looks up how much space is free.
-
-    Args:
-        path: A file or folder; it need not exist.
 
     Returns:
         Bytes that this user may still write; None where the file system does not say.
@@ -138,10 +128,6 @@ def free_bytes(path: Path) -> int | None:
 
 def check_space(path: Path, num_bytes: int) -> None:
     """Finds out whether something fits, before time is spent on it.
-
-    Args:
-        path: The file or folder to write.
-        num_bytes: Its size.
 
     Raises:
         OutputError: It does not fit.

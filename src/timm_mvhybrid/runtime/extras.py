@@ -11,12 +11,6 @@ from .errors import MissingPackageError
 def require(module: str) -> Any:
     """Imports a module of the ``evaluate`` extra where it is needed.
 
-    Args:
-        module: Its dotted name, such as ``scipy.sparse``.
-
-    Returns:
-        The module.
-
     Raises:
         MissingPackageError: The package is not installed.
     """

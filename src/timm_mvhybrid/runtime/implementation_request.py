@@ -22,10 +22,6 @@ def requested_by_environment() -> str:
 def misnamed(name: str, what: str) -> str:
     """Says what is wrong with a name.
 
-    Args:
-        name: The name.
-        what: What the name was given as, for the message.
-
     Returns:
         Half a sentence; "" if there is an implementation of this name.
     """

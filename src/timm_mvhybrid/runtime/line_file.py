@@ -39,9 +39,6 @@ class LineFile(AbstractContextManager["LineFile"]):
     def write(self, line: str) -> None:
         """Appends one line.
 
-        Args:
-            line: The line without its end.
-
         Raises:
             OutputError: The disk does not take it; nothing of it remains.
         """

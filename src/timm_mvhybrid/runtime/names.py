@@ -11,15 +11,6 @@ from .errors import DataError
 def unique_positions(where: Path | str, noun: str, names: Sequence[str], remedy: str) -> dict[str, int]:
     """Looks up names that must be unique.
 
-    Args:
-        where: The file that they are in, for messages.
-        noun: What they name, for messages.
-        names: The names.
-        remedy: What to do about one that occurs twice, for messages.
-
-    Returns:
-        Name → position.
-
     Raises:
         DataError: If a name occurs twice.
     """

@@ -6,9 +6,6 @@ from __future__ import annotations
 def printable(text: str) -> str:
     r"""Escapes whatever is not a visible character, so that names in a file cannot control a terminal.
 
-    Args:
-        text: Any text.
-
     Returns:
         The text in one line: line breaks and tabs as blanks; other control, format and unassigned characters, including
         escape codes and changes of writing direction, as Python writes them (``\x1b``).

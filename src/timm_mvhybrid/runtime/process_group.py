@@ -26,13 +26,6 @@ class LostProcessError(TimmMVHybridError, RuntimeError):
 def process_group(backend: str, timeout: timedelta) -> Iterator[None]:
     """Joins the processes that torchrun started, or opens a group of one, while the block runs.
 
-    Args:
-        backend: Of torch.distributed.
-        timeout: How long a collective waits for the other processes.
-
-    Yields:
-        Nothing.
-
     Raises:
         LostProcessError: A collective failed because another process was gone.
     """

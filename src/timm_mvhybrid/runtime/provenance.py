@@ -103,9 +103,6 @@ def installed_version(package: str) -> str | None:
 def installed_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Looks up what is installed.
 
-    Args:
-        packages: Names for pip.
-
     Returns:
         Package → version, of this package and of those that are installed.
     """
@@ -118,10 +115,6 @@ def installed_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 def hash_files(root: Path, files: Sequence[Path]) -> dict[str, str]:
     """Hashes input files.
-
-    Args:
-        root: What names are relative to, where a file lies below it.
-        files: The files.
 
     Returns:
         Name → SHA-256 in hex, sorted by name.
@@ -143,9 +136,6 @@ def collect_provenance(
         options: All options as resolved; paths are cut to their names.
         data: File → SHA-256.
         generated: Whether the data say of themselves that they were generated.
-
-    Returns:
-        The provenance, with the versions of the packages installed.
     """
     return Provenance(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -38,11 +38,7 @@ class Ranks:
 
     @staticmethod
     def from_environment() -> Ranks:
-        """Reads torchrun's environment variables.
-
-        Returns:
-            The ranks; a single one without torchrun.
-        """
+        """Reads torchrun's environment variables."""
         return Ranks(
             rank=int(os.environ.get("RANK", 0)),
             local_rank=int(os.environ.get("LOCAL_RANK", 0)),
@@ -52,9 +48,6 @@ class Ranks:
     @contextmanager
     def joined(self) -> Iterator[Ranks]:
         """Joins the other processes for the block; one alone, and those that are joined already, stay as they are.
-
-        Yields:
-            The ranks.
 
         Raises:
             LostProcessError: One of them was lost.
@@ -71,14 +64,7 @@ class Ranks:
         return self.rank == 0
 
     def own_device(self, name: str) -> str:
-        """Spreads ``auto`` and ``cuda`` over the machine's devices.
-
-        Args:
-            name: As given by the user.
-
-        Returns:
-            The device of this process.
-        """
+        """Spreads ``auto`` and ``cuda`` over the machine's devices."""
         if self.world_size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
             return f"cuda:{self.local_rank % torch.cuda.device_count()}"
         return name
@@ -88,9 +74,6 @@ class Ranks:
 
         Args:
             sizes: Amount of work of each item; the same list on every rank.
-
-        Returns:
-            The items of this rank, ascending.
         """
         loads = [0] * self.world_size
         mine = []
@@ -103,14 +86,7 @@ class Ranks:
         return sorted(mine)
 
     def gather(self, value: Any) -> list[Any]:
-        """Waits for all processes and collects a small object of each, for each.
-
-        Args:
-            value: This process's object.
-
-        Returns:
-            Of all processes, in order.
-        """
+        """Waits for all processes and collects a small object of each, for each."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -118,11 +94,7 @@ class Ranks:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Says whether the flag is up in any process; every process must ask.
-
-        Args:
-            flag: This process's flag.
-        """
+        """Says whether the flag is up in any process; every process must ask."""
         if self.world_size == 1:
             return flag
         flags = torch.tensor([int(flag)])
@@ -130,11 +102,7 @@ class Ranks:
         return bool(flags.item())
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
-        """Averages numbers over the processes; every process must give the same names in the same order.
-
-        Args:
-            values: This process's numbers.
-        """
+        """Averages numbers over the processes; every process must give the same names in the same order."""
         if self.world_size == 1:
             return values
         sums = torch.tensor(list(values.values()), dtype=torch.float64)
@@ -155,12 +123,6 @@ class Ranks:
 
     def on_first(self, action: Callable[[], _T]) -> _T:
         """Does something on the first process; every process calls it, and where it fails, it fails for all.
-
-        Args:
-            action: What to do.
-
-        Returns:
-            What it returned, a small object, in every process.
 
         Raises:
             TimmMVHybridError: It failed; of its own class on the first process.

@@ -61,9 +61,6 @@ class DeviceAugmentation:
     def __call__(self, batch: CropBatch) -> tuple[Tensor, Tensor]:
         """Augments a batch on the device where its crops are.
 
-        Args:
-            batch: The crops.
-
         Returns:
             Global crops (2·B, 3, G, G) and local crops (L·B, 3, l, l), float32, normalised.
         """

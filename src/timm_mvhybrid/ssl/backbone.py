@@ -31,9 +31,6 @@ def create_backbone(
         pretrained: Whether to start from the weights that timm downloads.
         checkpoint: Start from the weights of this file; None for none.
 
-    Returns:
-        The backbone.
-
     Raises:
         PretrainError: The model is unknown, no VisionTransformer, or has not what the losses need.
     """

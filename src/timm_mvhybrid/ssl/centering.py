@@ -61,10 +61,6 @@ class RunningMean(nn.Module):
     def offset(self, temperature: float, dtype: torch.dtype) -> Tensor:
         """Computes v from the centre as it stands.
 
-        Args:
-            temperature: Temperature of the teacher.
-            dtype: Dtype of v.
-
         Returns:
             (K,).
         """
@@ -72,11 +68,7 @@ class RunningMean(nn.Module):
 
     @torch.no_grad()
     def update(self, scores: PrototypeScores) -> None:
-        """Moves the centre towards a batch's mean.
-
-        Args:
-            scores: The teacher's scores of this process.
-        """
+        """Moves the centre towards a batch's mean."""
         if self.center.dtype != scores.dtype and scores.dtype == torch.float64:
             self.center = self.center.double()
         count = torch.full((1,), scores.num_rows, dtype=scores.dtype, device=self.center.device)

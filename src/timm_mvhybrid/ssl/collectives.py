@@ -28,9 +28,6 @@ def sum_over_ranks(x: Tensor, group: Any = None) -> Tensor:
     Args:
         x: This process's part; of one shape everywhere.
         group: Process group; None for the default one.
-
-    Returns:
-        ``x``.
     """
     if num_ranks(group) > 1:
         dist.all_reduce(x, dist.ReduceOp.SUM, group=group)
@@ -43,9 +40,6 @@ def logsumexp_over_ranks(x: Tensor, group: Any = None) -> Tensor:
     Args:
         x: This process's part, −inf where it has nothing to add; of one shape everywhere.
         group: Process group; None for the default one.
-
-    Returns:
-        The sum's logarithm; −inf where no process has anything.
     """
     if num_ranks(group) == 1:
         return x

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +23,18 @@ class Losses:
             ``total`` to be differentiated.
         class_targets: What softmax turns into the teacher's targets of the class tokens, (2B, K); no gradient.
         teacher_features: The teacher's class features of the global crops, (2B, D); no gradient.
-        student_features: The student's; no gradient.
+        student_output: All that the student computed.
     """
 
     parts: dict[str, Tensor]
     class_targets: Tensor
     teacher_features: Tensor
-    student_features: Tensor
+    student_output: NetworkOutput
+
+    @property
+    def student_features(self) -> Tensor:
+        """The student's class features of the global crops, (2B, D); no gradient."""
+        return self.student_output.class_features.detach()
 
     @property
     def total(self) -> Tensor:
@@ -46,8 +52,9 @@ def compute_losses(
     criterion: DINOv2Loss,
     global_crops: Tensor,
     local_crops: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     teacher_temp: float,
+    **inputs: Any,
 ) -> Losses:
     """Runs teacher and student and compares them.
 
@@ -61,25 +68,25 @@ def compute_losses(
         global_crops: (2B, 3, G, G), normalised, crop by crop.
         local_crops: (L·B, 3, l, l), likewise; may have no rows.
         mask: True where a patch of a global crop is hidden from the student, bool, (2B, N). On the CPU it costs no
-            synchronisation with a GPU.
+            synchronisation with a GPU. None for class tokens alone.
         teacher_temp: Temperature of the teacher.
-
-    Returns:
-        The loss.
+        **inputs: Further arguments of the student's forward, for what a recipe learns besides.
     """
-    masked = MaskedPatches.of(mask, global_crops.device)
+    masked = None if mask is None else MaskedPatches.of(mask, global_crops.device)
     chunk_rows = criterion.ibot_chunk_rows
     with torch.no_grad():
         taught: NetworkOutput = teacher(global_crops, masked=masked, factored=chunk_rows > 0)
     class_targets = criterion.class_targets(taught.class_scores, teacher_temp)
     patch_targets = None
-    if taught.patch_factors is not None:
+    if masked is not None and taught.patch_factors is not None:
         rows, prototypes = taught.patch_factors
         scores = PrototypeScores(rows=rows, prototypes=prototypes, chunk_rows=chunk_rows)
         patch_targets = criterion.patch_targets(scores, masked, teacher_temp)
-    found: NetworkOutput = student(global_crops, local_crops, masked=masked, hide=True, targets=patch_targets)
+    found: NetworkOutput = student(
+        global_crops, local_crops, masked=masked, hide=True, targets=patch_targets, **inputs
+    )
     ibot = found.patch_loss
-    if ibot is None:
+    if masked is not None and ibot is None:
         assert taught.patch_scores is not None
         assert found.patch_scores is not None
         ibot = criterion.patch_loss(taught.patch_scores, found.patch_scores, masked.mask, teacher_temp)
@@ -89,5 +96,5 @@ def compute_losses(
         parts=parts,
         class_targets=class_targets,
         teacher_features=taught.class_features,
-        student_features=found.class_features.detach(),
+        student_output=found,
     )

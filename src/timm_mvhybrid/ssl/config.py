@@ -1,11 +1,35 @@
-"""What self-distillation is told: heads, losses, crops and masks, each field with its unit."""
+"""What self-distillation is told: model, heads, losses, crops and masks, each field with its unit."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
 
-from ..training.settings import require, require_range, require_share
+from ..runtime.errors import PretrainError
+from ..training.config import AdamWConfig, LogConfig, RunConfig
+from ..training.settings import JsonObject, require, require_range, require_share
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The backbone of student and teacher."""
+
+    name: str = "mvhybrid_small_patch16_256"
+    """Any timm VisionTransformer; 'timm-mvhybrid models' lists ours."""
+    arguments: JsonObject = field(default_factory=dict)
+    """Further arguments of timm.create_model."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth of the student, 0 to 1."""
+    pretrained: bool = False
+    """Start from the weights that timm downloads."""
+    weights: Path | None = None
+    """Start from the weights of this file. Excludes pretrained."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.drop_path_rate < 1, "model.drop_path_rate", self.drop_path_rate, "in [0, 1)")
+        if self.pretrained and self.weights is not None:
+            raise PretrainError("model.pretrained and model.weights exclude each other; give one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,3 +152,55 @@ class MaskConfig:
     def __post_init__(self) -> None:
         require_share("mask.share", self.share)
         require_range("mask.ratio", self.ratio)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(AdamWConfig):
+    """AdamW, its schedules, and the teacher's."""
+
+    teacher_momentum: float = 0.992
+    """Momentum of the teacher at the first step; it rises to final_teacher_momentum by a cosine."""
+    final_teacher_momentum: float = 1.0
+    """Momentum of the teacher at the last step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("teacher_momentum", "final_teacher_momentum"):
+            require_share(f"optimizer.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollapseConfig(LogConfig):
+    """What is watched while the run goes on."""
+
+    collapse_checks: int = 5
+    """Lines in a row below the limits before collapse is reported."""
+    min_feature_std: float = 0.01
+    """Smallest standard deviation of normalised class features, times √dim."""
+    min_rankme: float = 2.0
+    """Smallest effective rank of class features."""
+    stop_on_collapse: bool = False
+    """Whether a collapse stops the run instead of being reported."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.collapse_checks >= 1, "monitor.collapse_checks", self.collapse_checks, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig(RunConfig):
+    """A run of student and teacher; a recipe adds its data."""
+
+    architecture: ClassVar[tuple[str, ...]] = (
+        "model.name",
+        "model.arguments",
+        "head",
+        "crops.global_size_px",
+    )
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    crops: CropConfig = field(default_factory=CropConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    monitor: CollapseConfig = field(default_factory=CollapseConfig)

@@ -33,9 +33,6 @@ def mix(values: UInt64Array) -> UInt64Array:
 def combine(*words: ArrayLike) -> UInt64Array:
     """Hashes a tuple of integers; their order counts.
 
-    Args:
-        *words: Integers or arrays that broadcast against each other.
-
     Returns:
         One 64-bit integer each, in the shape they broadcast to, at least one-dimensional.
 

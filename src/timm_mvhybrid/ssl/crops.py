@@ -60,10 +60,6 @@ class CropBatch:
     def to(self, device: torch.device | str, non_blocking: bool = True) -> CropBatch:
         """Copies the crops to a device.
 
-        Args:
-            device: The device.
-            non_blocking: Whether the copy may go on in the background, where the memory is page-locked.
-
         Returns:
             The batch there; keys and indices stay on the CPU.
         """
@@ -123,9 +119,6 @@ def draw_geometry(
         size: Height and width of the patch in pixels.
         scale: Fraction of the patch's area, from and to.
         options: Flips and rotation.
-
-    Returns:
-        n geometries.
     """
     boxes = uniforms(keys, _BOX, 4 * _ATTEMPTS).reshape(-1, _ATTEMPTS, 4).tolist()
     turns = uniforms(keys, _ORIENTATION, 3).tolist()

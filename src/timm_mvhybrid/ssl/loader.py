@@ -253,9 +253,6 @@ def make_loader(
         max_corrupt: Different unreadable samples that this rank tolerates: each is reported in its batch and replaced by
             another one. The next one raises.
 
-    Returns:
-        An iterable of ``num_steps - start_step`` batches.
-
     Raises:
         PretrainError: If a number is outside its range.
     """

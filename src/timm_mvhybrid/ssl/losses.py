@@ -190,14 +190,6 @@ class DINOv2Loss(nn.Module):
 
         Updates the running mean, if there is one. ``prototype_cross_entropy`` turns the targets into the same loss as
         ``patch_loss``.
-
-        Args:
-            scores: The teacher's scores.
-            masked: The masked patches.
-            teacher_temp: The teacher's temperature.
-
-        Returns:
-            The targets.
         """
         with autocast_disabled(scores.rows.device.type):
             return PatchTargets(
@@ -214,7 +206,7 @@ class DINOv2Loss(nn.Module):
         student_global_cls: Tensor,
         student_local_cls: Tensor,
         student_feature: Tensor,
-        ibot: Tensor,
+        ibot: Tensor | None,
     ) -> dict[str, Tensor]:
         """Adds the class tokens' losses and the regulariser to the patches' loss.
 
@@ -223,10 +215,7 @@ class DINOv2Loss(nn.Module):
             student_global_cls: The student's scores of the global crops, (2B, K).
             student_local_cls: Those of the local crops, (L·B, K).
             student_feature: The student's class features of the global crops, (2B, D).
-            ibot: Of ``patch_loss``.
-
-        Returns:
-            As ``forward``.
+            ibot: Of ``patch_loss``; None for class tokens alone.
         """
         num_images = len(class_targets) // 2
         with autocast_disabled(class_targets.device.type):
@@ -247,7 +236,8 @@ class DINOv2Loss(nn.Module):
                     crops = tuple(gather_rows(crop, self.group) for crop in crops)
                 spread = torch.stack([self._regularizer(crop) for crop in crops]).sum()
                 parts[self.regularizer_name] = self.regularizer_weight * spread
-            parts["ibot"] = self.ibot_weight * ibot
+            if ibot is not None:
+                parts["ibot"] = self.ibot_weight * ibot
             parts["total"] = torch.stack([part.to(targets[0].dtype) for part in parts.values()]).sum()
         return parts
 

@@ -41,15 +41,6 @@ def masks_of_step(
     generators of (seed, step, crop) alone, where ``lightly.models.utils.random_block_mask`` draws from Python's global
     one and fails on small grids.
 
-    Args:
-        grid: Rows and columns of patches.
-        positions: Places of the wanted images among the step's, each below ``num_images``.
-        num_images: Images of the step, over all processes.
-        share: Fraction of the global crops that are masked.
-        ratio: Least and largest fraction of a crop's patches that are hidden.
-        seed: Seed of the run.
-        step: Step of the run.
-
     Returns:
         True where a patch is hidden, bool, (2 · positions, rows · columns), crop by crop, on the CPU.
 
@@ -134,9 +125,6 @@ class MaskedPatches:
         Args:
             mask: (images, patches), bool; on the CPU it costs no synchronisation with a GPU.
             device: Where they are needed.
-
-        Returns:
-            The mask and its entries.
         """
         counts = mask.sum(dim=1, keepdim=True).clamp(min=1)
         # rounded where lightly rounds, so that its loss is the same to the last digits

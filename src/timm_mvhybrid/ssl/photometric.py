@@ -102,9 +102,6 @@ def draw_parameters(
         keys: What ``crop_keys`` made, (crops, B).
         options: Probabilities and strengths.
         first_crop: Number of the first row's crop; 0 and 1 are the global crops.
-
-    Returns:
-        Parameters of the crops · B crops, crop-major.
     """
     crops = np.arange(first_crop, first_crop + len(keys))
     blur_probability = np.array(options.blur_probabilities)[np.minimum(crops, NUM_GLOBAL)]

@@ -41,9 +41,6 @@ class PatchTargets:
     def probabilities(self, rows: slice) -> Tensor:
         """Computes the targets of some rows.
 
-        Args:
-            rows: Which.
-
         Returns:
             (rows, K).
         """

@@ -59,10 +59,6 @@ class PrototypeScores:
     def scores(self, rows: slice, divisor: float = 1.0) -> Tensor:
         """Computes the scores of some rows, divided by a temperature.
 
-        Args:
-            rows: Which.
-            divisor: The temperature.
-
         Returns:
             (rows, K), the caller's to change.
         """
@@ -73,9 +69,6 @@ class PrototypeScores:
 
     def chunks(self, divisor: float = 1.0) -> Iterator[Tensor]:
         """Yields the scores slice by slice.
-
-        Args:
-            divisor: The temperature.
 
         Yields:
             (rows, K), the caller's to change.

@@ -58,7 +58,7 @@ class Network(nn.Module):
         global_crops: Tensor,
         local_crops: Tensor | None = None,
         *,
-        masked: MaskedPatches,
+        masked: MaskedPatches | None = None,
         hide: bool = False,
         factored: bool = False,
         targets: PatchTargets | None = None,
@@ -68,23 +68,23 @@ class Network(nn.Module):
         Args:
             global_crops: (2B, 3, G, G), normalised, crop by crop.
             local_crops: (L·B, 3, l, l), likewise; None or no rows for none.
-            masked: Patches of the global crops to score.
+            masked: Patches of the global crops to score; None for none.
             hide: Whether the backbone sees the mask token in their place, as the student does.
             factored: Whether to return their scores as two factors.
             targets: The teacher's targets for them; then their loss is computed instead.
-
-        Returns:
-            Features and scores.
         """
-        tokens = self._masking.forward_features(global_crops, masked.mask if hide else None)
+        hidden = masked.mask if masked is not None and hide else None
+        tokens = self._masking.forward_features(global_crops, hidden)
         # FSDP warns of outputs that are views
         class_features = tokens[:, 0].clone()
-        patches = masked.select(tokens[:, self.backbone.num_prefix_tokens :])
         class_tokens = class_features
         if local_crops is not None and len(local_crops):
             local_tokens = self._masking.forward_features(local_crops, None)
             class_tokens = torch.cat([class_features, local_tokens[:, 0]])
         class_scores = self.dino_head(class_tokens)
+        if masked is None:
+            return NetworkOutput(class_features, class_scores)
+        patches = masked.select(tokens[:, self.backbone.num_prefix_tokens :])
         head = self.dino_head if self.ibot_head is None else self.ibot_head
         found = head(patches, factored=factored, targets=targets)
         name = "patch_loss" if targets is not None else "patch_factors" if factored else "patch_scores"
@@ -155,20 +155,18 @@ def build_pair(
 def update_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
     """Moves the teacher towards the student: teacher ← m · teacher + (1 − m) · student; buffers are copied.
 
-    Both may be sharded, alike.
-
-    Args:
-        student: The student.
-        teacher: The teacher.
-        momentum: m.
+    Both may be sharded, alike. The student may have more in it than the teacher, whose names it must have.
     """
     pairs: dict[tuple[torch.dtype, torch.device, type], tuple[list[Tensor], list[Tensor]]]
     pairs = defaultdict(lambda: ([], []))
-    for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
+    learned = dict(student.named_parameters())
+    for name, old in teacher.named_parameters():
+        new = learned[name]
         olds, news = pairs[old.dtype, old.device, type(old.data)]
         olds.append(old)
         news.append(new)
     for olds, news in pairs.values():
         torch._foreach_lerp_(olds, news, 1.0 - momentum)
-    for held, current in zip(teacher.buffers(), student.buffers(), strict=True):
-        held.copy_(current)
+    buffers = dict(student.named_buffers())
+    for name, held in teacher.named_buffers():
+        held.copy_(buffers[name])

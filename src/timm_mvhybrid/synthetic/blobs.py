@@ -76,9 +76,6 @@ class Blobs:
     def take(self, index: NDArray[np.integer] | NDArray[np.bool_]) -> Blobs:
         """Selects shapes.
 
-        Args:
-            index: Positions, or a mask.
-
         Returns:
             The shapes chosen.
         """
@@ -108,9 +105,6 @@ def rasterise(blobs: Blobs, shape: tuple[int, int]) -> Cover:
     Args:
         blobs: The shapes.
         shape: Height and width of the image.
-
-    Returns:
-        The pixels, in the image's order.
     """
     owner_map = np.full(shape[0] * shape[1], -1, dtype=np.int32)
     level_map = np.zeros(shape[0] * shape[1], dtype=np.float32)

@@ -55,9 +55,6 @@ def place_cells(tissue: Tissue, fibre_angle: NDArray[np.float32], generator: np.
         tissue: The tissue.
         fibre_angle: Direction of the fibres in radians, (H / 2, W / 2).
         generator: Source of randomness.
-
-    Returns:
-        The cells; later ones lie on top.
     """
     lining, mucin = _line_glands(tissue, generator)
     scattered = _scatter(tissue, fibre_angle, generator)

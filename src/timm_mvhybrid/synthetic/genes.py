@@ -50,9 +50,6 @@ def draw_panel(options: PhantomOptions, generator: np.random.Generator) -> GeneP
     Args:
         options: Number of genes, fractions and effects.
         generator: Source of randomness.
-
-    Returns:
-        The genes, those of low frequencies first.
     """
     num_low = round(options.low_share * options.num_genes)
     num_high = min(round(options.high_share * options.num_genes), options.num_genes - num_low)

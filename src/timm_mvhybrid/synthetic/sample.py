@@ -82,27 +82,12 @@ def _generator(options: PhantomOptions, *key: int) -> np.random.Generator:
 
 
 def cohort_genes(options: PhantomOptions) -> GenePanel:
-    """Draws the genes of a cohort.
-
-    Args:
-        options: The cohort's options.
-
-    Returns:
-        The genes.
-    """
+    """Draws the genes of a cohort."""
     return draw_panel(options, _generator(options, _GENES))
 
 
 def draw_study(options: PhantomOptions, study: int) -> PhantomStudy:
-    """Draws what a study's samples share.
-
-    Args:
-        options: The cohort's options.
-        study: Index of the study.
-
-    Returns:
-        The study.
-    """
+    """Draws what a study's samples share."""
     generator = _generator(options, _STUDY, study)
     return PhantomStudy(
         scanner=draw_scanner(options.image_shift, generator),

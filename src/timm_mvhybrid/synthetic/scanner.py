@@ -49,9 +49,6 @@ def draw_scanner(shift: float, generator: np.random.Generator) -> Scanner:
     Args:
         shift: Strength of the differences between laboratories; 0 always draws the same one.
         generator: Source of randomness.
-
-    Returns:
-        The laboratory.
     """
     stains = []
     for vector, spread in ((_HAEMATOXYLIN, 0.05), (_EOSIN, 0.06)):

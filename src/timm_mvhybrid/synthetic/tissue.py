@@ -133,9 +133,6 @@ def grow_tissue(
         px_per_um: Pixels per µm.
         means: Mean of each field of ``FIELDS`` on this slide.
         generator: Source of randomness.
-
-    Returns:
-        The tissue.
     """
     coarse = (math.ceil(shape[0] / _FIELD_STEP), math.ceil(shape[1] / _FIELD_STEP))
     scale = _FIELD_SCALE_UM * px_per_um / _FIELD_STEP

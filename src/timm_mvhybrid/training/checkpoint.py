@@ -66,11 +66,7 @@ class TrainState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up a state.
-
-        Args:
-            state: As ``state_dict`` gives it.
-        """
+        """Takes up a state."""
         self.objective.load_state_dict(state)
         set_optimizer_state_dict(self.objective.trained, self.optimizer, state["optimizer"])
         self.loss_scale.load_state_dict(state["loss_scale"])
@@ -95,11 +91,6 @@ class Checkpointer:
 
     def save(self, step: int, state: TrainState, *, score: float | None = None) -> None:
         """Saves the state after a step; waits for the save before it.
-
-        Args:
-            step: Number of finished steps.
-            state: What to save.
-            score: Result of the probe if it is the best so far; such a checkpoint outlives the newest.
 
         Raises:
             TimmMVHybridError: This save, or the one before, failed; the message names the checkpoint.
@@ -138,9 +129,6 @@ class Checkpointer:
 
     def load_newest(self, state: TrainState) -> tuple[int, list[str]]:
         """Takes up the newest checkpoint that is whole.
-
-        Args:
-            state: What to fill.
 
         Returns:
             Number of finished steps, 0 where there is none; and a message for each damaged checkpoint passed over.
@@ -210,28 +198,17 @@ class Checkpointer:
 
 
 def step_name(step: int) -> str:
-    """Names the folder of a checkpoint.
-
-    Args:
-        step: Number of finished steps.
-    """
+    """Names the folder of a checkpoint."""
     return f"step_{step:08d}"
 
 
 def finished_steps(folder: Path) -> list[int]:
-    """Lists the checkpoints that got their name.
-
-    Args:
-        folder: The run's ``checkpoints``.
-    """
+    """Lists the checkpoints that got their name."""
     return [int(match[1]) for path in folder.glob("step_*") if (match := _NAME.fullmatch(path.name))]
 
 
 def best_checkpoint(folder: Path) -> tuple[int, float] | None:
     """Finds the checkpoint with the best probe.
-
-    Args:
-        folder: The run's ``checkpoints``.
 
     Returns:
         Its step and score; None where no probe ran.
@@ -247,9 +224,6 @@ def best_checkpoint(folder: Path) -> tuple[int, float] | None:
 
 def find_damage(checkpoint: Path) -> str | None:
     """Compares a checkpoint's files with what was written.
-
-    Args:
-        checkpoint: The folder.
 
     Returns:
         What is wrong, with the file's name; None if nothing is.

@@ -29,9 +29,6 @@ def watch_collectives(device: torch.device) -> Iterator[CollectivesTime]:
 
     Args:
         device: Where it runs: NCCL's kernels are counted on CUDA, gloo's operations on a CPU.
-
-    Yields:
-        The result, filled at the end.
     """
     # the profiler's library reports on devices that are not there, on stderr
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -54,14 +51,7 @@ def watch_collectives(device: torch.device) -> Iterator[CollectivesTime]:
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:
-    """Measures the union of spans of time, each instant once.
-
-    Args:
-        spans: Start and end of each.
-
-    Returns:
-        The length of what they cover, in their unit.
-    """
+    """Measures the union of spans of time, each instant once."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(spans):
         total += max(end - max(start, reached), 0.0)

@@ -172,12 +172,6 @@ class RunConfig:
     def images_per_pass(self, world_size: int) -> int:
         """Divides the batch among processes and backward passes.
 
-        Args:
-            world_size: Number of processes.
-
-        Returns:
-            Samples of one process in one backward pass.
-
         Raises:
             PretrainError: The batch cannot be divided evenly.
         """

@@ -15,9 +15,6 @@ def read_config_file(path: Path) -> dict[str, Any]:
     Args:
         path: JSON, or YAML by its suffix .yaml or .yml.
 
-    Returns:
-        Nested dictionaries; any part of a configuration.
-
     Raises:
         PretrainError: The file cannot be read, or holds no mapping.
     """

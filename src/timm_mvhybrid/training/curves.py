@@ -39,10 +39,6 @@ class Curve:
 def read_curves(run: RunDirectory, label: str) -> list[Curve]:
     """Reads the numbers of a run's log.
 
-    Args:
-        run: The folder of the run.
-        label: What the run is called in the picture.
-
     Returns:
         A curve for each metric that is a number in some line, in the order of their first lines.
 
@@ -88,14 +84,7 @@ def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
 
 
 def run_labels(paths: Sequence[Path]) -> list[str]:
-    """Names runs by their folders, and by as many of the folders above as tell them apart.
-
-    Args:
-        paths: Folders of the runs.
-
-    Returns:
-        A label for each.
-    """
+    """Names runs by their folders, and by as many of the folders above as tell them apart."""
     parts = [path.resolve().parts for path in paths]
     depth = 1
     while depth < max(map(len, parts)) and len({part[-depth:] for part in parts}) < len(parts):

@@ -73,9 +73,6 @@ def run_training(
         allow_changes: Whether a resumed run may have another recipe than it had.
         show_progress: Whether to show a bar on a terminal.
 
-    Returns:
-        How it ended.
-
     Raises:
         PretrainError: The run cannot start or go on; the message names the cause and the remedy.
         DataError: Samples cannot be read.

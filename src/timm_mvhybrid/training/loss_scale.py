@@ -27,24 +27,13 @@ class LossScale:
         self._num_good = 0
 
     def unscale(self, parameters: Iterable[Tensor]) -> None:
-        """Divides gradients by the factor, in place.
-
-        Args:
-            parameters: What has gradients.
-        """
+        """Divides gradients by the factor, in place."""
         if self.enabled:
             gradients = [p.grad for p in parameters if p.grad is not None]
             torch._foreach_mul_(gradients, 1.0 / self.factor)
 
     def update(self, *, overflow: bool) -> bool:
-        """Adapts the factor.
-
-        Args:
-            overflow: Whether a gradient was not finite.
-
-        Returns:
-            Whether the step must be left out.
-        """
+        """Adapts the factor."""
         if not self.enabled:
             return False
         if overflow:
@@ -62,11 +51,7 @@ class LossScale:
         return {"factor": self.factor, "num_good": self._num_good}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Takes up a kept state.
-
-        Args:
-            state: Of ``state_dict``.
-        """
+        """Takes up a kept state."""
         if self.enabled:
             self.factor = float(state["factor"])
             self._num_good = int(state["num_good"])

@@ -74,48 +74,28 @@ class Objective(ABC):
     def batches(self, start_pass: int) -> Generator[Any, None, None]:
         """Yields what one backward pass after the other takes on this process.
 
-        Args:
-            start_pass: Backward passes that are done; step · ``parallel.accumulate``.
-
         Yields:
             Batches, until the end of the run. Their tensors are kept where losses turn out not to be finite.
         """
 
     def unreadable(self, batch: Any) -> Sequence[CorruptSample]:
-        """Lists what could not be read of a batch and was replaced.
-
-        Args:
-            batch: Of ``batches``.
-        """
+        """Lists what could not be read of a batch and was replaced."""
         return ()
 
     def prepare(self, batch: Any, step: int) -> Any:
-        """Turns a batch into what ``losses`` takes, in float32: moved to the device, and augmented.
-
-        Args:
-            batch: Of ``batches``.
-            step: Number of finished steps.
-        """
+        """Turns a batch into what ``losses`` takes, in float32: moved to the device, and augmented."""
         return batch
 
     @abstractmethod
     def losses(self, batch: Any, step: int) -> Mapping[str, Tensor]:
         """Computes the losses of one backward pass, under autocast.
 
-        Args:
-            batch: Of ``prepare``.
-            step: Number of finished steps.
-
         Returns:
             Scalars of this process by name, ``total`` among them, which is differentiated; the others are logged.
         """
 
     def after_step(self, step: int) -> None:
-        """Follows the optimiser, such as a teacher its student; not called where a float16 overflow skipped the step.
-
-        Args:
-            step: Number of steps finished before this one.
-        """
+        """Follows the optimiser, such as a teacher its student; not called where a float16 overflow skipped the step."""
         return None
 
     @abstractmethod
@@ -130,11 +110,7 @@ class Objective(ABC):
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what a checkpoint kept.
-
-        Args:
-            state: As ``state_dict`` gives it; it may hold more.
-        """
+        """Takes up what a checkpoint kept."""
 
     def facts(self) -> dict[str, Tensor]:
         """Names what checkpoints state for whoever takes the weights elsewhere; a run that goes on does not read it."""
@@ -157,11 +133,7 @@ class Objective(ABC):
         return [group for group in groups if group["params"]]
 
     def schedules(self, step: int) -> dict[str, float]:
-        """Names what changes with the step alone, for the log.
-
-        Args:
-            step: Number of finished steps.
-        """
+        """Names what changes with the step alone, for the log."""
         return {}
 
     def metrics(self) -> dict[str, float]:
@@ -169,19 +141,11 @@ class Objective(ABC):
         return {}
 
     def check(self, step: int, metrics: Mapping[str, float]) -> Alarm | None:
-        """Judges the numbers of a line of the log.
-
-        Args:
-            step: Number of finished steps.
-            metrics: Losses, as ``loss/…``, and metrics, averaged over the processes.
-        """
+        """Judges the numbers of a line of the log."""
         return None
 
     def evaluate(self, step: int) -> Evaluation | None:
         """Evaluates the model after a step, if it is due; nothing of it may change what is learned.
-
-        Args:
-            step: Number of finished steps.
 
         Returns:
             The result, the same on all processes; None where nothing is due.
@@ -190,9 +154,6 @@ class Objective(ABC):
 
     def write_weights(self, folder: Path) -> Path | None:
         """Writes the weights of a run that is finished; every process calls it.
-
-        Args:
-            folder: Folder of the run.
 
         Returns:
             The file; None where checkpoints are all.

@@ -80,11 +80,6 @@ def make_adamw(
 ) -> torch.optim.AdamW:
     """Makes the optimiser; ``apply_schedules`` sets its learning rates before the first step.
 
-    Args:
-        groups: Of ``parameter_groups``.
-        betas: Momenta.
-        epsilon: Added to the root of the second moment.
-
     Returns:
         AdamW, by one kernel for many parameters: fused on CUDA, foreach elsewhere.
     """

@@ -78,9 +78,6 @@ def plot_runs(
         output: PNG to write; None is ``plots/curves.png`` in the only run.
         smoothing: Fraction of the curve's length, 0 to 1, over which it is averaged; the raw curve stays, faint.
 
-    Returns:
-        The picture's path.
-
     Raises:
         PretrainError: There is nothing to draw, it is unclear where to, or matplotlib is missing.
         OutputError: The disk does not take the picture.

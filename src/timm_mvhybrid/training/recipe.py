@@ -12,11 +12,6 @@ from .config import RunConfig
 def find_changes(before: Mapping[str, Any], now: Mapping[str, Any], recipe: type[RunConfig]) -> list[str]:
     """Compares what is learned in two configurations.
 
-    Args:
-        before: Configuration of the run so far, of JSON's types.
-        now: Configuration of this start.
-        recipe: The kind of configuration, which knows what is free to change.
-
     Returns:
         Name, earlier and new value of each difference, as text.
     """
@@ -38,9 +33,6 @@ def check_recipe(
         now: Configuration of this start.
         recipe: The kind of configuration, which knows what is free to change and what decides the architecture.
         allow_changes: Whether the recipe may change; the architecture never may.
-
-    Returns:
-        The changes, for the log.
 
     Raises:
         PretrainError: The recipe changed and may not, or the architecture did.

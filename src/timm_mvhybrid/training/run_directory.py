@@ -146,12 +146,6 @@ class RunDirectory:
     def add_evaluation(self, *, metric: str, value: float, dataset: str, protocol: str) -> None:
         """Writes down a downstream result, in place of an earlier one of the same metric, data and protocol.
 
-        Args:
-            metric: What was measured.
-            value: The result.
-            dataset: On what.
-            protocol: How: split, probe, step of the checkpoint.
-
         Raises:
             PretrainError: The value is not finite, or the records are damaged.
             OutputError: The records cannot be written.
@@ -219,9 +213,6 @@ def describe_environment() -> dict[str, Any]:
 
 def git_state(folder: Path) -> tuple[dict[str, Any] | None, bytes]:
     """Reads the state of the repository that a folder lies in.
-
-    Args:
-        folder: Any folder.
 
     Returns:
         Commit (None before the first one), whether files differ from it or are not tracked (``dirty``), and the SHA-256

@@ -18,9 +18,6 @@ def linear_warmup(step: int, *, start: float, end: float, num_steps: int) -> flo
         end: Value after the warm-up.
         num_steps: Steps of the warm-up; 0 or 1 has ``end`` or ``start`` at step 0.
 
-    Returns:
-        The value.
-
     Raises:
         PretrainError: ``step`` or ``num_steps`` is negative.
     """
@@ -56,9 +53,6 @@ def cosine_schedule(
         warmup_steps: Steps of the warm-up; the last of them has ``start``.
         warmup_start: Value at step 0 of the warm-up.
         frozen_steps: Leading steps at which the value is 0 whatever the schedule says.
-
-    Returns:
-        The value.
 
     Raises:
         PretrainError: A count is negative, or the warm-up is longer than the run.

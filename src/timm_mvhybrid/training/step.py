@@ -51,12 +51,7 @@ class Rates:
 
     @classmethod
     def at(cls, step: int, config: RunConfig) -> Rates:
-        """Evaluates the schedules of a run.
-
-        Args:
-            step: Number of finished steps.
-            config: The run.
-        """
+        """Evaluates the schedules of a run."""
         recipe, num_steps = config.optimizer, config.num_steps
         rate: dict[str, Any] = dict(
             start=config.peak_learning_rate,
@@ -110,14 +105,6 @@ class TrainStep:
 
     def __call__(self, step: int, batches: Iterator[Any], throughput: Throughput) -> StepResult:
         """Does a step; every process calls it.
-
-        Args:
-            step: Number of finished steps.
-            batches: Of the objective; as many are taken as there are backward passes.
-            throughput: What measures where the time goes.
-
-        Returns:
-            What the step leaves to look at.
 
         Raises:
             NonFiniteError: A loss or gradient is NaN or infinite; the state is as before the step.
@@ -175,14 +162,7 @@ class TrainStep:
 
 
 def as_numbers(values: Mapping[str, Tensor | float]) -> dict[str, float]:
-    """Turns scalars into floats, those of one device with one transfer instead of one each.
-
-    Args:
-        values: Tensors of one element, and numbers.
-
-    Returns:
-        The numbers, in the given order.
-    """
+    """Turns scalars into floats, those of one device with one transfer instead of one each."""
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     numbers: dict[str, float] = {}
     for device in {value.device for value in tensors.values()}:

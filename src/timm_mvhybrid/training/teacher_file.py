@@ -17,10 +17,6 @@ NAME = "teacher.safetensors"
 def gather_backbone(network: nn.Module, world: World) -> dict[str, Tensor]:
     """Collects the weights of a backbone; every process calls it.
 
-    Args:
-        network: Student or teacher.
-        world: The processes.
-
     Returns:
         Whole weights on the CPU by timm's names, without the mask token, which only pretraining uses; empty in all
         processes but the first.
@@ -37,14 +33,6 @@ def gather_backbone(network: nn.Module, world: World) -> dict[str, Tensor]:
 
 def write_teacher(network: nn.Module, folder: Path, world: World) -> Path:
     """Writes the backbone of a teacher; every process calls it.
-
-    Args:
-        network: The teacher.
-        folder: Folder of the run.
-        world: The processes.
-
-    Returns:
-        The file; complete, or as it was.
 
     Raises:
         OutputError: The disk does not take it.

@@ -36,14 +36,7 @@ class Throughput:
 
     @contextmanager
     def measure(self, phase: str) -> Iterator[None]:
-        """Adds the time within to a phase; phases do not nest.
-
-        Args:
-            phase: ``data``, ``compute``, ``communication`` or another name.
-
-        Yields:
-            Nothing.
-        """
+        """Adds the time within to a phase; phases do not nest."""
         if self._cuda and phase != "data":
             first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             first.record()

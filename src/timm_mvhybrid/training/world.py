@@ -43,12 +43,6 @@ class World(Ranks):
 def join_world(config: ParallelConfig) -> Iterator[World]:
     """Joins the processes that torchrun started, or makes a world of one.
 
-    Args:
-        config: Device and layout.
-
-    Yields:
-        The world; its groups are closed afterwards.
-
     Raises:
         PretrainError: There is no CUDA device although one is asked for, or the layout does not fit the processes.
         LostProcessError: One of them was lost.

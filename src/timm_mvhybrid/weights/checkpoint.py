@@ -80,9 +80,6 @@ def fit_backbone(
         grid: Rows and columns of patches that the position embedding was trained on, where the file states them.
         input_size: Channels, height and width in px that the file's configuration states.
 
-    Returns:
-        A state dict; it may lack a head.
-
     Raises:
         CheckpointError: It does not fit.
     """
@@ -244,11 +241,6 @@ def _check_coverage(weights: dict[str, Tensor], model: nn.Module, prefix: str) -
 def check_cover(weights: Mapping[str, Tensor], model: nn.Module, optional: Collection[str] = ()) -> None:
     """Raises CheckpointError unless a state dict has every tensor of a model, and no other.
 
-    Args:
-        weights: The state dict.
-        model: The model.
-        optional: Names that may be missing.
-
     Raises:
         CheckpointError: It differs; the message says how.
     """
@@ -263,10 +255,6 @@ def check_types(weights: Mapping[str, Tensor], model: nn.Module) -> None:
     """Raises CheckpointError where a state dict holds whole or complex numbers instead of real ones.
 
     Loading would silently convert them, even the codes of quantised weights.
-
-    Args:
-        weights: A state dict that fits the model.
-        model: The model.
 
     Raises:
         CheckpointError: A tensor is of such a type; the message names it.
@@ -291,17 +279,7 @@ def describe_misfit(
     optional: Collection[str] = (),
     any_channels: bool = False,
 ) -> str:
-    """Describes how a state dict differs from a model's names and shapes.
-
-    Args:
-        weights: The state dict.
-        model: The model.
-        optional: Names that may be missing.
-        any_channels: Whether the patch projection's input channels may differ.
-
-    Returns:
-        The differences in words; "" where there are none.
-    """
+    """Describes how a state dict differs from a model's names and shapes."""
 
     def shape(key: str, value: Tensor) -> tuple[int, ...]:
         sizes = tuple(value.shape)

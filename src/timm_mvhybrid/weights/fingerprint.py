@@ -66,9 +66,6 @@ class Fingerprint:
 
         Args:
             model: A VisionTransformer with float32 parameters and three input channels.
-
-        Returns:
-            The fingerprint.
         """
         size, patch = _geometry(model)
         features = _features(model, size)
@@ -85,12 +82,6 @@ class Fingerprint:
     @classmethod
     def from_json(cls, text: str) -> Fingerprint:
         """Reads what ``to_json`` wrote.
-
-        Args:
-            text: The JSON.
-
-        Returns:
-            The fingerprint.
 
         Raises:
             ValueError: It is not a fingerprint.
@@ -117,9 +108,6 @@ class Fingerprint:
 
         It need not do so on the meta device, in half precision, with other than three input channels, or at another
         image or patch size, where position embedding and patch projection are resampled.
-
-        Args:
-            model: The model, its weights loaded.
         """
         parameters = list(model.parameters())
         real = all(
@@ -141,22 +129,12 @@ class Fingerprint:
         )
 
     def tolerance(self, model: nn.Module) -> float:
-        """Says which error is allowed on the model's device.
-
-        Args:
-            model: The model.
-
-        Returns:
-            The largest allowed value of ``error``.
-        """
+        """Says which error is allowed on the model's device."""
         on_cpu = next(model.parameters()).device.type == "cpu"
         return self.cpu_tolerance if on_cpu else self.other_tolerance
 
     def error(self, model: nn.Module) -> float:
         """Compares a model with the fingerprint.
-
-        Args:
-            model: A model for which ``applies_to`` is True.
 
         Returns:
             Norm of the difference of the features in units of the fingerprint's norm; infinite where that is not a
@@ -172,10 +150,6 @@ class Fingerprint:
 
 def relative_error(model: nn.Module, reference: nn.Module) -> float:
     """Compares two models on the synthetic image.
-
-    Args:
-        model: A model.
-        reference: A model of the same geometry.
 
     Returns:
         Norm of the difference of their features in units of the reference's norm.

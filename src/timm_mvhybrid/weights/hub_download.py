@@ -124,15 +124,6 @@ def _is_known(repo_id: str, revision: str | None, commit: str | None, cache_dir:
 def explain(error: Exception, repo_id: str, what: str, *, action: str = "download") -> HubError:
     """Turns an error of huggingface_hub, or of the network below it, into one that says what to do.
 
-    Args:
-        error: The error.
-        repo_id: The repository.
-        what: The file, or the action that failed.
-        action: What to repeat when the fault is over, a verb.
-
-    Returns:
-        The error to raise.
-
     Raises:
         Exception: ``error`` itself, if it comes from neither.
     """
@@ -192,14 +183,7 @@ def explain(error: Exception, repo_id: str, what: str, *, action: str = "downloa
 
 
 def redact(text: str) -> str:
-    """Removes the user's token from a text that a server may have written.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        The text, the token replaced by ``***``.
-    """
+    """Removes the user's token from a text that a server may have written."""
     token = get_hub_token()
     return text.replace(token, "***") if token else text
 

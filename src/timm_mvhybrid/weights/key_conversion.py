@@ -94,10 +94,6 @@ def take_backbone(
 def flatten(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Tensor]:
     """Joins the names of nested mappings by dots.
 
-    Args:
-        values: A checkpoint.
-        prefix: What to put before all names.
-
     Returns:
         Tensors, and arrays as tensors; everything else is left out.
     """
@@ -166,13 +162,6 @@ def find_backbone(
 
 def whole_tensor(name: str, tensor: Tensor) -> Tensor:
     """Makes a plain dense tensor of whatever kind of tensor a file holds.
-
-    Args:
-        name: Its name, for messages.
-        tensor: Any tensor.
-
-    Returns:
-        The same numbers as a dense tensor.
 
     Raises:
         KeyConversionError: It is only a part of the weights, or a placeholder for them.

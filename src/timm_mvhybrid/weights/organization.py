@@ -43,11 +43,7 @@ def set_organization(name: str | None) -> None:
 
 
 def follow(default_cfgs: Mapping[str, Any]) -> None:
-    """Keeps the repositories of these configurations in the chosen organisation.
-
-    Args:
-        default_cfgs: timm's DefaultCfg by architecture, already registered or not.
-    """
+    """Keeps the repositories of these configurations in the chosen organisation."""
     _followed.update(default_cfgs)
     update_registry()
 

@@ -21,36 +21,19 @@ Grid = tuple[int, int]
 
 
 def grid_of(model: nn.Module) -> Grid:
-    """Reads a model's grid.
-
-    Args:
-        model: A VisionTransformer.
-
-    Returns:
-        Rows and columns of patches.
-    """
+    """Reads a model's grid."""
     patch_embed: Any = model.patch_embed
     rows, columns = patch_embed.grid_size
     return int(rows), int(columns)
 
 
 def grid_to_text(grid: Grid) -> str:
-    """Writes a grid for a file's metadata.
-
-    Args:
-        grid: Rows and columns.
-    """
+    """Writes a grid for a file's metadata."""
     return json.dumps(list(grid))
 
 
 def grid_from_text(text: str) -> Grid:
     """Reads what ``grid_to_text`` wrote.
-
-    Args:
-        text: The text.
-
-    Returns:
-        Rows and columns.
 
     Raises:
         ValueError: It is not a grid.
@@ -84,9 +67,6 @@ def trained_grid(
         model: The model to load.
         stated: The grid that the file states.
         input_size: Channels, height and width that the file's configuration states, in px.
-
-    Returns:
-        Rows and columns.
 
     Raises:
         CheckpointError: The file contradicts itself, or the grid cannot be known.
@@ -142,9 +122,6 @@ def resample_with_older_timm(
         new_size: Rows and columns of the result.
         old_size: Rows and columns that it has.
         num_prefix_tokens: Leading tokens, which are kept.
-
-    Returns:
-        The position embedding of the new grid.
     """
     if old_size[0] == new_size[0] and old_size[1] == new_size[1]:
         return posemb

@@ -77,9 +77,6 @@ def read_weights(
         stated_in: Where that is stated, for messages.
         remedy: What to do about a damaged file, half a sentence.
 
-    Returns:
-        Its content, on the CPU.
-
     Raises:
         CheckpointError: The file is missing, empty, damaged, changed or unsafe; the message names it.
     """

@@ -28,11 +28,6 @@ def slope_chart(
 ) -> str | None:
     """Draws what each model loses from random folds to left-out studies, one panel for each metric.
 
-    Args:
-        drops: What leaving studies out costs each model.
-        labels: The models, in the order of their colours.
-        metrics: The metrics, and how they are shown.
-
     Returns:
         The SVG, or None without drops.
     """
@@ -93,10 +88,6 @@ def apart(positions: Sequence[float], distance: float) -> list[float]:
     With the labels in order, moved_i − i · distance must not fall, and the sum of squared moves is to be least: an
     isotonic regression of positions_i − i · distance.
 
-    Args:
-        positions: Where they should be.
-        distance: Least distance of neighbours.
-
     Returns:
         Where they fit, in the same order, their mean kept.
     """
@@ -113,11 +104,6 @@ def apart(positions: Sequence[float], distance: float) -> list[float]:
 @chart_style()
 def gene_bars(result: Result, protocol: str, shown_as: str) -> str | None:
     """Draws each gene's correlation, models side by side, sorted by the first model.
-
-    Args:
-        result: The result.
-        protocol: The folds.
-        shown_as: What the protocol is called.
 
     Returns:
         The SVG, or None without genes under this protocol.

@@ -17,11 +17,6 @@ def maps_section(
 ) -> str:
     """Writes the choice of gene, sample and folds, and the data behind it.
 
-    Args:
-        maps: The maps.
-        protocols: Protocol → what it is called.
-        stretched: Whether each prediction starts with a colour scale of its own.
-
     Returns:
         HTML without a frame; the page's script draws the pictures.
     """

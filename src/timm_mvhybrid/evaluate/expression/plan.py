@@ -48,10 +48,6 @@ class ProtocolPlan:
     def num_components(self, options: ProbeOptions, dim: int) -> int | None:
         """Resolves the number of principal components.
 
-        Args:
-            options: What was asked for.
-            dim: Width of the model's embeddings.
-
         Returns:
             What was asked for; for ``auto`` HEST's number, lowered to what the smallest train part and the width allow.
         """
@@ -85,14 +81,6 @@ class ExpressionPlan:
 
 def make_plan(task: HestTask, options: ExpressionOptions, dims: Mapping[str, int]) -> ExpressionPlan:
     """Reads the targets and refuses what cannot work.
-
-    Args:
-        task: The task's files.
-        options: What was asked for.
-        dims: Model's label → width of its embeddings.
-
-    Returns:
-        The plan.
 
     Raises:
         DataError: A file cannot be used.

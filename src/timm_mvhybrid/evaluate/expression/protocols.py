@@ -51,9 +51,6 @@ def choose_protocols(cohort: ExpressionCohort, wanted: Sequence[str]) -> list[Pr
         wanted: Protocols, or none for all that the data allow: the task's own splits, and, with studies, random folds
             and left-out studies.
 
-    Returns:
-        The protocols.
-
     Raises:
         EvaluationError: If one is unknown or the data do not allow it.
     """
@@ -75,17 +72,7 @@ def choose_protocols(cohort: ExpressionCohort, wanted: Sequence[str]) -> list[Pr
 
 
 def make_folds(cohort: ExpressionCohort, protocol: Protocol, num_folds: int, seed: int) -> list[Fold]:
-    """Makes the folds of a protocol.
-
-    Args:
-        cohort: The cohort.
-        protocol: The protocol.
-        num_folds: Number of random folds.
-        seed: Seed of random folds.
-
-    Returns:
-        The folds over spots.
-    """
+    """Makes the folds of a protocol."""
     if protocol == "csv":
         return [
             Fold(cohort.rows(split.train), cohort.rows(split.test), split.name) for split in cohort.splits
@@ -98,16 +85,7 @@ def make_folds(cohort: ExpressionCohort, protocol: Protocol, num_folds: int, see
 
 
 def choose_panels(cohort: ExpressionCohort, folds: Sequence[Fold], choice: PanelChoice) -> list[list[str]]:
-    """Chooses the genes of each fold.
-
-    Args:
-        cohort: The cohort.
-        folds: Its folds.
-        choice: Which genes.
-
-    Returns:
-        One panel for each fold.
-    """
+    """Chooses the genes of each fold."""
     if choice.method is None:
         return [list(choice.genes)] * len(folds)
     if choice.on_all_samples:

@@ -34,9 +34,6 @@ def published(panel: str, protocol: str) -> list[Published]:
     Args:
         panel: `hvg` or `hmhvg`; others were not published.
         protocol: `csv` for HEST's benchmark, `random` or `loso` for the extended data.
-
-    Returns:
-        The paper's models; empty where nothing was published.
     """
     tables: dict[str, Any] = json.loads(
         (files(__package__) / "paper_tables.json").read_text(encoding="utf-8")

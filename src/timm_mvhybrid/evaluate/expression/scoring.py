@@ -54,9 +54,6 @@ def score_protocol(
         sheet: Where the scores go.
         on_stage: Called when a model is scored.
 
-    Returns:
-        Maps, and what was counted on the way.
-
     Raises:
         EvaluationError: A fold cannot be fitted; the message names protocol and model.
     """

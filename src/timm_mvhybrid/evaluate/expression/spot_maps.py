@@ -42,9 +42,6 @@ def genes_to_map(pcc: NDArray[np.float64], num: int) -> NDArray[np.int64]:
     Args:
         pcc: Correlations by one model, (folds, genes); NaN where there is none.
         num: How many.
-
-    Returns:
-        Columns, best first; fewer if fewer have a correlation.
     """
     present = ~np.isnan(pcc)
     num_folds = present.sum(axis=0)
@@ -54,15 +51,7 @@ def genes_to_map(pcc: NDArray[np.float64], num: int) -> NDArray[np.int64]:
 
 
 def samples_to_map(num_samples: int, num: int) -> NDArray[np.int64]:
-    """Chooses samples evenly spread over the cohort, so that they are not all of one study.
-
-    Args:
-        num_samples: Samples of the cohort.
-        num: How many.
-
-    Returns:
-        Sample numbers, ascending.
-    """
+    """Chooses samples evenly spread over the cohort, so that they are not all of one study."""
     return np.unique(np.linspace(0, num_samples - 1, min(num, num_samples)).round().astype(np.int64))
 
 

@@ -35,14 +35,7 @@ class ExpressionDrop:
 
 
 def find_drops(result: Result) -> list[ExpressionDrop]:
-    """Compares random folds with left-out studies.
-
-    Args:
-        result: An expression result.
-
-    Returns:
-        One for each model that has both, and metric.
-    """
+    """Compares random folds with left-out studies."""
     drops = []
     for model in result.models_of("random"):
         for metric in PAPER_METRICS:
@@ -64,9 +57,6 @@ def find_drops(result: Result) -> list[ExpressionDrop]:
 def panel_name(result: Result) -> str:
     """Names the gene panel as the paper does.
 
-    Args:
-        result: An expression result.
-
     Returns:
         Such as ``HVG, 200 genes``.
     """
@@ -76,11 +66,6 @@ def panel_name(result: Result) -> str:
 
 def gene_means(result: Result, model: str, protocol: str) -> dict[str, tuple[float, float, int]]:
     """Averages each gene's correlation over the folds that have one.
-
-    Args:
-        result: An expression result.
-        model: The model's label.
-        protocol: The folds.
 
     Returns:
         gene → mean (NaN where no fold has one), standard deviation (ddof 0), number of folds.
@@ -100,15 +85,7 @@ def gene_means(result: Result, model: str, protocol: str) -> dict[str, tuple[flo
 
 
 def paper_table(result: Result, looks: Presentation) -> Table:
-    """Makes the table of the paper's shape: metrics under every protocol, then the drops.
-
-    Args:
-        result: An expression result.
-        looks: How the task is shown.
-
-    Returns:
-        The table.
-    """
+    """Makes the table of the paper's shape: metrics under every protocol, then the drops."""
     drops = find_drops(result)
     models = list(dict.fromkeys(drop.model for drop in drops))
     columns = []
@@ -129,15 +106,7 @@ def paper_table(result: Result, looks: Presentation) -> Table:
 
 
 def gene_table(result: Result, looks: Presentation) -> Table:
-    """Makes the table of all genes.
-
-    Args:
-        result: An expression result.
-        looks: How the task is shown.
-
-    Returns:
-        The table, for the page alone.
-    """
+    """Makes the table of all genes."""
     settings = [(model, protocol) for protocol in result.protocols for model in result.models_of(protocol)]
     means = [gene_means(result, model, protocol) for model, protocol in settings]
     genes = list(dict.fromkeys(gene for found in means for gene in found))

@@ -13,11 +13,6 @@ from .portable import earlier, later
 def forward(scan: ModuleType, inputs: Inputs, save_states: bool) -> tuple[Tensor, Tensor]:
     """Multiplies tokens by the matrix with the scan of an implementation.
 
-    Args:
-        scan: The implementation's module, which has ``forward`` and ``backward``.
-        inputs: Arguments of the product.
-        save_states: Whether to return the states that backward starts from.
-
     Returns:
         y, and the states of both directions, (2, chunks, batch, heads, headdim, d_state).
     """

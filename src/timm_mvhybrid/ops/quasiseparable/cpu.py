@@ -46,10 +46,6 @@ def saved_shape(x: Tensor, B: Tensor, save_states: bool) -> list[int]:
 def forward(inputs: Inputs, save_states: bool) -> tuple[Tensor, Tensor]:
     """Multiplies tokens by the matrix.
 
-    Args:
-        inputs: Arguments of the product.
-        save_states: Whether to return the states that backward starts from.
-
     Returns:
         y in the dtype of ``x``, (batch, length, heads, headdim); and the states between the chunks, of the shape
         (2, chunks − 1, batch, heads, headdim, d_state) but in the layout of this module, in the accumulation dtype.

@@ -35,9 +35,6 @@ def backward(grad_y: Tensor, states: Tensor, inputs: Inputs) -> Gradients:
         grad_y: Gradient of y, (batch, length, heads, headdim).
         states: What forward returned with ``save_states``.
         inputs: As for forward.
-
-    Returns:
-        The gradients.
     """
     x, dt, A, B, C, dt_bias, diagonal = inputs
     dtype = accumulation_dtype(x.dtype)

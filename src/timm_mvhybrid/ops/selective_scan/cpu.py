@@ -36,15 +36,7 @@ def num_chunks(length: int) -> int:
 
 
 def forward(inputs: Inputs, save_states: bool) -> Outputs:
-    """Runs the scan in token-major layout.
-
-    Args:
-        inputs: Arguments of the scan.
-        save_states: Whether to return the states that backward starts from.
-
-    Returns:
-        The outputs.
-    """
+    """Runs the scan in token-major layout."""
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse = inputs
     dtype = accumulation_dtype(u.dtype)
     batch, length, _ = u.shape
@@ -100,9 +92,6 @@ def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inp
         grad_last_state: Gradient of the last state, (batch, groups, d_state, channels), or None for zero.
         states: What forward returned with ``save_states``.
         inputs: As for :func:`forward`.
-
-    Returns:
-        The gradients.
     """
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse = inputs
     dtype = accumulation_dtype(u.dtype)

@@ -61,15 +61,7 @@ def num_chunks(length: int) -> int:
 
 
 def forward(inputs: Inputs, save_states: bool) -> Outputs:
-    """Runs the scan.
-
-    Args:
-        inputs: Arguments of the scan.
-        save_states: Whether to return the states that backward starts from.
-
-    Returns:
-        The outputs; the states are those before each chunk.
-    """
+    """Runs the scan."""
     x, dt, A, B, C, D, dt_bias, dt_softplus, reverse = inputs
     dtype = accumulation_dtype(x.dtype)
     batch, length, heads, headdim = x.shape
@@ -110,9 +102,6 @@ def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inp
         grad_last_state: Gradient of the last state, (batch, heads, headdim, d_state), or None for zero.
         states: What forward returned with ``save_states``.
         inputs: As for :func:`forward`.
-
-    Returns:
-        The gradients.
     """
     x, dt, A, B, C, D, dt_bias, dt_softplus, reverse = inputs
     dtype = accumulation_dtype(x.dtype)

@@ -46,9 +46,6 @@ def feature_std(features: Tensor) -> float:
 
     Args:
         features: (N, D), N at least 1.
-
-    Returns:
-        The spread; NaN if a feature is not finite.
     """
     values = torch.nn.functional.normalize(features.detach().double(), dim=1)
     return float(values.std(dim=0, correction=0).mean()) * math.sqrt(values.shape[1])
@@ -104,11 +101,6 @@ class CollapseAlarm:
     def check(self, step: int, *, feature_std: float, rankme: float) -> str | None:
         """Takes the values of a check.
 
-        Args:
-            step: Number of optimiser steps done.
-            feature_std: See ``feature_std``; NaN counts as collapsed.
-            rankme: See ``rankme``; NaN counts as collapsed.
-
         Returns:
             A warning at the check that fills the row, once for each collapse; otherwise None.
         """
@@ -153,11 +145,7 @@ class FeatureWindow:
             surplus -= removed
 
     def summary(self) -> dict[str, float]:
-        """Measures the features that are kept.
-
-        Returns:
-            ``feature_std`` and ``rankme``; nothing before the first features.
-        """
+        """Measures the features that are kept."""
         if not self._parts:
             return {}
         features = torch.cat([part.float() for part in self._parts])

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from timm_mvhybrid.pretrain.monitor import (
+from timm_mvhybrid.ssl.monitor import (
     CollapseAlarm,
     FeatureWindow,
     feature_std,

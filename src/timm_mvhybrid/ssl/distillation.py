@@ -1,0 +1,294 @@
+"""Self-distillation of any recipe: crops → student and teacher → losses; the teacher follows the student."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+from ..data import Samples
+from ..data.samples import CorruptSample
+from ..training.objective import Alarm, Objective
+from ..training.optimizer import parameter_groups
+from ..training.parallelize import parallelize
+from ..training.schedules import cosine_schedule, linear_warmup
+from ..training.teacher_file import write_teacher
+from ..training.world import World
+from ..weights.position_grid import PATCH_GRID, grid_of
+from .augmentation import DeviceAugmentation
+from .compute_losses import Losses, compute_losses
+from .config import DistillationConfig, MaskConfig
+from .crops import CropBatch
+from .loader import make_loader
+from .losses import DINOv2Loss
+from .masking import masks_of_step
+from .monitor import CollapseAlarm, FeatureWindow, prototype_usage, teacher_entropy
+from .photometric import PhotometricOptions
+from .student_teacher import Network, build_pair, update_teacher
+
+
+class Views(NamedTuple):
+    """What student and teacher see of a batch.
+
+    Attributes:
+        global_crops: (2B, 3, G, G), normalised, crop by crop.
+        local_crops: (L·B, 3, l, l), likewise.
+        mask: True where a patch of a global crop is hidden from the student, bool, (2B, N), on the CPU; None without
+            iBOT.
+        last: Whether this is the last backward pass of its step.
+    """
+
+    global_crops: Tensor
+    local_crops: Tensor
+    mask: Tensor | None
+    last: bool
+
+
+class SelfDistillation(Objective):
+    """An objective whose student learns from its own moving average: DINO, KoLeo or KDE, and iBOT where there are masks.
+
+    A recipe adds its data, and whatever it learns and measures besides. More losses on the student: ``build_networks``
+    returns a student with more in it, ``prepare`` brings what that takes, and ``losses`` adds to those of ``compare``.
+    The teacher follows the part of the student that has its names.
+
+    Source: DINO (arXiv 2104.14294), DINOv2 (arXiv 2304.07193); see :class:`~timm_mvhybrid.ssl.losses.DINOv2Loss`.
+
+    Args:
+        config: The run.
+        world: Its processes, over which student and teacher are laid out.
+        samples: The images.
+        mask: What iBOT hides; None for class tokens alone.
+        num_workers: Processes that read and crop; 0 reads in this one.
+        max_corrupt: Different unreadable samples that are reported and replaced before the run stops.
+
+    Attributes:
+        student: The student, which is trained.
+        teacher: Its moving average.
+        criterion: The loss.
+        grid: Rows and columns of patches of a global crop.
+        mean: Mean of the model's normalisation, RGB on 0 to 1.
+        std: Its standard deviation.
+        augment: Colour, blur and normalisation on the device.
+
+    Raises:
+        PretrainError: The model cannot be trained this way.
+    """
+
+    def __init__(
+        self,
+        config: DistillationConfig,
+        world: World,
+        samples: Samples,
+        *,
+        mask: MaskConfig | None,
+        num_workers: int = 0,
+        max_corrupt: int = 0,
+    ) -> None:
+        self.config, self.world, self.samples, self._mask = config, world, samples, mask
+        self._reading = {"num_workers": num_workers, "max_corrupt": max_corrupt}
+        self.num_samples, self.data_fingerprint = len(samples), samples.fingerprint()
+        torch.manual_seed(config.seed)
+        self.student, self.teacher = self.build_networks()
+        self.trained = self.student
+        if mask is None:
+            # without gradients they would have no state in the optimiser, which checkpoints hold for all it trains
+            self.student.backbone.mask_token.requires_grad_(False)
+            if self.student.ibot_head is not None:
+                self.student.ibot_head.requires_grad_(False)
+        for network, recompute in ((self.student, True), (self.teacher, False)):
+            network.to(world.device)
+            parallelize(network, world.mesh, config.parallel, recompute=recompute)
+        self.criterion = _make_criterion(config).to(world.device)
+        backbone, size = self.student.backbone, config.crops.global_size_px
+        self.grid: tuple[int, int] = backbone.patch_embed.dynamic_feat_size((size, size))
+        self.mean, self.std = (tuple(backbone.pretrained_cfg[name]) for name in ("mean", "std"))
+        self._colour = PhotometricOptions(hed_jitter=config.crops.hed_jitter)
+        self.augment = DeviceAugmentation(
+            config.crops.augmentation, mean=self.mean, std=self.std, options=self._colour
+        )
+        monitor = config.monitor
+        self._collapse = CollapseAlarm(
+            min_feature_std=monitor.min_feature_std,
+            min_rankme=monitor.min_rankme,
+            num_checks=monitor.collapse_checks,
+        )
+        self._features = FeatureWindow()
+        self._targets: Tensor | None = None
+
+    def build_networks(self) -> tuple[Network, Network]:
+        """Builds student and teacher on the CPU; torch's random numbers are seeded."""
+        model, head = self.config.model, self.config.head
+        return build_pair(
+            model.name,
+            model_arguments={"img_size": self.config.crops.global_size_px, **model.arguments},
+            drop_path_rate=model.drop_path_rate,
+            pretrained=model.pretrained,
+            checkpoint=model.weights,
+            num_prototypes=head.num_prototypes,
+            hidden_dim=head.hidden_dim,
+            bottleneck_dim=head.bottleneck_dim,
+            num_layers=head.num_layers,
+            separate_ibot_head=head.separate_ibot_head,
+            learn_gain=head.learn_gain,
+        )
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Sorts the student's parameters; the prototypes are last layers."""
+        recipe = self.config.optimizer
+        return parameter_groups(
+            self.student,
+            patch_embed_lr_multiplier=recipe.patch_embed_multiplier,
+            layer_decay=recipe.layer_decay,
+            decay_ssm=recipe.decay_ssm,
+        )
+
+    def batches(self, start_pass: int) -> Generator[CropBatch, None, None]:
+        """Yields crops, from workers that end with the generator."""
+        config, world = self.config, self.world
+        loader = make_loader(
+            self.samples,
+            crops=config.crops,
+            augmentation=config.crops.augmentation,
+            photometric=self._colour,
+            batch_size=config.images_per_pass(world.world_size),
+            num_steps=config.num_steps * config.parallel.accumulate,
+            start_step=start_pass,
+            rank=world.rank,
+            world_size=world.world_size,
+            seed=config.seed,
+            pin_memory=world.device.type == "cuda",
+            **self._reading,
+        )
+        return iter(loader)
+
+    def unreadable(self, batch: CropBatch) -> Sequence[CorruptSample]:
+        """Lists the patches that were replaced."""
+        return batch.corrupt
+
+    def prepare(self, batch: CropBatch, step: int) -> Views:
+        """Draws masks, and colour and blur on the device."""
+        config, world = self.config, self.world
+        number = batch.step - step * config.parallel.accumulate
+        mask = None
+        if self._mask is not None:
+            # places of this process's images among all of the step
+            first = (number * world.world_size + world.rank) * len(batch)
+            mask = masks_of_step(
+                self.grid,
+                positions=range(first, first + len(batch)),
+                num_images=config.batch_size,
+                share=self._mask.share,
+                ratio=self._mask.ratio,
+                seed=config.seed,
+                step=step,
+            )
+        global_crops, local_crops = self.augment(batch.to(world.device))
+        return Views(global_crops, local_crops, mask, last=number == config.parallel.accumulate - 1)
+
+    def losses(self, batch: Any, step: int) -> Mapping[str, Tensor]:
+        """Compares student and teacher."""
+        return self.compare(batch, step).parts
+
+    def compare(self, views: Views, step: int, **inputs: Any) -> Losses:
+        """Runs teacher and student once each, and compares them.
+
+        Args:
+            views: Of ``prepare``.
+            step: The step.
+            **inputs: Further arguments of the student's forward.
+        """
+        temperature = self.schedules(step)["teacher_temperature"]
+        found = compute_losses(self.student, self.teacher, self.criterion, *views[:3], temperature, **inputs)
+        if views.last:
+            # not the losses, which hold the graph
+            self._targets = found.class_targets
+            self._features.add(found.teacher_features)
+        return found
+
+    def after_step(self, step: int) -> None:
+        """Moves the teacher towards the student."""
+        update_teacher(self.student, self.teacher, self.schedules(step)["teacher_momentum"])
+
+    def schedules(self, step: int) -> dict[str, float]:
+        """Names momentum and temperature of the teacher."""
+        recipe, loss = self.config.optimizer, self.config.loss
+        return {
+            "teacher_momentum": cosine_schedule(
+                step,
+                start=recipe.teacher_momentum,
+                end=recipe.final_teacher_momentum,
+                num_steps=self.config.num_steps,
+            ),
+            "teacher_temperature": linear_warmup(
+                step,
+                start=loss.teacher_temperature_start,
+                end=loss.teacher_temperature,
+                num_steps=loss.teacher_temperature_warmup_steps,
+            ),
+        }
+
+    def metrics(self) -> dict[str, float]:
+        """Measures the teacher's targets of the last pass, and its features of the last images."""
+        assert self._targets is not None
+        probabilities = self._targets.softmax(dim=1)
+        return {
+            "teacher/entropy": teacher_entropy(probabilities),
+            "teacher/prototype_usage": prototype_usage(probabilities),
+            **self._features.summary(),
+        }
+
+    def check(self, step: int, metrics: Mapping[str, float]) -> Alarm | None:
+        """Notices features that have collapsed."""
+        problem = self._collapse.check(step, feature_std=metrics["feature_std"], rankme=metrics["rankme"])
+        if problem is None:
+            return None
+        return Alarm(event="collapse", message=problem, stop=self.config.monitor.stop_on_collapse)
+
+    def class_features(self, images: Tensor) -> Tensor:
+        """Computes the teacher's class tokens, (B, D), of normalised images, (B, 3, H, W); every process calls it."""
+        found: Tensor = self.teacher(images).class_features
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Names student, teacher and the running centres of the loss."""
+        return {
+            "student": get_model_state_dict(self.student),
+            "teacher": get_model_state_dict(self.teacher),
+            "criterion": self.criterion.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up student, teacher and centres."""
+        set_model_state_dict(self.student, state["student"])
+        set_model_state_dict(self.teacher, state["teacher"])
+        self.criterion.load_state_dict(state["criterion"])
+
+    def facts(self) -> dict[str, Tensor]:
+        """States rows and columns of patches of the position embedding, which their number does not tell."""
+        return {PATCH_GRID: torch.tensor(grid_of(self.teacher.backbone), device="cpu")}
+
+    def write_weights(self, folder: Path) -> Path:
+        """Writes the teacher's backbone."""
+        return write_teacher(self.teacher, folder, self.world)
+
+
+def _make_criterion(config: DistillationConfig) -> DINOv2Loss:
+    head, loss = config.head, config.loss
+    return DINOv2Loss(
+        head.num_prototypes,
+        loss.centering,
+        student_temp=loss.student_temperature,
+        center_momentum=loss.center_momentum,
+        sinkhorn_iterations=loss.sinkhorn_iterations,
+        dino_weight=loss.dino_weight,
+        ibot_weight=loss.ibot_weight,
+        regularizer=loss.regularizer,
+        regularizer_weight=loss.regularizer_weight,
+        regularizer_scope=loss.regularizer_scope,
+        kde_concentration=loss.kde_concentration,
+        ibot_chunk_rows=head.ibot_chunk_rows,
+    )
