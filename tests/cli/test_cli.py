@@ -156,7 +156,7 @@ PROBLEMS = [
     (["broken"], "broken/b/01.png: not a readable image"),
     (
         ["hest.h5", "--pretrained"],
-        "no pretrained weights of test_mvhybrid could be had: timm-mvhybrid/test_mvhybrid.random/config.json: ",
+        "no pretrained weights of test_mvhybrid could be loaded: timm-mvhybrid/test_mvhybrid.random/config.json: ",
     ),
     (["hest.h5", "--checkpoint", "nowhere.pt"], "nowhere.pt"),
     (["hest.h5", "--checkpoint", "notes.txt"], "notes.txt"),

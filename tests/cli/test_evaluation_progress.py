@@ -10,10 +10,9 @@ from timm_mvhybrid.cli.progress import RunDisplay, RunLog
 from timm_mvhybrid.evaluate import (
     BatchReport,
     EmbeddingSummary,
-    EvaluationError,
     StageReport,
 )
-from timm_mvhybrid.runtime.errors import OutputError
+from timm_mvhybrid.runtime.errors import OutputError, ParameterError
 
 REPORT = BatchReport(
     num_done=30, num_total=60, seconds=2.0, data_wait_seconds=0.5, errors=("a[b].png: not a readable image",)
@@ -91,5 +90,5 @@ def test_no_log_is_no_file(tmp_path, monkeypatch):
 def test_log_that_cannot_be_written(tmp_path):
     with pytest.raises(OutputError, match=r"missing.log\.jsonl: cannot be written \(No such file"):
         RunLog(tmp_path / "missing" / "log.jsonl")
-    with pytest.raises(EvaluationError, match="at least 1"):
+    with pytest.raises(ParameterError, match="at least 1"):
         RunLog(tmp_path / "log.jsonl", every_num_batches=0)

@@ -20,7 +20,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def export(*arguments, model="test_vit12"):
-    return main(["export-onnx", model, "--output", "model.onnx", "--image-size", "32", *arguments])
+    return main(["export-onnx", "--model", model, "--output", "model.onnx", "--image-size", "32", *arguments])
 
 
 @needs_onnx
@@ -71,8 +71,8 @@ def test_options_reach_the_library(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--image-size", "100"], "must be a multiple of patch_size"),
-        (["--opset", "12"], "opset is 12; it must be at least 20"),
+        (["--image-size", "100"], "--image-size is (100, 100); it must be a multiple of `patch_size`"),
+        (["--opset", "12"], "--opset is 12; it must be at least 20"),
         (["--checkpoint", "missing.pth"], "missing.pth: no such checkpoint file"),
         (["--output", "taken.onnx"], "taken.onnx: exists already; replace it with --overwrite"),
         (["--output", "nowhere/model.onnx"], "the output folder nowhere does not exist; create it first"),

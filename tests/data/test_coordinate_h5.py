@@ -76,7 +76,7 @@ def test_slide_by_option(tmp_path, pixels):
     path = tmp_path / "elsewhere" / "other.h5"
     write_coordinates(path, COORDS, attributes=clam_attributes(128, 1))
     with pytest.raises(
-        DataError, match=r"other\.h5.*no slide named other or slide lies beside it.*--slide FILE"
+        DataError, match=r"other\.h5.*no slide named other or slide lies beside it.*`slide=FILE`"
     ):
         CoordinateH5Source(path)
     assert len(CoordinateH5Source(path, slide=tmp_path / "slide.tif")) == 2
@@ -90,7 +90,7 @@ def test_slide_by_attribute_name(tmp_path, pixels):
 def test_two_slides_of_one_name(tmp_path, pixels):
     write_slide(tmp_path / "slide.tiff")
     write_coordinates(tmp_path / "slide.h5", COORDS, attributes=clam_attributes(128, 1))
-    with pytest.raises(DataError, match=r"several slides fit \(slide\.tif, slide\.tiff\).*--slide FILE"):
+    with pytest.raises(DataError, match=r"several slides fit \(slide\.tif, slide\.tiff\).*`slide=FILE`"):
         CoordinateH5Source(tmp_path / "slide.h5")
 
 

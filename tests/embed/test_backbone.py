@@ -9,6 +9,7 @@ from support.exports import exported
 from timm_mvhybrid.embed.backbone import _pretrained_file
 from timm_mvhybrid.evaluate import EvaluationError, describe_models, load_backbone, models_table
 from timm_mvhybrid.models import MODEL_NAMES, TEST_MODEL_NAMES, CheckpointError, NotPublishedError
+from timm_mvhybrid.runtime.errors import ParameterError
 
 
 def test_random_weights_leave_the_generator_alone():
@@ -39,7 +40,7 @@ def test_no_pretrained_weights(monkeypatch):
 
     monkeypatch.setattr("timm_mvhybrid.models.pretrained.download", nothing)
     with pytest.raises(
-        EvaluationError, match=r"no pretrained weights of test_mvhybrid could be had: .*--checkpoint FILE"
+        EvaluationError, match=r"no pretrained weights of test_mvhybrid could be loaded: .*`checkpoint=FILE`"
     ):
         load_backbone("test_mvhybrid", pretrained=True)
 
@@ -52,7 +53,7 @@ def test_exported_folders_are_known_by_their_sha256(tmp_path):
 
 
 def test_both_kinds_of_weights(tmp_path):
-    with pytest.raises(EvaluationError, match="exclude each other"):
+    with pytest.raises(ParameterError, match="`pretrained` and `checkpoint` exclude each other"):
         load_backbone("test_mvhybrid", pretrained=True, checkpoint=tmp_path / "x")
 
 

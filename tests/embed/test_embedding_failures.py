@@ -9,6 +9,7 @@ from support.generated_patches import random_patches, write_hest, write_images
 
 from timm_mvhybrid.data import DataError, FolderSource, PatchH5Source
 from timm_mvhybrid.evaluate import Backbone, BatchReport, EvaluationError, embed, load_backbone
+from timm_mvhybrid.runtime.errors import ParameterError
 
 # where the loop looks up what turns images into vectors
 COMPUTE = "timm_mvhybrid.embed.embeddings.pooled_features"
@@ -39,7 +40,7 @@ def damage(tmp_path, *names: str) -> FolderSource:
 
 def test_corrupt_image_stops_by_default(tmp_path, backbone):
     source = damage(tmp_path, "02.jpg")
-    with pytest.raises(DataError, match=r"images/02\.jpg: not a readable image.*--skip-corrupt"):
+    with pytest.raises(DataError, match=r"images/02\.jpg: not a readable image.*`skip_corrupt=True`"):
         embed(source, backbone, tmp_path / "out.h5", device="cpu", batch_size=1)
     assert sorted(os.listdir(tmp_path)) == ["images"]
 
@@ -99,7 +100,7 @@ def _cuda_allocator(model, images, pooling):
 @pytest.mark.parametrize("allocate", [_cpu_allocator, _cuda_allocator])
 def test_out_of_memory_names_batch_size_and_remedy(tmp_path, hest, backbone, monkeypatch, allocate):
     monkeypatch.setattr(COMPUTE, allocate)
-    with pytest.raises(EvaluationError, match=r"out of memory on cpu with a batch of 6; try --batch-size 3"):
+    with pytest.raises(EvaluationError, match=r"out of memory on cpu with a batch of 6; try `batch_size=3`"):
         embed(hest, backbone, tmp_path / "out.h5", device="cpu", batch_size=6)
     assert os.listdir(tmp_path) == ["hest.h5"]
 
@@ -137,14 +138,12 @@ def test_failure_keeps_the_file_that_was_to_be_replaced(tmp_path, hest, backbone
 def test_nothing_is_computed_if_the_output_exists(tmp_path, hest, backbone, monkeypatch):
     monkeypatch.setattr(COMPUTE, lambda *_: pytest.fail("computed"))
     (tmp_path / "out.h5").write_text("kept")
-    with pytest.raises(EvaluationError, match=r"out\.h5: exists already; replace it with --overwrite"):
+    with pytest.raises(EvaluationError, match=r"out\.h5: exists already; replace it with `overwrite=True`"):
         embed(hest, backbone, tmp_path / "out.h5", device="cpu")
     assert (tmp_path / "out.h5").read_text() == "kept"
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"num_workers": -1}])
 def test_counts_out_of_range(tmp_path, hest, backbone, options):
-    with pytest.raises(
-        EvaluationError, match=r"--batch-size must be at least 1 and --num-workers at least 0"
-    ):
+    with pytest.raises(ParameterError, match="`batch_size` must be at least 1 and `num_workers` at least 0"):
         embed(hest, backbone, tmp_path / "out.h5", device="cpu", **options)

@@ -26,7 +26,7 @@ def test_outputs_that_cannot_be_written(tmp_path, monkeypatch):
         check_output(tmp_path / "file" / "out.h5", overwrite=False)
     with pytest.raises(EvaluationError, match="is a folder; name a file"):
         check_output(tmp_path, overwrite=True)
-    with pytest.raises(EvaluationError, match="exists already; replace it with --overwrite"):
+    with pytest.raises(EvaluationError, match="exists already; replace it with `overwrite=True`"):
         check_output(tmp_path / "file", overwrite=False)
     with pytest.raises(EvaluationError, match="is the input itself"):
         check_output(tmp_path / "file", overwrite=True, source=tmp_path / "file")

@@ -5,6 +5,7 @@ from support.bounds import assert_near
 
 from timm_mvhybrid.embed.pooling import check_pooling, own_pooling, pooled_features
 from timm_mvhybrid.evaluate import EvaluationError
+from timm_mvhybrid.runtime.errors import ParameterError
 
 
 def build(name: str, **options):
@@ -66,15 +67,13 @@ def test_token_needs_a_class_token(pooling):
 
 
 def test_unknown_pooling():
-    with pytest.raises(
-        EvaluationError, match=r"unknown pooling 'median'; choose from model, token, avg, max"
-    ):
+    with pytest.raises(ParameterError, match=r"`pool` is 'median'; choose from model, token, avg, max"):
         check_pooling(build("test_vit"), "median")
 
 
 def test_model_that_yields_no_vectors(images):
     model = timm.create_model("test_vit", num_classes=0, global_pool="")
-    with pytest.raises(EvaluationError, match=r"shape \(2, 17, 64\); choose --global-pool avg"):
+    with pytest.raises(EvaluationError, match=r"shape \(2, 17, 64\); choose `pool='avg'`"):
         pooled_features(model, images, "model")
 
 

@@ -76,7 +76,7 @@ def test_bfloat16_is_refused_where_it_changes_too_much(tmp_path):
         for parameter in model.parameters():
             parameter.mul_(4 if parameter.ndim > 1 else 1)
     save_file(model.state_dict(), tmp_path / "large.safetensors")
-    with pytest.raises(ExportError, match=r"bfloat16 would change the features by .*--dtype float32"):
+    with pytest.raises(ExportError, match=r"bfloat16 would change the features by .*`dtype='float32'`"):
         export(tmp_path / "large.safetensors", "test_vim_einfft", tmp_path / "out", dtype="bfloat16")
     assert not (tmp_path / "out").exists()
     export(tmp_path / "large.safetensors", "test_vim_einfft", tmp_path / "out")
@@ -161,12 +161,12 @@ def test_incomplete_and_damaged_weights_are_refused(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": "test_mvhybird"}, "is no model of this package"),
-        ({"model": "test_vit"}, "is no model of this package"),
+        ({"model": "test_mvhybird"}, "is not a model of this package"),
+        ({"model": "test_vit"}, "is not a model of this package"),
         ({"model_args": {"depht": 2}}, "cannot be built with"),
         ({"model_args": {"num_classes": 3}}, "exported without classifier"),
         ({"output": "missing/out"}, "does not exist; create it first"),
-        ({"output": "w.safetensors"}, "exists and is no folder"),
+        ({"output": "w.safetensors"}, "exists and is not a folder"),
         ({"output": "full"}, "holds other files"),
     ],
 )
@@ -192,7 +192,7 @@ def test_an_earlier_export_is_replaced_only_when_asked(tmp_path):
     checkpoint = tmp_path / f"{MODEL}.checkpoint.safetensors"
     before = (folder / "model.safetensors").read_bytes()
     save_file(perturbed(MODEL, 9).state_dict(), checkpoint)
-    with pytest.raises(ExportError, match="exists already; replace it with --overwrite"):
+    with pytest.raises(ExportError, match="exists already; replace it with `overwrite=True`"):
         export(checkpoint, MODEL, folder)
     assert (folder / "model.safetensors").read_bytes() == before
     export(checkpoint, MODEL, folder, overwrite=True)
@@ -311,7 +311,7 @@ def test_the_card_says_what_is_not_recorded(tmp_path):
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "evaluations.json", "environment.json"])
 def test_damaged_records_are_named(tmp_path, run, name):
     (run / name).write_text("{\n{}\n")
-    with pytest.raises(ExportError, match=rf"{name}: .*mend it, or move it away"):
+    with pytest.raises(ExportError, match=rf"{name}: .*repair it, or move it away"):
         export(run, MODEL, tmp_path / "out")
 
 

@@ -162,7 +162,7 @@ def test_private_is_never_uploaded_to_a_public_repository(hub, folder):
     published(hub, folder)
     commits = len(server.repositories[REPO].commits)
     outcome = call(publish, folder, REPO, private=True, token=TOKEN)
-    assert "--private was asked for, but the repository is public" in outcome.error
+    assert "`private=True` was asked for, but the repository is public" in outcome.error
     assert len(server.repositories[REPO].commits) == commits
 
 

@@ -104,7 +104,9 @@ def test_an_absent_branch_is_not_replaced_by_the_other(tmp_path, branch):
     other = {"teacher": "student", "student": "teacher"}[branch]
     state = {other: training_state()[other]}
     torch.save(state, tmp_path / "half.pt")
-    with pytest.raises(ExportError, match=f"has no {branch}, only a {other}; take it with --weights {other}"):
+    with pytest.raises(
+        ExportError, match=f"has no {branch}, only a {other}; take it with `branch='{other}'`"
+    ):
         read_training_checkpoint(tmp_path / "half.pt", branch)
 
 

@@ -124,7 +124,7 @@ def test_every_way_to_intermediates_agrees(name):
     features.model.load_state_dict(model.state_dict(), strict=False)
     for y, expected in zip(features(x), (maps[0], maps[-1]), strict=True):
         torch.testing.assert_close(y, expected, rtol=0, atol=0)
-    with pytest.raises(ValueError, match="output_fmt is 'NHWC'"):
+    with pytest.raises(ValueError, match="`output_fmt` is 'NHWC'"):
         model.forward_intermediates(x, output_fmt="NHWC")
 
 
@@ -205,7 +205,7 @@ def test_bad_masks_are_named():
     with pytest.raises(ValueError, match="mask_token=True"):
         make("test_mvhybrid").forward_features(x, mask)
     model = make("test_mvhybrid", mask_token=True)
-    with pytest.raises(ValueError, match=r"mask has dtype torch.float32"):
+    with pytest.raises(ValueError, match=r"`mask` has dtype torch.float32"):
         model.forward_features(x, mask.float())
     with pytest.raises(ValueError, match=r"expected \(batch, patches\) = \(1, 16\)"):
         model.forward_features(x, mask[:, :-1])
@@ -303,7 +303,7 @@ def test_bad_options_are_named(options, message):
 
 
 def test_attention_alone_has_no_state_space_blocks():
-    with pytest.raises(ValueError, match="ssm_depth is 'half', but ssm_mixer is None"):
+    with pytest.raises(ValueError, match="`ssm_depth` is 'half', but `ssm_mixer` is None"):
         HybridVisionTransformer(ssm_mixer=None)
 
 

@@ -221,10 +221,10 @@ def test_a_file_that_differs_from_the_model_is_refused(damage, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(opset=19), "opset is 19; it must be at least 20"),
-        (dict(image_size_px=100), r"it must be a multiple of patch_size"),
+        (dict(opset=19), "`opset` is 19; it must be at least 20"),
+        (dict(image_size_px=100), r"it must be a multiple of `patch_size`"),
         (dict(path="missing/model.onnx"), "missing does not exist; create it first"),
-        (dict(path="taken.onnx"), "taken.onnx: exists already; replace it with --overwrite"),
+        (dict(path="taken.onnx"), "taken.onnx: exists already; replace it with `overwrite=True`"),
         (dict(path="."), "is a folder; name a file"),
     ],
 )

@@ -155,7 +155,7 @@ def test_a_name_that_another_process_took_meanwhile_is_left_to_it(tmp_path):
                 patch.setattr(os, "link", refuse(errno.EPERM))
             file.write(b"mine")
             (tmp_path / "out").write_text("theirs")
-            with pytest.raises(OutputError, match=r"another process wrote it meanwhile; .*--overwrite"):
+            with pytest.raises(OutputError, match=r"another process wrote it meanwhile; .*`overwrite=True`"):
                 file.finish()
         assert (tmp_path / "out").read_text() == "theirs"
         assert os.listdir(tmp_path) == ["out"]

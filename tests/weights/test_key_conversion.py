@@ -164,7 +164,7 @@ def test_a_student_alone_is_loaded_and_named(tmp_path):
     torch.save({"student": under("backbone.")}, tmp_path / "student.pth")
     assert_is(by_load_weights(tmp_path / "student.pth"))
     with pytest.raises(
-        CheckpointError, match="has no teacher, only a student; take it with --weights student"
+        CheckpointError, match="has no teacher, only a student; take it with `branch='student'`"
     ):
         by_export(tmp_path / "student.pth")
 

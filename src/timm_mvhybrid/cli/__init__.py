@@ -2,17 +2,14 @@
 
 0 means done, 1 a problem with data, model or output (one line on stderr), 2 wrong usage, 75 stopped by a signal with
 the state saved, to be started again (`pretrain`), 130 interrupted.
-
-Only what parses arguments is imported here; each command imports what it runs.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import Annotated, Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Protocol, Union
 
-import tyro
 from tyro.conf import subcommand
 
 from ..evaluate import Task, register_task
@@ -22,9 +19,10 @@ from ..runtime.standard_output import standard_output
 from ..version import __version__
 from .doctor import Doctor
 from .embed import Embed
-from .evaluate import Evaluate, parse_task
+from .evaluate import Evaluate, task_command
+from .flags import Flags, UsageError, flags_of, parse_options
 from .hub import Export, Publish
-from .messages import say, warnings_in_one_line
+from .messages import naming, say, warnings_in_one_line
 from .models import ExportOnnx, Models
 from .phantom import Phantom
 from .plot import Plot
@@ -33,6 +31,23 @@ from .report import Report
 from .tile import Tile
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+COMMANDS: dict[str, type[Any]] = {
+    "embed": Embed,
+    "tile": Tile,
+    "pretrain": Pretrain,
+    "plot": Plot,
+    "evaluate": Evaluate,
+    "export-onnx": ExportOnnx,
+    "export": Export,
+    "publish": Publish,
+    "phantom": Phantom,
+    "report": Report,
+    "models": Models,
+    "doctor": Doctor,
+}
+_ANY_COMMAND: Any = Union[  # noqa: UP007 - of as many members as there are commands
+    tuple(Annotated[command, subcommand(name)] for name, command in COMMANDS.items())
+]
 
 
 class Command(Protocol):
@@ -49,24 +64,21 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Args:
-        args: Arguments behind the program's name; None takes the process's.
+        args: Arguments after the program's name; None takes the process's.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     if arguments == ["--version"]:
         print(f"timm-mvhybrid {__version__}")
         return DONE
-    try:
+    name = arguments[0] if arguments else ""
+
+    def parse() -> Command:
         # doctor says so itself, among what else is wrong
-        if arguments[:1] != ["doctor"]:
+        if name != "doctor":
             check_request(requested_by_environment())
-        command = _parse(arguments)
-    except TimmMVHybridError as error:
-        say(f"error: {one_sentence(error)}")
-        return FAILED
-    if isinstance(command, Embed | ExportOnnx) and command.pretrained and command.checkpoint is not None:
-        say("error: --pretrained and --checkpoint exclude each other")
-        return WRONG_USAGE
-    return _run(command)
+        return parse_pretrain(arguments[1:]) if name == "pretrain" else _parse(arguments)
+
+    return _run(parse, flags_of(COMMANDS.get(name), sections=name == "pretrain"))
 
 
 def main_of_task(task: Task[Any], args: Sequence[str] | None = None) -> int:
@@ -77,43 +89,32 @@ def main_of_task(task: Task[Any], args: Sequence[str] | None = None) -> int:
         args: Arguments after the program's name; None takes the process's.
     """
     register_task(task)
-    return _run(parse_task(task, args))
+    command = task_command(task)
+    return _run(lambda: parse_options(command, args), flags_of(command))
 
 
-def _run(command: Command) -> int:
-    """Runs a command; what ends it is said in one sentence."""
-    try:
-        with warnings_in_one_line(), standard_output():
-            return command.run() or DONE
-    except (TimmMVHybridError, OSError) as error:
-        say(f"error: {one_sentence(error)}")
-        return FAILED
-    except KeyboardInterrupt:
-        say(f"interrupted; {getattr(command, 'when_interrupted', 'no output was written')}")
-        return INTERRUPTED
+def _run(parse: Callable[[], Command], flags: Flags) -> int:
+    """Parses a command and runs it; what ends it is said in one sentence, in the words of its flags."""
+    command = None
+    with naming(flags):
+        try:
+            command = parse()
+            with warnings_in_one_line(), standard_output():
+                return command.run() or DONE
+        except (TimmMVHybridError, OSError) as error:
+            say(f"error: {one_sentence(error)}")
+            return WRONG_USAGE if isinstance(error, UsageError) else FAILED
+        except KeyboardInterrupt:
+            say(f"interrupted; {getattr(command, 'when_interrupted', 'no output was written')}")
+            return INTERRUPTED
 
 
 def _parse(arguments: list[str]) -> Command:
     """Parses all commands; wrong usage exits with code 2."""
-    if arguments[:1] == ["pretrain"]:
-        command: Command = parse_pretrain(arguments[1:])
-        return command
-    command = tyro.cli(
-        Annotated[Embed, subcommand("embed")]
-        | Annotated[Tile, subcommand("tile")]
-        | Annotated[Pretrain, subcommand("pretrain")]
-        | Annotated[Plot, subcommand("plot")]
-        | Annotated[Evaluate, subcommand("evaluate")]
-        | Annotated[ExportOnnx, subcommand("export-onnx")]
-        | Annotated[Export, subcommand("export")]
-        | Annotated[Publish, subcommand("publish")]
-        | Annotated[Phantom, subcommand("phantom")]
-        | Annotated[Report, subcommand("report")]
-        | Annotated[Models, subcommand("models")]
-        | Annotated[Doctor, subcommand("doctor")],
+    command: Command = parse_options(
+        _ANY_COMMAND,
+        arguments,
         prog="timm-mvhybrid",
         description="Pathology backbones of timm_mvhybrid. timm-mvhybrid --version prints the version.",
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
     return command

@@ -6,10 +6,12 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ..doctor import Diagnosis
+from rich.console import Console
+from rich.table import Table
+
+from ..doctor import COMPLAINTS, Diagnosis, diagnose
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,12 +21,10 @@ class Doctor:
     json: bool = False
     """Print JSON instead of text."""
     all: bool = False
-    """Print the remedies of all common complaints, not only those that apply here."""
+    """Print the fixes of all common problems, not only those that apply here."""
 
     def run(self) -> int:
         """Runs the command."""
-        from ..doctor import diagnose
-
         diagnosis = diagnose()
         if self.json:
             print(json.dumps(_plain(diagnosis, everything=self.all), indent=2, ensure_ascii=False))
@@ -35,8 +35,6 @@ class Doctor:
 
 def _plain(diagnosis: Diagnosis, *, everything: bool) -> dict[str, Any]:
     """Turns a diagnosis into what JSON holds."""
-    from ..doctor import COMPLAINTS
-
     result = {"works": diagnosis.works, **dataclasses.asdict(diagnosis)}
     for scan in result["implementation"]["scans"]:
         scan["dtype"] = str(scan["dtype"]).removeprefix("torch.")
@@ -47,11 +45,6 @@ def _plain(diagnosis: Diagnosis, *, everything: bool) -> dict[str, Any]:
 
 def _print(diagnosis: Diagnosis, *, everything: bool) -> None:
     """Prints a diagnosis: in tables for a terminal, in plain lines for a pipe."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from ..doctor import COMPLAINTS
-
     console = Console(soft_wrap=True, highlight=False, markup=False)
     is_terminal = sys.stdout.isatty()
 
@@ -88,7 +81,7 @@ def _print(diagnosis: Diagnosis, *, everything: bool) -> None:
         for remedy in diagnosis.found:
             console.print(f"- {'FATAL: ' if remedy.fatal else ''}{remedy.complaint}\n  → {remedy.remedy}")
     if everything:
-        console.print("Common complaints:", style="bold")
+        console.print("Common problems:", style="bold")
         for remedy in COMPLAINTS:
             console.print(f"- {remedy.complaint}\n  → {remedy.remedy}")
     console.print(
@@ -96,4 +89,4 @@ def _print(diagnosis: Diagnosis, *, everything: bool) -> None:
         style="bold",
     )
     if not everything:
-        console.print("'timm-mvhybrid doctor --all' lists remedies of all common complaints.")
+        console.print("'timm-mvhybrid doctor --all' lists fixes of all common problems.")

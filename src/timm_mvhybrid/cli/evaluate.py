@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Union
 
-import tyro
 from rich.console import Console
 from tyro.conf import arg, subcommand
 
@@ -134,7 +132,7 @@ _COMMANDS: Any = Union[  # noqa: UP007 - of as many members as there are tasks
 class Evaluate:
     """Say what backbones are worth: expression, classification, retrieval, slides, survival."""
 
-    task: Annotated[_COMMANDS, tyro.conf.arg(name="")]
+    task: Annotated[_COMMANDS, arg(name="")]
 
     # embeddings that are done lie in the cache
     when_interrupted = "run it again, and it goes on from the embeddings that are done"
@@ -142,18 +140,3 @@ class Evaluate:
     def run(self) -> None:
         """Runs the command."""
         self.task.run()
-
-
-def parse_task(task: Task[Any], args: Sequence[str] | None = None) -> Any:
-    """Parses the command line of a single task.
-
-    Args:
-        task: The task.
-        args: Arguments after the program's name; None takes the process's.
-
-    Returns:
-        The command, with a method ``run``; wrong usage exits with code 2.
-    """
-    return tyro.cli(
-        task_command(task), args=args, config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
-    )

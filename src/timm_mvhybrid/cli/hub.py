@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional, arg
 
+from ..hub import export, publish
+from ..training.settings import JsonObject
+from .flags import spelled_once
 from .messages import report
 
 
@@ -16,7 +18,9 @@ from .messages import report
 class Export:
     """Export a checkpoint into a folder that timm loads and the Hub takes."""
 
-    checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
+    source: Annotated[Positional[Path | None], arg(metavar="[RUN|FILE]")] = None
+    """The same as --checkpoint, as earlier versions have it."""
+    checkpoint: Annotated[Path | None, arg(metavar="RUN|FILE", help_behavior_hint="(required)")] = None
     """Run, sharded checkpoint, exported folder, or file (ours, official MV_Hybrid, DINOv2, ...)."""
     model: Annotated[str, arg(metavar="NAME")]
     """Model of this package; 'timm-mvhybrid models' lists them."""
@@ -27,36 +31,28 @@ class Export:
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the stored matrices; refused if bfloat16 would change the features by more than 2 %."""
-    weights: Literal["teacher", "student"] = "teacher"
+    branch: Annotated[Literal["teacher", "student"], arg(name="weights")] = "teacher"
     """Whose weights to take from a training checkpoint."""
     tag: Annotated[str | None, arg(metavar="TAG")] = None
     """Name of this set of weights; the model's registered one by default."""
-    model_args: Annotated[str, arg(metavar="JSON")] = "{}"
+    model_args: JsonObject = dataclasses.field(default_factory=dict)
     """Options that the model was trained with, such as '{"ssm_depth": 6}'."""
     results: Annotated[tuple[Path, ...], arg(metavar="DIR")] = ()
     """Reports of evaluations of these weights, for the model card; those that the run keeps are there anyway."""
-    run_dir: Annotated[Path | None, arg(metavar="DIR")] = None
+    run_folder: Annotated[Path | None, arg(name="run", aliases=("--run-dir",), metavar="RUN")] = None
     """Folder with config.json and metrics.jsonl for the model card, unless the checkpoint lies in it."""
 
     def run(self) -> None:
         """Runs the command."""
-        from ..hub import ExportError, export
-
-        try:
-            model_args = json.loads(self.model_args)
-        except ValueError as error:
-            raise ExportError(f"--model-args is no JSON ({error})") from error
-        if not isinstance(model_args, dict):
-            raise ExportError("--model-args must be a JSON object such as '{\"ssm_depth\": 6}'")
         summary = export(
-            self.checkpoint,
+            spelled_once("`checkpoint`", self.checkpoint, self.source),
             self.model,
             self.output,
             dtype=self.dtype,
-            branch=self.weights,
+            branch=self.branch,
             tag=self.tag,
-            model_args=model_args,
-            run=self.run_dir,
+            model_args=self.model_args,
+            run=self.run_folder,
             results=self.results,
             overwrite=self.overwrite,
         )
@@ -82,8 +78,6 @@ class Publish:
 
     def run(self) -> None:
         """Runs the command."""
-        from ..hub import publish
-
         summary = publish(
             self.folder, self.repo, private=self.private, revision=self.revision, dry_run=self.dry_run
         )

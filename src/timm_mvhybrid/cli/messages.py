@@ -6,12 +6,34 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from rich.console import Console
+
 from ..runtime.printable import printable
+from .flags import Flags, in_flags
+
+_flags: Flags = {}
+"""Of the command that runs."""
+
+
+@contextmanager
+def naming(flags: Flags) -> Iterator[None]:
+    """Names parameters by these flags, in all that is said in the block."""
+    global _flags
+    before, _flags = _flags, flags
+    try:
+        yield
+    finally:
+        _flags = before
+
+
+def worded(message: str) -> str:
+    """Turns a message of the library into one of the command that runs: its flags in place of parameters."""
+    return in_flags(message, _flags)
 
 
 def report(summary: dict[str, Any]) -> None:
@@ -28,10 +50,19 @@ def say(message: str) -> None:
     """Prints one line on stderr; under torchrun it says whose.
 
     Args:
-        message: Any text; its line breaks become spaces, and what would steer the terminal is escaped.
+        message: Any text; parameters in backticks become flags, line breaks spaces, and what would steer the terminal is
+            escaped.
     """
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
-    print(rank + printable(" ".join(message.split())), file=sys.stderr)
+    print(rank + printable(" ".join(worded(message).split())), file=sys.stderr)
+
+
+@contextmanager
+def status(text: str) -> Iterator[Callable[[str], None]]:
+    """Shows on a terminal what a command is at; yields what changes the text."""
+    console = Console(stderr=True, quiet=not sys.stderr.isatty())
+    with console.status(text) as shown:
+        yield shown.update
 
 
 @contextmanager

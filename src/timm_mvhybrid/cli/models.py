@@ -5,12 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from rich.console import Console
 from tyro.conf import Positional, arg
 
-from .messages import say
+from ..embed.model_table import describe_models, models_table
+from ..models import export_onnx
+from ..models.onnx_export import OnnxExportError, check_packages
+from ..runtime.claim import check_output_file
+from .flags import spelled_once
+from .messages import status
+from .weights import WeightOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,10 +32,6 @@ class Models:
 
     def run(self) -> None:
         """Runs the command."""
-        from rich.console import Console
-
-        from ..evaluate import describe_models, models_table
-
         rows = describe_models(include_test_models=self.all)
         if self.json:
             print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2, ensure_ascii=False))
@@ -40,21 +44,17 @@ class Models:
 class ExportOnnx:
     """Export a model to one ONNX file, compared with the model in onnxruntime."""
 
-    model: Annotated[Positional[str], arg(metavar="NAME")]
+    name: Annotated[Positional[str | None], arg(metavar="[NAME]")] = None
+    """The same as --model, as earlier versions have it."""
+    model: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(required)")] = None
     """Any timm model; 'timm-mvhybrid models' lists ours."""
     output: Annotated[Path, arg(metavar="FILE.onnx")]
     """File to write; complete and compared, or absent."""
     overwrite: bool = False
     """Replace an existing output."""
 
-    pretrained: bool = False
-    """Take the weights that timm downloads."""
-    checkpoint: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Take the weights of this file (safetensors, or PyTorch tensors). Excludes --pretrained."""
-    seed: int = 0
-    """Seed of random weights, if neither is given."""
-
-    image_size: Annotated[Literal["auto"] | int, arg(metavar="auto|PX")] = "auto"
+    weights: Annotated[WeightOptions, arg(name="")] = field(default_factory=WeightOptions)
+    image_size_px: Annotated[Literal["auto"] | int, arg(name="image-size", metavar="auto|PX")] = "auto"
     """Height and width in px of the images that the file takes; auto is what the model was made for."""
     tokens: bool = False
     """Return every token, (batch, tokens, dim), instead of the pooled features, (batch, dim)."""
@@ -67,48 +67,37 @@ class ExportOnnx:
 
     def run(self) -> None:
         """Runs the command."""
-        from rich.console import Console
-
-        from ..evaluate import load_backbone
-        from ..models import export_onnx
-        from ..models.onnx_export import check_output, check_packages
-
+        name = spelled_once("`model`", self.model, self.name)
         check_packages(verify=not self.skip_comparison)
-        check_output(self.output, overwrite=self.overwrite)
-        backbone = load_backbone(
-            self.model, pretrained=self.pretrained, checkpoint=self.checkpoint, seed=self.seed
-        )
-        if backbone.weights == "random":
-            say(
-                "warning: the weights are random, so the features carry no meaning; "
-                "give --checkpoint FILE or --pretrained"
-            )
-        console = Console(stderr=True, quiet=not sys.stderr.isatty())
-        with console.status("tracing") as status:
+        check_output_file(self.output, overwrite=self.overwrite, error=OnnxExportError)
+        backbone = self.weights.load(name)
+        with status("tracing") as update:
             result = export_onnx(
                 backbone.model,
                 self.output,
-                image_size_px=None if self.image_size == "auto" else self.image_size,
+                image_size_px=None if self.image_size_px == "auto" else self.image_size_px,
                 tokens=self.tokens,
                 normalize=self.normalize,
                 opset=self.opset,
                 verify=not self.skip_comparison,
                 overwrite=self.overwrite,
                 metadata={"weights": backbone.weights, "weights_sha256": backbone.weights_sha256},
-                on_stage=status.update,
+                on_stage=update,
             )
+        if not sys.stdout.isatty():
+            print(json.dumps(dataclasses.asdict(result), ensure_ascii=False))
+        if not sys.stderr.isatty():
+            return
         height, width = result.image_size_px
         compared = (
             "not compared with the model"
             if result.largest_error is None
             else f"differs from the model by {result.largest_error:.1e} of the largest feature"
         )
-        console.print(
+        Console(stderr=True).print(
             f"{backbone.name} → {result.output}, {result.num_bytes / 1e6:.1f} MB, opset {result.opset}\n"
             f"image: batch × 3 × {height} × {width} px, {result.num_nodes} nodes, {result.seconds:.1f} s; {compared}",
             markup=False,
             highlight=False,
             soft_wrap=True,
         )
-        if not sys.stdout.isatty():
-            print(json.dumps(dataclasses.asdict(result), ensure_ascii=False))

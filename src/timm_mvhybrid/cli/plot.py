@@ -8,6 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from ..training.plot import plot_runs
 from .messages import report
 
 
@@ -19,11 +20,9 @@ class Plot:
     """Folders of runs, with their metrics.jsonl; a run may still be going on."""
     output: Annotated[Path | None, arg(metavar="FILE.png")] = None
     """File to write; by default plots/curves.png in the only run. Replaced if it is there."""
-    smoothing: Annotated[float, arg(metavar="SHARE")] = 0.0
-    """Share of a run's length, 0 to 1, over which curves are averaged; the raw curves stay, faint."""
+    smoothing: Annotated[float, arg(metavar="FRACTION")] = 0.0
+    """Fraction of a run's length, 0 to 1, over which curves are averaged; the raw curves stay, faint."""
 
     def run(self) -> None:
         """Runs the command."""
-        from ..training.plot import plot_runs
-
         report({"output": str(plot_runs(self.runs, self.output, smoothing=self.smoothing))})

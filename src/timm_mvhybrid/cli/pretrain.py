@@ -20,6 +20,7 @@ from ..runtime.codec import encode, update
 from ..runtime.ranks import Ranks
 from ..training.config_file import read_config_file
 from ..training.stop_signal import EXIT_CODE
+from .flags import parse_options
 
 _DESCRIPTION = """Pretrain a backbone by DINOv2's self-supervision, on one CPU or, under torchrun, on many GPUs.
 
@@ -88,10 +89,12 @@ def parse_pretrain(arguments: Sequence[str]) -> Pretrain:
         # what a run's own config.json says beyond its settings
         values.pop("resolved", None)
         config = update(config, values, str(known.config))
-    return tyro.cli(
+    command: Pretrain = parse_options(
         Pretrain,
+        arguments,
         prog="timm-mvhybrid pretrain",
         description=_DESCRIPTION,
-        args=list(arguments),
         default=Pretrain(preset=known.preset, config=config),
+        sections=True,
     )
+    return command

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..embed.embeddings import BatchReport, EmbeddingSummary
-from ..runtime.errors import EvaluationError, OutputError
+from ..runtime.errors import OutputError, ParameterError
 from ..runtime.line_file import LineFile
 from ..runtime.stage import StageReport
+from .messages import worded
 
 
 class RunDisplay(AbstractContextManager["RunDisplay"]):
@@ -52,7 +53,9 @@ class RunDisplay(AbstractContextManager["RunDisplay"]):
     def update(self, report: BatchReport, source: str = "") -> None:
         """Moves the bar and names the patches that were left out."""
         for message in report.errors:
-            self.console.print(f"warning: skipped {message}", style="yellow", markup=False, soft_wrap=True)
+            self.console.print(
+                f"warning: skipped {worded(message)}", style="yellow", markup=False, soft_wrap=True
+            )
         rate = f"{report.num_done / max(report.seconds, 1e-9):.1f} patches/s"
         self._show(f"embedding {source}".rstrip(), report.num_done, report.num_total, rate)
 
@@ -94,13 +97,13 @@ class RunLog:
         every_num_batches: Batches between two progress lines.
 
     Raises:
-        EvaluationError: If the number of batches is below 1.
+        ParameterError: If the number of batches is below 1.
         OutputError: If the file cannot be opened.
     """
 
     def __init__(self, path: str | Path | None, every_num_batches: int = 10) -> None:
         if every_num_batches < 1:
-            raise EvaluationError(f"--log-every must be at least 1, not {every_num_batches}")
+            raise ParameterError(f"`log_every` must be at least 1, not {every_num_batches}")
         self.every_num_batches = every_num_batches
         self._num_batches = 0
         self.path = None if path is None else Path(path)
@@ -122,7 +125,7 @@ class RunLog:
     def fail(self, error: BaseException) -> None:
         """Appends what ended the run, and is silent if the disk does not take that, too."""
         with suppress(OutputError):
-            self.write("error", error=type(error).__name__, message=str(error))
+            self.write("error", error=type(error).__name__, message=worded(str(error)))
 
     def update(self, report: BatchReport, source: str | None = None) -> None:
         """Logs every so many batches, and every patch that was left out."""

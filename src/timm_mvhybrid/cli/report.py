@@ -6,8 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
+from tyro.conf import Positional, arg, subcommand
 
+from ..report import compare_reports, read_result, write_report
 from .messages import report
 
 
@@ -24,10 +25,7 @@ class Compare:
 
     def run(self) -> None:
         """Runs the command."""
-        from ..report import compare_reports
-
-        page = compare_reports(self.folders, self.output, overwrite=self.overwrite)
-        report({"page": str(page)})
+        report({"page": str(compare_reports(self.folders, self.output, overwrite=self.overwrite))})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,8 +41,6 @@ class Render:
 
     def run(self) -> None:
         """Runs the command."""
-        from ..report import read_result, write_report
-
         page = write_report(read_result(self.folder), self.output, overwrite=self.overwrite)
         report({"page": str(page)})
 
@@ -53,8 +49,8 @@ class Render:
 class Report:
     """Compare evaluations, or render one again."""
 
-    command: OmitSubcommandPrefixes[
-        Annotated[Compare, subcommand("compare")] | Annotated[Render, subcommand("render")]
+    command: Annotated[
+        Annotated[Compare, subcommand("compare")] | Annotated[Render, subcommand("render")], arg(name="")
     ]
 
     def run(self) -> None:

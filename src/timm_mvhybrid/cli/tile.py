@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+from rich.console import Console
 from tyro.conf import Positional, arg
 
+from ..data import TiledSlide, TilingOptions, tile_slides
 from .messages import report, say
 
 
@@ -24,20 +27,10 @@ class Tile:
     overwrite: bool = False
     """Cut anew what is there."""
 
-    resolution: Annotated[float, arg(metavar="UM_PER_PX")] = 0.5
-    """Wanted resolution in µm/px."""
-    patch_size: Annotated[int, arg(metavar="PX")] = 256
-    """Side of the patches in px at that resolution."""
-    overlap: Annotated[int, arg(metavar="PX")] = 0
-    """px shared by neighbouring patches."""
-    min_tissue: Annotated[float, arg(metavar="SHARE")] = 0.5
-    """Smallest share of tissue in a patch, 0 to 1."""
-    slide_resolution: Annotated[float | None, arg(metavar="UM_PER_PX")] = None
-    """Resolution of the slides themselves in µm/px, if they state none or a wrong one."""
-
+    tiling: Annotated[TilingOptions, arg(name="")] = field(default_factory=TilingOptions)
     compression: Literal["none", "lzf", "gzip"] = "none"
     """Of the pixels: none reads ten times as fast as gzip, which halves the file."""
-    thumbnail_size: Annotated[int, arg(metavar="PX")] = 1024
+    thumbnail_size_px: Annotated[int, arg(name="thumbnail-size", metavar="PX")] = 1024
     """Longer side of the thumbnails in px."""
     num_workers: Annotated[int, arg(metavar="N")] = 0
     """Processes, each with a slide of its own; 0 cuts in the main process."""
@@ -48,17 +41,6 @@ class Tile:
         Returns:
             0, or 1 if a slide failed.
         """
-        from rich.console import Console
-
-        from ..data import TiledSlide, TilingOptions, tile_slides
-
-        options = TilingOptions(
-            resolution_um_per_px=self.resolution,
-            patch_size_px=self.patch_size,
-            overlap_px=self.overlap,
-            min_tissue=self.min_tissue,
-            slide_resolution_um_per_px=self.slide_resolution,
-        )
         console = Console(stderr=True)
         num_done = 0
 
@@ -82,9 +64,9 @@ class Tile:
         summary = tile_slides(
             self.slides,
             self.output,
-            options,
+            self.tiling,
             compression=self.compression,
-            thumbnail_size_px=self.thumbnail_size,
+            thumbnail_size_px=self.thumbnail_size_px,
             num_workers=self.num_workers,
             overwrite=self.overwrite,
             on_slide=show,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from tyro.conf import arg
 
 from ..runtime.errors import DataError
 
@@ -21,22 +23,24 @@ class TilingOptions:
     """How a slide is cut into patches.
 
     Attributes:
-        resolution_um_per_px: Wanted resolution in µm per pixel.
-        patch_size_px: Side of the square patches in pixels at that resolution.
+        resolution_um_per_px: Wanted resolution in µm/px.
+        patch_size_px: Side of the square patches in px at that resolution.
         overlap_px: Pixels shared by neighbouring patches at that resolution.
         min_tissue: Smallest fraction of tissue (0 to 1) that a patch must hold.
-        slide_resolution_um_per_px: Resolution of the slide's largest level in µm per pixel, for slides that state
-            none or a wrong one; None takes the slide's own.
+        slide_resolution_um_per_px: Resolution of the slide's largest level in µm/px, for slides that state none or a
+            wrong one; None takes the slide's own.
 
     Raises:
         DataError: If a value is outside its range.
     """
 
-    resolution_um_per_px: float = 0.5
-    patch_size_px: int = 256
-    overlap_px: int = 0
-    min_tissue: float = 0.5
-    slide_resolution_um_per_px: float | None = None
+    resolution_um_per_px: Annotated[float, arg(name="resolution", metavar="UM_PER_PX")] = 0.5
+    patch_size_px: Annotated[int, arg(name="patch-size", metavar="PX")] = 256
+    overlap_px: Annotated[int, arg(name="overlap", metavar="PX")] = 0
+    min_tissue: Annotated[float, arg(metavar="FRACTION")] = 0.5
+    slide_resolution_um_per_px: Annotated[float | None, arg(name="slide-resolution", metavar="UM_PER_PX")] = (
+        None
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.resolution_um_per_px < math.inf:

@@ -40,7 +40,7 @@ COMPLAINTS = (
     ),
     Remedy(
         complaint="state-space models do not run on a CPU",
-        remedy="these do; slow only on many images, for which --num-workers and --batch-size of 'embed' help",
+        remedy="these do; slow only on many images, for which more processes and a larger batch of 'timm-mvhybrid embed' help",
     ),
     Remedy(
         complaint="NaN under mixed precision",
@@ -53,7 +53,7 @@ COMPLAINTS = (
     ),
     Remedy(
         complaint="export to ONNX or torch.export fails on custom operators",
-        remedy="timm-mvhybrid export-onnx NAME --output FILE.onnx; torch.export and torch.jit.trace work as they are",
+        remedy="'timm-mvhybrid export-onnx --model NAME --output FILE.onnx'; torch.export and torch.jit.trace work as they are",
     ),
     Remedy(
         complaint="a pipeline does not know a new encoder",

@@ -80,7 +80,7 @@ def _try(
     if device == "cpu":
         return trial(True, "finite"), result
     if expected is None:
-        return trial(True, "finite; nothing to compare with, for the CPU failed"), result
+        return trial(True, "finite; nothing to compare with, because the CPU failed"), result
     difference = float((result - expected).norm() / expected.norm())
     return trial(difference < _TOLERANCE, f"differs from the CPU by {difference:.1e}"), result
 

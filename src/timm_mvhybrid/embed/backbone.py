@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..models import NotPublishedError, create_model, load_weights
 from ..runtime.digest import file_sha256
-from ..runtime.errors import EvaluationError
+from ..runtime.errors import EvaluationError, ParameterError, check_seed
 
 Transform = Callable[[Any], Tensor]
 """PIL image → (3, height, width), normalised."""
@@ -63,10 +63,12 @@ def load_backbone(
         The backbone in evaluation mode, on the CPU.
 
     Raises:
-        EvaluationError: If both kinds of weights are asked for, timm does not know the name or has no weights for it.
+        ParameterError: Both kinds of weights are asked for, or the seed is negative.
+        EvaluationError: Timm does not know the name or has no weights for it.
     """
+    check_seed(seed)
     if pretrained and checkpoint is not None:
-        raise EvaluationError("--pretrained and --checkpoint exclude each other")
+        raise ParameterError("`pretrained` and `checkpoint` exclude each other")
     if not timm.is_model(name.split(".")[0]) and not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
         close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3, cutoff=0.6)
         guess = f"did you mean {', '.join(close)}? " if close else ""
@@ -77,10 +79,10 @@ def load_backbone(
             model = create_model(name, pretrained=pretrained, num_classes=0, **model_args)
     except RuntimeError as error:
         if pretrained and isinstance(error, NotPublishedError):
-            raise EvaluationError(f"{error}; or give your own with --checkpoint FILE") from error
+            raise EvaluationError(f"{error}; or give your own with `checkpoint=FILE`") from error
         if pretrained and "No pretrained weights exist" in str(error):
             raise EvaluationError(
-                f"no pretrained weights are published for {name}; give your own with --checkpoint FILE"
+                f"no pretrained weights are published for {name}; give your own with `checkpoint=FILE`"
             ) from error
         # timm raises the same class for a tag that does not exist as for every other failure
         if "Invalid pretrained tag" in str(error):
@@ -122,11 +124,11 @@ def load_encoder(
 
     Raises:
         EvaluationError: As in ``load_backbone``.
-        ValueError: The size does not suit the model's patches, or the model leaves its tokens unpooled.
+        ParameterError: The size does not suit the model's patches, or the model leaves its tokens unpooled.
     """
     if model_args.get("global_pool") == "":
-        raise ValueError(
-            "global_pool is '', so the model would return tokens; leave it out for the class token, or give 'avg'"
+        raise ParameterError(
+            "`global_pool` is '', so the model would return tokens; leave it out for the class token, or give 'avg'"
         )
     file = model_args.pop("checkpoint_path", None) or checkpoint
     wanted = file is None if pretrained is None else pretrained
@@ -135,8 +137,8 @@ def load_encoder(
     if image_size is not None:
         sides = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
         if image_size < 1 or any(image_size % side for side in sides):
-            raise ValueError(
-                f"image_size is {image_size} px; {model_name} takes multiples of {sides[0]} px, such as "
+            raise ParameterError(
+                f"`image_size` is {image_size} px; {model_name} takes multiples of {sides[0]} px, such as "
                 f"{max(1, round(image_size / sides[0])) * sides[0]}"
             )
         config["input_size"] = (config["input_size"][0], image_size, image_size)

@@ -7,10 +7,10 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,35 +25,22 @@ from ..runtime.ranks import Ranks
 from ..version import __version__
 from .backbone import Backbone
 from .embedding_store import read_embeddings
-from .embeddings import BatchReport, DTypeName, EmbeddingSummary, embed
+from .embeddings import BatchReport, EmbeddingSummary, ForwardOptions, embed
 from .model_input import choose_device, choose_input_size
-from .patch_loader import num_available_workers
-from .pooling import Pooling, check_pooling
+from .pooling import check_pooling
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddingOptions:
-    """How patches are embedded.
+class EmbeddingOptions(ForwardOptions):
+    """How patches are embedded, and where embeddings are kept.
 
     Attributes:
         cache: Where embeddings are kept; timm_mvhybrid/embeddings in the user's cache folder by default.
-        batch_size: Patches per batch.
-        device: auto (CUDA if there is any, otherwise CPU; ranks are spread over the devices), cpu, cuda, cuda:1, mps.
-        dtype: Autocast type; embeddings are stored as float32.
-        num_workers: Processes that read patches, at most one a core; 0 reads in the main process.
-        pool: How features become one vector; model is what the model does by itself.
-        input_size: Side in px at which patches enter the model.
     """
 
     cache: Annotated[Path | None, arg(metavar="DIR")] = None
-    batch_size: Annotated[int, arg(metavar="N")] = 64
-    device: Annotated[str, arg(metavar="NAME")] = "auto"
-    dtype: DTypeName = "float32"
-    num_workers: Annotated[Literal["auto"] | int, arg(metavar="auto|N")] = 0
-    pool: Annotated[Pooling, arg(name="global-pool")] = "model"
-    input_size: Annotated[Literal["auto"] | int, arg(metavar="auto|PX")] = "auto"
 
     def check(self) -> None:
         """Finds out whether device and cache can be used, before models are built and data are read.
@@ -73,21 +60,6 @@ class EmbeddingOptions:
             return self.cache
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         return Path(home, "timm_mvhybrid", "embeddings")
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class EmbeddedSources:
-    """Embeddings of several sources by one model.
-
-    Attributes:
-        record: The model, its weights, and how it embedded.
-        embeddings: Source's name → (N, D) float32, in the source's order.
-        computed: Names of the sources that were not in the cache.
-    """
-
-    record: ModelRecord
-    embeddings: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    computed: tuple[str, ...] = ()
 
 
 def weights_digest(backbone: Backbone) -> str:
@@ -110,7 +82,7 @@ def embed_sources(
     label: str,
     ranks: Ranks,
     on_batch: Callable[[str, BatchReport], None] | None = None,
-) -> EmbeddedSources:
+) -> tuple[ModelRecord, dict[str, NDArray[np.float32]]]:
     """Takes embeddings from the cache and computes those that are missing, divided among the ranks.
 
     The cache's files lie at ``<model>-<key>/<source>-<content>.h5``: the key is a hash of model, weights, transform and
@@ -127,7 +99,8 @@ def embed_sources(
         on_batch: Called with the source's name after every batch of this rank.
 
     Returns:
-        All embeddings on the first rank, none on the others.
+        The model and how it embedded, and source's name → (N, D), in the source's order; none on ranks other than the
+        first.
 
     Raises:
         EvaluationError: If a rank cannot read what another one wrote.
@@ -153,12 +126,7 @@ def embed_sources(
                 sources[name],
                 backbone,
                 files[name],
-                batch_size=options.batch_size,
-                device=ranks.own_device(options.device),
-                dtype=options.dtype,
-                num_workers=num_available_workers() if options.num_workers == "auto" else options.num_workers,
-                pool=options.pool,
-                input_size=options.input_size,
+                **options.arguments() | {"device": ranks.own_device(options.device)},
                 overwrite=True,
                 # another evaluation of the same patches would write the same file
                 exclusive=False,
@@ -172,28 +140,25 @@ def embed_sources(
             found = _read(files[name], source)
             if found is None:
                 raise EvaluationError(
-                    f"{files[name]}: written and not readable; give all ranks the same --cache"
+                    f"{files[name]}: written and not readable; give all ranks the same `cache`"
                 )
             embeddings[name] = found
     seconds = sum(summary.seconds for summary in everywhere)
     waited = sum(summary.seconds * summary.data_wait_share for summary in everywhere)
     num_patches = sum(len(source) for source in sources.values())
-    return EmbeddedSources(
-        record=ModelRecord(
-            label=label,
-            name=backbone.name,
-            weights=backbone.weights,
-            weights_sha256=weights,
-            embedding_dim=next((matrix.shape[1] for matrix in embeddings.values()), 0),
-            transform=next(iter(transforms.values()), {}),
-            num_patches=num_patches,
-            num_cached=num_patches - sum(summary.num_patches for summary in everywhere),
-            seconds=seconds,
-            data_wait_share=waited / seconds if seconds else float("nan"),
-        ),
-        embeddings=embeddings,
-        computed=tuple(missing),
+    record = ModelRecord(
+        label=label,
+        name=backbone.name,
+        weights=backbone.weights,
+        weights_sha256=weights,
+        embedding_dim=next((matrix.shape[1] for matrix in embeddings.values()), 0),
+        transform=next(iter(transforms.values()), {}),
+        num_patches=num_patches,
+        num_cached=num_patches - sum(summary.num_patches for summary in everywhere),
+        seconds=seconds,
+        data_wait_share=waited / seconds if seconds else float("nan"),
     )
+    return record, embeddings
 
 
 def _transform(backbone: Backbone, source: PatchSource, options: EmbeddingOptions) -> dict[str, Any]:

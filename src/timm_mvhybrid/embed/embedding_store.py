@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import DataError, PatchSource
-from ..runtime.claim import check_unclaimed
+from ..runtime.claim import check_output_file
 from ..runtime.errors import EvaluationError, check_space
 from ..runtime.h5_output import H5Output
 
@@ -94,19 +94,9 @@ def check_output(output: str | Path, *, overwrite: bool, source: str | Path | No
         OutputError: If another process writes it.
     """
     output = Path(output)
-    folder = output.parent
-    if not folder.is_dir():
-        raise EvaluationError(f"{output}: the output folder {folder} does not exist; create it first")
-    if output.is_dir():
-        raise EvaluationError(f"{output}: is a folder; name a file")
-    if output.exists():
-        if source is not None and os.path.samefile(output, source):
-            raise EvaluationError(f"{output}: is the input itself; choose another --output")
-        if not overwrite:
-            raise EvaluationError(f"{output}: exists already; replace it with --overwrite")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise EvaluationError(f"{output}: the output folder {folder} is not writable")
-    check_unclaimed(output)
+    if source is not None and output.is_file() and os.path.samefile(output, source):
+        raise EvaluationError(f"{output}: is the input itself; choose another `output`")
+    check_output_file(output, overwrite=overwrite, error=EvaluationError)
 
 
 class EmbeddingWriter:

@@ -7,26 +7,55 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import timm
 import torch
 from timm.data.config import resolve_data_config
 from torch import nn
+from tyro.conf import arg
 
 from ..data import DataError, PatchSource
 from ..runtime.claim import claimed
-from ..runtime.errors import EvaluationError
+from ..runtime.errors import EvaluationError, ParameterError
 from ..version import __version__
 from .backbone import Backbone
 from .embedding_store import EmbeddingWriter, check_output
 from .model_input import choose_device, choose_input_size
-from .patch_loader import patch_loader
+from .patch_loader import num_available_workers, patch_loader
 from .pooling import Pooling, check_pooling, own_pooling, pooled_features
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardOptions:
+    """How patches go through a model.
+
+    Attributes:
+        batch_size: Patches per batch.
+        device: auto (CUDA if there is any, otherwise CPU; ranks are spread over the devices), cpu, cuda, cuda:1, mps.
+        dtype: Autocast type; embeddings are stored as float32.
+        num_workers: Processes that read patches, at most one a core; 0 reads in the main process, auto takes one a core
+            up to 8.
+        pool: How features become one vector; model is what the model does by itself.
+        input_size: Side in px at which patches enter the model; auto keeps their own where the model takes it.
+    """
+
+    batch_size: Annotated[int, arg(metavar="N")] = 64
+    device: Annotated[str, arg(metavar="NAME")] = "auto"
+    dtype: DTypeName = "float32"
+    num_workers: Annotated[Literal["auto"] | int, arg(metavar="auto|N")] = 0
+    pool: Annotated[Pooling, arg(name="global-pool")] = "model"
+    input_size: Annotated[Literal["auto"] | int, arg(metavar="auto|PX")] = "auto"
+
+    def arguments(self) -> dict[str, Any]:
+        """Returns the arguments of `embed` that these are."""
+        num_workers = num_available_workers() if self.num_workers == "auto" else self.num_workers
+        names = ("batch_size", "device", "dtype", "pool", "input_size")
+        return {"num_workers": num_workers, **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +146,7 @@ def _embed_images(
         if not _is_out_of_memory(error):
             raise
         raise EvaluationError(
-            f"out of memory on {mean.device} with a batch of {len(images)}; try --batch-size {max(len(images) // 2, 1)}"
+            f"out of memory on {mean.device} with a batch of {len(images)}; try `batch_size={max(len(images) // 2, 1)}`"
         ) from error
 
 
@@ -162,14 +191,15 @@ def embed(
         What was done.
 
     Raises:
+        ParameterError: `batch_size` or `num_workers` is out of range.
         DataError: If a patch cannot be read (with ``skip_corrupt``: if none can).
         EvaluationError: If the output may not be written, the model cannot do what is asked, memory runs out, or an
             embedding is NaN or infinite.
         OutputError: If the disk does not take the output, or another process writes it.
     """
     if batch_size < 1 or num_workers < 0:
-        raise EvaluationError(
-            f"--batch-size must be at least 1 and --num-workers at least 0, not {batch_size} and {num_workers}"
+        raise ParameterError(
+            f"`batch_size` must be at least 1 and `num_workers` at least 0, not {batch_size} and {num_workers}"
         )
     check_output(output, overwrite=overwrite, source=source.path)
     target = choose_device(device)
@@ -199,7 +229,9 @@ def embed(
         batches = _TimedIterator(iter(loader))
         for batch in batches:
             if batch.errors and not skip_corrupt:
-                raise DataError(f"{batch.errors[0][1]}; leave unreadable patches out with --skip-corrupt")
+                raise DataError(
+                    f"{batch.errors[0][1]}; leave unreadable patches out with `skip_corrupt=True`"
+                )
             if batch.indices:
                 vectors = _embed_images(
                     model, batch.images, (normalisation[0], normalisation[1]), autocast, pool
@@ -207,7 +239,7 @@ def embed(
                 finite = np.isfinite(vectors).all(axis=1)
                 if not finite.all():
                     first = source.name(batch.indices[int(finite.argmin())])
-                    remedy = "check the weights" if dtype == "float32" else "try --dtype float32"
+                    remedy = "check the weights" if dtype == "float32" else "try `dtype='float32'`"
                     raise EvaluationError(f"{first}: the embedding holds NaN or infinite values; {remedy}")
                 writer.append(vectors, batch.indices)
             num_done += len(batch.indices) + len(batch.errors)

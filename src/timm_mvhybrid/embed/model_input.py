@@ -33,7 +33,7 @@ def choose_input_size(
         return (wanted, wanted) if wanted is not None and _takes_size(model, wanted, default) else default
     if not _takes_size(model, input_size, default):
         raise EvaluationError(
-            f"the model does not take inputs of {input_size} px; it was made for {default[0]} px (--input-size auto)"
+            f"the model does not take inputs of {input_size} px; it was made for {default[0]} px (`input_size='auto'`)"
         )
     return (input_size, input_size)
 

@@ -22,7 +22,7 @@ def unique_labels(backbones: Sequence[Backbone], taken: Collection[str] = ()) ->
             label = f"{label} ({backbone.weights})"
         if label in labels or label in taken:
             raise EvaluationError(
-                f"model '{label}' is given twice; give different --checkpoint files or names"
+                f"model '{label}' is given twice; give different files as `checkpoint`, or different names"
             )
         labels[label] = backbone
     return labels

@@ -46,7 +46,7 @@ def embed_models(
     """
     options.check()
     if not backbones:
-        raise EvaluationError("no model to evaluate; name one with --model")
+        raise EvaluationError("no model to evaluate; name one with `model`")
     labels = unique_labels(backbones)
     if digests is None:
         digests = {name: source_digest(source) for name, source in sources.items()}
@@ -54,12 +54,12 @@ def embed_models(
     embeddings: Embeddings = {}
     with Ranks.from_environment().joined() as ranks:
         for label, backbone in labels.items():
-            found = embed_sources(
+            record, found = embed_sources(
                 sources, digests, backbone, options, label=label, ranks=ranks, on_batch=on_batch
             )
-            records.append(found.record)
+            records.append(record)
             if ranks.is_first:
-                embeddings[label] = found.embeddings
+                embeddings[label] = found
     return records, embeddings
 
 

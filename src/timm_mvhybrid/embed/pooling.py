@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from ..runtime.errors import EvaluationError
+from ..runtime.errors import EvaluationError, ParameterError
 
 Pooling = Literal["model", "token", "avg", "max", "token+avg"]
 
@@ -31,15 +31,16 @@ def check_pooling(model: nn.Module, pooling: str) -> None:
     """Refuses a pooling that the model does not support, before anything is computed.
 
     Raises:
-        EvaluationError: If the pooling is unknown, or takes the class token of a model without one.
+        ParameterError: There is no such pooling.
+        EvaluationError: It takes the class token of a model without one.
     """
     if pooling not in get_args(Pooling):
-        raise EvaluationError(f"unknown pooling '{pooling}'; choose from {', '.join(get_args(Pooling))}")
+        raise ParameterError(f"`pool` is '{pooling}'; choose from {', '.join(get_args(Pooling))}")
     if "token" in pooling and (
         getattr(model, "cls_token", None) is None or not getattr(model, "num_prefix_tokens", 0)
     ):
         raise EvaluationError(
-            f"--global-pool {pooling} needs a class token, which this model does not have; use avg"
+            f"`pool='{pooling}'` needs a class token, which this model does not have; use avg"
         )
 
 
@@ -75,7 +76,7 @@ def pooled_features(model: Any, images: torch.Tensor, pooling: str) -> torch.Ten
         vectors = model.forward_head(features, pre_logits=True)
         if vectors.ndim != 2:
             raise EvaluationError(
-                f"the model's own pooling leaves features of shape {tuple(vectors.shape)}; choose --global-pool avg"
+                f"the model's own pooling leaves features of shape {tuple(vectors.shape)}; choose `pool='avg'`"
             )
         return vectors.float()
     features = features.float()

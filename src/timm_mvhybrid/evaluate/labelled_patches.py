@@ -15,7 +15,7 @@ from ..cohorts.labelled_images import LabelledImages, Layout, open_images
 from ..embed.backbone import Backbone
 from ..embed.embedding_cache import EmbeddingOptions
 from ..embed.models import embed_models
-from ..runtime.errors import EvaluationError
+from ..runtime.errors import EvaluationError, check_seed
 from ..runtime.provenance import ModelRecord, hash_files
 from .arguments import BackboneOptions
 from .task import OnBatch
@@ -38,6 +38,9 @@ class LabelledPatchOptions:
     ddof: Literal[0, 1] = 0
     seed: int = 0
     embedding: Annotated[EmbeddingOptions, arg(name="")] = field(default_factory=EmbeddingOptions)
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 
 from ..cohorts.bags import SlideTable, bag_folder, read_bags
 from ..runtime.digest import file_sha256
-from ..runtime.errors import EvaluationError
+from ..runtime.errors import EvaluationError, check_seed
 from ..runtime.provenance import ModelRecord
 
 Bags = list[NDArray[np.float32]]
@@ -34,6 +34,9 @@ class SlideOptions:
     num_folds: Annotated[int, arg(metavar="N")] = 5
     ddof: Literal[0, 1] = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from ..weights.position_grid import PATCH_GRID, grid_of, grid_to_text
 from ..weights.weights_file import FINGERPRINT, TENSORS_SHA256, check_finite
 from .errors import ExportError
 from .evaluations import read_rows, weights_of_run
-from .model_card import CardFacts, write_card
+from .model_card import write_card
 from .output_folder import check_folder
 from .run_records import read_run_records
 from .training_checkpoint import TrainingCheckpoint, convert, read_training_checkpoint
@@ -122,7 +122,7 @@ def export(
     )
     tag = tag or str(network.pretrained_cfg["tag"])
     stored = {key: value.contiguous() for key, value in network.state_dict().items()}
-    rounding_error = 0.0
+    rounding_error, bfloat16 = 0.0, ""
     if dtype == "bfloat16":
         stored = {key: _round(key, value) for key, value in stored.items()}
         rounded = _build(model, options)
@@ -131,9 +131,13 @@ def export(
         if not rounding_error <= BFLOAT16_BOUND:
             raise ExportError(
                 f"{source.path}: bfloat16 would change the features by {rounding_error:.1%}, and {BFLOAT16_BOUND:.0%} is "
-                "allowed; export with --dtype float32"
+                "allowed; export with `dtype='float32'`"
             )
         network = rounded
+        bfloat16 = (
+            " (vectors and A_log in float32); on the fixed image the features differ from those of the float32 weights by "
+            f"{rounding_error:.2g} in relative norm, {BFLOAT16_BOUND:.0%} is the bound"
+        )
     metadata = {
         "format": "pt",
         "model": model,
@@ -152,21 +156,17 @@ def export(
     with claimed(output), OutputFolder(output, replace=overwrite) as folder:
         sha256 = file_sha256(folder.add(WEIGHTS_FILE, save(stored, metadata=metadata)))
         folder.add(CONFIG_FILE, _config(network, model, tag, options, dtype, sha256))
-        facts = CardFacts(
-            model=model,
-            tag=tag,
-            network=network,
+        card = write_card(
+            f"{model}.{tag}",
+            network,
+            records,
+            source=source,
             model_args=options,
             dtype=dtype,
-            branch=source.branch,
-            step=source.step,
-            rounding_error=rounding_error,
-            rounding_bound=BFLOAT16_BOUND,
+            bfloat16=bfloat16,
             sha256=sha256,
-            source_name=source.path.name,
-            records=records,
         )
-        folder.add(CARD_FILE, write_card(facts))
+        folder.add(CARD_FILE, card)
         verify(folder.folder)
         folder.finish()
     return ExportSummary(
@@ -200,7 +200,7 @@ def _build(model: str, options: Mapping[str, Any]) -> HybridVisionTransformer:
     """Builds the backbone without drawing from the caller's random numbers."""
     name = model.split(".")[0]
     if name != model or name not in (*MODEL_NAMES, *TEST_MODEL_NAMES):
-        raise ExportError(f"'{model}' is no model of this package; 'timm-mvhybrid models' lists them")
+        raise ExportError(f"'{model}' is not a model of this package; 'timm-mvhybrid models' lists them")
     try:
         with torch.random.fork_rng(devices=[]):
             network: Any = timm.create_model(model, **{"num_classes": 0, **options})

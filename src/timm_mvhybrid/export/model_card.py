@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from ..models.hybrid_vision_transformer import HybridVisionTransformer
 from ..version import __version__
 from .run_records import RunRecords, flatten
+from .training_checkpoint import TrainingCheckpoint
 
 # stands in an exported card for the repository, which only publishing knows
 REPOSITORY_PLACEHOLDER = "ORGANISATION/NAME"
@@ -18,62 +19,51 @@ _NOT_RECORDED = "not recorded"
 _MAX_ROWS = 80
 
 
-@dataclass(frozen=True, kw_only=True)
-class CardFacts:
-    """What the card is written from.
+def write_card(
+    name: str,
+    network: HybridVisionTransformer,
+    records: RunRecords,
+    *,
+    source: TrainingCheckpoint,
+    model_args: Mapping[str, Any],
+    dtype: str,
+    bfloat16: str,
+    sha256: str,
+) -> str:
+    """Writes the model card.
 
     Args:
-        model: Architecture.
-        tag: Name of this set of weights.
+        name: Architecture and tag.
         network: The model.
+        records: The run's records.
+        source: The checkpoint that was exported.
         model_args: Options other than the architecture's own.
         dtype: Type of the stored matrices.
-        branch: "teacher", "student" or None.
-        step: The exported step; None where the checkpoint does not state it.
-        rounding_error: What bfloat16 changed in the features, relative norm.
-        rounding_bound: What it may.
+        bfloat16: What bfloat16 changed in the features, and what it may; "" for float32.
         sha256: sha256 of the weights file.
-        source_name: Name of the checkpoint.
-        records: The run's records.
     """
-
-    model: str
-    tag: str
-    network: Any
-    model_args: Mapping[str, Any]
-    dtype: str
-    branch: str | None
-    step: int | None
-    rounding_error: float
-    rounding_bound: float
-    sha256: str
-    source_name: str
-    records: RunRecords
-
-
-def write_card(facts: CardFacts) -> str:
-    """Writes the model card."""
-    name = f"{facts.model}.{facts.tag}"
+    licence = str(records.config.get("license") or network.pretrained_cfg.get("license", "apache-2.0"))
+    weights = f"{source.branch or 'a checkpoint without teacher and student'} ({source.path.name})"
+    stored = {"weights of": weights, "stored as": dtype + bfloat16}
     sections = [
-        f"# {name}\n\nA backbone for computational pathology: {facts.network.layout()}. For research use; not a medical "
-        "device.",
-        _loading(facts),
-        _architecture(facts),
-        "## Data and how it was obtained\n\n" + _data(facts.records),
-        "## Recipe\n\n" + _recipe(facts),
-        "## Metrics\n\n" + _metrics(facts.records),
-        _limitations(facts),
-        f"## Licence\n\nThe weights: {_licence(facts)}. The code, timm_mvhybrid: Apache-2.0.",
+        f"# {name}\n\nA backbone for computational pathology: {network.layout()}. For research use; not a medical device.",
+        _loading(network, sha256),
+        _architecture(network, model_args, stored),
+        "## Data and how it was obtained\n\n" + _data(records),
+        "## Recipe\n\n" + _recipe(records, source.step),
+        "## Metrics\n\n" + _metrics(records),
+        _limitations(network),
+        f"## Licence\n\nThe weights: {licence}. The code, timm_mvhybrid: Apache-2.0.",
         _CITATION,
     ]
-    return f"---\n{_metadata(facts)}\n---\n\n" + "\n\n".join(sections) + "\n"
+    return f"---\n{_metadata(records, licence)}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def _metadata(facts: CardFacts) -> str:
+def _metadata(records: RunRecords, licence: str) -> str:
     """Writes the metadata block."""
-    datasets = facts.records.data.get("hub_datasets")
+    datasets = records.data.get("hub_datasets")
     data = ModelCardData(
-        license=_licence(facts),
+        license=licence,
         library_name="timm",
         tags=[
             "timm",
@@ -89,12 +79,7 @@ def _metadata(facts: CardFacts) -> str:
     return data.to_yaml().strip()
 
 
-def _licence(facts: CardFacts) -> str:
-    recorded = facts.records.config.get("license")
-    return str(recorded) if recorded else str(facts.network.pretrained_cfg.get("license", "apache-2.0"))
-
-
-def _loading(facts: CardFacts) -> str:
+def _loading(network: HybridVisionTransformer, sha256: str) -> str:
     """Writes how to load."""
     return f"""## Use
 
@@ -108,15 +93,17 @@ import timm_mvhybrid  # registers the models, and verifies what is loaded
 
 model = timm.create_model("hf-hub:{REPOSITORY_PLACEHOLDER}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_data_config({{}}, model=model))
-features = model(images)  # (batch, {facts.network.num_features})
+features = model(images)  # (batch, {network.num_features})
 ```
 
 A downloaded folder loads by `local-dir:FOLDER`, a tag by `hf-hub:{REPOSITORY_PLACEHOLDER}@TAG`. Loading verifies the
-sha256 of `model.safetensors`, `{facts.sha256}`, and the features of a fixed image."""
+sha256 of `model.safetensors`, `{sha256}`, and the features of a fixed image."""
 
 
-def _architecture(facts: CardFacts) -> str:
-    network, config = facts.network, facts.network.pretrained_cfg
+def _architecture(
+    network: HybridVisionTransformer, model_args: Mapping[str, Any], stored: Mapping[str, str]
+) -> str:
+    config = network.pretrained_cfg
     height, width = network.patch_embed.img_size
     rows = {
         "blocks": network.layout(),
@@ -124,15 +111,9 @@ def _architecture(facts: CardFacts) -> str:
         "features": f"{network.num_features} (pooling: {network.global_pool or 'none'})",
         "image": f"{height} × {width} px, patches of {network.patch_embed.patch_size[0]} px",
         "normalisation": f"mean {tuple(config['mean'])}, standard deviation {tuple(config['std'])}",
-        "options": json.dumps(dict(facts.model_args)) if facts.model_args else "the architecture's own",
-        "weights of": f"{facts.branch or 'a checkpoint without teacher and student'} ({facts.source_name})",
-        "stored as": facts.dtype,
+        "options": json.dumps(dict(model_args)) if model_args else "the architecture's own",
+        **stored,
     }
-    if facts.dtype == "bfloat16":
-        rows["stored as"] += (
-            " (vectors and A_log in float32); on the fixed image the features differ from those of the float32 weights by "
-            f"{facts.rounding_error:.2g} in relative norm, {facts.rounding_bound:.0%} is the bound"
-        )
     paper = config.get("paper_ids", _NOT_RECORDED)
     origin = f"Source: {paper} ({config.get('origin_url', '')}); implementation: timm_mvhybrid {__version__}."
     return f"## Architecture\n\n{_table(('', ''), rows.items())}\n\n{origin}"
@@ -146,13 +127,13 @@ def _data(records: RunRecords) -> str:
     return _table(("", ""), found.items())
 
 
-def _recipe(facts: CardFacts) -> str:
-    rows = list(flatten(facts.records.recipe).items())
+def _recipe(records: RunRecords, exported_step: int | None) -> str:
+    rows = list(flatten(records.recipe).items())
     text = _table(("setting", "value"), rows[:_MAX_ROWS]) if rows else f"Configuration: {_NOT_RECORDED}."
     if len(rows) > _MAX_ROWS:
         text += f"\n\nand {len(rows) - _MAX_ROWS} more settings in the run's config.json."
-    step = _NOT_RECORDED if facts.step is None else str(facts.step)
-    environment = flatten(facts.records.environment)
+    step = _NOT_RECORDED if exported_step is None else str(exported_step)
+    environment = flatten(records.environment)
     machine = _table(("", ""), environment.items()) if environment else f"Environment: {_NOT_RECORDED}."
     return f"{text}\n\nStep of the checkpoint: {step}.\n\n{machine}"
 
@@ -183,7 +164,7 @@ def _metrics(records: RunRecords) -> str:
     )
 
 
-def _limitations(facts: CardFacts) -> str:
+def _limitations(network: HybridVisionTransformer) -> str:
     return f"""## Limitations
 
 - For research use. Not a medical device: not validated for diagnosis, prognosis or any clinical decision.
@@ -191,7 +172,7 @@ def _limitations(facts: CardFacts) -> str:
   training data lack may give features of no meaning. Check on your own data.
 - The features carry traces of site and scanner; evaluate with whole sites or studies held out.
 - Numbers above hold under their protocol only; where a protocol or a record is missing, this card says so.
-- Verified on loading: the bytes of the weights, and the features of one fixed image at {facts.network.patch_embed.img_size[0]} px."""
+- Verified on loading: the bytes of the weights, and the features of one fixed image at {network.patch_embed.img_size[0]} px."""
 
 
 _CITATION = """## Citation

@@ -20,15 +20,15 @@ def check_folder(output: Path, *, overwrite: bool, known_files: Iterable[str]) -
     if not output.parent.is_dir():
         raise ExportError(f"{output}: the folder {output.parent} does not exist; create it first")
     if not os.access(output.parent, os.W_OK | os.X_OK):
-        raise ExportError(f"{output}: the folder {output.parent} is not writable; choose another --output")
+        raise ExportError(f"{output}: the folder {output.parent} is not writable; choose another `output`")
     if output.is_symlink() or (output.exists() and not output.is_dir()):
-        raise ExportError(f"{output}: exists and is no folder; choose another --output")
+        raise ExportError(f"{output}: exists and is not a folder; choose another `output`")
     content = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
     foreign = sorted(content - set(known_files))
     if foreign:
         raise ExportError(
-            f"{output}: holds other files ({', '.join(foreign[:3])}), which an export never deletes; choose another --output"
+            f"{output}: holds other files ({', '.join(foreign[:3])}), which an export never deletes; choose another `output`"
         )
     if content and not overwrite:
-        raise ExportError(f"{output}: exists already; replace it with --overwrite")
+        raise ExportError(f"{output}: exists already; replace it with `overwrite=True`")
     check_unclaimed(output)

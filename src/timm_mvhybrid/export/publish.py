@@ -62,10 +62,21 @@ class PublishSummary:
 class _Remote:
     """The repository as it is: whether it exists, the main branch's commit, and the commit that the tag names."""
 
-    exists: bool
+    exists: bool = True
     etags: dict[str, str | None]
     commit: str | None
     tagged: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What is to be done: the files that differ, by name, with what they become; and the tag, unless it is there."""
+
+    repo: str
+    private: bool
+    remote: _Remote
+    changed: dict[str, bytes]
+    tag: str | None
 
 
 def publish(
@@ -99,7 +110,7 @@ def publish(
     if revision is not None and (revision == "main" or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", revision)):
         raise ExportError(f"'{revision}' cannot be a tag; choose a name such as v1.0")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise ExportError(f"'{repo}' is no repository's name; write ORGANISATION/NAME")
+        raise ExportError(f"'{repo}' is not a repository's name; write ORGANISATION/NAME")
     local = verify(folder)
     contents = _contents(folder, repo)
     if get_token() is None and not dry_run:
@@ -108,22 +119,25 @@ def publish(
             "may write"
         )
     remote = _look(repo, revision)
-    changed = [name for name in FILES if not _same(contents[name], remote.etags.get(name))]
+    changed = {
+        name: content for name, content in contents.items() if not _same(content, remote.etags.get(name))
+    }
     if remote.exists and private:
         _check_private(repo)
     if remote.tagged is not None and (changed or remote.tagged != remote.commit):
         raise HubError(
-            f"{repo}@{revision}: the tag exists and names other files, and tags are never moved; choose a new --revision"
+            f"{repo}@{revision}: the tag exists and names other files, and tags are never moved; choose a new `revision`"
         )
-    actions = _plan(repo, private, revision, remote, contents, changed)
+    tag = revision if remote.tagged is None else None
+    work = _Work(repo=repo, private=private, remote=remote, changed=changed, tag=tag)
     commit = None if changed else remote.commit
     if not dry_run:
-        commit = _carry_out(repo, private, revision, remote, contents, changed)
+        commit = _carry_out(work)
         _verify_remote(repo, revision or commit, local)
     return PublishSummary(
         repo=repo,
         url=f"{constants.ENDPOINT}/{repo}",
-        actions=actions,
+        actions=_plan(work),
         commit=commit,
         revision=revision,
         sha256=local.sha256,
@@ -166,7 +180,7 @@ def _look(repo: str, revision: str | None) -> _Remote:
             tagged = None
         except Exception as error:
             raise explain(error, repo, f"{repo}@{revision}", action="publish") from error
-    return _Remote(exists=True, etags=etags, commit=commit, tagged=tagged)
+    return _Remote(etags=etags, commit=commit, tagged=tagged)
 
 
 def _same(content: bytes, etag: str | None) -> bool:
@@ -188,55 +202,43 @@ def _check_private(repo: str) -> None:
             return
         raise explain(error, repo, repo, action="publish") from error
     raise HubError(
-        f"{repo}: --private was asked for, but the repository is public, so nothing was uploaded; make it private in its "
-        "settings, or choose another --repo"
+        f"{repo}: `private=True` was asked for, but the repository is public, so nothing was uploaded; make it private in its "
+        "settings, or choose another `repo`"
     )
 
 
-def _plan(
-    repo: str,
-    private: bool,
-    revision: str | None,
-    remote: _Remote,
-    contents: dict[str, bytes],
-    changed: list[str],
-) -> tuple[str, ...]:
+def _plan(work: _Work) -> tuple[str, ...]:
     actions = []
-    if not remote.exists:
-        actions.append(f"create {'private' if private else 'public'} repository {repo}")
-    for name in changed:
-        verb = "replace" if remote.etags.get(name) else "upload"
-        sha256 = hashlib.sha256(contents[name]).hexdigest()
-        actions.append(f"{verb} {name}, {len(contents[name]):,} bytes, sha256 {sha256}")
-    if revision is not None and remote.tagged is None:
-        actions.append(f"tag the commit {revision}")
+    if not work.remote.exists:
+        actions.append(f"create {'private' if work.private else 'public'} repository {work.repo}")
+    for name, content in work.changed.items():
+        verb = "replace" if work.remote.etags.get(name) else "upload"
+        sha256 = hashlib.sha256(content).hexdigest()
+        actions.append(f"{verb} {name}, {len(content):,} bytes, sha256 {sha256}")
+    if work.tag is not None:
+        actions.append(f"tag the commit {work.tag}")
     return tuple(actions)
 
 
-def _carry_out(
-    repo: str,
-    private: bool,
-    revision: str | None,
-    remote: _Remote,
-    contents: dict[str, bytes],
-    changed: list[str],
-) -> str:
+def _carry_out(work: _Work) -> str:
     """Creates, uploads and tags; returns the commit that holds the files."""
     api = HfApi(library_name="timm_mvhybrid", library_version=__version__)
-    commit = remote.commit
-    if not remote.exists:
-        _ask(repo, "creating it", lambda: api.create_repo(repo, private=private, exist_ok=True))
-        if private:
+    repo, commit = work.repo, work.remote.commit
+    if not work.remote.exists:
+        _ask(repo, "creating it", lambda: api.create_repo(repo, private=work.private, exist_ok=True))
+        if work.private:
             _check_private(repo)
-    if changed or commit is None:
+    if work.changed or commit is None:
         operations = [
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=contents[name]) for name in changed
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
+            for name, content in work.changed.items()
         ]
         message = f"Weights exported by timm_mvhybrid {__version__}"
         info = _ask(repo, "uploading", lambda: api.create_commit(repo, operations, commit_message=message))
         commit = info.oid
-    if revision is not None and remote.tagged is None:
-        _ask(repo, f"setting the tag {revision}", lambda: api.create_tag(repo, tag=revision, revision=commit))
+    if work.tag is not None:
+        tag = work.tag
+        _ask(repo, f"setting the tag {tag}", lambda: api.create_tag(repo, tag=tag, revision=commit))
     return commit
 
 

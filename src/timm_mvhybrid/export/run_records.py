@@ -110,7 +110,7 @@ def _read(path: Path) -> Any:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise ExportError(f"{path}: not readable as JSON ({error}); mend it, or move it away") from error
+        raise ExportError(f"{path}: not readable as JSON ({error}); repair it, or move it away") from error
 
 
 def _object(path: Path) -> Mapping[str, Any]:
@@ -118,7 +118,7 @@ def _object(path: Path) -> Mapping[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ExportError(f"{path}: must hold a JSON object; mend it, or move it away")
+        raise ExportError(f"{path}: must hold a JSON object; repair it, or move it away")
     return values
 
 
@@ -129,7 +129,7 @@ def _last_metrics(path: Path, step: int | None) -> Mapping[str, Any]:
     except FileNotFoundError:
         return last
     except (OSError, ValueError) as error:
-        raise ExportError(f"{path}: cannot be read ({error}); mend it, or move it away") from error
+        raise ExportError(f"{path}: cannot be read ({error}); repair it, or move it away") from error
     for number, line in enumerate(lines, start=1):
         try:
             values = json.loads(line) if line.strip() else None
@@ -138,7 +138,7 @@ def _last_metrics(path: Path, step: int | None) -> Mapping[str, Any]:
             if number == len(lines):
                 break
             raise ExportError(
-                f"{path}: line {number} is no JSON ({error}); mend it, or move it away"
+                f"{path}: line {number} is not JSON ({error}); repair it, or move it away"
             ) from error
         if not isinstance(values, dict) or "event" in values:
             continue

@@ -29,7 +29,7 @@ from .sharded_checkpoint import INDEX_FILE, is_sharded, read_sharded, tensor_nam
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingCheckpoint:
-    """The weights of one backbone, by the names of their source without what wrappers put in front.
+    """The weights of one backbone, by the names of their source without the prefixes of wrappers.
 
     Args:
         path: The file, or the folder of a sharded checkpoint.
@@ -63,7 +63,7 @@ def read_training_checkpoint(path: str | Path, branch: Branch = "teacher") -> Tr
         branch: Whose weights to take where there are a teacher's and a student's.
 
     Raises:
-        ExportError: There is no checkpoint, or it has not the branch.
+        ExportError: There is no checkpoint, or it lacks the branch.
         CheckpointError: It is damaged, unsafe or not finite.
     """
     path = _find(Path(path))
@@ -80,7 +80,7 @@ def read_training_checkpoint(path: str | Path, branch: Branch = "teacher") -> Tr
         raise ExportError(f"{path}: {error}") from error
     if found.branch not in (branch, None):
         raise ExportError(
-            f"{path}: has no {branch}, only a {found.branch}; take it with --weights {found.branch}"
+            f"{path}: has no {branch}, only a {found.branch}; take it with `branch='{found.branch}'`"
         )
     check_finite({found.names[name]: tensor for name, tensor in tensors.items()}, path)
     step = re.search(r"step_?(\d+)", path.name)

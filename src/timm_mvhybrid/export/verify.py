@@ -68,7 +68,7 @@ def verify(folder: str | Path, *, remedy: str = COPY_AGAIN) -> Verified:
         model: Any = create_model(f"local-dir:{folder}", pretrained=True, dtype=torch.float32)
     name = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["architecture"]
     if name not in (*MODEL_NAMES, *TEST_MODEL_NAMES):
-        raise ExportError(f"{folder / CONFIG_FILE}: names {name}, which is no model of this package")
+        raise ExportError(f"{folder / CONFIG_FILE}: names {name}, which is not a model of this package")
     if sha256 is None:
         raise ExportError(f"{folder / CONFIG_FILE}: states no sha256 of {WEIGHTS_FILE}; {remedy}")
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:

@@ -16,6 +16,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ..layers.token_order import to_scan_order, to_timm_order
+from ..runtime.errors import ParameterError
 from ..weights.position_grid import resample_position
 from .base_vision_transformer import BaseVisionTransformer
 from .chunks import num_chunks
@@ -81,7 +82,7 @@ class HybridVisionTransformer(BaseVisionTransformer):
             ``final_norm``, ``drop_rate``, ``attn_drop_rate``, ``dynamic_img_pad``, ...).
 
     Raises:
-        ValueError: An argument has a value that is not allowed; the message names it and what is.
+        ParameterError: An argument has a value that is not allowed; the message names it and what is.
     """
 
     has_ssm: Final[bool]
@@ -129,10 +130,12 @@ class HybridVisionTransformer(BaseVisionTransformer):
         check_choice("weight_init", weight_init, ("", "skip"))
         check_size(img_size, patch_size, dynamic_pad=kwargs.get("dynamic_img_pad", False))
         if embed_dim <= 0 or num_heads <= 0 or embed_dim % num_heads:
-            raise ValueError(f"num_heads is {num_heads}; it must divide embed_dim, which is {embed_dim}")
+            raise ParameterError(
+                f"`num_heads` is {num_heads}; it must divide `embed_dim`, which is {embed_dim}"
+            )
         if not class_token and global_pool == "token":
-            raise ValueError(
-                "global_pool is 'token', but class_token is False; use 'avg', 'max', 'avgmax', 'map' or ''"
+            raise ParameterError(
+                "`global_pool` is 'token', but `class_token` is False; use 'avg', 'max', 'avgmax', 'map' or ''"
             )
         num_ssm = num_ssm_blocks(ssm_depth, depth, ssm_mixer)
         if norm_layer is None:
@@ -192,7 +195,7 @@ class HybridVisionTransformer(BaseVisionTransformer):
             needs_reset: Whether the submodules draw their own weights first; needed after ``to_empty``.
 
         Raises:
-            ValueError: ``mode`` is neither of these.
+            ParameterError: ``mode`` is neither of these.
         """
         check_choice("mode", mode, ("", *INIT_SCHEMES))
         if needs_reset:
@@ -315,7 +318,7 @@ class HybridVisionTransformer(BaseVisionTransformer):
             Tokens in timm's order, (batch, num_prefix_tokens + patches, embed_dim).
 
         Raises:
-            ValueError: A mask does not fit, or the model has no mask token or no attention to mask.
+            ParameterError: A mask does not fit, or the model has no mask token or no attention to mask.
         """
         x = self._embed(x, mask)
         attn_mask = resolve_attention_mask(x, attn_mask, is_causal, self.has_ssm)
@@ -362,10 +365,10 @@ class HybridVisionTransformer(BaseVisionTransformer):
             (final tokens, intermediates), the intermediates alone, or a dictionary.
 
         Raises:
-            ValueError: ``output_fmt`` is neither of the two, or there is no attention to mask.
+            ParameterError: ``output_fmt`` is neither of the two, or there is no attention to mask.
         """
         if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt is {output_fmt!r}; allowed are 'NCHW' and 'NLC'")
+            raise ParameterError(f"`output_fmt` is {output_fmt!r}; allowed are 'NCHW' and 'NLC'")
         taps, last = feature_take_indices(len(self.blocks), indices)
         batch, _, height, width = x.shape
         x = self._embed(x, None)

@@ -6,6 +6,8 @@ import torch
 from timm.layers import register_notrace_function
 from torch import Tensor
 
+from ..runtime.errors import ParameterError
+
 
 def mask_patches(x: Tensor, mask: Tensor, mask_token: Tensor | None) -> Tensor:
     """Puts the mask token where a mask is True; scriptable.
@@ -19,16 +21,20 @@ def mask_patches(x: Tensor, mask: Tensor, mask_token: Tensor | None) -> Tensor:
         The tokens, in the shape of ``x``.
 
     Raises:
-        ValueError: The mask does not fit, or there is no mask token.
+        ParameterError: The mask does not fit, or there is no mask token.
     """
     if mask_token is None:
-        raise ValueError("a mask was given, but the model has no mask token; create it with mask_token=True")
+        raise ParameterError(
+            "a `mask` was given, but the model has no mask token; create it with `mask_token=True`"
+        )
     if mask.dtype != torch.bool:
-        raise ValueError(f"mask has dtype {mask.dtype}; expected torch.bool, True where a patch is hidden")
+        raise ParameterError(
+            f"`mask` has dtype {mask.dtype}; expected torch.bool, True where a patch is hidden"
+        )
     num_patches = x[0, ..., 0].numel()
     if mask.ndim != 2 or mask.shape[0] != x.shape[0] or mask.shape[1] != num_patches:
-        raise ValueError(
-            f"mask has shape {mask.shape}; expected (batch, patches) = ({x.shape[0]}, {num_patches})"
+        raise ParameterError(
+            f"`mask` has shape {mask.shape}; expected (batch, patches) = ({x.shape[0]}, {num_patches})"
         )
     return torch.where(mask.view(x.shape[:-1]).unsqueeze(-1), mask_token.to(x.dtype), x)
 
@@ -49,16 +55,16 @@ def resolve_attention_mask(
         The mask, or None.
 
     Raises:
-        ValueError: State-space blocks have no attention to mask, or both masks were given.
+        ParameterError: State-space blocks have no attention to mask, or both masks were given.
     """
     if attn_mask is None and not is_causal:
         return None
     if has_ssm:
-        raise ValueError(
-            "state-space blocks have no attention to mask; attn_mask and is_causal need ssm_depth=0"
+        raise ParameterError(
+            "state-space blocks have no attention to mask; `attn_mask` and `is_causal` need `ssm_depth=0`"
         )
     if attn_mask is not None and is_causal:
-        raise ValueError("give attn_mask or is_causal, not both")
+        raise ParameterError("give `attn_mask` or `is_causal`, not both")
     if attn_mask is None:
         length = x.shape[1]
         return torch.full((length, length), -math.inf, dtype=x.dtype, device=x.device).triu(1)

@@ -16,8 +16,8 @@ from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from ..runtime.atomic_file import OutputFile
-from ..runtime.claim import check_unclaimed, claimed
-from ..runtime.errors import TimmMVHybridError
+from ..runtime.claim import check_output_file, claimed
+from ..runtime.errors import ParameterError, TimmMVHybridError
 from ..version import __version__
 from .hybrid_vision_transformer import HybridVisionTransformer
 from .onnx_trace import trace_in_parts
@@ -114,8 +114,8 @@ def export_onnx(
     path = Path(path)
     check_packages(verify)
     if opset < MIN_OPSET:
-        raise OnnxExportError(f"opset is {opset}; it must be at least {MIN_OPSET}")
-    check_output(path, overwrite)
+        raise OnnxExportError(f"`opset` is {opset}; it must be at least {MIN_OPSET}")
+    check_output_file(path, overwrite=overwrite, error=OnnxExportError)
     config = getattr(model, "pretrained_cfg", None) or {}
     data = resolve_data_config({}, model=model)
     size: tuple[int, int] = to_2tuple(image_size_px or tuple(data["input_size"][1:]))
@@ -194,26 +194,6 @@ def check_packages(verify: bool = True) -> None:
         )
 
 
-def check_output(path: Path, overwrite: bool) -> None:
-    """Checks that a file can be written, before time is spent on its content.
-
-    Args:
-        path: The file to write.
-        overwrite: Whether an existing file may be replaced.
-
-    Raises:
-        OnnxExportError: If the folder is missing, or the file exists and may not be replaced.
-        OutputError: If another process writes it.
-    """
-    if not path.parent.is_dir():
-        raise OnnxExportError(f"{path}: the output folder {path.parent} does not exist; create it first")
-    if path.is_dir():
-        raise OnnxExportError(f"{path}: is a folder; name a file")
-    if path.exists() and not overwrite:
-        raise OnnxExportError(f"{path}: exists already; replace it with --overwrite (overwrite=True)")
-    check_unclaimed(path)
-
-
 class _Exported(nn.Module):
     """What the graph computes.
 
@@ -256,8 +236,8 @@ def _copy_for(model: nn.Module, size: tuple[int, int]) -> nn.Module:
         parameter.requires_grad_(False)
     if isinstance(copied, HybridVisionTransformer) and size != tuple(copied.patch_embed.img_size):
         try:
-            check_size(size, copied.patch_embed.patch_size, dynamic_pad=False)
-        except ValueError as error:
+            check_size(size, copied.patch_embed.patch_size, dynamic_pad=False, name="image_size_px")
+        except ParameterError as error:
             raise OnnxExportError(str(error)) from error
         # resamples a position embedding once and for all, and not in the graph
         copied.set_input_size(img_size=size)

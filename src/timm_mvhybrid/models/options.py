@@ -10,6 +10,7 @@ from timm.layers import LayerNorm, Mlp, to_2tuple
 from torch import nn
 
 from ..layers import EinFFT, HydraMixer, MambaVisionMixer, SSMBlock, VimMixer
+from ..runtime.errors import ParameterError
 
 SSM_MIXERS: dict[str, type[nn.Module]] = {
     "mambavision": MambaVisionMixer,
@@ -31,7 +32,7 @@ def make_ssm_block(
     allowed = set(inspect.signature(mixer).parameters) - {"d_model", "device", "dtype"}
     unknown = sorted(set(ssm_kwargs) - allowed)
     if unknown:
-        raise ValueError(f"ssm_kwargs has {unknown}; {mixer.__name__} takes {sorted(allowed)}")
+        raise ParameterError(f"`ssm_kwargs` has {unknown}; {mixer.__name__} takes {sorted(allowed)}")
     channels: nn.Module | None = None
     if channel_mixer == "einfft":
         channels = EinFFT(dim, **dd)
@@ -60,32 +61,39 @@ def default_norm(ssm_mixer: str | None) -> Callable[..., nn.Module]:
 def num_ssm_blocks(ssm_depth: int | str, depth: int, ssm_mixer: str | None) -> int:
     """Resolves ``ssm_depth`` to a number of blocks."""
     if depth < 1:
-        raise ValueError(f"depth is {depth}; it must be at least 1")
+        raise ParameterError(f"`depth` is {depth}; it must be at least 1")
     named = {"half": math.ceil(depth / 2), "all": depth}
     count = named.get(ssm_depth, -1) if isinstance(ssm_depth, str) else ssm_depth
     if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= depth:
-        raise ValueError(f"ssm_depth is {ssm_depth!r}; allowed are 0 to depth={depth}, 'half' and 'all'")
+        raise ParameterError(
+            f"`ssm_depth` is {ssm_depth!r}; allowed are 0 to depth={depth}, 'half' and 'all'"
+        )
     if ssm_mixer is None and count > 0:
-        raise ValueError(
-            f"ssm_depth is {ssm_depth!r}, but ssm_mixer is None; set it to one of {sorted(SSM_MIXERS)}"
+        raise ParameterError(
+            f"`ssm_depth` is {ssm_depth!r}, but `ssm_mixer` is None; set it to one of {sorted(SSM_MIXERS)}"
         )
     return count
 
 
 def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    """Raises ValueError for a value that is not among the allowed."""
+    """Raises ParameterError for a value that is not among the allowed."""
     if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(repr(choice) for choice in allowed)}")
+        raise ParameterError(
+            f"`{name}` is {value!r}; allowed are {', '.join(repr(choice) for choice in allowed)}"
+        )
 
 
 def check_size(
-    img_size: int | tuple[int, int] | None, patch_size: int | tuple[int, int], dynamic_pad: bool
+    img_size: int | tuple[int, int] | None,
+    patch_size: int | tuple[int, int],
+    dynamic_pad: bool,
+    name: str = "img_size",
 ) -> None:
-    """Raises ValueError for an image that is not a whole number of patches."""
+    """Raises ParameterError for an image that is not a whole number of patches."""
     if img_size is None or dynamic_pad:
         return
     for image, patch in zip(to_2tuple(img_size), to_2tuple(patch_size), strict=True):
         if image <= 0 or patch <= 0 or image % patch:
-            raise ValueError(
-                f"img_size is {img_size}; it must be a multiple of patch_size, which is {patch_size}"
+            raise ParameterError(
+                f"`{name}` is {img_size}; it must be a multiple of `patch_size`, which is {patch_size}"
             )

@@ -82,8 +82,8 @@ def read_pretrained(config: Mapping[str, Any], cache_dir: str | Path | None = No
             raise
         name = config.get("architecture")
         raise type(error)(
-            f"no pretrained weights of {name} could be had: {error}. Where none are published yet, pretrain with "
-            f"'timm-mvhybrid pretrain' (see its --help), then run 'timm-mvhybrid export CHECKPOINT --model {name} --output "
+            f"no pretrained weights of {name} could be loaded: {error}. Where none are published yet, pretrain with "
+            f"'timm-mvhybrid pretrain', then run 'timm-mvhybrid export --checkpoint RUN --model {name} --output "
             f"DIR' and 'timm-mvhybrid publish DIR --repo {config['hf_hub_id']}'"
         ) from error
 

@@ -178,7 +178,7 @@ class OutputFile(io.RawIOBase):
 
 def _taken(path: Path) -> OutputError:
     return OutputError(
-        f"{path}: exists already, because another process wrote it meanwhile; replace it with --overwrite"
+        f"{path}: exists already, because another process wrote it meanwhile; replace it with `overwrite=True`"
     )
 
 

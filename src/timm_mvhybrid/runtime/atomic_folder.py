@@ -87,5 +87,5 @@ class OutputFolder(AbstractContextManager["OutputFolder"]):
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             raise OutputError(
-                f"{self.path}: exists already, because another process wrote it meanwhile; replace it with --overwrite"
+                f"{self.path}: exists already, because another process wrote it meanwhile; replace it with `overwrite=True`"
             ) from None

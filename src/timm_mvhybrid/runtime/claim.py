@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import OutputError, writing
+from .errors import OutputError, TimmMVHybridError, writing
 
 try:
     import fcntl
@@ -64,6 +64,28 @@ def check_unclaimed(output: str | Path) -> None:
     if Path(output).with_name(f".{Path(output).name}.lock").exists():
         with claimed(output):
             pass
+
+
+def check_output_file(path: Path, *, overwrite: bool, error: type[TimmMVHybridError]) -> None:
+    """Finds out whether a file can be written, before time is spent on its content.
+
+    Args:
+        path: The file to write.
+        overwrite: Whether an existing file may be replaced.
+        error: What to raise if the folder is missing or not writable, or the file may not be replaced.
+
+    Raises:
+        OutputError: Another process writes it.
+    """
+    if not path.parent.is_dir():
+        raise error(f"{path}: the output folder {path.parent} does not exist; create it first")
+    if path.is_dir():
+        raise error(f"{path}: is a folder; name a file")
+    if path.exists() and not overwrite:
+        raise error(f"{path}: exists already; replace it with `overwrite=True`")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise error(f"{path}: the output folder {path.parent} is not writable")
+    check_unclaimed(path)
 
 
 def _lock(output: Path, lock: Path, wait: bool) -> int:

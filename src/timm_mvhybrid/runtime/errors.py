@@ -31,6 +31,16 @@ class TimmMVHybridError(Exception):
     """What cannot be done; the message is one line for the user: file or argument, value and remedy."""
 
 
+class ParameterError(TimmMVHybridError, ValueError):
+    """A parameter has a value that it cannot have; the message names it in backticks, by its Python name."""
+
+
+def check_seed(seed: int) -> None:
+    """Raises ParameterError for a seed that not every generator takes."""
+    if seed < 0:
+        raise ParameterError(f"`seed` must be at least 0, not {seed}")
+
+
 class DataError(TimmMVHybridError, ValueError):
     """The input as a whole cannot be used."""
 
@@ -54,7 +64,7 @@ class SlideChoiceError(DataError):
     """
 
     def __init__(self, cause: str) -> None:
-        super().__init__(f"{cause}; give the slide with --slide FILE")
+        super().__init__(f"{cause}; give the slide with `slide=FILE`")
         self.cause = cause
 
     def __reduce__(self) -> tuple[type[SlideChoiceError], tuple[str]]:

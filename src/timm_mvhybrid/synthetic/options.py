@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from tyro.conf import arg
 
 from ..runtime.errors import EvaluationError
 
@@ -47,22 +50,22 @@ class PhantomOptions:
         EvaluationError: If a value is outside its range.
     """
 
-    num_studies: int = 8
-    num_samples: int = 3
-    num_spots: int = 60
-    num_genes: int = 120
-    low_share: float = 0.4
-    high_share: float = 0.4
+    num_studies: Annotated[int, arg(aliases=("--studies",), metavar="N")] = 8
+    num_samples: Annotated[int, arg(aliases=("--samples",), metavar="N")] = 3
+    num_spots: Annotated[int, arg(aliases=("--spots",), metavar="N")] = 60
+    num_genes: Annotated[int, arg(aliases=("--genes",), metavar="N")] = 120
+    low_share: Annotated[float, arg(metavar="FRACTION")] = 0.4
+    high_share: Annotated[float, arg(metavar="FRACTION")] = 0.4
     low_effect: float = 0.7
     high_effect: float = 0.7
     noise: float = 0.25
     gradient: float = 0.3
     study_effect: float = 0.6
     dispersion: float = 0.1
-    dropout: float = 0.05
+    dropout: Annotated[float, arg(metavar="FRACTION")] = 0.05
     depth: float = 12.0
     image_shift: float = 1.0
-    capture_um: float = 100.0
+    capture_um: Annotated[float, arg(metavar="UM")] = 100.0
     seed: int = 0
 
     def __post_init__(self) -> None:

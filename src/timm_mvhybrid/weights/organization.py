@@ -9,6 +9,8 @@ from typing import Any
 
 from timm.models import _registry
 
+from ..runtime.errors import ParameterError
+
 DEFAULT_ORGANIZATION = "timm-mvhybrid"
 ENVIRONMENT_VARIABLE = "TIMM_MVHYBRID_ORGANIZATION"
 
@@ -31,12 +33,12 @@ def set_organization(name: str | None) -> None:
         name: Its name on the Hub; None for the environment variable's or the default.
 
     Raises:
-        ValueError: It cannot be an organisation's name.
+        ParameterError: It cannot be an organisation's name.
     """
     global _chosen
     if name is not None and not re.fullmatch(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?", name):
-        raise ValueError(
-            f"'{name}' cannot be an organisation on the Hub; give its name alone, without a slash"
+        raise ParameterError(
+            f"`name` is '{name}', which cannot be an organisation on the Hub; give its name alone, without a slash"
         )
     _chosen = name
     update_registry()

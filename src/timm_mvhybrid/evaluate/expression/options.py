@@ -14,6 +14,7 @@ from ...probes.expression_metrics import NanPolicy
 from ...probes.resampling import NUM_RESAMPLES
 from ...probes.ridge import RidgePreset
 from ...probes.ridge_folds import RidgeSolver
+from ...runtime.errors import check_seed
 from ..arguments import BackboneOptions, word
 
 HEST_COMPONENTS = 256
@@ -77,6 +78,9 @@ class ProbeOptions:
     seed: int = 0
     num_map_genes: Annotated[int, arg(name="map-genes", metavar="N")] = 4
     num_map_samples: Annotated[int, arg(name="map-samples", metavar="N")] = 4
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
