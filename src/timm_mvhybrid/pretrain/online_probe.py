@@ -77,15 +77,18 @@ class OnlineProbe:
             PretrainError: An image cannot be read, or features are not finite.
             TimmMVHybridError: Features cannot be measured; the message says why.
         """
-        compute = features or model
+        with undisturbed(model, self.device):
+            found = self._embed(features or model)
+            return on_first(lambda: self._score(found), self.device)
+
+    def _embed(self, features: Callable[[Tensor], Tensor]) -> Tensor:
+        """Embeds the whole set: (N, D) float32 on the CPU, on every rank."""
 
         def embed(pixels: Tensor) -> dict[str, Tensor]:
             images = pixels.to(self.device).float().div_(255).sub_(self._mean).div_(self._std)
-            return {"features": compute(images)}
+            return {"features": features(images)}
 
-        with undisturbed(model, self.device):
-            found = embed_rows(len(self.targets), self.batch_size, self._read, embed)["features"]
-            return on_first(lambda: self._score(found), self.device)
+        return embed_rows(len(self.targets), self.batch_size, self._read, embed)["features"]
 
     def _score(self, features: Tensor) -> dict[str, float]:
         if not torch.isfinite(features).all():
