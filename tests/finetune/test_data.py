@@ -140,7 +140,9 @@ def test_patches_without_counts_are_seen_and_not_measured(spots, tmp_path):
     root = write_spots(tmp_path / "holes", {"S0": "A", "S1": "B"})
     file = root / "adata" / "S0.h5ad"
     table = anndata.read_h5ad(file)
-    table.X[0] = 0  # measured, without a single count
+    counts = table.X.tolil()
+    counts[0] = 0  # measured, without a single count
+    table.X = counts.tocsr()
     table[:20].copy().write_h5ad(file)
     manifest = write_manifest(tmp_path / "m.json", {"path": "holes", "normalise": "cpm"})
     data = open_cohorts(CohortConfig(sources=(str(manifest),), hold_out=("B",), num_workers=0))
