@@ -205,10 +205,9 @@ def _sections(root: Path) -> dict[str, tuple[Path, Path, Path]]:
             None,
         )
         spots = root / "spots" / f"{name}_selection.tsv"
-        for file, kind in ((counts, f"counts/{name}.tsv.gz"), (spots, f"spots/{spots.name}")):
-            if file is None or not file.is_file():
-                raise DataError(f"{root / kind}: missing, and {image} exists; add it, or remove the image")
-        assert counts is not None
+        missing = root / "counts" / f"{name}.tsv.gz" if counts is None else spots
+        if counts is None or not spots.is_file():
+            raise DataError(f"{missing}: missing, and {image} exists; add it, or remove the image")
         found[name] = (image, counts, spots)
     if not found:
         raise DataError(
@@ -335,5 +334,7 @@ def _cut(file: Path, centres: NDArray[np.float64], side_px: float, patch_size_px
     patches = np.empty((len(centres), patch_size_px, patch_size_px, 3), dtype=np.uint8)
     for index, (x, y) in enumerate((centres + border - side_px / 2).tolist()):
         box = (x, y, x + side_px, y + side_px)
-        patches[index] = image.resize((patch_size_px, patch_size_px), Image.Resampling.BICUBIC, box=box)
+        patches[index] = np.asarray(
+            image.resize((patch_size_px, patch_size_px), Image.Resampling.BICUBIC, box=box)
+        )
     return patches

@@ -62,7 +62,7 @@ class TiedRanks:
             chunk=chunk,
             before=before,
             block=block,
-            before_zeros=np.bincount(row, chunk.data > 0, len(lengths)),
+            before_zeros=np.bincount(row, chunk.data > 0, len(lengths)).astype(np.float64),
             num_zeros=num_zeros.astype(np.float64),
         )
 

@@ -127,17 +127,17 @@ def read_transcripts(
         )
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise DataError(f"{path}: he_x or he_y is infinite; write the table again")
-    names = tuple(number)
+    kept_genes = tuple(number)
     if genes is None:
-        names = tuple(sorted(number))
-        place = {name: index for index, name in enumerate(names)}
+        kept_genes = tuple(sorted(number))
+        place = {name: index for index, name in enumerate(kept_genes)}
         gene = np.array([place[name] for name in number], dtype=np.int32)[gene]
     return Transcripts(
         path=path,
-        genes=names,
+        genes=kept_genes,
         x_px=x,
         y_px=y,
-        gene=gene,
+        gene=gene.astype(np.int32),
         qv=qv.astype(np.float32),
         num_controls=dict(controls),
         num_low_quality=dropped["quality"],

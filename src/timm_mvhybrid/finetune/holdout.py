@@ -127,7 +127,8 @@ def _draw(
     for sample, name in zip(samples, names, strict=True):
         sizes[name] += int(sample.measured.sum())
     order = sorted(sizes)
-    total, taken, chosen = sum(sizes.values()), 0, []
+    total, taken = sum(sizes.values()), 0
+    chosen: list[str] = []
     for index in combine(seed, np.arange(len(order))).argsort(kind="stable").tolist():
         name = order[index]
         if taken >= fraction * total:

@@ -128,8 +128,8 @@ def build_panel(
                 )
     normalise, num_measured = _normalisation(name, samples)
     fitted = [sample for sample, train in zip(samples, training, strict=True) if train]
-    genes = _genes(name, fitted, normalise, num_genes)
-    parts = [_part(sample, genes, normalise, tokens=False) for sample in samples]
+    genes = _genes(name, fitted, num_genes)
+    parts = [_part(sample, genes, normalise) for sample in samples]
     mean, std, varies = _statistics(parts, training, 1)
     if not varies.any():
         raise DataError(
@@ -138,7 +138,7 @@ def build_panel(
     token_parts: list[_Part] = []
     token_mean = token_std = token_varies = None
     if platform == "transcripts":
-        token_parts = [_part(sample, genes, normalise, tokens=True, grid=grid) for sample in samples]
+        token_parts = [_part(sample, genes, normalise, grid) for sample in samples]
         token_mean, token_std, token_varies = _statistics(token_parts, training, grid * grid)
     panel = Panel(
         name=name,
@@ -198,7 +198,9 @@ def _normalisation(name: str, samples: Sequence[MeasuredSample]) -> tuple[Litera
     return normalise, num_measured
 
 
-def _factors(sample: MeasuredSample, normalise: str, num_cells: int = 1) -> NDArray[np.float64]:
+def _factors(
+    sample: MeasuredSample, normalise: Literal["cpm", "area"], num_cells: int = 1
+) -> NDArray[np.float64]:
     """What counts of each patch are multiplied by before the logarithm."""
     if normalise == "area":
         assert sample.area_um2 is not None
@@ -214,7 +216,7 @@ def _log(counts: Any, factors: NDArray[np.float64]) -> Any:
     )
 
 
-def _genes(name: str, fitted: Sequence[MeasuredSample], normalise: Any, num_genes: int) -> tuple[str, ...]:
+def _genes(name: str, fitted: Sequence[MeasuredSample], num_genes: int) -> tuple[str, ...]:
     entry = fitted[0].entry
     if entry.genes is not None and not isinstance(entry.genes, int):
         genes = read_genes(entry.genes)
@@ -226,36 +228,62 @@ def _genes(name: str, fitted: Sequence[MeasuredSample], normalise: Any, num_gene
                 "remove it from the file"
             )
         return tuple(genes)
-    everywhere = set.intersection(*(set(sample.genes) for sample in fitted))
-    shared = tuple(gene for gene in fitted[0].genes if gene in everywhere)
-    wanted = entry.genes if entry.genes is not None else num_genes
     if entry.genes is None and fitted[0].platform == "transcripts":
         return tuple(sorted(set().union(*(sample.genes for sample in fitted))))
+    everywhere = set.intersection(*(set(sample.genes) for sample in fitted))
+    shared = tuple(gene for gene in fitted[0].genes if gene in everywhere)
+    wanted = num_genes if entry.genes is None else entry.genes
     if not shared:
         raise DataError(
             f"{entry.path}: the training samples of the panel '{name}' have no gene in common; use the same names in all"
         )
-    parts = [_part(sample, shared, normalise, tokens=False) for sample in fitted]
-    _, std, varies = _statistics(parts, np.ones(len(parts), dtype=np.bool_), 1)
-    present = sum(np.bincount(part.values.indices, minlength=len(shared)) for part in parts)
-    candidates = np.flatnonzero(varies & (present >= _MIN_PRESENT * sum(part.num_patches for part in parts)))
+    excess, present = _dispersion(fitted, shared)
+    num_patches = sum(int(sample.measured.sum()) for sample in fitted)
+    candidates = np.flatnonzero((excess > 0) & (present >= _MIN_PRESENT * num_patches))
     if not len(candidates):
         raise DataError(
             f"{entry.path}: no gene of the panel '{name}' is in {_MIN_PRESENT:.0%} of the training patches and varies; "
             "check that these are the counts of these patches, or name genes"
         )
-    chosen = candidates[np.argsort(-std[candidates], kind="stable")[:wanted]]
+    chosen = candidates[np.argsort(-excess[candidates], kind="stable")[:wanted]]
     return tuple(shared[index] for index in sorted(chosen.tolist()))
 
 
+def _dispersion(
+    samples: Sequence[MeasuredSample], genes: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Compares the variance of counts with that of sampling: mean square of their Pearson residuals, gene by gene.
+
+    Expected are p n, of the patch's total n and the gene's fraction p of all counts. Logarithms would favour genes that
+    are in half of the patches, with one count each, whose variance is that of sampling alone.
+    Source: Lause et al., Genome Biol 22 (2021) 258, without their overdispersion.
+    """
+    squares, sums = np.zeros(len(genes)), np.zeros(len(genes))
+    present = np.zeros(len(genes), dtype=np.int64)
+    num_patches, everything = 0, 0.0
+    for sample in samples:
+        position = {gene: index for index, gene in enumerate(sample.genes)}
+        counts = sample.counts[:, [position[gene] for gene in genes]].astype(np.float64)
+        totals = np.asarray(sample.counts.sum(axis=1, dtype=np.float64)).ravel()
+        of_patch = np.repeat(totals, np.diff(counts.indptr))
+        squares += np.bincount(counts.indices, counts.data**2 / of_patch, len(genes))
+        sums += np.bincount(counts.indices, counts.data, len(genes))
+        present += np.bincount(counts.indices, minlength=len(genes))
+        num_patches += int(sample.measured.sum())
+        everything += float(totals.sum())
+    # Σ (x - p n)² / (p n) = Σ x² / (p n) - Σ x, since p is Σ x / Σ n
+    fraction = np.where(sums > 0, sums, 1) / max(everything, 1.0)
+    return (squares / fraction - sums) / max(num_patches, 1), present
+
+
 def _part(
-    sample: MeasuredSample, genes: Sequence[str], normalise: Any, *, tokens: bool, grid: int = 1
+    sample: MeasuredSample, genes: Sequence[str], normalise: Literal["cpm", "area"], grid: int | None = None
 ) -> _Part:
     """Takes the columns of genes, for each cell of the grid."""
     position = {gene: index for index, gene in enumerate(genes)}
     new = np.array([position.get(gene, -1) for gene in sample.genes])
-    counts = sample.tokens if tokens else sample.counts
-    values = _log(counts, _factors(sample, normalise, grid * grid))
+    counts, num_cells = (sample.counts, 1) if grid is None else (sample.tokens, grid * grid)
+    values = _log(counts, _factors(sample, normalise, num_cells))
     cell, gene = np.divmod(values.indices, len(sample.genes))
     kept = new[gene] >= 0
     taken = require("scipy.sparse").csr_matrix(
@@ -264,7 +292,7 @@ def _part(
             cell[kept] * len(genes) + new[gene[kept]],
             np.concatenate([[0], np.cumsum(kept)])[values.indptr],
         ),
-        shape=(counts.shape[0], grid * grid * len(genes)),
+        shape=(counts.shape[0], num_cells * len(genes)),
     )
     taken.sort_indices()
     has = np.zeros(len(genes), dtype=np.bool_)
