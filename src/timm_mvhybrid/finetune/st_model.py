@@ -142,49 +142,68 @@ class STModel(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Does what :meth:`features` says; where FSDP shards the model, its weights are whole nowhere else."""
-        backbone = self.backbone
-        tokens = self._embed(x)
-        parts = num_chunks(tokens, backbone.blocks) if self._is_ours else 1
-        found = [self._run(chunk) for chunk in (tokens.tensor_split(parts) if parts > 1 else [tokens])]
-        tokens = torch.cat([chunk[0] for chunk in found]) if parts > 1 else found[0][0]
-        st = torch.cat([chunk[1] for chunk in found]) if parts > 1 else found[0][1]
-        tokens, st = backbone.norm(tokens), backbone.norm(st)
-        features = {"class": tokens[:, 0]} if backbone.has_class_token else {}
-        return {**features, "st": st[:, 0], "patch": tokens[:, backbone.num_prefix_tokens :]}
+        return read_features(
+            self.backbone, x, st_token=self.st_token, write_gates=self.write_gates, st_start=self.st_start
+        )
 
-    @property
-    def _is_ours(self) -> bool:
-        return isinstance(self.backbone, HybridVisionTransformer)
 
-    def _embed(self, x: Tensor) -> Tensor:
-        """Turns images into tokens in timm's order, as the backbone does."""
-        backbone = self.backbone
-        if self._is_ours:
-            tokens: Tensor = backbone._embed(x, None)
-            return tokens
-        tokens = backbone.norm_pre(backbone.patch_drop(backbone._pos_embed(backbone.patch_embed(x))))
-        return tokens
+def read_features(
+    backbone: Any, x: Tensor, *, st_token: Tensor, write_gates: Tensor | None, st_start: int
+) -> dict[str, Tensor]:
+    """Computes the normalised features of a backbone and of an ST token.
 
-    def _run(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Runs the blocks, in the order of tokens that each expects; returns ordinary tokens in timm's, and ST token."""
-        backbone = self.backbone
-        num_prefix, ssm_depth = backbone.num_prefix_tokens, backbone.ssm_depth if self._is_ours else 0
-        recompute = backbone.grad_checkpointing and torch.is_grad_enabled()
-        st = self.st_token.expand(len(tokens), -1, -1).to(tokens.dtype)
-        if ssm_depth:
-            tokens = to_scan_order(tokens, num_prefix)
-        for index, block in enumerate(backbone.blocks):
-            if ssm_depth and index == ssm_depth:
-                tokens = to_timm_order(tokens, num_prefix)
-            given: Any = tokens
-            if index >= self.st_start:
-                write = None if self.write_gates is None else self.write_gates[index - self.st_start].tanh()
-                given = WithST(tokens, st, write)
-            found = checkpoint(block, given) if recompute else block(given)
-            tokens, st = (found.tokens, found.st) if index >= self.st_start else (found, st)
-        if ssm_depth >= len(backbone.blocks):
+    Args:
+        backbone: Of an :class:`STModel`.
+        x: Images, (batch, in_chans, height, width), normalised.
+        st_token: The token's initial value, (1, 1, dim).
+        write_gates: γ of the blocks from ``st_start``, or None.
+        st_start: The first block with the token.
+
+    Returns:
+        As :meth:`STModel.features`.
+    """
+    ours = isinstance(backbone, HybridVisionTransformer)
+    tokens = _embed(backbone, x)
+    # as the backbone cuts a large batch, so that sums round alike
+    parts = num_chunks(tokens, backbone.blocks) if ours else 1
+    chunks = tokens.tensor_split(parts) if parts > 1 else (tokens,)
+    found = [_run(backbone, chunk, st_token, write_gates, st_start) for chunk in chunks]
+    tokens, st = found[0] if parts == 1 else (torch.cat(pieces) for pieces in zip(*found, strict=True))
+    tokens, st = backbone.norm(tokens), backbone.norm(st)
+    features = {"class": tokens[:, 0]} if backbone.has_class_token else {}
+    return {**features, "st": st[:, 0], "patch": tokens[:, backbone.num_prefix_tokens :]}
+
+
+def _embed(backbone: Any, x: Tensor) -> Tensor:
+    """Turns images into tokens in timm's order, as the backbone does."""
+    if isinstance(backbone, HybridVisionTransformer):
+        return backbone._embed(x, None)
+    tokens: Tensor = backbone.norm_pre(backbone.patch_drop(backbone._pos_embed(backbone.patch_embed(x))))
+    return tokens
+
+
+def _run(
+    backbone: Any, tokens: Tensor, st_token: Tensor, write_gates: Tensor | None, st_start: int
+) -> tuple[Tensor, Tensor]:
+    """Runs the blocks, in the order of tokens that each expects; returns ordinary tokens in timm's, and ST token."""
+    ssm_depth = backbone.ssm_depth if isinstance(backbone, HybridVisionTransformer) else 0
+    num_prefix = backbone.num_prefix_tokens
+    recompute = backbone.grad_checkpointing and torch.is_grad_enabled()
+    st = st_token.expand(len(tokens), -1, -1).to(tokens.dtype)
+    if ssm_depth:
+        tokens = to_scan_order(tokens, num_prefix)
+    for index, block in enumerate(backbone.blocks):
+        if ssm_depth and index == ssm_depth:
             tokens = to_timm_order(tokens, num_prefix)
-        return tokens, st
+        given: Any = tokens
+        if index >= st_start:
+            write = None if write_gates is None else write_gates[index - st_start].tanh()
+            given = WithST(tokens, st, write)
+        found = checkpoint(block, given) if recompute else block(given)
+        tokens, st = (found.tokens, found.st) if index >= st_start else (found, st)
+    if ssm_depth >= len(backbone.blocks):
+        tokens = to_timm_order(tokens, num_prefix)
+    return tokens, st
 
 
 def _check(backbone: nn.Module) -> None:
