@@ -108,11 +108,15 @@ class StampOutput(NamedTuple):
         image: Embedding of the images, (B, D).
         pathway: Embedding of their pathway scores, (B, D).
         scores: Pathway scores predicted from the images, (B, sets).
+        class_token: Class token, (B, dim).
+        patch_tokens: Patch tokens, (B, N, dim).
     """
 
     image: Tensor
     pathway: Tensor
     scores: Tensor
+    class_token: Tensor
+    patch_tokens: Tensor
 
 
 class StampNetwork(nn.Module):
@@ -136,8 +140,12 @@ class StampNetwork(nn.Module):
 
     def forward(self, image: Tensor, pathways: Tensor) -> StampOutput:
         """Embeds images (B, 3, H, W), normalised, and pathway scores (B, sets), standardised."""
-        token = self.backbone.forward_features(image)[:, 0]
-        return StampOutput(self.image_head(token), self.pathway_encoder(pathways), self.score_head(token))
+        tokens = self.backbone.forward_features(image)
+        # FSDP warns of outputs that are views
+        token, patches = tokens[:, 0].clone(), tokens[:, self.backbone.num_prefix_tokens :].clone()
+        return StampOutput(
+            self.image_head(token), self.pathway_encoder(pathways), self.score_head(token), token, patches
+        )
 
 
 class StampBatch(NamedTuple):
@@ -272,7 +280,7 @@ class StampObjective(Objective):
             for given in self.data.validation_batches(stamp.validation_batch_size, image_size_px=size):
                 batch = self.prepare(given, step)
                 output = self.network(batch.image, batch.pathways)
-                found.append(tuple(x.float().cpu() for x in (*output, batch.pathways, batch.measured)))
+                found.append(tuple(x.float().cpu() for x in (*output[:3], batch.pathways, batch.measured)))
         finally:
             self.network.train()
         image, pathway, predicted, scores, measured = (torch.cat(parts) for parts in zip(*found, strict=True))
