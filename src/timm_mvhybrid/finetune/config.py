@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from tyro.conf import Positional, arg
 
 from ..runtime.errors import PretrainError
 from ..ssl.config import CollapseConfig, CropConfig, HeadConfig, LossConfig, ModelConfig, OptimizerConfig
@@ -25,6 +28,10 @@ _FREE = ("probe", *(f"data.{name}" for name in _DATA))
 class DataConfig(CohortConfig):
     """Which cohorts, and what the model card says of them."""
 
+    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="ROOT")]
+    """Folders in HEST's layout (patches/ with adata/ or transcripts/), or manifests (.json) with weights and panels."""
+    pathways: Annotated[Path | None, arg(aliases=("--pathways",), metavar="FILE.gmt")] = None
+    """GMT file of gene sets to score in every patch."""
     name: str | None = None
     """Name of the data, for the model card."""
     obtained: str | None = None
@@ -33,6 +40,16 @@ class DataConfig(CohortConfig):
     """Licence of the data, for the model card."""
     hub_datasets: tuple[str, ...] = ()
     """Data sets on the Hub, for the model card."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(ModelConfig):
+    """The encoder that is fine-tuned."""
+
+    name: Annotated[str, arg(aliases=("--model",))] = ModelConfig.name
+    """Any timm VisionTransformer; 'timm-mvhybrid models' lists ours."""
+    weights: Annotated[Path | None, arg(aliases=("--checkpoint",), metavar="FILE")] = None
+    """Start from the weights of this file. Excludes pretrained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +91,7 @@ class MintSettings(MintRunConfig):
     """Patches per optimiser step, over all processes and backward passes."""
     seed: int = 0
     """Seed of new weights, order, crops, colours, and of what is held out."""
+    model: EncoderConfig = field(default_factory=EncoderConfig)
     loss: LossConfig = field(
         default_factory=lambda: LossConfig(regularizer="none", teacher_temperature_warmup_steps=1000)
     )
@@ -108,6 +126,7 @@ class StampSettings(StampRunConfig):
     """Optimiser steps."""
     seed: int = 0
     """Seed of new weights, order, dropout, and of what is held out."""
+    model: EncoderConfig = field(default_factory=EncoderConfig)
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every_steps=500))
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
@@ -133,7 +152,7 @@ def mint_smoke(**given: Any) -> MintSettings:
         **given,
         num_steps=200,
         batch_size=16,
-        model=ModelConfig(name="test_mvhybrid"),
+        model=EncoderConfig(name="test_mvhybrid"),
         head=HeadConfig(num_prototypes=256, hidden_dim=128, bottleneck_dim=64, separate_ibot_head=False),
         loss=LossConfig(regularizer="none", teacher_temperature_warmup_steps=30),
         crops=CropConfig(global_size_px=128, local_size_px=64, num_local=2),
@@ -161,7 +180,7 @@ def stamp_smoke(**given: Any) -> StampSettings:
         **given,
         num_steps=200,
         batch_size=32,
-        model=ModelConfig(name="test_mvhybrid"),
+        model=EncoderConfig(name="test_mvhybrid"),
         stamp=StampConfig(hidden_dims=(128, 64), validate_every_steps=50),
         crops=CropConfig(global_size_px=128, num_local=0),
         optimizer=AdamWConfig(

@@ -76,7 +76,9 @@ class CohortConfig:
     """Unreadable patches that are counted, reported and replaced before the run stops."""
 
     def __post_init__(self) -> None:
-        require(len(self.sources) > 0, "data.sources", "empty", "at least one folder or manifest")
+        # the command line fills them in later
+        if isinstance(self.sources, Sequence):
+            require(len(self.sources) > 0, "data.sources", "empty", "at least one folder or manifest")
         for name in ("num_genes", "token_grid", "token_pool", "min_genes"):
             require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
         require(

@@ -97,8 +97,8 @@ class MolecularProbe:
         """How, in one line."""
         num_genes = " and ".join(str(len(rows.genes)) for rows in self._panels)
         return (
-            f"PCA + ridge fitted on {len(self._train)} patches of training samples, mean Pearson correlation of "
-            f"{num_genes} genes a held-out sample"
+            f"expression by PCA + ridge fitted on {len(self._train)} patches of training samples, mean Pearson correlation of "
+            f"{num_genes} genes a held-out sample; drift from the frozen encoder; retrieval among all held-out patches"
         )
 
     @property
@@ -134,19 +134,18 @@ class MolecularProbe:
             found = self._embed(features)
             return on_first(lambda: self._scores(*found), self.device)
 
-    def evaluation(self, scores: Mapping[str, float], first: Sequence[str], *, before: bool) -> Evaluation:
+    def evaluation(self, scores: Mapping[str, float], first: Sequence[str]) -> Evaluation:
         """Describes scores for the records of the run.
 
         Args:
             scores: Of a call.
             first: Names of scores, of which the first one that is there judges checkpoints.
-            before: Whether they are of the encoder that the run starts from.
         """
         order = [*[name for name in first if name in scores], *scores]
         return Evaluation(
             scores={name: scores[name] for name in dict.fromkeys(order)},
             dataset=self.dataset,
-            protocol=self.protocol + ("; before fine-tuning" if before else ""),
+            protocol=self.protocol,
             recorded=tuple(name for name in scores if "/" not in name),
         )
 

@@ -47,25 +47,25 @@ class MintRun(MintObjective):
 
     def baseline(self) -> Evaluation | None:
         """Measures the encoder as it is at the start, and remembers what the frozen one makes of all patches."""
-        return self._measure(before=True)
+        return self._measure()
 
     def evaluate(self, step: int) -> Evaluation | None:
         """Measures expression, drift, and what the heads predict, where it is due."""
         due = step % self.config.mint.validate_every_steps == 0 or step == self.config.num_steps
-        return self._measure(before=False) if due else None
+        return self._measure() if due else None
 
-    def _measure(self, *, before: bool) -> Evaluation | None:
+    def _measure(self) -> Evaluation | None:
         if self._probe is None:
             return None
         if not self._probe.is_frozen:
-            self._probe.freeze(self.frozen, self._frozen_features)
-        scores = self._probe(self.student, self._features)
-        return self._probe.evaluation(scores, _MINT_FIRST, before=before)
+            self._probe.freeze(self.frozen, self._what_was_there)
+        scores = self._probe(self.student, self._what_is_measured)
+        return self._probe.evaluation(scores, _MINT_FIRST)
 
-    def _frozen_features(self, images: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _what_was_there(self, images: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return _tokens(self.frozen, images)
 
-    def _features(self, images: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _what_is_measured(self, images: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # a forward of all, because a sharded network is whole nowhere else; one crop is the least it takes
         output: Any = self.student(images[:1], image=images)
         found = {"class": output.class_token, "st": output.st, "patch": output.patch_tokens}
@@ -99,23 +99,23 @@ class StampRun(StampObjective):
 
     def baseline(self) -> Evaluation | None:
         """Measures the encoder as it is at the start, and remembers what the frozen one makes of all patches."""
-        return self._measure(before=True)
+        return self._measure()
 
     def evaluate(self, step: int) -> Evaluation | None:
         """Measures pathways, retrieval, expression and drift, where it is due."""
         due = step % self.config.stamp.validate_every_steps == 0 or step == self.config.num_steps
-        return self._measure(before=False) if due else None
+        return self._measure() if due else None
 
-    def _measure(self, *, before: bool) -> Evaluation | None:
+    def _measure(self) -> Evaluation | None:
         if self._probe is None:
             return None
         if not self._probe.is_frozen:
             with self._adapted.disable_adapter():
-                self._probe.freeze(self.network, self._features)
-        scores = self._probe(self.network, self._features)
-        return self._probe.evaluation(scores, _STAMP_FIRST, before=before)
+                self._probe.freeze(self.network, self._what_is_measured)
+        scores = self._probe(self.network, self._what_is_measured)
+        return self._probe.evaluation(scores, _STAMP_FIRST)
 
-    def _features(self, images: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _what_is_measured(self, images: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         output: Any = self.network(images, targets["pathways"])
         found = {"class": output.class_token, "patch": output.patch_tokens}
         return {**found, "image": output.image, "pathway": output.pathway, "scores": output.scores}

@@ -132,8 +132,8 @@ class _Run:
                 progress.say(f"resumed after step {start} of {config.num_steps}")
             else:
                 baseline = self.objective.baseline()
-                if baseline is not None:
-                    self._record_evaluation(0, baseline)
+                if baseline is not None and self.log is not None:
+                    self.log.write(0, probe=baseline.scores)
             step = self._steps(start, stop)
             self.checkpoints.save(step, self.state)
             self.checkpoints.wait()
