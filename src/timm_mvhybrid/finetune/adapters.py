@@ -139,17 +139,18 @@ def save_adapters(model: Any, folder: str | Path, *, model_args: Mapping[str, An
     }
     config = model.peft_config["default"].to_dict()
     config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    sha256 = _base_sha256(model)
     facts = {
         "model": _architecture(base),
         "model_args": dict(model_args or {}),
-        "sha256": _base_sha256(model),
+        "sha256": sha256,
         "timm_mvhybrid_version": __version__,
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_files(
         {
-            folder / WEIGHTS_FILE: save(weights, {"format": "pt", "base_sha256": facts["sha256"]}),
+            folder / WEIGHTS_FILE: save(weights, {"format": "pt", "base_sha256": sha256}),
             folder / CONFIG_FILE: json.dumps({**config, "inference_mode": True}, indent=2, default=str),
             folder / BASE_FILE: json.dumps(facts, indent=2),
         }
@@ -325,7 +326,8 @@ def _base_sha256(model: nn.Module) -> str:
     """Computes the sha256 of the weights without adapters, whether there are adapters or not."""
     weights: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        if re.search(r"\.lora_|\.modules_to_save\.", name):
+        # a mask token is pretraining's, and changes no features
+        if re.search(r"\.lora_|\.modules_to_save\.|(?:^|\.)mask_token$", name):
             continue
         plain = name.removeprefix("base_model.model.")
         weights[re.sub(r"\.(?:base_layer|original_module)\.", ".", plain)] = tensor

@@ -249,7 +249,7 @@ class MintObjective(SelfDistillation):
         """Writes the student's backbone, an ordinary encoder; with ST token and heads; and the teacher's backbone."""
         super().write_weights(folder)
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        weights = get_model_state_dict(self.student, options=options)
+        weights: dict[str, Any] = get_model_state_dict(self.student, options=options)
         student: Any = self.student
         facts = {
             "st_start": student.st_start,

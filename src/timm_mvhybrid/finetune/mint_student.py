@@ -94,7 +94,7 @@ class MintStudent(Network):
             nn.init.trunc_normal_(head.weight, std=0.02)
             nn.init.zeros_(head.bias)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, global_crops: Tensor, local_crops: Tensor | None = None, *, image: Tensor, **options: Any
     ) -> Any:
         """Computes scores of crops, and features and predictions of whole patches.
@@ -111,14 +111,18 @@ class MintStudent(Network):
         scored = super().forward(global_crops, local_crops, **options)
         features = self.features(image)
         spots, cells = self.predict(features)
-        # FSDP warns of outputs that are views
         return MintOutput(
-            *scored,
-            features["class"].clone(),
-            features["patch"].clone(),
-            features["st"].clone(),
+            scored.class_features,
+            scored.class_scores,
+            None,
+            None,
+            None,
+            features["class"],
+            features["patch"],
+            features["st"],
             spots,
-            cells,
+            # FSDP warns of outputs that are views
+            {name: x.clone() for name, x in cells.items()},
         )
 
     def features(self, image: Tensor) -> dict[str, Tensor]:

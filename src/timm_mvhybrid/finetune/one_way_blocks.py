@@ -58,10 +58,8 @@ def _without_dropout(module: nn.Module) -> Iterator[None]:
             dropout.training = True
 
 
-class _Module(nn.Module):
-    """What the classes below stand in front of: any module, whose forward takes more than one kind of argument."""
-
-    forward: Any
+# what the classes below stand in front of: any module, with attributes of any kind
+_Module: Any = nn.Module
 
 
 class OneWayAttention(_Module):
@@ -99,7 +97,8 @@ class OneWayAttention(_Module):
         """Attends; (batch, length, dim) in and out, or both kinds of tokens in and out."""
         if not isinstance(x, WithST):
             return super().forward(x, *args, **kwargs)
-        self._kept = kept = {}
+        kept: dict[str, Tensor] = {}
+        self._kept = kept
         try:
             tokens = super().forward(x.tokens, *args, **kwargs)
         finally:
@@ -237,7 +236,7 @@ class OneWaySSMBlock(_OneWayBlock):
         return x._replace(tokens=tokens, st=st)
 
 
-def _by_forward() -> dict[Any, type[nn.Module]]:
+def _by_forward() -> dict[Any, Any]:
     """Which class takes a module, by the forward of its own: a subclass that overrides it does something else."""
     known = {
         Attention: OneWayAttention,
@@ -254,12 +253,13 @@ def _by_forward() -> dict[Any, type[nn.Module]]:
 
 
 @functools.cache
-def _class_in_front(front: type[nn.Module], own: type[nn.Module]) -> type[nn.Module]:
+def _class_in_front(front: Any, own: Any) -> Any:
     return type(f"{own.__name__}WithST", (front, own), {"__module__": __name__})
 
 
-def _take(module: nn.Module, front: type[nn.Module]) -> None:
-    module.__class__ = _class_in_front(front, type(module))
+def _take(module: nn.Module, front: Any) -> None:
+    own: Any = type(module)
+    module.__class__ = _class_in_front(front, own)
 
 
 def make_one_way(blocks: list[nn.Module], start: int) -> None:

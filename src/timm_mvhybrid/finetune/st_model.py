@@ -63,7 +63,8 @@ class STModel(nn.Module):
     def __init__(self, backbone: nn.Module, st_start: int | None = None, st_writes: bool = False) -> None:
         super().__init__()
         _check(backbone)
-        blocks = list(backbone.blocks)
+        inner: Any = backbone
+        blocks = list(inner.blocks)
         is_attention = [not isinstance(block, SSMBlock) for block in blocks]
         if st_start is None:
             st_start = is_attention.index(True) if any(is_attention) else 0
@@ -80,7 +81,7 @@ class STModel(nn.Module):
         self.st_start = st_start
         like = next(backbone.parameters())
         dd: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
-        self.st_token = nn.Parameter(torch.empty(1, 1, backbone.embed_dim, **dd))
+        self.st_token = nn.Parameter(torch.empty(1, 1, inner.embed_dim, **dd))
         self.write_gates = nn.Parameter(torch.zeros(len(blocks) - st_start, **dd)) if st_writes else None
         self.reset_parameters()
 
@@ -170,8 +171,11 @@ def read_features(
     found = [_run(backbone, chunk, st_token, write_gates, st_start) for chunk in chunks]
     tokens, st = found[0] if parts == 1 else (torch.cat(pieces) for pieces in zip(*found, strict=True))
     tokens, st = backbone.norm(tokens), backbone.norm(st)
-    features = {"class": tokens[:, 0]} if backbone.has_class_token else {}
-    return {**features, "st": st[:, 0], "patch": tokens[:, backbone.num_prefix_tokens :]}
+    features = {"st": st[:, 0], "patch": tokens[:, backbone.num_prefix_tokens :]}
+    if backbone.has_class_token:
+        features = {"class": tokens[:, 0], **features}
+    # no views, on which FSDP's hooks would not see operations in place
+    return {name: x.clone() for name, x in features.items()}
 
 
 def _embed(backbone: Any, x: Tensor) -> Tensor:

@@ -135,8 +135,9 @@ class StampNetwork(nn.Module):
         for before, after in pairwise([num_pathways, *hidden_dims]):
             layers += [nn.Linear(before, after), nn.GELU()]
         self.pathway_encoder = nn.Sequential(*layers[:-1])
-        self.image_head = nn.Linear(self.backbone.embed_dim, hidden_dims[-1])
-        self.score_head = nn.Linear(self.backbone.embed_dim, num_pathways)
+        dim: int = self.backbone.embed_dim
+        self.image_head = nn.Linear(dim, hidden_dims[-1])
+        self.score_head = nn.Linear(dim, num_pathways)
 
     def forward(self, image: Tensor, pathways: Tensor) -> StampOutput:
         """Embeds images (B, 3, H, W), normalised, and pathway scores (B, sets), standardised."""

@@ -15,29 +15,37 @@ from .losses import masked_squares
 
 
 class PanelTargets(Protocol):
-    """A panel of genes whose expression is predicted.
-
-    Attributes:
-        genes: Their names.
-        mean: Of each gene over training patches, (genes,).
-        std: Likewise.
-        grid: Cells along a side of a patch; None without token-level targets.
-        token_mean: Of each gene over cells of training patches; None without them.
-        token_std: Likewise.
-    """
+    """A panel of genes whose expression is predicted."""
 
     @property
-    def genes(self) -> tuple[str, ...]: ...
+    def genes(self) -> tuple[str, ...]:
+        """Their names."""
+        ...
+
     @property
-    def mean(self) -> Any: ...
+    def mean(self) -> Any:
+        """Mean of each gene over training patches, (genes,)."""
+        ...
+
     @property
-    def std(self) -> Any: ...
+    def std(self) -> Any:
+        """Its standard deviation, (genes,)."""
+        ...
+
     @property
-    def grid(self) -> int | None: ...
+    def grid(self) -> int | None:
+        """Cells along a side of a patch; None without targets of cells."""
+        ...
+
     @property
-    def token_mean(self) -> Any: ...
+    def token_mean(self) -> Any:
+        """Mean of each gene over cells of training patches, (genes,); None without them."""
+        ...
+
     @property
-    def token_std(self) -> Any: ...
+    def token_std(self) -> Any:
+        """Its standard deviation; None without them."""
+        ...
 
 
 class TrainingData(Protocol):
@@ -47,22 +55,27 @@ class TrainingData(Protocol):
     ``corrupt``; of each panel ``expression/<panel>`` (B, genes) and ``measured/<panel>`` bool, and for panels with a grid
     ``token_expression/<panel>`` (B, grid², genes) and ``token_measured/<panel>``; with pathways ``pathways`` (B, sets),
     standardised, and ``pathways_measured`` bool. What was not measured may be missing altogether.
-
-    Attributes:
-        patches: Patches to train on.
-        panels: Panels by name.
-        pathways: Scores of pathways, whose ``names`` are those of the sets; None without.
-        num_validation_patches: Patches that are held out.
     """
 
     @property
-    def patches(self) -> Samples: ...
+    def patches(self) -> Samples:
+        """Patches to train on."""
+        ...
+
     @property
-    def panels(self) -> Mapping[str, PanelTargets]: ...
+    def panels(self) -> Mapping[str, PanelTargets]:
+        """Panels by name."""
+        ...
+
     @property
-    def pathways(self) -> Any: ...
+    def pathways(self) -> Any:
+        """Scores of pathways, whose ``names`` are those of the sets; None without."""
+        ...
+
     @property
-    def num_validation_patches(self) -> int: ...
+    def num_validation_patches(self) -> int:
+        """Patches that are held out."""
+        ...
 
     def fingerprint(self) -> str:
         """Identifies patches, targets and split."""
