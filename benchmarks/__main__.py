@@ -113,6 +113,20 @@ class Evaluation(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Pathways(Settings):
+    """Scores of gene sets beside decoupler's and gseapy's; about 15 minutes."""
+
+    threads: int = 1
+    """Threads that linear algebra may use."""
+
+    def report(self) -> Report:
+        """Runs the benchmark."""
+        from .pathways import run
+
+        return run(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Gpu(Settings):
     """Scans and training steps on a GPU beside mamba-ssm's kernels, timm's ViT and the memory floor."""
 
@@ -176,7 +190,7 @@ class Readme:
     """Rewrite the table of ratios in README.md from the newest committed results."""
 
 
-Benchmark = Scan | EinFFT | Model | Data | Resize | Export | Kernels | Gpu | Pretrain
+Benchmark = Scan | EinFFT | Model | Data | Resize | Export | Kernels | Pathways | Gpu | Pretrain
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -197,6 +211,7 @@ def main(args: Sequence[str] | None = None) -> int:
         | Annotated[Export, subcommand("export")]
         | Annotated[Kernels, subcommand("kernels")]
         | Annotated[Evaluation, subcommand("evaluation")]
+        | Annotated[Pathways, subcommand("pathways")]
         | Annotated[Gpu, subcommand("gpu")]
         | Annotated[Pretrain, subcommand("pretrain")]
         | Annotated[Readme, subcommand("readme")],
