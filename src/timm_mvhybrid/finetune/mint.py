@@ -7,7 +7,6 @@ public, so everything else is this package's specification.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from ..ssl.student_teacher import Network
 from ..training.objective import Evaluation
 from ..training.settings import require
 from ..training.world import World
+from .expression_model import ENCODER_FILE, ST_FILE, facts_of
 from .mint_student import MintStudent
 from .training_data import TrainingData, normalise, panel_loss, targets_of
 from .written_weights import write_encoder, write_tensors
@@ -250,28 +250,13 @@ class MintObjective(SelfDistillation):
         super().write_weights(folder)
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         weights: dict[str, Any] = get_model_state_dict(self.student, options=options)
-        student: Any = self.student
-        facts = {
-            "st_start": student.st_start,
-            "panels": {
-                name: {
-                    "genes": list(panel.genes),
-                    "mean": [float(x) for x in panel.mean],
-                    "std": [float(x) for x in panel.std],
-                    "grid": panel.grid,
-                }
-                for name, panel in self.data.panels.items()
-            },
-        }
         without = ("dino_head.", "ibot_head.")
         kept = {
             k: v for k, v in weights.items() if not k.startswith(without) and not k.endswith("mask_token")
         }
-        write_tensors(
-            folder / "st_model.safetensors", kept, self.world, {"timm_mvhybrid_st": json.dumps(facts)}
-        )
+        write_tensors(folder / ST_FILE, kept, self.world, facts_of(self.student, self.data.panels))
         return write_encoder(
-            folder / "encoder.safetensors",
+            folder / ENCODER_FILE,
             {k.removeprefix("backbone."): v for k, v in kept.items() if k.startswith("backbone.")},
             self.student.backbone,
             self.world,

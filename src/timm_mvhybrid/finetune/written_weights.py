@@ -9,8 +9,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..runtime.atomic_file import write_file
+from ..runtime.digest import tensors_sha256
 from ..training.world import World
 from ..weights.position_grid import PATCH_GRID, grid_of, grid_to_text
+from ..weights.weights_file import TENSORS_SHA256
 
 
 def write_tensors(
@@ -31,7 +33,8 @@ def write_tensors(
         OutputError: The disk does not take it.
     """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    world.on_first(lambda: write_file(path, save(whole, {"format": "pt", **(metadata or {})})))
+    stated = {"format": "pt", **(metadata or {}), TENSORS_SHA256: tensors_sha256(whole)}
+    world.on_first(lambda: write_file(path, save(whole, stated)))
     return path
 
 
