@@ -89,8 +89,8 @@ class MolecularProbe:
     @property
     def dataset(self) -> str:
         """On what is measured, in a few words."""
-        groups = ", ".join(self.data.split.groups)
-        return f"{len(self._held_out)} held-out patches ({self.data.split.by}: {groups})"
+        split = self.data.split
+        return f"{len(self._held_out)} held-out patches, {split.by}-disjoint ({len(split.groups)} held out)"
 
     @property
     def protocol(self) -> str:

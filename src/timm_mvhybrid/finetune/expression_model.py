@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..export.companions import ST_FACTS, ST_FILE, stated_companions
+from ..export.training_checkpoint import ENCODER_FILE
 from ..models import create_model
 from ..models.loading import CONFIG_FILE, WEIGHTS_FILE, load_weights
 from ..runtime.digest import tensors_sha256
 from ..weights.fingerprint import synthetic_image
 from ..weights.hub_download import download
-from ..weights.weights_file import TENSORS_SHA256, check_finite, read_weights
+from ..weights.weights_file import check_finite, read_weights
 from .errors import FinetuneError
 from .mint_student import pooled
 from .st_model import STModel
-
-ST_FILE = "st_model.safetensors"
-ENCODER_FILE = "encoder.safetensors"
-FACTS = "timm_mvhybrid_st"
-"""Name of the metadata that say what the tensors of the file are."""
 
 _TOLERANCE = 1e-4
 """Relative error of the ST features of the fixed image on a CPU; see ``Fingerprint``."""
@@ -109,17 +107,28 @@ class ExpressionModel(STModel):
         return found
 
 
-def facts_of(student: Any, panels: Mapping[str, Any]) -> dict[str, str]:
-    """Says, for the metadata of ``st_model.safetensors``, what its tensors are.
+def facts_of(
+    student: Any, panels: Mapping[str, Any], backbone: nn.Module, weights: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """Says, for the metadata of ``st_model.safetensors``, what its tensors are, and what they compute.
 
     Args:
         student: MINT's student.
         panels: Its panels, in the order of its heads.
+        backbone: A backbone of the student's architecture, whose weights are copied, not changed.
+        weights: Whole weights of the student; none on processes but the first, which then say nothing.
 
     Returns:
         Metadata by name.
     """
+    if not weights:
+        return {}
+    model = STModel(deepcopy(backbone).cpu(), student.st_start, student.write_gates is not None)
+    model.load_state_dict(
+        {name: weights[name].cpu() for name in model.state_dict() if name in weights}, strict=False
+    )
     found = {
+        "features": st_features(model),
         "st_start": student.st_start,
         "st_writes": student.write_gates is not None,
         "panels": {
@@ -136,7 +145,7 @@ def facts_of(student: Any, panels: Mapping[str, Any]) -> dict[str, str]:
             for name, panel in panels.items()
         },
     }
-    return {FACTS: json.dumps(found)}
+    return {ST_FACTS: json.dumps(found)}
 
 
 def load(source: str | Path, *, cache_dir: str | Path | None = None) -> ExpressionModel:
@@ -251,9 +260,9 @@ def _backbone(folder: Path, source: str, cache_dir: str | Path | None) -> nn.Mod
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    weights = read_weights(file)
+    weights = read_weights(file, sha256=stated_companions(file.parent).get(ST_FILE), stated_in=CONFIG_FILE)
     try:
-        facts = json.loads(weights.metadata[FACTS])
+        facts = json.loads(weights.metadata[ST_FACTS])
         if not isinstance(facts["panels"], dict):
             raise TypeError("panels")
         int(facts["st_start"]), bool(facts["st_writes"])
@@ -261,10 +270,6 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise FinetuneError(
             f"{file}: its metadata do not describe an ST model ({error}); export it again"
         ) from error
-    if TENSORS_SHA256 in weights.metadata:
-        digest = tensors_sha256(weights.checkpoint)
-        if digest != weights.metadata[TENSORS_SHA256]:
-            raise FinetuneError(f"{file}: damaged, its tensors are not what was written; copy it again")
     return facts, dict(weights.checkpoint)
 
 

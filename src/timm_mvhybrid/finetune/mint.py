@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from ..data.samples import CorruptSample
+from ..export.companions import ST_FILE
+from ..export.training_checkpoint import ENCODER_FILE
 from ..ops.precision import at_least_float32, autocast_disabled
 from ..ssl.config import DistillationConfig, HeadConfig, LossConfig
 from ..ssl.distillation import SelfDistillation, Views
@@ -25,7 +27,7 @@ from ..ssl.student_teacher import Network
 from ..training.objective import Evaluation
 from ..training.settings import require
 from ..training.world import World
-from .expression_model import ENCODER_FILE, ST_FILE, facts_of
+from .expression_model import facts_of
 from .mint_student import MintStudent
 from .training_data import TrainingData, normalise, panel_loss, targets_of
 from .written_weights import write_encoder, write_tensors
@@ -254,7 +256,8 @@ class MintObjective(SelfDistillation):
         kept = {
             k: v for k, v in weights.items() if not k.startswith(without) and not k.endswith("mask_token")
         }
-        write_tensors(folder / ST_FILE, kept, self.world, facts_of(self.student, self.data.panels))
+        facts = facts_of(self.student, self.data.panels, self.frozen, kept)
+        write_tensors(folder / ST_FILE, kept, self.world, facts)
         return write_encoder(
             folder / ENCODER_FILE,
             {k.removeprefix("backbone."): v for k, v in kept.items() if k.startswith("backbone.")},

@@ -68,10 +68,8 @@ def format_plan(plan: Plan) -> str:
     held_out = plan.resolved["held_out"]
     lines = {
         "patches": f"{plan.num_samples:,}, each seen {plan.num_epochs:.1f} times",
-        "validation": f"{plan.resolved['num_validation_patches']:,} patches of {held_out['by']} "
-        f"{', '.join(held_out['groups'])}"
-        if held_out["groups"]
-        else "none",
+        "validation": f"{plan.resolved['num_validation_patches']:,} patches; held out by {held_out['by']}: "
+        f"{held_out['num_groups']}",
         "learning rate": f"{plan.peak_learning_rate:.3g} at its peak",
         "parameters": f"{plan.trained_parameters / 1e6:.2f} M of {plan.all_parameters / 1e6:.2f} M are trained",
     }

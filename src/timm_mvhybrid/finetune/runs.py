@@ -188,7 +188,12 @@ def describe(data: FinetuneData) -> dict[str, Any]:
             }
             for name, panel in data.panels.items()
         },
-        "held_out": {"by": data.split.by, "groups": list(data.split.groups)},
+        # names of patients are nobody's business where weights are published
+        "held_out": {
+            "by": data.split.by,
+            "num_groups": len(data.split.groups),
+            "studies": list(data.split.groups) if data.split.by == "study" else [],
+        },
         "num_validation_patches": data.num_validation_patches,
     }
     if data.pathways is not None:
