@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..runtime.digest import file_sha256
 from ..training.loop import Resume, RunResult, run_training
 from ..training.objective import Evaluation
 from ..training.world import World
@@ -43,7 +44,7 @@ class MintRun(MintObjective):
 
     def resolved(self) -> Mapping[str, Any]:
         """Names panels and what is held out."""
-        return {"method": "mint", **describe(self.data)}
+        return {"method": "mint", **_base(self.config, self.student.backbone), **describe(self.data)}
 
     def baseline(self) -> Evaluation | None:
         """Measures the encoder as it is at the start, and remembers what the frozen one makes of all patches."""
@@ -95,7 +96,7 @@ class StampRun(StampObjective):
 
     def resolved(self) -> Mapping[str, Any]:
         """Names panels, pathways and what is held out."""
-        return {"method": "stamp", **describe(self.data)}
+        return {"method": "stamp", **_base(self.config, self.network.backbone), **describe(self.data)}
 
     def baseline(self) -> Evaluation | None:
         """Measures the encoder as it is at the start, and remembers what the frozen one makes of all patches."""
@@ -205,6 +206,15 @@ def describe(data: FinetuneData) -> dict[str, Any]:
             "panels_without_scores": sorted(pathways.unscored),
         }
     return found
+
+
+def _base(config: MintSettings | StampSettings, backbone: Any) -> dict[str, Any]:
+    """Identifies what is fine-tuned."""
+    file = config.model.weights
+    return {
+        "embed_dim": int(backbone.embed_dim),
+        "base_sha256": None if file is None else file_sha256(file),
+    }
 
 
 def _run(
