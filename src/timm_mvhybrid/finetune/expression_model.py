@@ -171,7 +171,7 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None) -> Expressi
             f"{file}: no such file, so there is no ST model; give what a finished run of MINT left, or what was exported of it"
         )
     facts, tensors = _read(file)
-    backbone = _backbone(folder, str(source), cache_dir)
+    backbone = _backbone(folder)
     panels = {name: _panel(file, panel) for name, panel in facts["panels"].items()}
     with torch.random.fork_rng(devices=[]):
         model = ExpressionModel(
@@ -196,6 +196,11 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None) -> Expressi
     if "features" in facts:
         _check_features(model, facts["features"], file)
     return model
+
+
+def stated_file(source: str | Path, *, cache_dir: str | Path | None = None) -> Path:
+    """Names the file of ST token and heads that ``load`` reads."""
+    return _folder(str(source), cache_dir) / ST_FILE
 
 
 def backbone_sha256(backbone: nn.Module) -> str:
@@ -242,7 +247,7 @@ def _folder(source: str, cache_dir: str | Path | None) -> Path:
     return folder
 
 
-def _backbone(folder: Path, source: str, cache_dir: str | Path | None) -> nn.Module:
+def _backbone(folder: Path) -> nn.Module:
     config = _json(folder / CONFIG_FILE)
     if "architecture" in config:
         return create_model(f"local-dir:{folder}", pretrained=True)
