@@ -69,7 +69,12 @@ class FinetunePresentation(Presentation):
             ),
             _table(
                 "losses",
-                "Losses of training, each times its weight; a contrast that stays at ln(batch) has learned nothing.",
+                "Losses of training, each times its weight"
+                + (
+                    "; a contrast that stays at ln(batch) has learned nothing."
+                    if "contrast" in losses
+                    else "."
+                ),
                 {name: _LABELS.get(name, name.replace("_", " ")) for name in losses},
                 losses,
             ),
