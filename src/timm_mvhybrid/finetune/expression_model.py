@@ -129,6 +129,7 @@ def facts_of(
     )
     found = {
         "features": st_features(model),
+        "features_size_px": list(model.backbone.patch_embed.img_size),
         "st_start": student.st_start,
         "st_writes": student.write_gates is not None,
         "panels": {
@@ -193,7 +194,8 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None) -> Expressi
     check_finite(state, file)
     model.load_state_dict(state, strict=False)
     model.eval()
-    if "features" in facts:
+    # at another size, position embeddings are resampled, and features are others
+    if facts.get("features_size_px") == list(model.backbone.patch_embed.img_size):
         _check_features(model, facts["features"], file)
     return model
 
