@@ -16,7 +16,7 @@ CPM = 1e6
 """What the counts of a spot sum to after normalisation."""
 
 # values of a chunk: what is made of it stays small beside the counts, and in the processor's cache
-_CHUNK_VALUES = 1 << 19
+_CHUNK_VALUES = 1 << 17
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -121,14 +121,15 @@ def _check_values(chunk: Any, start: int, raw: bool) -> None:
     )
 
 
-def log1p_cpm(chunk: Any) -> Any:
+def log1p_cpm(chunk: Any, genes: NDArray[np.bool_] | None = None) -> Any:
     """Normalises each spot to a million counts and takes log(1 + x), in place.
 
     Args:
         chunk: Of ``row_chunks``.
+        genes: Genes to keep after normalisation, (genes,); None keeps all.
 
     Returns:
-        The same matrix; spots without counts stay empty.
+        The same matrix, or one of those genes' values alone; spots without counts stay empty.
     """
     lengths = np.diff(chunk.indptr)
     totals = np.zeros(len(lengths))
@@ -137,10 +138,29 @@ def log1p_cpm(chunk: Any) -> Any:
         # of rows with values alone: reduceat gives an empty stretch the value behind it
         totals[some] = np.add.reduceat(chunk.data, chunk.indptr[:-1][some])
     factors = np.divide(CPM, totals, out=np.zeros_like(totals), where=totals > 0)
+    if genes is not None:
+        chunk = keep_genes(chunk, genes)
     data = chunk.data
-    data *= np.repeat(factors, lengths)
+    data *= np.repeat(factors, np.diff(chunk.indptr))
     np.log1p(data, out=data)
     return chunk
+
+
+def keep_genes(chunk: Any, genes: NDArray[np.bool_]) -> Any:
+    """Drops the values of other genes, whose columns stay.
+
+    Args:
+        chunk: CSR.
+        genes: Genes to keep, (genes,).
+
+    Returns:
+        CSR of the same shape.
+    """
+    places = np.flatnonzero(genes.take(chunk.indices))
+    starts = np.searchsorted(places, chunk.indptr).astype(chunk.indptr.dtype)
+    return require("scipy.sparse").csr_matrix(
+        (chunk.data.take(places), chunk.indices.take(places), starts), shape=chunk.shape, copy=False
+    )
 
 
 def training_spots(train: ArrayLike | None, num_spots: int) -> NDArray[np.bool_]:
