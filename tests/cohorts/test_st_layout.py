@@ -91,6 +91,18 @@ def test_a_task_reads_back_with_patients_that_are_left_out(tmp_path):
     ]
 
 
+def test_splits_leave_sections_out_on_request(tmp_path):
+    root = tmp_path / "raw"
+    for name in ("A1", "A2", "B1"):
+        write_section(root, name)
+    options = {"study": "ours", "patch_size_px": 10, "leave_out": "section"}
+    task = open_task(write_st_task(root, tmp_path / "TASK", **options))
+    assert [split.test for split in task.splits] == [("A1",), ("A2",), ("B1",)]
+    assert not open_task(write_st_task(root, tmp_path / "OTHER", study="ours", patch_size_px=10)).splits
+    with pytest.raises(DataError, match="`leave_out` is 'spot'; choose from patient, section"):
+        write_st_task(root, tmp_path / "T", study="ours", leave_out="spot")
+
+
 def changed(file, before, after):
     compressed = file.suffix == ".gz"
     text = gzip.decompress(file.read_bytes()).decode() if compressed else file.read_text()

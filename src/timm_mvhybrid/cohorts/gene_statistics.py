@@ -16,7 +16,7 @@ CPM = 1e6
 """What the counts of a spot sum to after normalisation."""
 
 # values of a chunk: what is made of it stays small beside the counts, and in the processor's cache
-_CHUNK_VALUES = 1 << 19
+_CHUNK_VALUES = 1 << 17
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -76,38 +76,91 @@ def row_chunks(matrix: Any, *, raw: bool) -> Iterator[tuple[slice, Any]]:
     step = max(1, int(_CHUNK_VALUES * num_spots / max(stored, 1)))
     for start in range(0, num_spots, step):
         spots = slice(start, min(start + step, num_spots))
-        chunk = sparse.csr_matrix(matrix[spots], dtype=np.float64)
-        chunk.sum_duplicates()
-        data = chunk.data
-        wrong = ~np.isfinite(data)
-        if raw:
-            wrong |= (data < 0) | (data != np.round(data))
-        if wrong.any():
-            first = int(wrong.argmax())
-            row = int(np.searchsorted(chunk.indptr, first, side="right")) - 1
-            kind = "count; give raw counts, or `normalise=False` if they are normalised already"
-            raise DataError(
-                f"`counts` holds {data[first]} at spot {start + row}, gene {chunk.indices[first]}, which is not a "
-                f"{kind if raw else 'finite number; repair the table'}"
-            )
-        chunk.eliminate_zeros()
+        chunk = _rows(matrix, spots)
+        _check_values(chunk, start, raw)
+        if (chunk.data == 0).any():
+            # the indices are the caller's own
+            chunk = chunk.copy()
+            chunk.eliminate_zeros()
         yield spots, chunk
 
 
-def log1p_cpm(chunk: Any) -> Any:
+def _rows(matrix: Any, spots: slice) -> Any:
+    """Takes rows in float64; of canonical CSR only the values are copied."""
+    sparse = require("scipy.sparse")
+    if not sparse.issparse(matrix):
+        return sparse.csr_matrix(matrix[spots], dtype=np.float64)
+    if not matrix.has_canonical_format:
+        chunk = sparse.csr_matrix(matrix[spots], dtype=np.float64)
+        chunk.sum_duplicates()
+        return chunk
+    begin, end = (int(place) for place in matrix.indptr[[spots.start, spots.stop]])
+    starts = matrix.indptr[spots.start : spots.stop + 1] - begin
+    data = matrix.data[begin:end].astype(np.float64)
+    return sparse.csr_matrix(
+        (data, matrix.indices[begin:end], starts), shape=(len(starts) - 1, matrix.shape[1]), copy=False
+    )
+
+
+def _check_values(chunk: Any, start: int, raw: bool) -> None:
+    data = chunk.data
+    if raw:
+        if not len(data) or ((np.rint(data) == data).all() and data.min() >= 0 and data.max() < np.inf):
+            return
+        wrong = ~(np.isfinite(data) & (data >= 0) & (data == np.rint(data)))
+        kind = "count; give raw counts, or `normalise=False` if they are normalised already"
+    else:
+        wrong = ~np.isfinite(data)
+        if not wrong.any():
+            return
+        kind = "finite number; repair the table"
+    first = int(wrong.argmax())
+    row = int(np.searchsorted(chunk.indptr, first, side="right")) - 1
+    raise DataError(
+        f"`counts` holds {data[first]} at spot {start + row}, gene {chunk.indices[first]}, which is not a {kind}"
+    )
+
+
+def log1p_cpm(chunk: Any, genes: NDArray[np.bool_] | None = None) -> Any:
     """Normalises each spot to a million counts and takes log(1 + x), in place.
 
     Args:
         chunk: Of ``row_chunks``.
+        genes: Genes to keep after normalisation, (genes,); None keeps all.
 
     Returns:
-        The same matrix; spots without counts stay empty.
+        The same matrix, or one of those genes' values alone; spots without counts stay empty.
     """
-    totals = np.asarray(chunk.sum(axis=1)).ravel()
+    lengths = np.diff(chunk.indptr)
+    totals = np.zeros(len(lengths))
+    some = lengths > 0
+    if some.any():
+        # of rows with values alone: reduceat gives an empty stretch the value behind it
+        totals[some] = np.add.reduceat(chunk.data, chunk.indptr[:-1][some])
     factors = np.divide(CPM, totals, out=np.zeros_like(totals), where=totals > 0)
-    chunk.data *= np.repeat(factors, np.diff(chunk.indptr))
-    np.log1p(chunk.data, out=chunk.data)
+    if genes is not None:
+        chunk = keep_genes(chunk, genes)
+    data = chunk.data
+    data *= np.repeat(factors, np.diff(chunk.indptr))
+    np.log1p(data, out=data)
     return chunk
+
+
+def keep_genes(chunk: Any, genes: NDArray[np.bool_]) -> Any:
+    """Drops the values of other genes, whose columns stay.
+
+    Args:
+        chunk: CSR.
+        genes: Genes to keep, (genes,).
+
+    Returns:
+        CSR of the same shape.
+    """
+    places = np.flatnonzero(genes.take(chunk.indices))
+    starts = np.searchsorted(places, chunk.indptr).astype(chunk.indptr.dtype)
+    return require("scipy.sparse").csr_matrix(
+        (chunk.data.take(places), chunk.indices.take(places), starts), shape=chunk.shape, copy=False
+    )
 
 
 def training_spots(train: ArrayLike | None, num_spots: int) -> NDArray[np.bool_]:
@@ -169,23 +222,40 @@ def fit_gene_statistics(
     matrix = counts_matrix(counts)
     mask = training_spots(train, matrix.shape[0])
     num_genes = matrix.shape[1]
-    num_spots, total = 0, np.zeros(num_genes)
+    # around a mean of the first spots, because the difference of two large sums would lose the digits of genes that vary
+    # little
+    centre: NDArray[np.float64] | None = None
+    num_spots, sums, squares, present = 0, *(np.zeros(num_genes) for _ in range(3))
     for chunk in _normalised(matrix, mask, normalise):
-        num_spots += int((np.diff(chunk.indptr) > 0).sum())
-        total += np.bincount(chunk.indices, chunk.data, num_genes)
-    if num_spots < 2:
+        number = int((np.diff(chunk.indptr) > 0).sum())
+        total = _column_sums(chunk, chunk.data)
+        centre = total / max(number, 1) if centre is None else centre
+        num_spots += number
+        sums += total
+        present += _column_sums(chunk, np.ones_like(chunk.data))
+        distance = chunk.data
+        distance -= centre.take(chunk.indices)
+        distance *= distance
+        squares += _column_sums(chunk, distance)
+    if num_spots < 2 or centre is None:
         raise DataError(
             f"{num_spots} training spots have counts; mean and deviation of genes take at least two: give more in `train`"
         )
-    mean = total / num_spots
-    # around the mean, because the difference of two large sums would lose the digits of genes that vary little
-    squares, present = np.zeros(num_genes), np.zeros(num_genes)
-    for chunk in _normalised(matrix, mask, normalise):
-        squares += np.bincount(chunk.indices, (chunk.data - mean[chunk.indices]) ** 2, num_genes)
-        present += np.bincount(chunk.indices, minlength=num_genes)
-    std = np.sqrt((squares + (num_spots - present) * mean**2) / num_spots)
+    mean = sums / num_spots
+    squares += (num_spots - present) * centre**2
+    std = np.sqrt(np.maximum(squares / num_spots - (mean - centre) ** 2, 0.0))
     std[std <= num_spots * np.finfo(np.float64).eps * np.abs(mean)] = 0.0
     return GeneStatistics(mean=mean, std=std, num_spots=num_spots)
+
+
+def _column_sums(chunk: Any, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sums values over the rows of a chunk that they stand in the places of."""
+    rows, columns = chunk.shape
+    turned = require("scipy.sparse").csc_matrix(
+        (values, chunk.indices, chunk.indptr), shape=(columns, rows), copy=False
+    )
+    sums: NDArray[np.float64] = turned @ np.ones(rows)
+    return sums
 
 
 def _normalised(matrix: Any, mask: NDArray[np.bool_], normalise: bool) -> Iterator[Any]:

@@ -25,6 +25,8 @@ PathwayMethod = Literal["mean_z", "ssgsea", "aucell"]
 
 SSGSEA_WEIGHT = 0.25
 AUCELL_FRACTION = 0.05
+_FEW = 0.7
+"""Fraction of the genes."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -193,9 +195,14 @@ class _MeanZ(_Scorer):
             sets.membership.multiply(scale[:, None]).multiply(1.0 / sets.num_measured[None]).tocsr()
         )
         self._offset = self._weights.T @ statistics.mean
+        members = np.diff(self._weights.indptr) > 0
+        # leaving out the values of other genes pays where these are many
+        self._members = members if members.mean() < _FEW else None
 
     def __call__(self, chunk: Any) -> NDArray[np.float64]:
-        return _product(log1p_cpm(chunk) if self._normalise else chunk, self._weights) - self._offset
+        if self._normalise:
+            chunk = log1p_cpm(chunk, self._members)
+        return _product(chunk, self._weights) - self._offset
 
 
 class _SingleSample(_Scorer):

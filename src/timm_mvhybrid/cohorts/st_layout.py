@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,16 +131,19 @@ def write_st_task(
     *,
     study: str,
     sections: Sequence[str] | None = None,
+    leave_out: Literal["patient", "section"] = "patient",
     patch_size_px: int = 224,
     resolution_um_per_px: float = 0.5,
 ) -> Path:
-    """Writes sections as a task in HEST's layout, with ``studies.csv`` and, for each patient, the split that leaves it out.
+    """Writes sections as a task in HEST's layout, with ``studies.csv`` and the splits that leave one patient out each.
 
     Args:
         root: Folder of the sections.
         output: The task's folder.
         study: Name of the study that all are of.
         sections: Their names; None takes all.
+        leave_out: What each split leaves out; a section that is left out may have others of its patient in training,
+            which flatters. No splits are written where patients are unknown, or where there is one.
         patch_size_px: Side of the patches.
         resolution_um_per_px: Of the patches.
 
@@ -152,6 +155,8 @@ def write_st_task(
         OutputError: If the disk does not take it.
     """
     root, output = Path(root), Path(output)
+    if leave_out not in ("patient", "section"):
+        raise DataError(f"`leave_out` is {leave_out!r}; choose from patient, section")
     files = _sections(root)
     names = sorted(files) if sections is None else list(sections)
     for name in names:
@@ -186,10 +191,11 @@ def write_st_task(
     lines = ["sample_id,study" + (",patient" if patient_of else "")]
     lines += [f"{name},{study}" + (f",{patient_of[name]}" if patient_of else "") for name in names]
     write_files({output / "studies.csv": "\n".join(lines) + "\n"})
-    patients = sorted(set(patient_of.values()))
-    if len(patients) > 1:
-        for number, patient in enumerate(patients):
-            held_out = [name for name in names if patient_of[name] == patient]
+    group_of = patient_of if leave_out == "patient" else {name: name for name in names}
+    groups = sorted(set(group_of.values()))
+    if len(groups) > 1:
+        for number, group in enumerate(groups):
+            held_out = [name for name in names if group_of[name] == group]
             write_split(output, number, [name for name in names if name not in held_out], held_out)
     return output
 
