@@ -135,7 +135,7 @@ def test_scan_smoke_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("quiet")
-@pytest.mark.parametrize("name", ["einfft", "model", "data", "resize"])
+@pytest.mark.parametrize("name", ["einfft", "model", "data", "resize", "finetune"])
 def test_smoke_run(tmp_path, name):
     assert_goals_and_readme_have_figures(run(tmp_path, name))
 

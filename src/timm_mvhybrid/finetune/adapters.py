@@ -19,6 +19,7 @@ from ..runtime.atomic_file import write_files
 from ..runtime.digest import tensors_sha256
 from ..version import __version__
 from .errors import FinetuneError
+from .low_rank import speed_up
 
 TARGETS = ("qkv", "attn.proj", "fc1", "fc2", "in_proj", "out_proj")
 """Layers that are adapted by default: the large products of attention, MLPs and state-space mixers."""
@@ -81,6 +82,7 @@ def lora(
     own = {id(module) for module in model.modules()}
     adapted = library.get_peft_model(model, config)
     adapted.needed_gradients = needed_gradients
+    speed_up(adapted)
     # peft leaves what it adds in training mode, and its dropout on in a model that is evaluated
     for module in adapted.modules():
         if id(module) not in own:
