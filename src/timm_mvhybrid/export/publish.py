@@ -120,7 +120,7 @@ def publish(
             f"{repo}: publishing needs a token and none is set; log in with 'hf auth login', or set HF_TOKEN to one that "
             "may write"
         )
-    remote = _look(repo, revision)
+    remote = _look(repo, revision, tuple(contents))
     changed = {
         name: content for name, content in contents.items() if not _same(content, remote.etags.get(name))
     }

@@ -255,11 +255,11 @@ def _pathway_scores(held_out: Arrays) -> dict[str, float]:
     correlations = []
     for column in np.flatnonzero(measured.sum(axis=0) > 1):
         rows = measured[:, column]
-        pair = (held_out[name][rows, column][:, None] for name in ("pathways", "scores"))
-        correlations.append(expression_metrics(*pair, "zero").pcc)
-    known = measured.any(axis=1)
+        known, predicted = (held_out[name][rows, column][:, None] for name in ("pathways", "scores"))
+        correlations.append(expression_metrics(known, predicted, "zero").pcc)
+    asked = measured.any(axis=1)
     image, pathway = (
-        F.normalize(torch.from_numpy(held_out[name][known]), dim=-1) for name in ("image", "pathway")
+        F.normalize(torch.from_numpy(held_out[name][asked]), dim=-1) for name in ("image", "pathway")
     )
     # in parts, because of all pairs there are many; equal ones count as nearer, so that a constant finds nothing
     nearer = [

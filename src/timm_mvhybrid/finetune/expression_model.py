@@ -282,9 +282,10 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _panel(file: Path, values: Any) -> PanelFacts:
     try:
-        return PanelFacts(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        )
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return PanelFacts(**given)
     except TypeError as error:
         raise FinetuneError(
             f"{file}: its metadata do not describe a panel ({error}); export it again"

@@ -59,7 +59,7 @@ def load_token_backbone(source: str | Path, kind: TokenKind) -> Backbone:
         CheckpointError: The backbone is missing, damaged, or not what was exported.
     """
     model: ExpressionModel = load(source)
-    architecture = str(model.backbone.pretrained_cfg["architecture"])  # type: ignore[index,union-attr]
+    architecture = str(model.backbone.pretrained_cfg["architecture"])
     file = stated_file(source)
     return Backbone(
         model=TokenFeatures(model, kind).eval(),
