@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ..models import MODEL_NAMES, TEST_MODEL_NAMES
+from ..models import ALL_MODEL_NAMES
 from ..models.hybrid_vision_transformer import HybridVisionTransformer
 from ..models.loading import CONFIG_FILE, CONFIG_SECTION, WEIGHTS_FILE
 from ..runtime.atomic_folder import OutputFolder
@@ -199,7 +199,7 @@ def _same_weights(source: TrainingCheckpoint, run: Path | None, network: HybridV
 def _build(model: str, options: Mapping[str, Any]) -> HybridVisionTransformer:
     """Builds the backbone without drawing from the caller's random numbers."""
     name = model.split(".")[0]
-    if name != model or name not in (*MODEL_NAMES, *TEST_MODEL_NAMES):
+    if name != model or name not in ALL_MODEL_NAMES:
         raise ExportError(f"'{model}' is no model of this package; 'timm-mvhybrid models' lists them")
     try:
         with torch.random.fork_rng(devices=[]):
