@@ -8,7 +8,13 @@ from support.exports import exported
 
 from timm_mvhybrid.embed.backbone import _pretrained_file
 from timm_mvhybrid.evaluate import EvaluationError, describe_models, load_backbone, models_table
-from timm_mvhybrid.models import MODEL_NAMES, TEST_MODEL_NAMES, CheckpointError, NotPublishedError
+from timm_mvhybrid.models import (
+    ALL_MODEL_NAMES,
+    MODEL_NAMES,
+    TINY_MODEL_NAMES,
+    CheckpointError,
+    NotPublishedError,
+)
 from timm_mvhybrid.runtime.errors import ParameterError
 
 
@@ -98,14 +104,14 @@ def test_pretrained_file_in_the_caches(tmp_path, monkeypatch):
 
 def test_descriptions():
     rows = {row.name: row for row in describe_models()}
-    assert tuple(rows) == MODEL_NAMES
+    assert tuple(rows) == MODEL_NAMES + TINY_MODEL_NAMES
     row = rows["mvhybrid_small_patch16_256"]
     assert row.layout == "12 × MambaVision + EinFFT, 12 × attention + MLP"
     assert row.input_size_px == (256, 256)
     assert row.embedding_dim == 384
     assert row.weights == "none published"
     everything = describe_models(include_test_models=True)
-    assert {row.name for row in everything} == {*MODEL_NAMES, *TEST_MODEL_NAMES}
+    assert {row.name for row in everything} == set(ALL_MODEL_NAMES)
     smallest = min(everything, key=lambda row: row.num_parameters)
     built = timm.create_model(smallest.name, num_classes=0)
     assert smallest.num_parameters == sum(parameter.numel() for parameter in built.parameters())
@@ -115,4 +121,4 @@ def test_table_has_a_line_per_model():
     rows = describe_models()
     table = models_table(rows)
     assert table.row_count == len(rows)
-    assert list(table.columns[0].cells) == list(MODEL_NAMES)
+    assert list(table.columns[0].cells) == [*MODEL_NAMES, *TINY_MODEL_NAMES]

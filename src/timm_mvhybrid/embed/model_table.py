@@ -11,7 +11,7 @@ import torch
 from rich import box
 from rich.table import Table
 
-from ..models import MODEL_NAMES, PUBLISHED_SETS, TEST_MODEL_NAMES
+from ..models import ALL_MODEL_NAMES, PUBLISHED_SETS, TEST_MODEL_NAMES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +39,15 @@ def describe_models(*, include_test_models: bool = False) -> list[ModelRow]:
     """Describes the models of this package without allocating their weights.
 
     Args:
-        include_test_models: Whether the tiny models for tests are listed.
+        include_test_models: Whether the models for tests are listed.
 
     Returns:
         One row per model, in the package's order.
     """
     rows = []
-    for name in (*MODEL_NAMES, *(TEST_MODEL_NAMES if include_test_models else ())):
+    for name in ALL_MODEL_NAMES:
+        if name in TEST_MODEL_NAMES and not include_test_models:
+            continue
         with torch.device("meta"):
             model: Any = timm.create_model(name, num_classes=0)
         config = model.pretrained_cfg

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ..models import MODEL_NAMES, TEST_MODEL_NAMES
+from ..models import ALL_MODEL_NAMES
 from ..models.hybrid_vision_transformer import HybridVisionTransformer
 from ..models.loading import CONFIG_FILE, CONFIG_SECTION, WEIGHTS_FILE
 from ..runtime.atomic_folder import OutputFolder
@@ -228,7 +228,7 @@ def _model_of(run: Path) -> tuple[str, dict[str, Any]]:
 def _build(model: str, options: Mapping[str, Any]) -> HybridVisionTransformer:
     """Builds the backbone without drawing from the caller's random numbers."""
     name = model.split(".")[0]
-    if name != model or name not in (*MODEL_NAMES, *TEST_MODEL_NAMES):
+    if name != model or name not in ALL_MODEL_NAMES:
         raise ExportError(f"'{model}' is not a model of this package; 'timm-mvhybrid models' lists them")
     try:
         with torch.random.fork_rng(devices=[]):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from ..models import MODEL_NAMES, TEST_MODEL_NAMES, create_model
+from ..models import ALL_MODEL_NAMES, create_model
 from ..models.loading import CONFIG_FILE, WEIGHTS_FILE, stated_sha256
 from ..weights.fingerprint import Fingerprint
 from ..weights.weights_file import COPY_AGAIN, FINGERPRINT, TENSORS_SHA256
@@ -68,7 +68,7 @@ def verify(folder: str | Path, *, remedy: str = COPY_AGAIN) -> Verified:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         model: Any = create_model(f"local-dir:{folder}", pretrained=True, dtype=torch.float32)
     name = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["architecture"]
-    if name not in (*MODEL_NAMES, *TEST_MODEL_NAMES):
+    if name not in ALL_MODEL_NAMES:
         raise ExportError(f"{folder / CONFIG_FILE}: names {name}, which is not a model of this package")
     if sha256 is None:
         raise ExportError(f"{folder / CONFIG_FILE}: states no sha256 of {WEIGHTS_FILE}; {remedy}")

@@ -130,12 +130,13 @@ class StampNetwork(nn.Module):
 
     def __init__(self, backbone: nn.Module, num_pathways: int, hidden_dims: Sequence[int]) -> None:
         super().__init__()
+        inner: Any = backbone
         self.backbone: Any = backbone
         layers: list[nn.Module] = []
         for before, after in pairwise([num_pathways, *hidden_dims]):
             layers += [nn.Linear(before, after), nn.GELU()]
         self.pathway_encoder = nn.Sequential(*layers[:-1])
-        dim: int = self.backbone.embed_dim
+        dim: int = inner.embed_dim
         self.image_head = nn.Linear(dim, hidden_dims[-1])
         self.score_head = nn.Linear(dim, num_pathways)
 

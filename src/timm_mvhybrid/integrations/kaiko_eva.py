@@ -30,13 +30,12 @@ from pathlib import Path
 import timm
 from timm.data.config import resolve_data_config
 
-from ..models import MODEL_NAMES, TEST_MODEL_NAMES
+from ..models import ALL_MODEL_NAMES, MODEL_NAMES
 
 __all__ = ["configuration", "environment", "main"]
 
 TASKS = ("classification", "segmentation")
 _REGISTRY = "timm/"
-_OURS = (*MODEL_NAMES, *TEST_MODEL_NAMES)
 
 
 def configuration(task: str) -> Path:
@@ -66,7 +65,7 @@ def environment(model_name: str, checkpoint_path: str | Path | None = None) -> d
     Raises:
         ValueError: It is not a backbone of this package.
     """
-    if model_name not in _OURS:
+    if model_name not in ALL_MODEL_NAMES:
         raise ValueError(
             f"'{model_name}' is not a backbone of this package; these are: {', '.join(MODEL_NAMES)}"
         )
@@ -100,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(configuration(arguments[1] if len(arguments) > 1 else ""))
         return 0
     name = os.environ.get("MODEL_NAME", "").removeprefix(_REGISTRY)
-    if name in _OURS:
+    if name in ALL_MODEL_NAMES:
         for variable, value in environment(name).items():
             os.environ.setdefault(variable, value)
     try:

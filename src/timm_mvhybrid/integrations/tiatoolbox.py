@@ -24,7 +24,7 @@ import numpy as np
 import timm
 from timm.data import resolve_data_config
 
-from ..models import MODEL_NAMES, TEST_MODEL_NAMES
+from ..models import ALL_MODEL_NAMES
 from ..models.creation import load_checkpoint
 
 _INSTALL = "tiatoolbox is not installed; run: pip install 'tiatoolbox>=2.1'"
@@ -40,7 +40,7 @@ def register() -> None:
         ImportError: TIAToolbox is not installed, or older than 2.1.
     """
     architectures = _vanilla().timm_arch_dict
-    for name in (*MODEL_NAMES, *TEST_MODEL_NAMES):
+    for name in ALL_MODEL_NAMES:
         architectures.setdefault(name, {"model": name, "num_classes": 0})
 
 

@@ -1,4 +1,4 @@
-"""The six backbones of the MV_Hybrid comparison as timm models, and a tiny one of each kind for tests.
+"""The six backbones of the MV_Hybrid comparison as timm models, in two sizes, and a model of each kind for tests.
 
 Every model takes patches of 16 px from images of 256 px at 0.5 µm/px, normalised by the mean and deviation of H&E
 slides. ``timm.create_model(name, **options)`` passes options to ``HybridVisionTransformer``.
@@ -27,7 +27,9 @@ MODEL_NAMES = (
     "vit12_small_patch16_256",
     "vit24_small_patch16_256",
 )
-"""The six backbones."""
+"""The six backbones, of the published width of 384."""
+TINY_MODEL_NAMES = tuple(name.replace("_small_", "_tiny_") for name in MODEL_NAMES)
+"""The six backbones at half the width, and of 12 blocks where the small ones have 24, except ``vit24``."""
 TEST_MODEL_NAMES = (
     "test_mvhybrid",
     "test_hydra_hybrid",
@@ -35,7 +37,9 @@ TEST_MODEL_NAMES = (
     "test_hydra_einfft",
     "test_vit12",
 )
-"""Tiny models of the same blocks, for tests."""
+"""Models of the same blocks and a few kilobytes, for tests."""
+ALL_MODEL_NAMES = (*MODEL_NAMES, *TINY_MODEL_NAMES, *TEST_MODEL_NAMES)
+"""All models that this package registers with timm."""
 
 # one tag per set of weights: DINOv2 self-supervision on H&E patches, and initial weights of the test models
 PRETRAINED_TAG = "dinov2_he"
@@ -44,7 +48,15 @@ TEST_TAG = "random"
 PUBLISHED_SETS: frozenset[str] = frozenset()
 """Models whose weights are on the Hub, as NAME.TAG; none yet."""
 
-__all__ = ["HE_MEAN", "HE_STD", "MODEL_NAMES", "PUBLISHED_SETS", "TEST_MODEL_NAMES"]
+__all__ = [
+    "ALL_MODEL_NAMES",
+    "HE_MEAN",
+    "HE_STD",
+    "MODEL_NAMES",
+    "PUBLISHED_SETS",
+    "TEST_MODEL_NAMES",
+    "TINY_MODEL_NAMES",
+]
 
 
 def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
@@ -70,7 +82,10 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
 
 default_cfgs = generate_default_cfgs(
     {
-        **{name: _cfg(name) for name in (f"{model}.{PRETRAINED_TAG}" for model in MODEL_NAMES)},
+        **{
+            name: _cfg(name)
+            for name in (f"{model}.{PRETRAINED_TAG}" for model in MODEL_NAMES + TINY_MODEL_NAMES)
+        },
         **{
             name: _cfg(name, input_size=(3, 128, 128))
             for name in (f"{model}.{TEST_TAG}" for model in TEST_MODEL_NAMES)
@@ -124,13 +139,14 @@ def _stated_input_size(kwargs: dict[str, Any]) -> Any:
 
 
 _SMALL = dict(patch_size=16, embed_dim=384, depth=24, num_heads=6)
-_TINY = dict(img_size=128, patch_size=16, embed_dim=64, depth=4, num_heads=2)
+_TINY = dict(patch_size=16, embed_dim=192, depth=12, num_heads=3)
+_TEST = dict(img_size=128, patch_size=16, embed_dim=64, depth=4, num_heads=2)
 _MVHYBRID = dict(ssm_mixer="mambavision", ssm_depth="half", channel_mixer="einfft", pos_embed="none")
 _HYDRA_HYBRID = dict(ssm_mixer="hydra", ssm_depth="half", channel_mixer="einfft", pos_embed="none")
 _HYDRA_EINFFT = dict(ssm_mixer="hydra", ssm_depth="all", channel_mixer="einfft", pos_embed="none")
 _VIM_EINFFT = dict(ssm_mixer="vim", ssm_depth="all", channel_mixer="einfft", pos_embed="learn")
 _VIT = dict(ssm_mixer=None, ssm_depth=0, pos_embed="learn", init_values=1e-5)
-_TINY_HYDRA = dict(ssm_kwargs=dict(d_state=16, headdim=32))
+_TEST_HYDRA = dict(ssm_kwargs=dict(d_state=16, headdim=32))
 
 
 @register_model
@@ -180,30 +196,66 @@ def vit24_small_patch16_256(pretrained: bool = False, **kwargs: Any) -> HybridVi
 
 
 @register_model
+def mvhybrid_tiny_patch16_256(pretrained: bool = False, **kwargs: Any) -> HybridVisionTransformer:
+    """MV_Hybrid of width 192: 6 × (MambaVision mixer, EinFFT), then 6 × (attention, MLP); no position embedding."""
+    return _create("mvhybrid_tiny_patch16_256", pretrained, {**_TINY, **_MVHYBRID}, kwargs)
+
+
+@register_model
+def hydra_hybrid_tiny_patch16_256(pretrained: bool = False, **kwargs: Any) -> HybridVisionTransformer:
+    """Hydra_Hybrid of width 192: 6 × (Hydra mixer, EinFFT), then 6 × (attention, MLP); no position embedding."""
+    return _create("hydra_hybrid_tiny_patch16_256", pretrained, {**_TINY, **_HYDRA_HYBRID}, kwargs)
+
+
+@register_model
+def vim_einfft_tiny_patch16_256(pretrained: bool = False, **kwargs: Any) -> HybridVisionTransformer:
+    """ViM_EinFFT of width 192: 12 × (Vim mixer, EinFFT) with RMSNorm and a learned position embedding."""
+    return _create("vim_einfft_tiny_patch16_256", pretrained, {**_TINY, **_VIM_EINFFT}, kwargs)
+
+
+@register_model
+def hydra_einfft_tiny_patch16_256(pretrained: bool = False, **kwargs: Any) -> HybridVisionTransformer:
+    """Hydra_EinFFT of width 192: 12 × (Hydra mixer, EinFFT); no position embedding."""
+    return _create("hydra_einfft_tiny_patch16_256", pretrained, {**_TINY, **_HYDRA_EINFFT}, kwargs)
+
+
+@register_model
+def vit12_tiny_patch16_256(pretrained: bool = False, **kwargs: Any) -> HybridVisionTransformer:
+    """ViT_12 of width 192: DINOv2's ViT with 12 × (attention, MLP), LayerScale and a learned position embedding."""
+    return _create("vit12_tiny_patch16_256", pretrained, {**_TINY, **_VIT}, kwargs)
+
+
+@register_model
+def vit24_tiny_patch16_256(pretrained: bool = False, **kwargs: Any) -> HybridVisionTransformer:
+    """ViT_24 of width 192: DINOv2's ViT with 24 × (attention, MLP), LayerScale and a learned position embedding."""
+    return _create("vit24_tiny_patch16_256", pretrained, {**_TINY, **_VIT, "depth": 24}, kwargs)
+
+
+@register_model
 def test_mvhybrid(pretrained: bool = False, **kwargs: Any) -> HybridVisionTransformer:
-    """A tiny MV_Hybrid for tests."""
-    return _create("test_mvhybrid", pretrained, {**_TINY, **_MVHYBRID}, kwargs)
+    """A very small MV_Hybrid for tests."""
+    return _create("test_mvhybrid", pretrained, {**_TEST, **_MVHYBRID}, kwargs)
 
 
 @register_model
 def test_hydra_hybrid(pretrained: bool = False, **kwargs: Any) -> HybridVisionTransformer:
-    """A tiny Hydra_Hybrid for tests."""
-    return _create("test_hydra_hybrid", pretrained, {**_TINY, **_HYDRA_HYBRID, **_TINY_HYDRA}, kwargs)
+    """A very small Hydra_Hybrid for tests."""
+    return _create("test_hydra_hybrid", pretrained, {**_TEST, **_HYDRA_HYBRID, **_TEST_HYDRA}, kwargs)
 
 
 @register_model
 def test_vim_einfft(pretrained: bool = False, **kwargs: Any) -> HybridVisionTransformer:
-    """A tiny ViM_EinFFT for tests."""
-    return _create("test_vim_einfft", pretrained, {**_TINY, **_VIM_EINFFT}, kwargs)
+    """A very small ViM_EinFFT for tests."""
+    return _create("test_vim_einfft", pretrained, {**_TEST, **_VIM_EINFFT}, kwargs)
 
 
 @register_model
 def test_hydra_einfft(pretrained: bool = False, **kwargs: Any) -> HybridVisionTransformer:
-    """A tiny Hydra_EinFFT for tests."""
-    return _create("test_hydra_einfft", pretrained, {**_TINY, **_HYDRA_EINFFT, **_TINY_HYDRA}, kwargs)
+    """A very small Hydra_EinFFT for tests."""
+    return _create("test_hydra_einfft", pretrained, {**_TEST, **_HYDRA_EINFFT, **_TEST_HYDRA}, kwargs)
 
 
 @register_model
 def test_vit12(pretrained: bool = False, **kwargs: Any) -> HybridVisionTransformer:
-    """A tiny ViT with twelve blocks for tests."""
-    return _create("test_vit12", pretrained, {**_TINY, **_VIT, "depth": 12}, kwargs)
+    """A very small ViT with twelve blocks for tests."""
+    return _create("test_vit12", pretrained, {**_TEST, **_VIT, "depth": 12}, kwargs)

@@ -10,7 +10,7 @@ import torch
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from ..models import MODEL_NAMES, TEST_MODEL_NAMES, HybridVisionTransformer, create_model, load_weights
+from ..models import ALL_MODEL_NAMES, HybridVisionTransformer, create_model, load_weights
 from ..runtime.errors import PretrainError
 
 
@@ -40,7 +40,7 @@ def create_backbone(
             f"timm has no model {name!r}; 'timm-mvhybrid models' and timm.list_models() name them"
         )
     options = {"num_classes": 0, "dynamic_img_size": True, **arguments}
-    if architecture in (*MODEL_NAMES, *TEST_MODEL_NAMES):
+    if architecture in ALL_MODEL_NAMES:
         options["mask_token"] = True
     try:
         backbone: Any = create_model(name, pretrained=pretrained, drop_path_rate=drop_path_rate, **options)
