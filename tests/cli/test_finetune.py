@@ -79,11 +79,11 @@ def test_a_run_prints_one_json_object_warns_of_random_weights_and_has_a_report(m
 @pytest.mark.parametrize(
     ("arguments", "message", "code"),
     [
-        (["stamp", "{manifest}", "--output", "{run}"], "--pathways", 1),
+        (["stamp", "{manifest}", "--output", "{run}"], "--data.pathways FILE.gmt", 1),
         (["mint", "nowhere", "--output", "{run}"], "nowhere: no such folder", 1),
-        (["mint", "--output", "{run}"], "at least one folder or manifest", 1),
+        (["mint", "--output", "{run}"], "at least one", 2),
         (["mint", "{manifest}"], "--output", 2),
-        (["mint", "{manifest}", "--output", "{run}", "--mint.anchor-weight", "-1"], "at least 0", 1),
+        (["mint", "{manifest}", "--output", "{run}", "--mint.anchor-weight=-1"], "at least 0", 2),
         (["report", "{run}"], "not the folder of a run of MINT or STAMP", 1),
         (["mint", "{manifest}", "--output", "{run}", "--resume", "must", "--preset", "smoke"], "", 1),
     ],

@@ -64,7 +64,7 @@ def result_of_run(run: str | Path) -> Result:
     resolved = config.get("resolved", {})
     if resolved.get("method") not in ("mint", "stamp"):
         raise EvaluationError(
-            f"{run}: is not the folder of a run of MINT or STAMP; name the folder that --output was"
+            f"{run}: is not the folder of a run of MINT or STAMP; name the folder that was the `output` of a run"
         )
     lines = read_lines(directory.metrics)
     probe, loss = (_curves(lines, prefix) for prefix in ("probe/", "loss/"))
