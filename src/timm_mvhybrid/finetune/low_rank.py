@@ -30,9 +30,11 @@ def speed_up(model: nn.Module) -> None:
     from peft.tuners.lora import Linear
 
     own: Any = Linear
+    fast = _fast_class(own)
+    module: Any
     for module in model.modules():
         if type(module) is own and isinstance(module.get_base_layer(), nn.Linear):
-            module.__class__ = _fast_class(own)
+            module.__class__ = fast
 
 
 @functools.cache
