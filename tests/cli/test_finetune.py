@@ -1,6 +1,8 @@
 """``timm-mvhybrid finetune`` in this process: what it parses, prints and refuses."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from support.finetuning import mint_settings, stamp_settings, write_cohorts, write_config
@@ -105,3 +107,30 @@ def test_help_names_units_and_defaults(run):
     text = " ".join(output.replace("│", " ").split())
     assert "--probe.max-train" in text
     assert "Side of the two global crops in px. (default: 256)" in text
+
+
+WITHOUT_EXTRAS = """
+import sys
+import timm_mvhybrid
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"lightly", "peft", "sklearn", "anndata", "scanpy", "pyarrow"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+from timm_mvhybrid.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_the_command_line_needs_no_extra_until_a_run_does(tmp_path):
+    def outcome(*arguments):
+        command = [sys.executable, "-c", WITHOUT_EXTRAS, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert outcome("models").returncode == 0
+    run = outcome("finetune", "mint", tmp_path, "--output", tmp_path / "run")
+    assert run.returncode == 1
+    assert "pip install 'timm-mvhybrid[" in run.stderr
+    assert "Traceback" not in run.stderr

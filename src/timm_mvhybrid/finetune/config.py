@@ -17,8 +17,7 @@ from ..ssl.config import CollapseConfig, CropConfig, HeadConfig, LossConfig, Mod
 from ..training.config import AdamWConfig, CheckpointConfig, LogConfig, ParallelConfig
 from ..training.settings import require
 from .data import CohortConfig
-from .mint import MintConfig, MintRunConfig
-from .stamp import StampConfig, StampRunConfig
+from .method_config import MintConfig, MintRunConfig, StampConfig, StampRunConfig
 
 _DATA = ("sources", "num_workers", "max_corrupt", "name", "obtained", "license", "hub_datasets")
 _FREE = ("probe", *(f"data.{name}" for name in _DATA))

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,62 +20,17 @@ from ..data.samples import CorruptSample
 from ..export.companions import ST_FILE
 from ..export.training_checkpoint import ENCODER_FILE
 from ..ops.precision import at_least_float32, autocast_disabled
-from ..ssl.config import DistillationConfig, HeadConfig, LossConfig
 from ..ssl.distillation import SelfDistillation, Views
 from ..ssl.student_teacher import Network
 from ..training.objective import Evaluation
-from ..training.settings import require
 from ..training.world import World
 from .expression_model import facts_of
+from .method_config import Anchor
+from .method_config import MintConfig as MintConfig
+from .method_config import MintRunConfig as MintRunConfig
 from .mint_student import MintStudent
 from .training_data import TrainingData, normalise, panel_loss, targets_of
 from .written_weights import write_encoder, write_tensors
-
-Anchor = Literal["cosine", "mse"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MintConfig:
-    """Weights of the losses, and the ST token."""
-
-    anchor_weight: float = 1.0
-    """Weight of the distance from the frozen encoder; that of self-distillation is loss.dino_weight."""
-    spot_weight: float = 1.0
-    """Weight of the regression of a patch's expression from its ST token."""
-    token_weight: float = 1.0
-    """Weight of the regression of the expression in its cells from patch tokens."""
-    anchor: Anchor = "cosine"
-    """Distance from the frozen encoder: 1 − cosine, or the mean squared error."""
-    st_start: int | None = None
-    """First block with the ST token; by default the first attention block, or 0 where all are state-space."""
-    st_writes: bool = False
-    """Whether attention may learn to see the ST token; then the encoder alone is no longer what was trained."""
-    validate_every_steps: int = 500
-    """Steps between two validations; the first and the last step are validated in any case."""
-    validation_batch_size: int = 64
-    """Patches of a batch of the validation."""
-
-    def __post_init__(self) -> None:
-        for name in ("anchor_weight", "spot_weight", "token_weight"):
-            require(getattr(self, name) >= 0, f"mint.{name}", getattr(self, name), "at least 0")
-        for name in ("validate_every_steps", "validation_batch_size"):
-            require(getattr(self, name) >= 1, f"mint.{name}", getattr(self, name), "at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MintRunConfig(DistillationConfig):
-    """A run of MINT, without its data."""
-
-    mint: MintConfig = field(default_factory=MintConfig)
-    head: HeadConfig = field(
-        default_factory=lambda: HeadConfig(num_prototypes=8192, separate_ibot_head=False)
-    )
-    loss: LossConfig = field(default_factory=lambda: LossConfig(regularizer="none"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        separate = self.head.separate_ibot_head
-        require(not separate, "head.separate_ibot_head", separate, "False, because no patches are masked")
 
 
 class MintBatch(NamedTuple):

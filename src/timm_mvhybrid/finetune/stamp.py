@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,79 +25,18 @@ from torch.distributed.checkpoint.state_dict import (
 from ..data.samples import CorruptSample
 from ..ssl.backbone import create_backbone
 from ..ssl.collectives import gather_rows, num_ranks, sum_over_ranks
-from ..ssl.config import CropConfig, ModelConfig
-from ..training.config import AdamWConfig, RunConfig
 from ..training.objective import Evaluation, Objective
 from ..training.parallelize import parallelize
-from ..training.settings import require
 from ..training.world import World
 from ..weights.position_grid import PATCH_GRID, grid_of
 from .adapters import lora, merge, save_adapters
 from .errors import FinetuneError
 from .losses import info_nce, masked_squares
+from .method_config import StampConfig as StampConfig
+from .method_config import StampRunConfig as StampRunConfig
 from .mint import mean_correlation
 from .training_data import TrainingData, normalise, targets_of
 from .written_weights import write_encoder
-
-
-@dataclass(frozen=True, kw_only=True)
-class StampConfig:
-    """Adapters, pathway encoder and losses."""
-
-    rank: int = 8
-    """Rank of the adapters."""
-    alpha: float = 16.0
-    """Their output is times alpha / rank."""
-    dropout: float = 0.15
-    """Dropout before the adapters."""
-    targets: tuple[str, ...] = ()
-    """Ends of the names of adapted layers; by default all large linear layers."""
-    hidden_dims: tuple[int, ...] = (1024, 512)
-    """Widths of the pathway encoder; the last one is that of the shared space."""
-    temperature: float = 0.05
-    """Of the contrast; it is not learned."""
-    contrast_weight: float = 1.0
-    """Weight of the contrast."""
-    regression_weight: float = 1.0
-    """Weight of the regression of pathway scores."""
-    validate_every_steps: int = 500
-    """Steps between two validations; the first and the last step are validated in any case."""
-    validation_batch_size: int = 64
-    """Patches of a batch of the validation."""
-
-    def __post_init__(self) -> None:
-        require(self.temperature > 0, "stamp.temperature", self.temperature, "above 0")
-        positive = len(self.hidden_dims) > 0 and min(self.hidden_dims) > 0
-        require(positive, "stamp.hidden_dims", self.hidden_dims, "one or more widths above 0")
-        for name in ("contrast_weight", "regression_weight"):
-            require(getattr(self, name) >= 0, f"stamp.{name}", getattr(self, name), "at least 0")
-        for name in ("rank", "validate_every_steps", "validation_batch_size"):
-            require(getattr(self, name) >= 1, f"stamp.{name}", getattr(self, name), "at least 1")
-
-
-# a learning rate of 1e-4 at a batch of 384
-_OPTIMIZER = {
-    "base_learning_rate": 1e-4 * (1024 / 384) ** 0.5,
-    "final_learning_rate": 0.0,
-    "warmup_steps": 0,
-    "weight_decay": 0.2,
-    "final_weight_decay": 0.2,
-    "freeze_last_layer_steps": 0,
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class StampRunConfig(RunConfig):
-    """A run of STAMP, without its data."""
-
-    architecture: ClassVar[tuple[str, ...]] = ("model.name", "model.arguments", "stamp.rank", "stamp.targets")
-
-    batch_size: int = 384
-    """Patches per optimiser step, over all processes and backward passes; the contrast is within a pass."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    stamp: StampConfig = field(default_factory=StampConfig)
-    optimizer: AdamWConfig = field(default_factory=lambda: AdamWConfig(**_OPTIMIZER))
-    crops: CropConfig = field(default_factory=lambda: CropConfig(global_size_px=256, num_local=0))
 
 
 class StampOutput(NamedTuple):
