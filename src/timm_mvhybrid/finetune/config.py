@@ -75,7 +75,12 @@ class ProbeConfig:
 class MintSettings(MintRunConfig):
     """A run of MINT."""
 
-    free: ClassVar[tuple[str, ...]] = (*MintRunConfig.free, *_FREE, "mint.validate_every_steps")
+    free: ClassVar[tuple[str, ...]] = (
+        *MintRunConfig.free,
+        *_FREE,
+        "mint.validate_every_steps",
+        "mint.validation_batch_size",
+    )
     architecture: ClassVar[tuple[str, ...]] = (
         *MintRunConfig.architecture,
         "mint.st_start",
@@ -112,7 +117,12 @@ class MintSettings(MintRunConfig):
 class StampSettings(StampRunConfig):
     """A run of STAMP."""
 
-    free: ClassVar[tuple[str, ...]] = (*StampRunConfig.free, *_FREE, "stamp.validate_every_steps")
+    free: ClassVar[tuple[str, ...]] = (
+        *StampRunConfig.free,
+        *_FREE,
+        "stamp.validate_every_steps",
+        "stamp.validation_batch_size",
+    )
     architecture: ClassVar[tuple[str, ...]] = (
         *StampRunConfig.architecture,
         "stamp.hidden_dims",
