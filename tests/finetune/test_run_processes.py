@@ -86,3 +86,16 @@ def test_a_signal_saves_the_step_exits_with_75_and_the_run_goes_on(manifest, tmp
     assert "start again to go on" in errors
     done = change(config, num_steps=stopped["step"])
     assert run_mint(done, allow_changes=True, show_progress=False).weights is not None
+
+
+@needs_cpu_sharding
+@pytest.mark.parametrize("method", ["mint", "stamp"])
+def test_what_is_sharded_in_bfloat16_is_measured_in_it(method, manifest, tmp_path):
+    config = settings(method, tmp_path / "run", manifest, num_steps=1, parallel__precision="bf16")
+    process = start(method, write_config(config, tmp_path / "config.json"), 2)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    start_line = lines(config.output)[0]
+    assert start_line["probe/expression_class"] == pytest.approx(
+        start_line["probe/expression_frozen"], abs=0.1
+    )

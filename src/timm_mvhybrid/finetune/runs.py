@@ -6,11 +6,13 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..runtime.digest import file_sha256
 from ..training.loop import Resume, RunResult, run_training
 from ..training.objective import Evaluation
+from ..training.parallelize import DTYPES
 from ..training.world import World
 from .config import MintSettings, StampSettings, check_stamp
 from .data import FinetuneData, open_cohorts
@@ -59,8 +61,10 @@ class MintRun(MintObjective):
         if self._probe is None:
             return None
         if not self._probe.is_frozen:
-            self._probe.freeze(self.frozen, self._what_was_there)
-        scores = self._probe(self.student, self._what_is_measured)
+            with _autocast(self):
+                self._probe.freeze(self.frozen, self._what_was_there)
+        with _autocast(self):
+            scores = self._probe(self.student, self._what_is_measured)
         return self._probe.evaluation(scores, _MINT_FIRST)
 
     def _what_was_there(self, images: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -110,10 +114,11 @@ class StampRun(StampObjective):
     def _measure(self) -> Evaluation | None:
         if self._probe is None:
             return None
-        if not self._probe.is_frozen:
-            with self._adapted.disable_adapter():
-                self._probe.freeze(self.network, self._what_is_measured)
-        scores = self._probe(self.network, self._what_is_measured)
+        with _autocast(self):
+            if not self._probe.is_frozen:
+                with self._adapted.disable_adapter():
+                    self._probe.freeze(self.network, self._what_is_measured)
+            scores = self._probe(self.network, self._what_is_measured)
         return self._probe.evaluation(scores, _STAMP_FIRST)
 
     def _what_is_measured(self, images: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -206,6 +211,12 @@ def describe(data: FinetuneData) -> dict[str, Any]:
             "panels_without_scores": sorted(pathways.unscored),
         }
     return found
+
+
+def _autocast(objective: Any) -> Any:
+    """Computes as training does: sharded weights are gathered in the type of autocast, and take no others."""
+    precision = objective.config.parallel.precision
+    return torch.autocast(objective.world.device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
 def _base(config: MintSettings | StampSettings, backbone: Any) -> dict[str, Any]:
