@@ -6,13 +6,12 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..runtime.digest import file_sha256
 from ..training.loop import Resume, RunResult, run_training
+from ..training.measuring import sharded_type
 from ..training.objective import Evaluation
-from ..training.parallelize import DTYPES
 from ..training.world import World
 from .config import MintSettings, StampSettings, check_stamp
 from .data import FinetuneData, open_cohorts
@@ -61,9 +60,9 @@ class MintRun(MintObjective):
         if self._probe is None:
             return None
         if not self._probe.is_frozen:
-            with _autocast(self):
+            with sharded_type(self.world, self.config.parallel):
                 self._probe.freeze(self.frozen, self._what_was_there)
-        with _autocast(self):
+        with sharded_type(self.world, self.config.parallel):
             scores = self._probe(self.student, self._what_is_measured)
         return self._probe.evaluation(scores, _MINT_FIRST)
 
@@ -114,7 +113,7 @@ class StampRun(StampObjective):
     def _measure(self) -> Evaluation | None:
         if self._probe is None:
             return None
-        with _autocast(self):
+        with sharded_type(self.world, self.config.parallel):
             if not self._probe.is_frozen:
                 with self._adapted.disable_adapter():
                     self._probe.freeze(self.network, self._what_is_measured)
@@ -211,12 +210,6 @@ def describe(data: FinetuneData) -> dict[str, Any]:
             "panels_without_scores": sorted(pathways.unscored),
         }
     return found
-
-
-def _autocast(objective: Any) -> Any:
-    """Computes as training does: sharded weights are gathered in the type of autocast, and take no others."""
-    precision = objective.config.parallel.precision
-    return torch.autocast(objective.world.device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
 def _base(config: MintSettings | StampSettings, backbone: Any) -> dict[str, Any]:

@@ -14,6 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..runtime.errors import PretrainError, TimmMVHybridError
+from .config import ParallelConfig
+from .parallelize import DTYPES
+from .world import World
 
 T = TypeVar("T")
 
@@ -43,6 +46,17 @@ def undisturbed(model: nn.Module, device: torch.device | str = "cpu") -> Iterato
             module.training = training
         np.random.set_state(numpy_state)
         random.setstate(python_state)
+
+
+def sharded_type(world: World, config: ParallelConfig) -> torch.autocast:
+    """Computes in the type of training where weights are sharded: they are gathered in it, and take no other input.
+
+    Args:
+        world: The processes; where nothing is sharded, weights are float32 and so is what is measured.
+        config: How the run is laid out.
+    """
+    half = world.mesh is not None and config.precision != "fp32"
+    return torch.autocast(world.device.type, DTYPES[config.precision] if half else None, enabled=half)
 
 
 def embed_rows(
