@@ -124,14 +124,24 @@ def test_statistics_know_nothing_of_what_is_held_out(spots, tmp_path):
     np.testing.assert_allclose(number.panel.mean, mean, rtol=1e-5)
 
 
-def test_the_fingerprint_knows_targets_and_split(spots):
-    config = {"pathways": spots / "sets.gmt"}
-    found = {
-        opened(spots, **config, **change).fingerprint()
-        for change in ({}, {"hold_out": ("B", "E")}, {"min_genes": 7})
-    }
-    assert len(found) == 3
-    assert opened(spots, **config).fingerprint() in found
+def test_the_fingerprint_knows_counts_sets_and_split(spots, tmp_path):
+    sets = tmp_path / "sets.gmt"
+    sets.write_text((spots / "sets.gmt").read_text().replace("G00", "G01"))
+    changes = (
+        {},
+        {"hold_out": ("B", "E")},
+        {"min_genes": 7},
+        {"pathways": sets},
+        {"pathways": None},
+        {"pathway_method": "ssgsea"},
+    )
+    options = {"pathways": spots / "sets.gmt"}
+    found = {opened(spots, **{**options, **change}).fingerprint() for change in changes}
+    assert len(found) == len(changes)
+    data = opened(spots, **options)
+    assert data.fingerprint() in found
+    data.samples[0].counts.data[0] += 1
+    assert data.fingerprint() not in found
 
 
 def test_patches_without_counts_are_seen_and_not_measured(spots, tmp_path):

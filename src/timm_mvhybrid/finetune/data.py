@@ -27,6 +27,7 @@ from torch import Tensor
 from ..cohorts.pathways import PathwayMethod
 from ..cohorts.token_grid import MIN_QV
 from ..data.samples import Samples
+from ..runtime.digest import file_sha256
 from ..runtime.errors import DataError
 from ..ssl.config import CropConfig
 from ..ssl.crops import CropBatch, whole_patch
@@ -126,23 +127,25 @@ class FinetuneData:
         return sum(len(self.samples[index].source) for index in self.validation)
 
     def fingerprint(self) -> str:
-        """Identifies patches, targets and split, for a resumed run to compare.
+        """Identifies patches, counts, genes, gene sets and split, for a resumed run to compare.
+
+        Logarithms and what follows from them do not count: another processor may round them differently.
 
         Returns:
             32 hexadecimal digits.
         """
+        config = self.config
         found = hashlib.sha256(self.patches.fingerprint().encode())
         for sample, targets, held_out in zip(self.samples, self.targets, self.split.held_out, strict=True):
             panel = targets.panel
             facts = (sample.sample_id, panel.name, panel.normalise, panel.grid, bool(held_out), panel.genes)
-            found.update(repr(facts).encode())
-            for matrix in (targets.expression, targets.tokens):
-                for part in () if matrix is None else (matrix.data, matrix.indices, matrix.indptr):
-                    found.update(np.ascontiguousarray(part).tobytes())
-        if self.pathways is not None:
-            found.update(repr(self.pathways.names).encode())
-            for values in self.pathways.values:
-                found.update(np.ascontiguousarray(values).tobytes())
+            found.update(repr((*facts, sample.genes, sample.area_um2)).encode())
+            counts = sample.counts if sample.tokens is None else sample.tokens
+            for part in (counts.data, counts.indices, counts.indptr):
+                found.update(np.ascontiguousarray(part).tobytes())
+        if self.pathways is not None and config.pathways is not None:
+            found.update(file_sha256(config.pathways).encode())
+            found.update(repr((self.pathways.names, config.pathway_method, config.ignore_case)).encode())
         return found.hexdigest()[:32]
 
     def batches(
