@@ -123,8 +123,27 @@ class FinetuneData:
 
     @property
     def num_validation_patches(self) -> int:
-        """Patches that are held out."""
-        return sum(len(self.samples[index].source) for index in self.validation)
+        """Measured patches that are held out."""
+        return sum(int(self.samples[index].measured.sum()) for index in self.validation)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left out of samples, and what panels cannot do, a sentence each."""
+        found = [note for sample in self.samples for note in sample.notes]
+        for name, panel in self.panels.items():
+            numbers = [index for index, sample in enumerate(self.samples) if sample.entry.panel_name == name]
+            varies = np.any([self.targets[index].has for index in numbers], axis=0)
+            constant = [gene for gene, kept in zip(panel.genes, varies, strict=True) if not kept]
+            if constant:
+                found.append(
+                    f"panel {name}: {len(constant)} of {len(panel.genes)} genes do not vary among training patches and are "
+                    f"not predicted ('{constant[0]}' …)"
+                )
+        if self.pathways is not None:
+            found += [
+                f"panel {name}: no pathway scores ({why})" for name, why in self.pathways.unscored.items()
+            ]
+        return found
 
     def fingerprint(self) -> str:
         """Identifies patches, counts, genes, gene sets and split, for a resumed run to compare.
