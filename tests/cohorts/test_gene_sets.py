@@ -72,7 +72,9 @@ def test_another_case_is_named_and_matched_on_request_only():
         DataError, match=r"1 of the 4 genes.* 3 would match in upper case: give `ignore_case=True`"
     ):
         match_sets(GENES, sets, min_genes=2)
-    assert match_sets(GENES, sets, min_genes=2, ignore_case=True).num_measured.tolist() == [3]
+    matched = match_sets(GENES, sets, min_genes=2, ignore_case=True)
+    assert (matched.num_measured.tolist(), matched.num_by_case_alone) == ([3], 0)
+    assert match_sets(GENES, sets, min_genes=1).num_by_case_alone == 2
     assert match_sets(GENES, {"A": ["g1", "G1"]}, min_genes=1, ignore_case=True).num_genes.tolist() == [1]
     with pytest.raises(
         DataError, match="'G1' occurs more than once; rename one of the genes that differ by case"

@@ -1,3 +1,4 @@
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -196,3 +197,22 @@ def test_only_the_order_of_values_ranks_zeros_and_negative_ones_among_them(metho
     np.testing.assert_allclose(
         found.values, expected.values, rtol=0, atol=1e-12 * np.abs(expected.values).max()
     )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sparse_counts_stay_sparse(method):
+    rng = np.random.default_rng(0)
+    counts = sparse.random(
+        4000, 8000, 0.05, "csr", np.float32, rng, data_rvs=lambda size: rng.integers(1, 9, size)
+    )
+    genes = [f"G{index}" for index in range(8000)]
+    sets = {f"S{index}": genes[index * 40 : (index + 1) * 40] for index in range(200)}
+    size = counts.data.nbytes + counts.indices.nbytes
+    tracemalloc.start()
+    try:
+        pathway_scores(counts, genes, sets, method)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # beside the input; dense, the counts alone would be ten times as much
+    assert peak < 2 * size

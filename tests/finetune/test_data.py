@@ -124,14 +124,24 @@ def test_statistics_know_nothing_of_what_is_held_out(spots, tmp_path):
     np.testing.assert_allclose(number.panel.mean, mean, rtol=1e-5)
 
 
-def test_the_fingerprint_knows_targets_and_split(spots):
-    config = {"pathways": spots / "sets.gmt"}
-    found = {
-        opened(spots, **config, **change).fingerprint()
-        for change in ({}, {"hold_out": ("B", "E")}, {"min_genes": 7})
-    }
-    assert len(found) == 3
-    assert opened(spots, **config).fingerprint() in found
+def test_the_fingerprint_knows_counts_sets_and_split(spots, tmp_path):
+    sets = tmp_path / "sets.gmt"
+    sets.write_text((spots / "sets.gmt").read_text().replace("G00", "G01"))
+    changes = (
+        {},
+        {"hold_out": ("B", "E")},
+        {"min_genes": 7},
+        {"pathways": sets},
+        {"pathways": None},
+        {"pathway_method": "ssgsea"},
+    )
+    options = {"pathways": spots / "sets.gmt"}
+    found = {opened(spots, **{**options, **change}).fingerprint() for change in changes}
+    assert len(found) == len(changes)
+    data = opened(spots, **options)
+    assert data.fingerprint() in found
+    data.samples[0].counts.data[0] += 1
+    assert data.fingerprint() not in found
 
 
 def test_patches_without_counts_are_seen_and_not_measured(spots, tmp_path):
@@ -148,6 +158,8 @@ def test_patches_without_counts_are_seen_and_not_measured(spots, tmp_path):
     data = open_cohorts(CohortConfig(sources=(str(manifest),), hold_out=("B",), num_workers=0))
     assert data.panels["holes"].num_training_patches == 19
     assert len(data.patches) == 24
+    (note,) = data.notes
+    assert note.endswith("S0.h5: 5 of 24 patches have no counts")
     measured = torch.cat([batch["measured/holes"].any(dim=1) for batch in batches(data, num_steps=3)])
     assert int(measured.sum()) == 19
 
@@ -168,6 +180,8 @@ def test_transcripts_and_spots_in_one_run(tmp_path):
     data = open_cohorts(config)
     lung = data.panels["lung"]
     assert (lung.platform, lung.normalise, lung.grid, lung.genes) == ("transcripts", "area", 2, tuple(GENES))
+    assert all("transcripts of 12 genes count; left out are" in note for note in data.notes)
+    assert "of controls (blank " in data.notes[0]
     sample = data.samples[0]
     assert sample.area_um2 == 16.0**2
     assert sample.counts.sum() == sample.tokens.sum() > 500
@@ -248,3 +262,25 @@ def test_cohorts_that_cannot_be_used(spots, tmp_path):
 def test_settings_outside_their_range(change, message):
     with pytest.raises(PretrainError, match=message):
         CohortConfig(**{"sources": ("a",), **change})
+
+
+def test_genes_that_cannot_be_predicted_are_noted(tmp_path):
+    import anndata
+
+    root = write_spots(tmp_path / "flat", {"S0": "A", "S1": "B"})
+    file = root / "adata" / "S0.h5ad"
+    table = anndata.read_h5ad(file)
+    counts = table.X.tolil()
+    counts[:, 3] = 0
+    table.X = counts.tocsr()
+    table.write_h5ad(file)
+    (tmp_path / "genes.json").write_text(json.dumps({"genes": GENES[:4]}))
+    manifest = write_manifest(
+        tmp_path / "m.json", {"path": "flat", "normalise": "cpm", "genes": "genes.json"}
+    )
+    data = open_cohorts(CohortConfig(sources=(str(manifest),), hold_out=("B",), num_workers=0))
+    assert data.notes == [
+        "panel flat: 1 of 4 genes do not vary among training patches and are not predicted ('G03' …)"
+    ]
+    (batch,) = list(data.validation_batches(24, image_size_px=32))
+    assert batch["measured/flat"].any(dim=0).tolist() == [True, True, True, False]

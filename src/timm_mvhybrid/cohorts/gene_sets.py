@@ -84,6 +84,7 @@ class MatchedSets:
         num_genes: Distinct genes of each, (sets,).
         num_measured: How many of them were measured, (sets,).
         dropped: Name → why the set is not scored.
+        num_by_case_alone: Genes of the sets that would match a measured one in upper case, and do not as they are.
         membership: 1 where a gene belongs to a set, (genes, sets), SciPy CSR, float64.
     """
 
@@ -91,6 +92,7 @@ class MatchedSets:
     num_genes: NDArray[np.int64]
     num_measured: NDArray[np.int64]
     dropped: dict[str, str]
+    num_by_case_alone: int
     membership: Any
 
 
@@ -146,8 +148,11 @@ def match_sets(
                 f"{len(found)} of {len(measured)} measured genes, at most {max_genes} can be scored"
             )
     names = tuple(name for name in sets if name not in dropped)
+    wanted = {gene for members in sets.values() for gene in members}
+    shared = len(wanted & position.keys())
+    upper = len({gene.upper() for gene in wanted} & {gene.upper() for gene in measured})
     if not names:
-        raise DataError(_nothing_left(origin, sets, measured, min_genes, dropped))
+        raise DataError(_nothing_left(origin, sets, measured, min_genes, dropped, shared, upper))
     rows = np.concatenate([columns[name] for name in names])
     sizes = np.array([len(columns[name]) for name in names])
     membership = require("scipy.sparse").csr_matrix(
@@ -159,6 +164,7 @@ def match_sets(
         num_genes=np.array([len(sets[name]) for name in names]),
         num_measured=sizes,
         dropped=dropped,
+        num_by_case_alone=upper - shared,
         membership=membership,
     )
 
@@ -182,10 +188,10 @@ def _nothing_left(
     measured: Sequence[str],
     min_genes: int,
     dropped: Mapping[str, str],
+    shared: int,
+    upper: int,
 ) -> str:
     wanted = {gene for members in sets.values() for gene in members}
-    shared = len(wanted & set(measured))
-    upper = len({gene.upper() for gene in wanted} & {gene.upper() for gene in measured})
     if upper > shared:
         remedy = (
             f"{upper} would match in upper case: give `ignore_case=True` if both name the same species' genes"

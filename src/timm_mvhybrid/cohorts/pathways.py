@@ -41,6 +41,7 @@ class PathwayScores:
         num_measured: How many of them were measured, (sets,).
         measured: Whether a spot has counts, (spots,); False is where ``values`` is NaN.
         dropped: Name → why a set was not scored.
+        num_by_case_alone: Genes of the sets that would match a measured one in upper case, and do not as they are.
         method: How they were scored.
         unit: What a score is measured in.
         statistics: What genes were standardised by; None for methods that rank.
@@ -53,6 +54,7 @@ class PathwayScores:
     num_measured: NDArray[np.int64]
     measured: NDArray[np.bool_]
     dropped: dict[str, str]
+    num_by_case_alone: int
     method: PathwayMethod
     unit: str
     statistics: GeneStatistics | None = None
@@ -159,6 +161,7 @@ def pathway_scores(
         num_measured=sets.num_measured,
         measured=measured,
         dropped=sets.dropped,
+        num_by_case_alone=sets.num_by_case_alone,
         method=method,
         unit=scorer.unit,
         statistics=statistics,

@@ -27,6 +27,7 @@ from torch import Tensor
 from ..cohorts.pathways import PathwayMethod
 from ..cohorts.token_grid import MIN_QV
 from ..data.samples import Samples
+from ..runtime.digest import file_sha256
 from ..runtime.errors import DataError
 from ..ssl.config import CropConfig
 from ..ssl.crops import CropBatch, whole_patch
@@ -124,27 +125,48 @@ class FinetuneData:
 
     @property
     def num_validation_patches(self) -> int:
-        """Patches that are held out."""
-        return sum(len(self.samples[index].source) for index in self.validation)
+        """Measured patches that are held out."""
+        return sum(int(self.samples[index].measured.sum()) for index in self.validation)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left out of samples, and what panels cannot do, a sentence each."""
+        found = [note for sample in self.samples for note in sample.notes]
+        for name, panel in self.panels.items():
+            numbers = [index for index, sample in enumerate(self.samples) if sample.entry.panel_name == name]
+            varies = np.any([self.targets[index].has for index in numbers], axis=0)
+            constant = [gene for gene, kept in zip(panel.genes, varies, strict=True) if not kept]
+            if constant:
+                found.append(
+                    f"panel {name}: {len(constant)} of {len(panel.genes)} genes do not vary among training patches and are "
+                    f"not predicted ('{constant[0]}' …)"
+                )
+        if self.pathways is not None:
+            found += [
+                f"panel {name}: no pathway scores ({why})" for name, why in self.pathways.unscored.items()
+            ]
+        return found
 
     def fingerprint(self) -> str:
-        """Identifies patches, targets and split, for a resumed run to compare.
+        """Identifies patches, counts, genes, gene sets and split, for a resumed run to compare.
+
+        Logarithms and what follows from them do not count: another processor may round them differently.
 
         Returns:
             32 hexadecimal digits.
         """
+        config = self.config
         found = hashlib.sha256(self.patches.fingerprint().encode())
         for sample, targets, held_out in zip(self.samples, self.targets, self.split.held_out, strict=True):
             panel = targets.panel
             facts = (sample.sample_id, panel.name, panel.normalise, panel.grid, bool(held_out), panel.genes)
-            found.update(repr(facts).encode())
-            for matrix in (targets.expression, targets.tokens):
-                for part in () if matrix is None else (matrix.data, matrix.indices, matrix.indptr):
-                    found.update(np.ascontiguousarray(part).tobytes())
-        if self.pathways is not None:
-            found.update(repr(self.pathways.names).encode())
-            for values in self.pathways.values:
-                found.update(np.ascontiguousarray(values).tobytes())
+            found.update(repr((*facts, sample.genes, sample.area_um2)).encode())
+            counts = sample.counts if sample.tokens is None else sample.tokens
+            for part in (counts.data, counts.indices, counts.indptr):
+                found.update(np.ascontiguousarray(part).tobytes())
+        if self.pathways is not None and config.pathways is not None:
+            found.update(file_sha256(config.pathways).encode())
+            found.update(repr((self.pathways.names, config.pathway_method, config.ignore_case)).encode())
         return found.hexdigest()[:32]
 
     def batches(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..cohorts.csv_tables import read_studies
 from ..cohorts.hest_layout import open_task, read_spots
 from ..cohorts.token_grid import pool_patches
-from ..cohorts.transcripts import read_transcripts
+from ..cohorts.transcripts import Transcripts, read_transcripts
 from ..data.h5_file import H5File, attributes, find_dataset, number
 from ..data.patch_h5 import PatchH5Source
 from ..runtime.errors import DataError
@@ -43,6 +43,7 @@ class MeasuredSample:
         tokens: Counts in the cells of a grid over each patch, (patches, grid² · genes), SciPy CSR; None for spots.
         area_um2: Area that the counts of a patch are of; None if unknown.
         files: Files that were read.
+        notes: What was left out, a sentence each.
     """
 
     entry: CohortEntry
@@ -58,6 +59,7 @@ class MeasuredSample:
     tokens: Any
     area_um2: float | None
     files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
 
 
 def read_cohort(entry: CohortEntry, *, grid: int, min_qv: float) -> Iterator[MeasuredSample]:
@@ -118,16 +120,19 @@ def _with_spots(facts: dict[str, Any], patches: Path, expression: Path) -> Measu
         (np.ones(len(rows), np.float32), (found.rows, rows)), shape=(len(source), len(rows))
     )
     counts = (place @ found.counts.astype(np.float32)).tocsr()
+    measured = np.diff(counts.indptr) > 0
+    without = int((~measured).sum())
     return MeasuredSample(
         **facts,
         platform="spots",
         source=source,
         genes=tuple(found.genes),
         counts=counts,
-        measured=np.diff(counts.indptr) > 0,
+        measured=measured,
         tokens=None,
         area_um2=entry.spot_area_um2,
         files=(patches, expression),
+        notes=(f"{patches}: {without} of {len(source)} patches have no counts",) if without else (),
     )
 
 
@@ -184,6 +189,16 @@ def _with_transcripts(
         tokens=tokens,
         area_um2=(side_px * um_per_px) ** 2,
         files=(patches, file),
+        notes=(_left_out(found, min_qv),),
+    )
+
+
+def _left_out(found: Transcripts, min_qv: float) -> str:
+    controls = ", ".join(f"{kind} {number:,}" for kind, number in sorted(found.num_controls.items()))
+    return (
+        f"{found.path}: {len(found):,} transcripts of {len(found.genes)} genes count; left out are "
+        f"{sum(found.num_controls.values()):,} of controls{f' ({controls})' if controls else ''}, {found.num_low_quality:,} "
+        f"below quality {min_qv:g} and {found.num_without_place:,} without a place"
     )
 
 
