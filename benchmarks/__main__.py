@@ -113,6 +113,35 @@ class Evaluation(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Pathways(Settings):
+    """Scores of gene sets beside decoupler's and gseapy's; about 15 minutes."""
+
+    threads: int = 1
+    """Threads that linear algebra may use."""
+
+    def report(self) -> Report:
+        """Runs the benchmark."""
+        from .pathways import run
+
+        return run(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finetune(Settings):
+    """What the ST token costs beside the backbone alone, and a step of adapters beside one of all weights, on a CPU."""
+
+    def report(self) -> Report:
+        """Runs the benchmark."""
+        from .peers import MissingPeerError
+
+        if importlib.util.find_spec("peft") is None:
+            raise MissingPeerError("peft: not installed; pip install 'timm-mvhybrid[finetune]'")
+        from .finetune import run
+
+        return run(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Gpu(Settings):
     """Scans and training steps on a GPU beside mamba-ssm's kernels, timm's ViT and the memory floor."""
 
@@ -176,7 +205,7 @@ class Readme:
     """Rewrite the table of ratios in README.md from the newest committed results."""
 
 
-Benchmark = Scan | EinFFT | Model | Data | Resize | Export | Kernels | Gpu | Pretrain
+Benchmark = Scan | EinFFT | Model | Data | Resize | Finetune | Export | Kernels | Pathways | Gpu | Pretrain
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -194,9 +223,11 @@ def main(args: Sequence[str] | None = None) -> int:
         | Annotated[Model, subcommand("model")]
         | Annotated[Data, subcommand("data")]
         | Annotated[Resize, subcommand("resize")]
+        | Annotated[Finetune, subcommand("finetune")]
         | Annotated[Export, subcommand("export")]
         | Annotated[Kernels, subcommand("kernels")]
         | Annotated[Evaluation, subcommand("evaluation")]
+        | Annotated[Pathways, subcommand("pathways")]
         | Annotated[Gpu, subcommand("gpu")]
         | Annotated[Pretrain, subcommand("pretrain")]
         | Annotated[Readme, subcommand("readme")],

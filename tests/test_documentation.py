@@ -42,6 +42,9 @@ def help_text():
     texts = {}
 
     def get(command, capsys, monkeypatch):
+        if command == "finetune":
+            names = ("mint", "stamp", "report")
+            return " ".join(get(f"finetune {name}", capsys, monkeypatch) for name in names)
         if command not in texts:
             monkeypatch.setenv("COLUMNS", "200")
             with pytest.raises(SystemExit) as stopped:

@@ -1,6 +1,7 @@
 """The benchmarks run from the command line, find their peers, and feed the README."""
 
 import dataclasses
+import importlib.util
 import json
 import subprocess
 import sys
@@ -135,7 +136,19 @@ def test_scan_smoke_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("quiet")
-@pytest.mark.parametrize("name", ["einfft", "model", "data", "resize"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "einfft",
+        "model",
+        "data",
+        "resize",
+        pytest.param(
+            "finetune",
+            marks=pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs peft"),
+        ),
+    ],
+)
 def test_smoke_run(tmp_path, name):
     assert_goals_and_readme_have_figures(run(tmp_path, name))
 

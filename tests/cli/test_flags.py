@@ -13,6 +13,7 @@ from tyro.conf import Positional
 import timm_mvhybrid
 from timm_mvhybrid.cli import COMMANDS, main, main_of_task
 from timm_mvhybrid.cli.evaluate import task_command
+from timm_mvhybrid.cli.finetune import flags_of_finetune
 from timm_mvhybrid.cli.flags import flags_of, in_flags
 from timm_mvhybrid.evaluate import Task, registered_tasks
 from timm_mvhybrid.runtime.errors import ParameterError
@@ -71,10 +72,12 @@ def shown_flags(text):
     return set(re.findall(r"(?m)(?:^ ?|  |│ |, )(--[a-z][\w.-]*)", text)) - {"--help"}
 
 
+SHORT = {"--model", "--checkpoint", "--pathways"}
+"""Beside the names of their sections."""
 ALIASES = {"--run-dir", "--studies", "--samples", "--spots", "--genes"}
 
 
-@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"evaluate", "report"}))
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"evaluate", "finetune", "report"}))
 def test_the_flags_are_those_of_the_help(name, capsys, monkeypatch):
     sections = name == "pretrain"
     known = {
@@ -91,16 +94,23 @@ def test_the_flags_of_a_task_are_those_of_its_help(name, capsys, monkeypatch):
     assert {flag.word for flag in known if not flag.is_positional} == shown
 
 
+@pytest.mark.parametrize("name", ["mint", "stamp", "report"])
+def test_the_flags_of_fine_tuning_are_those_of_the_help(name, capsys, monkeypatch):
+    known = {flag.word for flag in flags_of_finetune([name]).values() if not flag.is_positional}
+    shown = shown_flags(help_of(["finetune", name], capsys, monkeypatch))
+    assert known == {flag for flag in shown if not re.search(r"(--|\.)no-", flag)} - SHORT
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_parameter_has_one_flag_in_all_commands(name):
     """``--checkpoint`` is never ``--weights`` elsewhere."""
     everywhere = {
         parameter: flag.word
-        for command in set(COMMANDS) - {"pretrain"}
+        for command in set(COMMANDS) - {"finetune", "pretrain"}
         for parameter, flag in flags_of(COMMANDS[command]).items()
         if not flag.is_positional
     }
-    for parameter, flag in flags_of(COMMANDS[name], sections=name == "pretrain").items():
+    for parameter, flag in flags_of(COMMANDS[name], sections=name in ("finetune", "pretrain")).items():
         section, _, last = flag.word.removeprefix("--").rpartition(".")
         if parameter in everywhere and not flag.is_positional and not section:
             assert f"--{last}" == everywhere[parameter]
@@ -146,6 +156,7 @@ COMMAND = re.compile(r"'timm-mvhybrid [^']*'?")
 # parsers of their own, and spellings of earlier versions
 PARSERS = {
     "synthetic/options.py": {"--studies", "--samples", "--spots", "--genes"},
+    "finetune/config.py": {"--pathways", "--model", "--checkpoint"},
     "integrations/clam.py": {"--checkpoint"},
     "integrations/kaiko_eva.py": {"--configuration"},
 }

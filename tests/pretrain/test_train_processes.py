@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+from PIL import Image
 from support.pretraining import (
     NUM_STEPS,
     change,
@@ -141,3 +142,16 @@ def test_sharding_and_precision_leave_the_scan_parameters_in_float32(patches, tm
     values = student(config.output)
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in values.values())
     assert "Traceback" not in errors
+
+
+@needs_cpu_sharding
+def test_a_probe_meets_weights_that_are_sharded_in_bfloat16(patches, tmp_path):
+    for label in "ab":
+        (tmp_path / "set" / label).mkdir(parents=True)
+        for number in range(4):
+            colour = (40 * number, 100, 200 if label == "a" else 20)
+            Image.new("RGB", (64, 64), colour).save(tmp_path / "set" / label / f"{number}.png")
+    changes = {"num_steps": 2, "parallel__precision": "bf16", "monitor__probe": tmp_path / "set"}
+    config = small(tmp_path / "run", patches, **changes, monitor__probe_every_steps=1)
+    run(write_config(config, tmp_path / "config.json"), ranks=2)
+    assert [line["step"] for line in lines(config.output) if "probe/knn_accuracy" in line] == [1, 2]

@@ -296,3 +296,16 @@ def test_a_process_that_ends_by_an_error_does_not_wait_for_its_workers(tmp_path)
     )
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1] == "RuntimeError: a bug"
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_whole_patches_come_beside_their_crops(num_workers):
+    source = Patches(6, broken=[2])
+    samples, options = Samples([source]), {"num_workers": num_workers, "max_corrupt": 1}
+    plain = batches(samples, **options)
+    for batch, before in zip(batches(samples, **options, image_size_px=20), plain, strict=True):
+        assert before.images is None
+        torch.testing.assert_close(batch.global_crops, before.global_crops, rtol=0, atol=0)
+        np.testing.assert_array_equal(
+            batch.images.permute(0, 2, 3, 1).numpy(), np.stack([source[i] for i in batch.indices.tolist()])
+        )

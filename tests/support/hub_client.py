@@ -100,6 +100,17 @@ def load(name, cache, create="timm_mvhybrid", **options):
     }
 
 
+def load_st(name, cache):
+    """Loads a model with an ST token and returns the token's features of an image."""
+    import torch
+
+    from timm_mvhybrid import finetune
+
+    images = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
+    with torch.no_grad():
+        return finetune.load(name, cache_dir=cache).features(images)["st"][0].tolist()
+
+
 def publish(folder, repo, **options):
     from dataclasses import asdict
 

@@ -1,7 +1,7 @@
 """Command line: arguments → calls of the library → exit code.
 
 0 means done, 1 a problem with data, model or output (one line on stderr), 2 wrong usage, 75 stopped by a signal with
-the state saved, to be started again (`pretrain`), 130 interrupted.
+the state saved, to be started again (`pretrain`, `finetune`), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ..version import __version__
 from .doctor import Doctor
 from .embed import Embed
 from .evaluate import Evaluate, task_command
+from .finetune import Finetune, flags_of_finetune, parse_finetune
 from .flags import Flags, UsageError, flags_of, parse_options
 from .hub import Export, Publish
 from .messages import naming, say, warnings_in_one_line
@@ -35,6 +36,7 @@ COMMANDS: dict[str, type[Any]] = {
     "embed": Embed,
     "tile": Tile,
     "pretrain": Pretrain,
+    "finetune": Finetune,
     "plot": Plot,
     "evaluate": Evaluate,
     "export-onnx": ExportOnnx,
@@ -76,8 +78,11 @@ def main(args: Sequence[str] | None = None) -> int:
         # doctor says so itself, among what else is wrong
         if name != "doctor":
             check_request(requested_by_environment())
-        return parse_pretrain(arguments[1:]) if name == "pretrain" else _parse(arguments)
+        parser = {"pretrain": parse_pretrain, "finetune": parse_finetune}.get(name)
+        return _parse(arguments) if parser is None else parser(arguments[1:])
 
+    if name == "finetune":
+        return _run(parse, flags_of_finetune(arguments[1:]))
     return _run(parse, flags_of(COMMANDS.get(name), sections=name == "pretrain"))
 
 

@@ -22,8 +22,8 @@ class Export:
     """The same as --checkpoint, as earlier versions have it."""
     checkpoint: Annotated[Path | None, arg(metavar="RUN|FILE", help_behavior_hint="(required)")] = None
     """Run, sharded checkpoint, exported folder, or file (ours, official MV_Hybrid, DINOv2, ...)."""
-    model: Annotated[str, arg(metavar="NAME")]
-    """Model of this package; 'timm-mvhybrid models' lists them."""
+    model: Annotated[str | None, arg(metavar="NAME")] = None
+    """Model of this package ('timm-mvhybrid models' lists them); that of the run by default, with its options."""
     output: Annotated[Path, arg(metavar="DIR")]
     """Folder to write; complete or absent, never half."""
     overwrite: bool = False

@@ -8,7 +8,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg, subcommand
 
-from ..report import compare_reports, read_result, write_report
+from ..finetune.presentation import FinetunePresentation
+from ..report import compare_reports, read_result, register_presentation, write_report
 from .messages import report
 
 
@@ -41,6 +42,7 @@ class Render:
 
     def run(self) -> None:
         """Runs the command."""
+        register_presentation(FinetunePresentation())
         page = write_report(read_result(self.folder), self.output, overwrite=self.overwrite)
         report({"page": str(page)})
 

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -20,6 +20,9 @@ from ..runtime.errors import EvaluationError, ParameterError, check_seed
 
 Transform = Callable[[Any], Tensor]
 """PIL image → (3, height, width), normalised."""
+
+TokenKind = Literal["class", "st", "class+st"]
+"""Tokens whose features an image gets: of a model that was fine-tuned with an ST token."""
 
 # in timm's own order of preference
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -99,6 +102,32 @@ def load_backbone(
             digest = "unknown" if file is None else file_sha256(file)
         return Backbone(model=model, name=name, weights="pretrained", weights_sha256=digest)
     return Backbone(model=model, name=name)
+
+
+TokenLoader = Callable[[str, TokenKind], Backbone]
+_token_loaders: list[TokenLoader] = []
+
+
+def register_token_loader(loader: TokenLoader) -> None:
+    """Makes known who loads models with an ST token; this room stands below it."""
+    _token_loaders[:] = [loader]
+
+
+def load_tokens(source: str, kind: TokenKind) -> Backbone:
+    """Loads a model with an ST token as a backbone.
+
+    Args:
+        source: An exported folder, ``local-dir:FOLDER``, ``hf-hub:ORG/NAME``, or the folder of a run.
+        kind: Whose features it gives.
+
+    Raises:
+        EvaluationError: Nothing that loads such models was imported.
+    """
+    if not _token_loaders:
+        raise EvaluationError(
+            "models with an ST token are loaded by timm_mvhybrid.finetune; import timm_mvhybrid.finetune.token_features first"
+        )
+    return _token_loaders[0](source, kind)
 
 
 def load_encoder(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from ..embed.backbone import Backbone, load_backbone
+from ..embed.backbone import Backbone, TokenKind, load_backbone, load_tokens
 from ..runtime.errors import EvaluationError, check_seed
 
 
@@ -51,11 +51,15 @@ class BackboneOptions:
         model: Timm models, separated by commas; the first is the one that others are compared with.
         pretrained: Take the weights that timm downloads, for models without a checkpoint.
         checkpoint: One file of weights for each model, separated by commas; leave one empty to take none.
+        features: Of models that MINT fine-tuned (local-dir:FOLDER, hf-hub:ORG/NAME, or the folder of the run as
+            checkpoint): the class token, the ST token, or both side by side (class+st); several, separated by commas, of
+            one model, or one for each. By default a model's own features.
     """
 
     model: Annotated[tuple[str, ...], comma_separated("NAME[,NAME...]")]
     pretrained: bool = False
     checkpoint: Annotated[tuple[str, ...], comma_separated("FILE[,FILE...]")] = ()
+    features: Annotated[tuple[str, ...], comma_separated("class|st|class+st[,...]")] = ()
 
     def load(self, seed: int = 0, on_warning: Callable[[str], None] | None = None) -> list[Backbone]:
         """Builds the models.
@@ -69,7 +73,7 @@ class BackboneOptions:
 
         Raises:
             ParameterError: The seed cannot be used.
-            EvaluationError: There are not as many files as models.
+            EvaluationError: There are not as many files as models, or the features are unknown.
         """
         check_seed(seed)
         names = [name for name in self.model if name]
@@ -78,16 +82,43 @@ class BackboneOptions:
             raise EvaluationError(
                 f"`checkpoint` names {len(files)} files for {len(names)} models; leave one empty for a model without"
             )
-        models = [
-            load_backbone(
-                name,
-                pretrained=self.pretrained and not file,
-                checkpoint=Path(file) if file else None,
-                seed=seed,
+        models = []
+        for name, file, kind in self._each(names, files):
+            if kind:
+                if not file and not name.startswith(("local-dir:", "hf-hub:", "hf_hub:")):
+                    raise EvaluationError(
+                        f"`features` is '{kind}', and model {name} names no place of an ST model; give local-dir:FOLDER or "
+                        "hf-hub:ORG/NAME as model, or the folder of the run as `checkpoint`"
+                    )
+                models.append(load_tokens(file or name, kind))
+                continue
+            models.append(
+                load_backbone(
+                    name,
+                    pretrained=self.pretrained and not file,
+                    checkpoint=Path(file) if file else None,
+                    seed=seed,
+                )
             )
-            for name, file in zip(names, files, strict=True)
-        ]
         random = ", ".join(backbone.name for backbone in models if backbone.weights == "random")
         if random and on_warning is not None:
             on_warning(f"the weights of {random} are random; give `checkpoint=FILE` or `pretrained`")
         return models
+
+    def _each(self, names: Sequence[str], files: Sequence[str]) -> list[tuple[str, str, Any]]:
+        """Lists name, file and kind of features of each model."""
+        kinds = [kind for kind in self.features if kind]
+        for kind in kinds:
+            if kind not in get_args(TokenKind):
+                raise EvaluationError(
+                    f"`features` has '{kind}'; choose from {', '.join(get_args(TokenKind))}"
+                )
+        if not kinds:
+            return [(name, file, None) for name, file in zip(names, files, strict=True)]
+        if len(names) == 1:
+            return [(names[0], files[0], kind) for kind in kinds]
+        if len(kinds) not in (1, len(names)):
+            raise EvaluationError(
+                f"`features` names {len(kinds)} for {len(names)} models; give one, or one for each"
+            )
+        return list(zip(names, files, kinds * len(names) if len(kinds) == 1 else kinds, strict=True))

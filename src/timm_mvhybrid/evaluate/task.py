@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from ..embed.embeddings import BatchReport
+from ..export.companions import ST_FILE
 from ..report import Presentation, Result, register_presentation
 from ..runtime.digest import file_sha256
 from ..runtime.stage import OnStage
@@ -57,7 +58,8 @@ class Task(Presentation, ABC, Generic[Options]):
             SHA-256 of the files of weights; files that are missing are left to those who read them.
         """
         models = getattr(options, "models", None)
-        files = [Path(file) for file in models.checkpoint if file] if models is not None else []
+        given = [Path(file) for file in models.checkpoint if file] if models is not None else []
+        files = [file / ST_FILE if file.is_dir() else file for file in given]
         return [file_sha256(file) for file in files if file.is_file()]
 
     @abstractmethod

@@ -25,12 +25,13 @@ from ..weights.fingerprint import Fingerprint, relative_error
 from ..weights.key_conversion import Branch
 from ..weights.position_grid import PATCH_GRID, grid_of, grid_to_text
 from ..weights.weights_file import FINGERPRINT, TENSORS_SHA256, check_finite
+from .companions import COMPANIONS, read_companions
 from .errors import ExportError
 from .evaluations import read_rows, weights_of_run
 from .model_card import write_card
 from .output_folder import check_folder
 from .run_records import read_run_records
-from .training_checkpoint import TrainingCheckpoint, convert, read_training_checkpoint
+from .training_checkpoint import TrainingCheckpoint, convert, read_training_checkpoint, run_config
 from .verify import verify
 
 CARD_FILE = "README.md"
@@ -69,7 +70,7 @@ class ExportSummary:
 
 def export(
     checkpoint: str | Path,
-    model: str,
+    model: str | None,
     output: str | Path,
     *,
     dtype: Dtype = "float32",
@@ -84,10 +85,11 @@ def export(
 
     In bfloat16 the matrices are rounded; vectors (norms, biases, ``D``, LayerScale) and ``A_log`` stay float32, which
     lowers the error of most models for 0.5 to 5 % of the size. What is written is loaded again and verified before it appears.
+    Of a run that fine-tuned an encoder the ST token and heads, or the adapters, lie beside it.
 
     Args:
         checkpoint: A run, a sharded checkpoint, an exported folder, or a file; of the official repository, too.
-        model: A model of this package.
+        model: A model of this package; None takes that of the run, with its options.
         output: Folder to write; complete or absent, never half.
         dtype: Type of the stored matrices.
         branch: Whose weights to take where there are a teacher's and a student's.
@@ -107,8 +109,11 @@ def export(
         OutputError: The disk does not take the output, or another process writes it.
     """
     output = Path(output).absolute()
-    check_folder(output, overwrite=overwrite, known_files=FILES)
+    check_folder(output, overwrite=overwrite, known_files=(*FILES, *COMPANIONS))
     options = _json_options(model_args or {})
+    if model is None:
+        model, found = _model_of(Path(checkpoint if run is None else run))
+        options = {**found, **options}
     network = _build(model, options)
     source = read_training_checkpoint(checkpoint, branch)
     state = convert(source, network)
@@ -153,9 +158,11 @@ def export(
         TENSORS_SHA256: tensors_sha256(stored),
         FINGERPRINT: Fingerprint.of(network).to_json(),
     }
+    companions = read_companions(source.path, stored)
     with claimed(output), OutputFolder(output, replace=overwrite) as folder:
         sha256 = file_sha256(folder.add(WEIGHTS_FILE, save(stored, metadata=metadata)))
-        folder.add(CONFIG_FILE, _config(network, model, tag, options, dtype, sha256))
+        files = {name: file_sha256(folder.add(name, content)) for name, content in companions.items()}
+        folder.add(CONFIG_FILE, _config(network, model, tag, options, dtype, sha256, files))
         card = write_card(
             f"{model}.{tag}",
             network,
@@ -165,6 +172,7 @@ def export(
             dtype=dtype,
             bfloat16=bfloat16,
             sha256=sha256,
+            companions=tuple(files),
         )
         folder.add(CARD_FILE, card)
         verify(folder.folder)
@@ -194,6 +202,27 @@ def _same_weights(source: TrainingCheckpoint, run: Path | None, network: HybridV
         if all(torch.equal(value, ours[name]) for name, value in theirs.items()):
             same.add(sha256)
     return same
+
+
+def _model_of(run: Path) -> tuple[str, dict[str, Any]]:
+    """Reads from a run's configuration which model it trained, and with which options.
+
+    Raises:
+        ExportError: There is no such configuration.
+    """
+    config = run_config(run if run.is_dir() else run.parent)
+    try:
+        name, options = str(config["model"]["name"]), dict(config["model"]["arguments"])
+        size = int(config["crops"]["global_size_px"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExportError(
+            f"{run}: is not a run that says which model it trained; name it by `model=NAME`"
+        ) from error
+    network = _build(name, {**options, "img_size": options.get("img_size", size)})
+    # stated only where it is not the architecture's own
+    if tuple(network.patch_embed.img_size) != tuple(network.default_cfg["input_size"][1:]):
+        options.setdefault("img_size", size)
+    return name, options
 
 
 def _build(model: str, options: Mapping[str, Any]) -> HybridVisionTransformer:
@@ -235,6 +264,7 @@ def _config(
     options: Mapping[str, Any],
     dtype: str,
     sha256: str,
+    files: Mapping[str, str],
 ) -> str:
     """Writes ``config.json`` as timm reads it, with a section of our own that timm passes over."""
     sources = (
@@ -262,5 +292,6 @@ def _config(
     config[CONFIG_SECTION] = {
         "version": __version__,
         "weights": {"file": WEIGHTS_FILE, "sha256": sha256, "dtype": dtype},
+        **({"files": dict(files)} if files else {}),
     }
     return json.dumps(config, indent=2, ensure_ascii=False) + "\n"

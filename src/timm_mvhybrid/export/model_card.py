@@ -29,6 +29,7 @@ def write_card(
     dtype: str,
     bfloat16: str,
     sha256: str,
+    companions: tuple[str, ...] = (),
 ) -> str:
     """Writes the model card.
 
@@ -41,6 +42,7 @@ def write_card(
         dtype: Type of the stored matrices.
         bfloat16: What bfloat16 changed in the features, and what it may; "" for float32.
         sha256: sha256 of the weights file.
+        companions: Further files of the export.
     """
     licence = str(records.config.get("license") or network.pretrained_cfg.get("license", "apache-2.0"))
     weights = f"{source.branch or 'a checkpoint without teacher and student'} ({source.path.name})"
@@ -48,6 +50,7 @@ def write_card(
     sections = [
         f"# {name}\n\nA backbone for computational pathology: {network.layout()}. For research use; not a medical device.",
         _loading(network, sha256),
+        *_finetuning(records, companions),
         _architecture(network, model_args, stored),
         "## Data and how it was obtained\n\n" + _data(records),
         "## Recipe\n\n" + _recipe(records, source.step),
@@ -98,6 +101,45 @@ features = model(images)  # (batch, {network.num_features})
 
 A downloaded folder loads by `local-dir:FOLDER`, a tag by `hf-hub:{REPOSITORY_PLACEHOLDER}@TAG`. Loading verifies the
 sha256 of `model.safetensors`, `{sha256}`, and the features of a fixed image."""
+
+
+def _finetuning(records: RunRecords, companions: tuple[str, ...]) -> list[str]:
+    """Writes what an encoder was taught after its pretraining, and how to load what lies beside it."""
+    resolved = records.config.get("resolved")
+    if not isinstance(resolved, Mapping) or "method" not in resolved:
+        return []
+    panels = resolved.get("panels")
+    names = ("platform", "num_genes", "num_measured_genes", "unit", "num_training_patches")
+    rows = [
+        (name, *(str(panel.get(key, _NOT_RECORDED)) for key in names))
+        for name, panel in (panels.items() if isinstance(panels, Mapping) else ())
+    ]
+    head = ("panel", "platform", "genes predicted", "genes measured", "unit", "training patches")
+    parts = [f"## Molecular fine-tuning: {str(resolved['method']).upper()}", _table(head, rows)]
+    held_out = resolved.get("held_out")
+    if isinstance(held_out, Mapping):
+        studies = ", ".join(map(str, held_out.get("studies", ())))
+        named = f" ({studies})" if studies else ""
+        parts.append(
+            f"Held out for validation, by {held_out.get('by')}: {held_out.get('num_groups')}{named}."
+        )
+    pathways = resolved.get("pathways")
+    if isinstance(pathways, Mapping):
+        parts.append(f"Gene sets: {pathways.get('num_sets')}, scored by {pathways.get('method')}.")
+    if "st_model.safetensors" in companions:
+        parts.append(
+            "The ST token reads class and patch tokens, and nothing reads it: the backbone alone has exactly the class and "
+            "patch features that were trained. With token and heads:\n\n```python\nfrom timm_mvhybrid import finetune\n\n"
+            f'model = finetune.load("hf-hub:{REPOSITORY_PLACEHOLDER}")\n'
+            "features = model.features(images)  # class, st, patch\n"
+            'expression = model.predict(images)  # panel → "spot", "cells"\n```'
+        )
+    if "base.json" in companions:
+        parts.append(
+            "The adapters are merged into `model.safetensors`; they lie beside it too (`adapter_model.safetensors`), for the "
+            "base that `base.json` names: `timm_mvhybrid.finetune.load_adapters(base, FOLDER)` checks it."
+        )
+    return ["\n\n".join(parts)]
 
 
 def _architecture(

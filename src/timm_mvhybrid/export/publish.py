@@ -25,6 +25,7 @@ from ..models.loading import CONFIG_FILE
 from ..runtime.errors import writing
 from ..version import __version__
 from ..weights.hub_download import HubError, download, explain
+from .companions import stated_companions
 from .errors import ExportError
 from .export import CARD_FILE, FILES
 from .model_card import REPOSITORY_PLACEHOLDER
@@ -89,7 +90,8 @@ def publish(
 ) -> PublishSummary:
     """Publishes an exported folder, and verifies what the Hub then gives back.
 
-    Only configuration, weights (safetensors) and model card are uploaded, in one commit. Files that the repository
+    Only configuration, weights (safetensors), model card, and the ST model or adapters of fine-tuning are uploaded, in one
+    commit. Files that the repository
     already holds are not; run again, nothing happens but the verification. A tag is never moved. The token is the one
     that huggingface_hub finds in its own places.
 
@@ -118,7 +120,7 @@ def publish(
             f"{repo}: publishing needs a token and none is set; log in with 'hf auth login', or set HF_TOKEN to one that "
             "may write"
         )
-    remote = _look(repo, revision)
+    remote = _look(repo, revision, tuple(contents))
     changed = {
         name: content for name, content in contents.items() if not _same(content, remote.etags.get(name))
     }
@@ -133,7 +135,7 @@ def publish(
     commit = None if changed else remote.commit
     if not dry_run:
         commit = _carry_out(work)
-        _verify_remote(repo, revision or commit, local)
+        _verify_remote(repo, revision or commit, local, tuple(contents))
     return PublishSummary(
         repo=repo,
         url=f"{constants.ENDPOINT}/{repo}",
@@ -149,18 +151,18 @@ def publish(
 def _contents(folder: Path, repo: str) -> dict[str, bytes]:
     """Reads the files to publish; the card learns the repository's name."""
     try:
-        contents = {name: (folder / name).read_bytes() for name in FILES}
+        contents = {name: (folder / name).read_bytes() for name in (*FILES, *stated_companions(folder))}
     except OSError as error:
         raise ExportError(f"{error.filename}: cannot be read ({error.strerror}); export again") from error
     contents[CARD_FILE] = contents[CARD_FILE].replace(REPOSITORY_PLACEHOLDER.encode(), repo.encode())
     return contents
 
 
-def _look(repo: str, revision: str | None) -> _Remote:
+def _look(repo: str, revision: str | None, names: tuple[str, ...]) -> _Remote:
     """Asks what the repository holds, by the requests that a download makes."""
     etags: dict[str, str | None] = {}
     commit = tagged = None
-    for name in FILES:
+    for name in names:
         try:
             metadata = get_hf_file_metadata(hf_hub_url(repo, name))
         except (EntryNotFoundError, RevisionNotFoundError):
@@ -250,11 +252,11 @@ def _ask(repo: str, act: str, request: Callable[[], _T]) -> _T:
         raise explain(error, repo, f"{repo}: {act} failed", action="publish") from error
 
 
-def _verify_remote(repo: str, revision: str, local: Verified) -> None:
+def _verify_remote(repo: str, revision: str, local: Verified, names: tuple[str, ...]) -> None:
     """Downloads into an empty cache what was published, and verifies it."""
     with writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as cache:
         try:
-            paths = [download(repo, name, revision=revision, cache_dir=cache) for name in FILES]
+            paths = [download(repo, name, revision=revision, cache_dir=cache) for name in names]
             found = verify(paths[0].parent, remedy="publish again")
         except CheckpointError as error:
             raise HubError(

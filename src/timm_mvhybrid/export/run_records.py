@@ -52,8 +52,8 @@ class RunRecords:
         return _public({name: value for name, value in self.config.items() if name not in ("data", "output")})
 
 
-# how data were read, not what they are
-_READING = ("num_workers", "max_corrupt")
+# how data were read, not what they are; and names of patients, which are nobody's business
+_READING = ("num_workers", "max_corrupt", "hold_out")
 
 
 def _public(value: Any) -> Any:

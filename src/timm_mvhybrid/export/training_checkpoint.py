@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from ..weights.position_grid import PATCH_GRID, Grid
 from ..weights.weights_file import check_finite, read_weights
 from .errors import ExportError
 from .sharded_checkpoint import INDEX_FILE, is_sharded, read_sharded, tensor_names
+
+ENCODER_FILE = "encoder.safetensors"
+"""What a finished run of fine-tuning leaves; adapters are merged in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,7 @@ def read_training_checkpoint(path: str | Path, branch: Branch = "teacher") -> Tr
     """Reads a checkpoint.
 
     Args:
-        path: A run's folder (its newest ``checkpoints/step_<n>`` is taken), a sharded checkpoint's folder, an exported
+        path: A run's folder (its newest ``checkpoints/step_<n>`` is taken; of fine-tuning its encoder), a sharded checkpoint's folder, an exported
             folder, or a file (safetensors, or PyTorch tensors only).
         branch: Whose weights to take where there are a teacher's and a student's.
 
@@ -131,6 +135,12 @@ def _find(path: Path) -> Path:
         raise ExportError(f"{path}: no such checkpoint, neither a file nor a folder; check the path")
     if is_sharded(path):
         return path
+    if (path / ENCODER_FILE).is_file():
+        return path / ENCODER_FILE
+    if is_finetuning(path):
+        raise ExportError(
+            f"{path}: the run is not finished, so it has no {ENCODER_FILE}; start it again, and it goes on"
+        )
     steps = {
         int(match[1]): child
         for child in (path / "checkpoints").glob("step_*")
@@ -146,6 +156,21 @@ def _find(path: Path) -> Path:
             f"{path}: neither a run (checkpoints/step_<n>), nor a sharded checkpoint ({INDEX_FILE}), nor a folder with "
             "weights; name the checkpoint itself"
         ) from error
+
+
+def run_config(run: Path) -> dict[str, Any]:
+    """Reads the configuration of a run; empty where there is none that can be read."""
+    try:
+        found = json.loads((run / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def is_finetuning(run: Path) -> bool:
+    """Says whether a folder is that of a run that fine-tunes an encoder, rather than training one."""
+    resolved = run_config(run).get("resolved")
+    return isinstance(resolved, dict) and resolved.get("method") in ("mint", "stamp")
 
 
 def _run_folder(path: Path) -> Path | None:

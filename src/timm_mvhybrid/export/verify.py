@@ -15,6 +15,7 @@ from ..models import ALL_MODEL_NAMES, create_model
 from ..models.loading import CONFIG_FILE, WEIGHTS_FILE, stated_sha256
 from ..weights.fingerprint import Fingerprint
 from ..weights.weights_file import COPY_AGAIN, FINGERPRINT, TENSORS_SHA256
+from .companions import verify_companions
 from .errors import ExportError
 
 # files of these kinds can run code when they are opened, so they are never published
@@ -84,6 +85,7 @@ def verify(folder: str | Path, *, remedy: str = COPY_AGAIN) -> Verified:
         raise ExportError(
             f"{folder / CONFIG_FILE}: describes a model of another input than the one exported; {remedy}"
         )
+    verify_companions(folder, remedy)
     return Verified(
         folder=folder, model=name, tag=metadata["tag"], sha256=model.weights_sha256, metadata=metadata
     )

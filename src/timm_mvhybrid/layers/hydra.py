@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.depthwise import depthwise_conv_silu
@@ -12,6 +11,7 @@ from ..ops.precision import at_least_float32
 from ..ops.quasiseparable import quasiseparable
 from ..runtime.errors import ParameterError
 from .float32 import KeepsFloat32, float32_unless_wider
+from .scan_tokens import ScanTokens
 from .step_size import initial_step_bias
 
 
@@ -87,6 +87,11 @@ class HydraMixer(KeepsFloat32):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mixes tokens (batch, length, d_model)."""
+        tokens, z = self.scan_inputs(x)
+        return self.scan(tokens, z)
+
+    def scan_inputs(self, x: Tensor) -> tuple[ScanTokens, Tensor]:
+        """Computes what both scans read of tokens (batch, length, d_model), and z, (batch, length, d_inner)."""
         d_matrix = self.ngroups * self.d_state
         z, xBC, dt = self.in_proj(x).split(
             [self.d_inner, self.d_inner + 4 * d_matrix, 2 * self.num_heads], dim=-1
@@ -95,10 +100,21 @@ class HydraMixer(KeepsFloat32):
         x, matrices = xBC.split([self.d_inner, 4 * d_matrix], dim=-1)
         x = x.unflatten(-1, (self.num_heads, self.headdim))
         B, C = matrices.unflatten(-1, (2, 2, self.ngroups, self.d_state)).unbind(3)
+        return ScanTokens(x, dt.unflatten(-1, (2, self.num_heads)), B, C), z
+
+    def scan(self, tokens: ScanTokens, z: Tensor) -> Tensor:
+        """Mixes tokens by what ``scan_inputs`` computed of them."""
+        x, dt, B, C = tokens
         rates = -torch.exp(at_least_float32(self.A_log))
-        diagonal = F.linear(x.flatten(2), self.fc_D.weight) + self.D.to(x.dtype)
-        dt = dt.unflatten(-1, (2, self.num_heads))
-        y = quasiseparable(x, dt, rates, B, C, self.dt_bias, diagonal)
+        y = quasiseparable(x, dt, rates, B, C, self.dt_bias, self.diagonal(x))
+        return self.join(y, z)
+
+    def diagonal(self, x: Tensor) -> Tensor:
+        """Computes the matrix's diagonal, (batch, length, heads), from x, (batch, length, heads, headdim)."""
+        return self.fc_D(x.flatten(2)) + self.D.to(x.dtype)
+
+    def join(self, y: Tensor, z: Tensor) -> Tensor:
+        """Normalises, gates and projects the matrix's product, (batch, length, heads, headdim), which it may overwrite."""
         eps = self.norm.eps
         assert eps is not None
         # nothing else reads y, so the result may overwrite it

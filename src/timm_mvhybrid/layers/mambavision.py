@@ -11,6 +11,7 @@ from ..ops.precision import at_least_float32
 from ..ops.selective_scan import selective_scan_tokens
 from ..runtime.errors import ParameterError
 from .float32 import KeepsFloat32, float32_unless_wider
+from .scan_tokens import ScanTokens
 from .step_size import initial_step_bias
 
 
@@ -80,17 +81,26 @@ class MambaVisionMixer(KeepsFloat32):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mixes tokens (batch, length, d_model)."""
+        tokens, z = self.scan_inputs(x)
+        return self.scan(tokens, z)
+
+    def scan_inputs(self, x: Tensor) -> tuple[ScanTokens, Tensor]:
+        """Computes what the scan reads of tokens (batch, length, d_model), and z, (batch, length, d_inner)."""
         # "same" padding of an even kernel: the odd zero goes to the right
         kernels = torch.cat([self.conv1d_x.weight, self.conv1d_z.weight])
         xz = depthwise_conv_silu(self.in_proj(x), kernels, None, (self.d_conv - 1) // 2)
         x, z = xz.chunk(2, dim=-1)
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        return ScanTokens(x, self.dt_proj(dt), B.unsqueeze(2), C.unsqueeze(2)), z
+
+    def scan(self, tokens: ScanTokens, z: Tensor) -> Tensor:
+        """Mixes tokens by what ``scan_inputs`` computed of them."""
         y = selective_scan_tokens(
-            x,
-            self.dt_proj(dt),
+            tokens.x,
+            tokens.dt,
             -torch.exp(at_least_float32(self.A_log)),
-            B.unsqueeze(2),
-            C.unsqueeze(2),
+            tokens.B,
+            tokens.C,
             self.D,
             None,
             self.dt_proj.bias,

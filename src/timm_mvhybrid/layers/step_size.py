@@ -1,9 +1,10 @@
-"""Mamba's initial step sizes: a log-uniform δ and the bias whose softplus it is."""
+"""Mamba's step sizes: their projection, and the bias they start from."""
 
 import math
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def initial_step_bias(
@@ -23,3 +24,14 @@ def initial_step_bias(
     uniform = torch.rand(shape, dtype=torch.float32, device=device)
     step = torch.exp(uniform * (math.log(highest) - math.log(lowest)) + math.log(lowest)).clamp(min=1e-4)
     return (step + torch.log(-torch.expm1(-step))).to(dtype)
+
+
+class StepProjection(nn.Linear):
+    """A linear layer whose bias acts later, inside the scan, once; it has one all the same, under its usual name.
+
+    A layer that is called, rather than one whose weight is read, can be hooked, and adapted by LoRA.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiplies (..., in_features) by the weight alone; returns (..., out_features)."""
+        return F.linear(x, self.weight)

@@ -11,7 +11,8 @@ from ..ops.causal_conv import causal_conv_silu
 from ..ops.precision import at_least_float32
 from ..ops.selective_scan import selective_scan_tokens
 from .float32 import KeepsFloat32, float32_unless_wider
-from .step_size import initial_step_bias
+from .scan_tokens import ScanTokens
+from .step_size import StepProjection, initial_step_bias
 
 
 class VimMixer(KeepsFloat32):
@@ -51,8 +52,8 @@ class VimMixer(KeepsFloat32):
         self.conv1d_b = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, **dd)
         self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False, **dd)
         self.x_proj_b = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False, **dd)
-        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner, **dd)
-        self.dt_proj_b = nn.Linear(self.dt_rank, self.d_inner, **dd)
+        self.dt_proj = StepProjection(self.dt_rank, self.d_inner, **dd)
+        self.dt_proj_b = StepProjection(self.dt_rank, self.d_inner, **dd)
         state_dd: dict[str, Any] = {"device": device, "dtype": float32_unless_wider(dtype)}
         self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state, **state_dd))
         self.A_b_log = nn.Parameter(torch.empty(self.d_inner, d_state, **state_dd))
@@ -77,36 +78,41 @@ class VimMixer(KeepsFloat32):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mixes tokens (batch, length, d_model)."""
+        tokens, tokens_b, z = self.scan_inputs(x)
+        return self.scan(tokens, tokens_b, z)
+
+    def scan_inputs(self, x: Tensor) -> tuple[ScanTokens, ScanTokens, Tensor]:
+        """Computes what both scans read of tokens (batch, length, d_model), forward first, and z, (batch, length, d_inner)."""
         x, z = self.in_proj(x).chunk(2, dim=-1)
         forward = causal_conv_silu(x, self.conv1d.weight, self.conv1d.bias)
         backward = causal_conv_silu(x, self.conv1d_b.weight, self.conv1d_b.bias, reverse=True)
-        dt_proj, dt_proj_b = self.dt_proj, self.dt_proj_b
-        y = self._scan(forward, self.x_proj(forward), dt_proj.weight, dt_proj.bias, self.A_log, self.D, False)
-        y_b = self._scan(
-            backward, self.x_proj_b(backward), dt_proj_b.weight, dt_proj_b.bias, self.A_b_log, self.D_b, True
+        sizes = [self.dt_rank, self.d_state, self.d_state]
+        dt, B, C = self.x_proj(forward).split(sizes, dim=-1)
+        dt_b, B_b, C_b = self.x_proj_b(backward).split(sizes, dim=-1)
+        return (
+            ScanTokens(forward, self.dt_proj(dt), B.unsqueeze(2), C.unsqueeze(2)),
+            ScanTokens(backward, self.dt_proj_b(dt_b), B_b.unsqueeze(2), C_b.unsqueeze(2)),
+            z,
         )
+
+    def scan(self, tokens: ScanTokens, tokens_b: ScanTokens, z: Tensor) -> Tensor:
+        """Mixes tokens by what ``scan_inputs`` computed of them."""
+        y = self._scan(tokens, self.A_log, self.D, self.dt_proj.bias, False)
+        y_b = self._scan(tokens_b, self.A_b_log, self.D_b, self.dt_proj_b.bias, True)
+        return self.join(y, y_b, z)
+
+    def join(self, y: Tensor, y_b: Tensor, z: Tensor) -> Tensor:
+        """Gates and averages the outputs of both scans, (batch, length, d_inner) each, and projects them."""
         # gating does not depend on the direction, so both share one gate
         return self.out_proj((y + y_b) * F.silu(z) * 0.5)
 
-    def _scan(
-        self,
-        x: Tensor,
-        selection: Tensor,
-        step_weight: Tensor,
-        step_bias: Tensor,
-        A_log: Tensor,
-        D: Tensor,
-        reverse: bool,
-    ) -> Tensor:
-        """Scans tokens x in one direction; ``selection`` holds dt, B and C."""
-        dt, B, C = selection.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+    def _scan(self, tokens: ScanTokens, A_log: Tensor, D: Tensor, step_bias: Tensor, reverse: bool) -> Tensor:
         return selective_scan_tokens(
-            x,
-            # the bias of dt_proj acts inside the scan, once
-            F.linear(dt, step_weight),
+            tokens.x,
+            tokens.dt,
             -torch.exp(at_least_float32(A_log)),
-            B.unsqueeze(2),
-            C.unsqueeze(2),
+            tokens.B,
+            tokens.C,
             D,
             None,
             step_bias,

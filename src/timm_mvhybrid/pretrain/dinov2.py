@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..data.manifest import open_samples
 from ..ssl.distillation import SelfDistillation
+from ..training.measuring import sharded_type
 from ..training.objective import Evaluation
 from ..training.world import World
 from .config import PretrainConfig
@@ -55,8 +56,10 @@ class DINOv2Objective(SelfDistillation):
         every = self.config.monitor.probe_every_steps
         if self._probe is None or (step % every and step != self.config.num_steps):
             return None
+        with sharded_type(self.world, self.config.parallel):
+            scores = self._probe(self.teacher, self.class_features)
         return Evaluation(
-            scores=self._probe(self.teacher, self.class_features),
+            scores=scores,
             dataset=str(self.config.monitor.probe),
             protocol=self._probe.protocol,
         )

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..data import DataError
 from ..data.fitting import fit_image
-from ..runtime.errors import PretrainError, TimmMVHybridError
-from ..ssl.collectives import num_ranks, own_rank
+from ..runtime.errors import PretrainError
 from ..ssl.crops import as_pixels
+from ..training.measuring import embed_rows, on_first, undisturbed
 from .probe_targets import open_targets
 
 
@@ -83,57 +78,22 @@ class OnlineProbe:
             TimmMVHybridError: Features cannot be measured; the message says why.
         """
         with undisturbed(model, self.device):
-            embedded = self._embed(features or model)
-            result: list[dict[str, float] | TimmMVHybridError] = [{}]
-            if own_rank() == 0:
-                try:
-                    result = [self._score(embedded)]
-                except TimmMVHybridError as error:
-                    result = [error]
-            if num_ranks() > 1:
-                dist.broadcast_object_list(result, src=0, device=self.device)
-        if isinstance(result[0], TimmMVHybridError):
-            raise result[0]
-        return result[0]
+            found = self._embed(features or model)
+            return on_first(lambda: self._score(found), self.device)
+
+    def _embed(self, features: Callable[[Tensor], Tensor]) -> Tensor:
+        """Embeds the whole set: (N, D) float32 on the CPU, on every rank."""
+
+        def embed(pixels: Tensor) -> dict[str, Tensor]:
+            images = pixels.to(self.device).float().div_(255).sub_(self._mean).div_(self._std)
+            return {"features": features(images)}
+
+        return embed_rows(len(self.targets), self.batch_size, self._read, embed)["features"]
 
     def _score(self, features: Tensor) -> dict[str, float]:
         if not torch.isfinite(features).all():
             raise PretrainError(f"{self.targets.path}: the probe's features hold NaN or infinite values")
         return self.targets.score(features.numpy())
-
-    def _embed(self, features: Callable[[Tensor], Tensor]) -> Tensor:
-        """Embeds the whole set on all ranks together: (N, D) float32 on the CPU, on every rank."""
-        total, world_size = len(self.targets), num_ranks()
-        num_own = -(-total // world_size)
-        # where the ranks' parts are uneven, the last image is embedded again: under FSDP all have to call the model
-        # equally often
-        own = [min(index, total - 1) for index in range(own_rank(), num_own * world_size, world_size)]
-        batches = [own[start : start + self.batch_size] for start in range(0, num_own, self.batch_size)]
-        embedded: list[Tensor] = []
-        unreadable: list[str] = []
-        with ThreadPoolExecutor(max_workers=1) as reader:
-            waiting = reader.submit(self._read, batches[0])
-            for following in (*batches[1:], None):
-                pixels, errors = waiting.result()
-                if following is not None:
-                    waiting = reader.submit(self._read, following)
-                unreadable += errors
-                images = pixels.to(self.device).float().div_(255).sub_(self._mean).div_(self._std)
-                embedded.append(features(images).detach().float())
-        own_features = torch.cat(embedded)
-        if world_size == 1:
-            parts, messages = [own_features], [unreadable]
-        else:
-            parts = [torch.empty_like(own_features) for _ in range(world_size)]
-            dist.all_gather(parts, own_features.contiguous())
-            messages = [[] for _ in range(world_size)]
-            dist.all_gather_object(messages, unreadable)
-        first = next((message for errors in messages for message in errors), None)
-        if first is not None:
-            raise PretrainError(
-                f"the probe cannot read an image: {first}; repair it, or take it out of the set"
-            )
-        return torch.stack(parts, dim=1).flatten(0, 1)[:total].cpu()
 
     def _read(self, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
         """Reads images as (B, 3, size, size) uint8; one that cannot be read is black, and named."""
@@ -147,30 +107,3 @@ class OnlineProbe:
             except DataError as error:
                 errors.append(" ".join(str(error).split()))
         return pixels, errors
-
-
-@contextmanager
-def undisturbed(model: nn.Module, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Evaluates a model in the middle of its training: without gradients, and with everything put back afterwards.
-
-    Args:
-        model: Its modules are in evaluation mode within, and in the modes that they had afterwards.
-        device: Whose random generator is kept, beside those of the CPU, NumPy and Python.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    device = torch.device(device)
-    cuda = (
-        []
-        if device.type != "cuda"
-        else [torch.cuda.current_device() if device.index is None else device.index]
-    )
-    try:
-        with torch.random.fork_rng(devices=cuda), torch.no_grad():
-            model.eval()
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)

@@ -14,8 +14,9 @@ def unique_positions(where: Path | str, noun: str, names: Sequence[str], remedy:
     Raises:
         DataError: If a name occurs twice.
     """
-    positions: dict[str, int] = {}
-    for index, name in enumerate(names):
-        if positions.setdefault(name, index) != index:
-            raise DataError(f"{where}: {noun} '{name}' occurs more than once; {remedy}")
+    positions = {name: index for index, name in enumerate(names)}
+    if len(positions) < len(names):
+        # each name has the place where it is last
+        twice = next(name for index, name in enumerate(names) if positions[name] != index)
+        raise DataError(f"{where}: {noun} '{twice}' occurs more than once; {remedy}")
     return positions

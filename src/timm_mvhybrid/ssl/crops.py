@@ -38,6 +38,7 @@ class CropBatch:
         sample_keys: Keys of everything random about the images, (B,) int64; they stay on the CPU.
         indices: Samples the images are, over all sources, (B,) int64.
         corrupt: What could not be read.
+        images: The whole patches, neither cropped nor turned, (B, 3, S, S) uint8, where they were asked for.
     """
 
     step: int
@@ -46,6 +47,7 @@ class CropBatch:
     sample_keys: Tensor
     indices: Tensor
     corrupt: list[CorruptSample] = field(default_factory=list)
+    images: Tensor | None = None
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -54,7 +56,10 @@ class CropBatch:
     def pin_memory(self) -> CropBatch:
         """Copies the crops to page-locked memory, from where CUDA fetches them while it computes."""
         return replace(
-            self, global_crops=self.global_crops.pin_memory(), local_crops=self.local_crops.pin_memory()
+            self,
+            global_crops=self.global_crops.pin_memory(),
+            local_crops=self.local_crops.pin_memory(),
+            images=None if self.images is None else self.images.pin_memory(),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> CropBatch:
@@ -67,6 +72,7 @@ class CropBatch:
             self,
             global_crops=self.global_crops.to(device, non_blocking=non_blocking),
             local_crops=self.local_crops.to(device, non_blocking=non_blocking),
+            images=None if self.images is None else self.images.to(device, non_blocking=non_blocking),
         )
 
 
@@ -152,6 +158,20 @@ def cut(image: Tensor, geometry: CropGeometry, size_px: int) -> Tensor:
     if flipped:
         crop = crop.flip(flipped)
     return crop.rot90(geometry.quarter_turns, (1, 2)) if geometry.quarter_turns else crop
+
+
+def whole_patch(image: Image.Image | NDArray[np.uint8], size_px: int) -> Tensor:
+    """Resizes a patch as crops are, and leaves it otherwise as it is.
+
+    Args:
+        image: RGB image, or (H, W, 3) uint8.
+        size_px: Side in px.
+
+    Returns:
+        (3, size_px, size_px) uint8.
+    """
+    pixels = torch.from_numpy(as_pixels(image)).permute(2, 0, 1)
+    return cut(pixels, CropGeometry(0, 0, pixels.shape[1], pixels.shape[2]), size_px)
 
 
 def as_pixels(image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -23,7 +23,7 @@ from ..runtime.cores import num_loader_workers
 from ..training.settings import require, require_choice
 from .augmentation import Recipe
 from .config import CropConfig
-from .crops import CropBatch, make_crops
+from .crops import CropBatch, make_crops, whole_patch
 from .photometric import PhotometricOptions
 from .sampler import SampleOrder, rank_positions
 
@@ -40,19 +40,24 @@ class _StepBatches(Dataset[CropBatch | str]):
         crops: CropConfig,
         photometric: PhotometricOptions | None,
         layout: dict[str, int],
+        image_size_px: int | None,
     ) -> None:
         self.samples = samples
         self.order = order
         self.crops = crops
         self.photometric = photometric
         self.layout = layout
+        self.image_size_px = image_size_px
 
     def __getitem__(self, step: int) -> CropBatch | str:
         positions = rank_positions(step, **self.layout)
         keys = self.order.keys(positions)
         indices = self.order.samples(positions)
         corrupt: list[CorruptSample] = []
+        whole: list[torch.Tensor] = []
         images = self._images(positions, indices, corrupt)
+        if self.image_size_px is not None:
+            images = _noted(images, whole, self.image_size_px)
         try:
             if self.photometric is None:
                 global_crops, local_crops = make_crops(images, keys, self.crops)
@@ -69,6 +74,7 @@ class _StepBatches(Dataset[CropBatch | str]):
             sample_keys=torch.from_numpy(keys),
             indices=torch.from_numpy(indices),
             corrupt=corrupt,
+            images=torch.stack(whole) if whole else None,
         )
 
     def _images(
@@ -91,6 +97,15 @@ class _StepBatches(Dataset[CropBatch | str]):
                 raise DataError(
                     f"{corrupt[-1].message}; {_MAX_ATTEMPTS} samples drawn one after the other cannot be read"
                 )
+
+
+def _noted(
+    images: Iterator[Image.Image | NDArray[np.uint8]], whole: list[torch.Tensor], size_px: int
+) -> Iterator[Image.Image | NDArray[np.uint8]]:
+    """Passes images on, and enters each as a whole."""
+    for image in images:
+        whole.append(whole_patch(image, size_px))
+        yield image
 
 
 class CropLoader:
@@ -217,6 +232,7 @@ def make_loader(
     prefetch: int = 2,
     pin_memory: bool = False,
     max_corrupt: int = 0,
+    image_size_px: int | None = None,
 ) -> CropLoader:
     """Makes the batches of one rank, from a step to the end of the run.
 
@@ -240,6 +256,7 @@ def make_loader(
         pin_memory: Whether batches go to page-locked memory, for CUDA.
         max_corrupt: Different unreadable samples that this rank tolerates: each is reported in its batch and replaced by
             another one. The next one raises.
+        image_size_px: Side in px of the whole patches that batches hold beside their crops; None for crops alone.
 
     Raises:
         PretrainError: If a number is outside its range.
@@ -263,6 +280,7 @@ def make_loader(
         crops,
         None if augmentation == "paper" else photometric or PhotometricOptions(),
         {"batch_size": batch_size, "rank": rank, "world_size": world_size},
+        image_size_px,
     )
     return CropLoader(
         batches,

@@ -130,6 +130,10 @@ class _Run:
                 self.report.warn(f"{problem}; an earlier one is taken")
             if start:
                 progress.say(f"resumed after step {start} of {config.num_steps}")
+            else:
+                baseline = self.objective.baseline()
+                if baseline is not None and self.log is not None:
+                    self.log.write(0, probe=baseline.scores)
             step = self._steps(start, stop)
             self.checkpoints.save(step, self.state)
             self.checkpoints.wait()
@@ -167,6 +171,7 @@ class _Run:
                 "data_fingerprint": objective.data_fingerprint,
                 "peak_learning_rate": config.peak_learning_rate,
                 "num_epochs": config.num_steps * config.batch_size / objective.num_samples,
+                **encode(objective.resolved()),
             },
         }
 
@@ -205,22 +210,30 @@ class _Run:
 
     def _evaluate_and_save(self, done: int) -> None:
         evaluation = self.objective.evaluate(done)
-        score = None if evaluation is None else self._record_evaluation(done, evaluation)
+        score = None if evaluation is None else self._best_score(done, evaluation)
         if done % self.config.checkpoint.every_steps == 0 or score is not None:
             self.checkpoints.save(done, self.state, score=score)
 
-    def _record_evaluation(self, done: int, evaluation: Evaluation) -> float | None:
+    def _best_score(self, done: int, evaluation: Evaluation) -> float | None:
         """Writes down an evaluation; returns its first score if it is the best of the run."""
-        metric, score = next(iter(evaluation.scores.items()))
-        if self.log is not None:
-            self.log.write(done, probe=evaluation.scores)
-            self.directory.add_evaluation(
-                metric=metric, value=score, dataset=evaluation.dataset, protocol=evaluation.protocol
-            )
+        self._record_evaluation(done, evaluation)
+        score = next(iter(evaluation.scores.values()))
         if self.best is not None and score <= self.best:
             return None
         self.best = score
         return score
+
+    def _record_evaluation(self, done: int, evaluation: Evaluation) -> None:
+        if self.log is None:
+            return
+        self.log.write(done, probe=evaluation.scores)
+        for metric in dict.fromkeys([next(iter(evaluation.scores)), *evaluation.recorded]):
+            self.directory.add_evaluation(
+                metric=metric,
+                value=evaluation.scores[metric],
+                dataset=evaluation.dataset,
+                protocol=evaluation.protocol,
+            )
 
     def _save_failure(self, step: int, error: NonFiniteError) -> str:
         """Keeps what led to numbers that are not finite, out of the way of what is resumed; says where."""

@@ -21,11 +21,13 @@ class Evaluation:
         scores: Number by metric; the first one, the higher the better, decides which checkpoint is the best.
         dataset: On what.
         protocol: How, in one line.
+        recorded: Further scores that are results of the model, and go into ``evaluations.json`` as the first one does.
     """
 
     scores: Mapping[str, float]
     dataset: str
     protocol: str
+    recorded: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,10 @@ class Objective(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what a checkpoint kept."""
 
+    def resolved(self) -> Mapping[str, Any]:
+        """Names what the configuration amounts to on these data, for ``config.json``; a run goes on with the same only."""
+        return {}
+
     def facts(self) -> dict[str, Tensor]:
         """Names what checkpoints state for whoever takes the weights elsewhere; a run that goes on does not read it."""
         return {}
@@ -142,6 +148,14 @@ class Objective(ABC):
 
     def check(self, step: int, metrics: Mapping[str, float]) -> Alarm | None:
         """Judges the numbers of a line of the log."""
+        return None
+
+    def baseline(self) -> Evaluation | None:
+        """Evaluates what the run starts from, before its first step; nothing of it may change what is learned.
+
+        Returns:
+            The result, the same on all processes; None where nothing is due.
+        """
         return None
 
     def evaluate(self, step: int) -> Evaluation | None:

@@ -1,0 +1,169 @@
+"""What the objectives ask of their data, and how targets of many panels become one loss."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..data import Samples
+from ..ssl.collectives import num_ranks, sum_over_ranks
+from ..ssl.config import CropConfig
+from .losses import masked_squares
+
+
+class PanelTargets(Protocol):
+    """A panel of genes whose expression is predicted."""
+
+    @property
+    def genes(self) -> tuple[str, ...]:
+        """Their names."""
+        ...
+
+    @property
+    def mean(self) -> Any:
+        """Mean of each gene over training patches, (genes,)."""
+        ...
+
+    @property
+    def std(self) -> Any:
+        """Its standard deviation, (genes,)."""
+        ...
+
+    @property
+    def grid(self) -> int | None:
+        """Cells along a side of a patch; None without targets of cells."""
+        ...
+
+    @property
+    def token_mean(self) -> Any:
+        """Mean of each gene over cells of training patches, (genes,); None without them."""
+        ...
+
+    @property
+    def token_std(self) -> Any:
+        """Its standard deviation; None without them."""
+        ...
+
+
+class TrainingData(Protocol):
+    """Patches with what was measured of them.
+
+    A batch is a dictionary: ``image``, whole patches (B, 3, H, W) uint8; ``crops``, a ``CropBatch`` of the same patches;
+    ``corrupt``; of each panel ``expression/<panel>`` (B, genes) and ``measured/<panel>`` bool, and for panels with a grid
+    ``token_expression/<panel>`` (B, grid², genes) and ``token_measured/<panel>``; with pathways ``pathways`` (B, sets),
+    standardised, and ``pathways_measured`` bool. What was not measured may be missing altogether.
+    """
+
+    @property
+    def patches(self) -> Samples:
+        """Patches to train on."""
+        ...
+
+    @property
+    def panels(self) -> Mapping[str, PanelTargets]:
+        """Panels by name."""
+        ...
+
+    @property
+    def pathways(self) -> Any:
+        """Scores of pathways, whose ``names`` are those of the sets; None without."""
+        ...
+
+    @property
+    def num_validation_patches(self) -> int:
+        """Patches that are held out."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Identifies patches, targets and split."""
+        ...
+
+    def batches(
+        self,
+        *,
+        crops: CropConfig,
+        batch_size: int,
+        num_steps: int,
+        seed: int,
+        start_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+    ) -> Generator[dict[str, Any], None, None]:
+        """Yields the batches of a process, from a backward pass to the end of the run."""
+        ...
+
+    def validation_batches(
+        self, batch_size: int, *, image_size_px: int, rank: int = 0, world_size: int = 1
+    ) -> Iterator[dict[str, Any]]:
+        """Yields what is held out, in order."""
+        ...
+
+
+def targets_of(batch: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+    """Moves the targets of a batch to a device.
+
+    Args:
+        batch: See :class:`TrainingData`.
+        device: Where to.
+
+    Returns:
+        The same by the same names.
+    """
+    kinds = ("expression/", "measured/", "token_expression/", "token_measured/", "pathways")
+    return {
+        name: value.to(device, non_blocking=True) for name, value in batch.items() if name.startswith(kinds)
+    }
+
+
+def normalise(image: Tensor, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Tensor:
+    """Turns uint8 images, or float ones from 0 to 1, into what a network sees.
+
+    Args:
+        image: (B, 3, H, W).
+        mean: Of the network's channels.
+        std: Likewise.
+        device: Where to.
+
+    Returns:
+        float32, of the same shape.
+    """
+    x = image.to(device, non_blocking=True)
+    x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+    shift, scale = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
+    return (x - shift) / scale
+
+
+def panel_loss(
+    predictions: Mapping[str, Tensor], targets: Mapping[str, Tensor], statistics: Any, prefix: str = ""
+) -> Tensor:
+    """Averages, over the panels of which something was measured, the masked error of the batch of all processes.
+
+    Each process returns its part times their number, so that the mean over processes, of losses as of gradients, is what
+    one process would compute of the whole batch. Panels without targets, and batches, add 0.
+
+    Args:
+        predictions: Panel → (..., genes).
+        targets: ``<prefix>expression/<panel>`` and ``<prefix>measured/<panel>``, where there are any.
+        statistics: A function of the panel's name, its mean and deviation, (genes,) each.
+        prefix: "" for patches, "token_" for cells.
+
+    Returns:
+        A scalar.
+    """
+    sums, numbers = [], []
+    for name, prediction in predictions.items():
+        target = targets.get(f"{prefix}expression/{name}")
+        measured = targets.get(f"{prefix}measured/{name}")
+        if target is None or measured is None:
+            target = torch.zeros_like(prediction)
+            measured = torch.zeros_like(prediction, dtype=torch.bool)
+        squares, number = masked_squares(prediction, target, measured, *statistics(name))
+        sums.append(squares)
+        numbers.append(number)
+    total = sum_over_ranks(torch.stack(numbers))
+    means = torch.stack(sums) * num_ranks() / total.clamp(min=1)
+    return means.sum() / (total > 0).sum().clamp(min=1)
