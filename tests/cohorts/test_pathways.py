@@ -155,7 +155,6 @@ def test_values_that_are_normalised_already_are_taken_as_they_are_on_request():
         ({"train": np.zeros(40, bool)}, "`train` names no spot"),
         ({"train": [0.5]}, "`train` is 1-dimensional float64"),
         ({"train": [3, 4]}, "1 training spots have counts"),
-        ({"train": [1], "method": "aucell"}, "`train` has no meaning for `method='aucell'`"),
         ({"num_top": 1, "method": "aucell"}, "`num_top` is 1; give 2 to 60"),
         ({"weight": -1, "method": "ssgsea"}, "`weight` is -1"),
         ({"counts": np.full((2, 60), -1)}, "holds -1.0 at spot 0, gene 0, which is not a count"),
@@ -169,6 +168,17 @@ def test_what_cannot_be_scored_is_named(change, message):
     arguments = {"counts": counts, "genes": genes, "gene_sets": sets, **change}
     with pytest.raises(DataError, match=message):
         pathway_scores(**arguments)
+
+
+@pytest.mark.parametrize("method", ["ssgsea", "aucell"])
+def test_ranks_within_a_spot_take_nothing_from_training_spots(method):
+    counts, genes, sets = drawn()
+    expected = pathway_scores(counts, genes, sets, method).values
+    np.testing.assert_array_equal(
+        pathway_scores(counts, genes, sets, method, train=[1, 2, 3]).values, expected
+    )
+    with pytest.raises(DataError, match=f"`statistics` have no meaning for `method='{method}'`"):
+        pathway_scores(counts, genes, sets, method, statistics=fit_gene_statistics(counts))
 
 
 def test_statistics_of_other_genes_are_refused():

@@ -96,8 +96,9 @@ def pathway_scores(
         genes: Name of each column.
         gene_sets: Name → genes, or the path of a GMT file, see ``read_gmt``.
         method: The score.
-        train: ``mean_z``: True for each spot that mean and deviation come from, or their indices; None takes all, which
-            is right only where no spot is held out.
+        train: True for each spot that mean and deviation of ``mean_z`` come from, or their indices; None takes all, which
+            is right only where no spot is held out. The methods that rank within a spot need none, and give the same
+            with any.
         min_genes: Distinct measured genes that a set needs; others are listed in ``dropped``.
         statistics: ``mean_z``: mean and deviation of earlier training spots of the same genes, instead of ``train``.
         ignore_case: Whether ``Actb`` and ``ACTB`` are one gene.
@@ -121,10 +122,9 @@ def pathway_scores(
     """
     if method not in get_args(PathwayMethod):
         raise DataError(f"`method` is {method!r}; choose from {', '.join(get_args(PathwayMethod))}")
-    if method != "mean_z" and (train is not None or statistics is not None):
-        name = "train" if train is not None else "statistics"
+    if method != "mean_z" and statistics is not None:
         raise DataError(
-            f"`{name}` has no meaning for `method='{method}'`, which ranks genes within a spot; leave it out"
+            f"`statistics` have no meaning for `method='{method}'`, which ranks genes within a spot; leave them out"
         )
     if train is not None and statistics is not None:
         raise DataError("`train` and `statistics` exclude each other; give one of them")
