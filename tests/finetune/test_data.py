@@ -254,9 +254,9 @@ def test_cohorts_that_cannot_be_used(spots, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sources": ()}, "data.sources is empty"),
-        ({"token_pool": 3}, "data.token_pool is 3; it must be a divisor of data.token_grid=16"),
-        ({"num_genes": 0}, "data.num_genes is 0"),
+        ({"sources": ()}, "`data.sources` is empty"),
+        ({"token_pool": 3}, "`data.token_pool` is 3; it must be a divisor of `?data.token_grid=16"),
+        ({"num_genes": 0}, "`data.num_genes` is 0"),
     ],
 )
 def test_settings_outside_their_range(change, message):

@@ -98,7 +98,7 @@ def test_nothing_of_a_patch_is_cut_off():
 
 @pytest.mark.parametrize("size", [100, 0, -16])
 def test_size_that_no_patch_fits(size):
-    with pytest.raises(ValueError, match=f"image_size is {size} px; {NAME} takes multiples of 16 px"):
+    with pytest.raises(ValueError, match=f"`image_size` is {size} px; {NAME} takes multiples of 16 px"):
         load_encoder(NAME, pretrained=False, image_size=size)
 
 
@@ -114,7 +114,7 @@ def test_a_checkpoint_has_timms_name_too(checkpoint):
 
 
 def test_unpooled_model_is_refused():
-    with pytest.raises(ValueError, match="global_pool is ''"):
+    with pytest.raises(ValueError, match="`global_pool` is ''"):
         load_encoder(NAME, pretrained=False, global_pool="")
 
 
