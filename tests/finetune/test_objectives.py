@@ -153,6 +153,7 @@ def test_batches_without_targets_add_nothing(tmp_path):
             assert losses["spots"].item() == losses["cells"].item() == 0
             losses["total"].backward()
             grads = {k: p.grad for k, p in objective.student.named_parameters() if p.requires_grad}
+            assert grads.pop("backbone.mask_token") is None, "nothing is hidden without iBOT"
             assert all(grad is not None and torch.isfinite(grad).all() for grad in grads.values())
             assert not grads["spot_heads.0.weight"].any()
         # at the start nothing has drifted
