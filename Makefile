@@ -31,8 +31,8 @@ test-cpus:        ## the numeric tests as on other CPUs: kernels × threads × d
 test-pythons:     ## the suite on each supported Python at hand; PYTHONS="3.10 newest" for some, TESTS="tests/ops ..." for files
 	$(PYTHON) tests/pythons.py $(if $(PYTHONS),--pythons $(PYTHONS)) $(if $(NAMING),--naming $(NAMING)) $(if $(TESTS),-- $(TESTS))
 
-timm-suite:       ## timm's own test_models.py and test_model_input.py on our models
-	$(PYTHON) tests/timm_suite/run.py
+timm-suite:       ## timm's own test_models.py and test_model_input.py on our models; SUITE=short takes the tiny ones
+	TIMM_SUITE=$(SUITE) $(PYTHON) tests/timm_suite/run.py
 
 timm-oldest:      ## the suite on the oldest timm and torch supported, in an environment of its own
 	$(PYTHON) tests/timm_suite/oldest.py

@@ -37,8 +37,7 @@ SHORT_PATHS = (
     "tests/layers/test_layers.py",
     "tests/models/test_goldens.py",
     *(f"tests/probes/test_{name}.py" for name in ("expression_metrics", "resampling", "ridge")),
-    *(f"tests/ssl/test_{name}.py" for name in ("heads", "losses", "augmentation")),
-    "tests/pretrain/test_monitor.py",
+    *(f"tests/ssl/test_{name}.py" for name in ("heads", "losses", "augmentation", "monitor")),
 )
 
 

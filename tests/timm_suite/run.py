@@ -1,4 +1,7 @@
-"""Runs timm's own test_models.py and test_model_input.py on our models. Further arguments go to pytest."""
+"""Runs timm's own test_models.py and test_model_input.py on our models. Further arguments go to pytest.
+
+With TIMM_SUITE=short in the environment the tiny backbones stand for the small ones.
+"""
 
 import importlib.metadata
 import os
