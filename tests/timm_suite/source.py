@@ -1,5 +1,6 @@
 """Fetches the tests that timm ships in its source distribution."""
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -27,14 +28,13 @@ def fetch_tests(target: Path) -> Path:
 
 
 def run_tests(tests: Path, arguments: list[str]) -> int:
-    """Runs pytest in timm's tests with our plugin; returns its exit status."""
-    plugin = Path(__file__).parent
-    code = (
-        f"import sys; sys.path.insert(0, {str(plugin)!r}); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
-    )
-    options = ["-p", "plugin", "-q", "-W", "ignore", "-o", "addopts=", "--rootdir", str(tests)]
+    """Runs pytest in timm's tests with our plugin, in a process a core; returns its exit status."""
+    options = ["-p", "plugin", "-q", "-W", "ignore", "-o", "addopts=", "--rootdir", str(tests), "-n", "auto"]
+    # the workers of xdist import the plugin too
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-c", code, *options, *arguments], cwd=tests, check=False
+        [sys.executable, "-m", "pytest", *options, *arguments], cwd=tests, env=environment, check=False
     ).returncode
 
 
