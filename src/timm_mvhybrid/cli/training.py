@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -24,7 +25,7 @@ Presets = Mapping[str, Callable[..., Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingCommand:
+class TrainingCommand(ABC):
     """Fields of a command that trains; what it runs stands in its subclass, beside ``preset`` and ``config``."""
 
     config_file: Annotated[Path | None, arg(name="config", metavar="FILE")] = None
@@ -38,6 +39,7 @@ class TrainingCommand:
 
     when_interrupted = "the newest checkpoint is whole; start again to go on from it"
 
+    @abstractmethod
     def plan(self, world_size: int) -> tuple[Any, str]:
         """Works out what the run will need.
 
@@ -47,11 +49,10 @@ class TrainingCommand:
         Returns:
             A dataclass, and the same for reading.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def train(self) -> Any:
         """Runs; returns a dataclass with step and ``stopped_by``."""
-        raise NotImplementedError
 
     def run(self) -> int | None:
         """Runs the command."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -176,13 +177,13 @@ def _checked_top(num_top: int | None, num_genes: int) -> int:
     return num_top
 
 
-class _Scorer:
+class _Scorer(ABC):
     """A chunk of counts → scores of its spots, (spots, sets)."""
 
     unit: str
 
-    def __call__(self, chunk: Any) -> NDArray[np.float64]:
-        raise NotImplementedError
+    @abstractmethod
+    def __call__(self, chunk: Any) -> NDArray[np.float64]: ...
 
 
 class _MeanZ(_Scorer):

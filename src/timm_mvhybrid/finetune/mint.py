@@ -7,7 +7,7 @@ public, so everything else is this package's specification.
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from ..data.samples import CorruptSample
 from ..export.companions import ST_FILE
 from ..export.training_checkpoint import ENCODER_FILE
 from ..ops.precision import at_least_float32, autocast_disabled
@@ -29,7 +28,7 @@ from .method_config import Anchor
 from .method_config import MintConfig as MintConfig
 from .method_config import MintRunConfig as MintRunConfig
 from .mint_student import MintStudent
-from .training_data import TrainingData, normalise, panel_loss, targets_of
+from .training_data import CohortBatches, TrainingData, normalise, panel_loss, targets_of
 from .written_weights import write_encoder, write_tensors
 
 
@@ -47,7 +46,7 @@ class MintBatch(NamedTuple):
     targets: dict[str, Tensor]
 
 
-class MintObjective(SelfDistillation):
+class MintObjective(CohortBatches, SelfDistillation):
     """Self-distillation of the class token, an anchor to the frozen encoder, and two regressions of expression.
 
     total = DINO + w_a · anchor + w_s · spots + w_t · cells. The anchor is the mean of two distances from the encoder as
@@ -102,25 +101,6 @@ class MintObjective(SelfDistillation):
             st_writes=self._mint.st_writes,
         )
         return student.train(), teacher
-
-    def batches(self, start_pass: int) -> Generator[Any, None, None]:
-        """Yields crops, whole patches and targets."""
-        config, world = self.config, self.world
-        return self.data.batches(
-            crops=config.crops,
-            batch_size=config.images_per_pass(world.world_size),
-            num_steps=config.num_steps * config.parallel.accumulate,
-            seed=config.seed,
-            start_step=start_pass,
-            rank=world.rank,
-            world_size=world.world_size,
-            pin_memory=world.device.type == "cuda",
-        )
-
-    def unreadable(self, batch: Any) -> Sequence[CorruptSample]:
-        """Lists the patches that were replaced."""
-        found: Sequence[CorruptSample] = batch["corrupt"]
-        return found
 
     def prepare(self, batch: Any, step: int) -> Any:
         """Augments crops, normalises whole patches, and moves targets to the device."""

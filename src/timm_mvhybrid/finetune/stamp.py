@@ -8,7 +8,7 @@ alpha 16 are this package's.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
 )
 
-from ..data.samples import CorruptSample
 from ..ssl.backbone import create_backbone
 from ..ssl.collectives import gather_rows, num_ranks, sum_over_ranks
 from ..training.objective import Evaluation, Objective
@@ -35,7 +34,7 @@ from .losses import info_nce, masked_squares
 from .method_config import StampConfig as StampConfig
 from .method_config import StampRunConfig as StampRunConfig
 from .mint import mean_correlation
-from .training_data import TrainingData, normalise, targets_of
+from .training_data import CohortBatches, TrainingData, normalise, targets_of
 from .written_weights import write_encoder
 
 
@@ -102,7 +101,7 @@ class StampBatch(NamedTuple):
     measured: Tensor
 
 
-class StampObjective(Objective):
+class StampObjective(CohortBatches, Objective):
     """Symmetric InfoNCE between class token and pathway scores, and a regression of the scores from the class token.
 
     Every process computes the contrast of the batch of all processes. Patches of which no pathway was measured are left
@@ -149,25 +148,6 @@ class StampObjective(Objective):
         )
         self._adapted = lora(backbone, stamp.rank, stamp.alpha, stamp.dropout, list(stamp.targets) or None)
         return StampNetwork(backbone, len(self.data.pathways.names), stamp.hidden_dims)
-
-    def batches(self, start_pass: int) -> Generator[Any, None, None]:
-        """Yields whole patches and their scores."""
-        config, world = self.config, self.world
-        return self.data.batches(
-            crops=config.crops,
-            batch_size=config.images_per_pass(world.world_size),
-            num_steps=config.num_steps * config.parallel.accumulate,
-            seed=config.seed,
-            start_step=start_pass,
-            rank=world.rank,
-            world_size=world.world_size,
-            pin_memory=world.device.type == "cuda",
-        )
-
-    def unreadable(self, batch: Any) -> Sequence[CorruptSample]:
-        """Lists the patches that were replaced."""
-        found: Sequence[CorruptSample] = batch["corrupt"]
-        return found
 
     def prepare(self, batch: Any, step: int) -> Any:
         """Normalises images, and moves them and their scores to the device."""

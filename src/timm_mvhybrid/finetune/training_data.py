@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..data import Samples
+from ..data.samples import CorruptSample
 from ..ssl.collectives import num_ranks, sum_over_ranks
 from ..ssl.config import CropConfig
+from ..training.world import World
 from .losses import masked_squares
 
 
@@ -101,6 +103,33 @@ class TrainingData(Protocol):
     ) -> Iterator[dict[str, Any]]:
         """Yields what is held out, in order."""
         ...
+
+
+class CohortBatches:
+    """What objectives on cohorts share: their batches, and what of these could not be read."""
+
+    config: Any
+    world: World
+    data: TrainingData
+
+    def batches(self, start_pass: int) -> Generator[Any, None, None]:
+        """Yields crops, whole patches and targets."""
+        config, world = self.config, self.world
+        return self.data.batches(
+            crops=config.crops,
+            batch_size=config.images_per_pass(world.world_size),
+            num_steps=config.num_steps * config.parallel.accumulate,
+            seed=config.seed,
+            start_step=start_pass,
+            rank=world.rank,
+            world_size=world.world_size,
+            pin_memory=world.device.type == "cuda",
+        )
+
+    def unreadable(self, batch: Any) -> Sequence[CorruptSample]:
+        """Lists the patches that were replaced."""
+        found: Sequence[CorruptSample] = batch["corrupt"]
+        return found
 
 
 def targets_of(batch: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
