@@ -185,7 +185,7 @@ def test_of_two_runs_to_one_output_the_later_is_refused_and_the_first_is_kept(fo
             [*command, "--overwrite"], cwd=tmp_path, capture_output=True, text=True, timeout=120
         )
         os.kill(first.pid, signal.SIGCONT)
-        _, err = first.communicate(timeout=120)
+        _, err = first.communicate(timeout=240)
     finally:
         first.kill()
         first.wait()

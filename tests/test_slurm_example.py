@@ -102,7 +102,7 @@ def cluster(tmp_path, monkeypatch):
 def run_job(cluster, code, *arguments):
     write_program(cluster / "bin" / "python", PYTHON.replace("CODE", str(code)))
     result = subprocess.run(
-        ["bash", SCRIPT, *arguments], capture_output=True, text=True, timeout=60, check=False
+        ["bash", SCRIPT, *arguments], capture_output=True, text=True, timeout=240, check=False
     )
     return result, (cluster / "calls").read_text().splitlines()
 
@@ -178,7 +178,7 @@ def test_a_failure_of_one_node_outranks_the_others_that_stopped(cluster, monkeyp
     assert not any("requeue" in call for call in calls)
 
 
-def wait_for(path, process, timeout=60.0):
+def wait_for(path, process, timeout=240.0):
     deadline = time.monotonic() + timeout
     while not path.exists():
         assert process.poll() is None, process.communicate()[0]
@@ -203,7 +203,7 @@ def run_until_signalled(cluster, monkeypatch, number, num_processes):
             os.kill(task, number)
             time.sleep(0.1)
             os.kill(task, signal.SIGTERM)
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=240)
         finally:
             process.kill()
     return process.returncode, output, (cluster / "calls").read_text().splitlines()

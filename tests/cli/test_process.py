@@ -43,7 +43,7 @@ def test_ctrl_c_stops_a_process_with_workers(tmp_path):
             assert any(name.endswith(".tmp") for name in os.listdir(tmp_path))
             # a terminal sends the signal to the workers, too
             os.killpg(process.pid, signal.SIGINT)
-            _, errors = process.communicate(timeout=60)
+            _, errors = process.communicate(timeout=240)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -462,7 +462,7 @@ def test_two_ranks_share_the_samples_and_find_the_same(tmp_path):
         }
         command = [sys.executable, "-c", RANK_SCRIPT, str(task), str(tmp_path)]
         ranks.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    errors = [process.communicate(timeout=200)[1] for process in ranks]
+    errors = [process.communicate(timeout=240)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], errors
     seen = [json.loads((tmp_path / f"seen{rank}").read_text()) for rank in range(2)]
     assert sorted(seen[0] + seen[1]) == ["S0", "S1", "S2"]

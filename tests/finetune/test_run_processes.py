@@ -78,7 +78,7 @@ def test_a_signal_saves_the_step_exits_with_75_and_the_run_goes_on(manifest, tmp
     process = start("mint", file, 1)
     wait_for(config.output / "checkpoints" / "step_00000002", process)
     os.kill(process.pid, signal.SIGTERM)
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=240)
     assert process.returncode == 75, errors
     stopped = json.loads(output)
     assert stopped["stopped_by"] == "SIGTERM"
@@ -92,7 +92,7 @@ def test_a_signal_saves_the_step_exits_with_75_and_the_run_goes_on(manifest, tmp
 def test_what_is_sharded_in_bfloat16_is_measured_in_it(manifest, tmp_path):
     config = settings("mint", tmp_path / "run", manifest, num_steps=1, parallel__precision="bf16")
     process = start("mint", write_config(config, tmp_path / "config.json"), 2)
-    _, errors = process.communicate(timeout=200)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     start_line = lines(config.output)[0]
     assert start_line["probe/expression_class"] == pytest.approx(

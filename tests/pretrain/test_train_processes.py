@@ -122,7 +122,7 @@ def test_a_signal_saves_the_step_and_exits_with_75_or_through_torchrun_and_the_r
     process = start(file, ranks=ranks)
     wait_for(config.output / "checkpoints/step_00000002", process)
     os.kill(process.pid, number) if ranks == 1 else os.killpg(process.pid, number)
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=240)
     if ranks == 1:
         assert process.returncode == 75, errors
         assert json.loads(output)["stopped_by"] == signal.Signals(number).name

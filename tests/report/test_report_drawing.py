@@ -150,6 +150,6 @@ def test_drawing_is_silent_and_keeps_out_of_pyplot(tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -291,7 +291,7 @@ def test_a_process_that_ends_by_an_error_does_not_wait_for_its_workers(tmp_path)
         [sys.executable, "-c", program, str(tmp_path / "patches.h5")],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert result.returncode == 1
