@@ -98,17 +98,8 @@ def test_a_run_that_goes_on_and_two_ranks_see_the_same(spots):
 
 def test_validation_holds_what_training_does_not(spots):
     data = opened(spots)
-    found = list(data.validation_batches(20, image_size_px=32))
-    assert [len(batch["image"]) for batch in found] == [20, 20, 8]
     assert data.num_validation_patches == 48
-    assert {
-        data.samples[index].study for index in torch.cat([batch["sample"] for batch in found]).tolist()
-    } == {"C", "E"}
-    halves = [
-        list(data.validation_batches(20, image_size_px=32, rank=rank, world_size=2)) for rank in range(2)
-    ]
-    for batch, again in zip([halves[0][0], halves[1][0], halves[0][1]], found, strict=True):
-        assert_equal(batch, again)
+    assert {data.samples[number].study for number in data.validation} == {"C", "E"}
 
 
 def test_statistics_know_nothing_of_what_is_held_out(spots, tmp_path):
@@ -282,5 +273,6 @@ def test_genes_that_cannot_be_predicted_are_noted(tmp_path):
     assert data.notes == [
         "panel flat: 1 of 4 genes do not vary among training patches and are not predicted ('G03' …)"
     ]
-    (batch,) = list(data.validation_batches(24, image_size_px=32))
-    assert batch["measured/flat"].any(dim=0).tolist() == [True, True, True, False]
+    (number,) = data.validation
+    targets = data.targets_of([(number, patch) for patch in range(24)])
+    assert targets["measured/flat"].any(dim=0).tolist() == [True, True, True, False]

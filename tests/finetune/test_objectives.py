@@ -18,10 +18,9 @@ from timm_mvhybrid.finetune.mint import (
     MintObjective,
     MintRunConfig,
     anchor_distance,
-    mean_correlation,
 )
 from timm_mvhybrid.finetune.mint_student import pooled
-from timm_mvhybrid.finetune.stamp import StampConfig, StampObjective, StampRunConfig, retrieval
+from timm_mvhybrid.finetune.stamp import StampConfig, StampObjective, StampRunConfig
 from timm_mvhybrid.finetune.training_data import panel_loss
 from timm_mvhybrid.models import load_weights
 from timm_mvhybrid.ssl.config import CollapseConfig, CropConfig, HeadConfig, ModelConfig, OptimizerConfig
@@ -48,7 +47,6 @@ def mint(output, **changes):
         output=output,
         head=HeadConfig(num_prototypes=32, hidden_dim=32, bottleneck_dim=16, separate_ibot_head=False),
         optimizer=OptimizerConfig(warmup_steps=0, freeze_last_layer_steps=0),
-        mint=MintConfig(validate_every_steps=2, validation_batch_size=4),
     )
     return MintRunConfig(**{**COMMON, **options, **changes})
 
@@ -57,7 +55,7 @@ def stamp(output, **changes):
     options = dict(
         output=output,
         optimizer=AdamWConfig(base_learning_rate=0.02, warmup_steps=0, freeze_last_layer_steps=0),
-        stamp=StampConfig(hidden_dims=(8, 16), validate_every_steps=2, validation_batch_size=4),
+        stamp=StampConfig(hidden_dims=(8, 16)),
     )
     return StampRunConfig(**{**COMMON, **options, **changes})
 
@@ -113,7 +111,6 @@ def test_mint_logs_its_losses_and_leaves_an_encoder_and_an_st_model(data, tmp_pa
     logged = set().union(*log)
     assert {"loss/dino_global", "loss/anchor", "loss/spots", "loss/cells", "loss/total"} <= logged
     assert "loss/ibot" not in logged
-    assert {"probe/spots/pearson", "probe/drift/class", "probe/drift/patch"} <= logged
     encoder = timm.create_model(ARCHITECTURE, img_size=64).eval()
     load_weights(encoder, config.output / "encoder.safetensors")
     weights = written(config.output / "st_model.safetensors")
@@ -125,21 +122,27 @@ def test_mint_logs_its_losses_and_leaves_an_encoder_and_an_st_model(data, tmp_pa
 
 
 def test_mint_learns_expression_and_the_anchor_holds(data, tmp_path):
-    first = {}
+    drift = {}
     for anchor_weight in (0.0, 10.0):
         config = mint(
             tmp_path / f"run{anchor_weight}",
             num_steps=12,
             batch_size=8,
-            mint=MintConfig(anchor_weight=anchor_weight, validate_every_steps=12),
+            mint=MintConfig(anchor_weight=anchor_weight),
             optimizer=OptimizerConfig(base_learning_rate=0.02, warmup_steps=0, freeze_last_layer_steps=0),
             monitor=CollapseConfig(log_every_steps=1),
         )
-        run(config, MintObjective, data)
+        made = []
+        run(config, lambda *given, keep=made: keep.append(MintObjective(*given)) or keep[0], data)
         log = [line for line in lines(config.output) if "loss/spots" in line]
         assert log[-1]["loss/spots"] < log[0]["loss/spots"]
-        first[anchor_weight] = [line for line in lines(config.output) if "probe/drift/class" in line][-1]
-    assert first[10.0]["probe/drift/class"] < first[0.0]["probe/drift/class"]
+        images = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+        encoder = timm.create_model(ARCHITECTURE, img_size=64).eval()
+        load_weights(encoder, config.output / "encoder.safetensors")
+        with torch.no_grad():
+            features = [m.eval().forward_features(images)[:, 0] for m in (encoder, made[0].frozen)]
+        drift[anchor_weight] = anchor_distance(*features, "cosine")
+    assert drift[10.0] < drift[0.0]
 
 
 def test_batches_without_targets_add_nothing(tmp_path):
@@ -181,8 +184,6 @@ def test_stamp_trains_adapters_alone_and_writes_them_with_their_base(data, tmp_p
     log = [line for line in lines(config.output) if "loss/contrast" in line]
     assert log[-1]["loss/total"] < log[0]["loss/total"]
     assert all(0 < line["loss/ln_batch"] <= math.log(8) + 1e-6 for line in log)
-    logged = set().union(*lines(config.output))
-    assert {"probe/retrieval@1", "probe/retrieval@5", "probe/pathways/pearson"} <= logged
     base = timm.create_model(ARCHITECTURE, img_size=64).eval()
     own = {
         k.replace(".base_layer", ""): v for k, v in before.items() if "lora_" not in k and k != "mask_token"
@@ -217,20 +218,11 @@ def test_tokens_are_pooled_over_cells():
     assert torch.equal(pooled(tokens, (4, 4), 4), tokens)
 
 
-def test_anchor_and_scores():
+def test_the_anchor_is_a_distance():
     x = torch.randn(3, 5, 8)
     assert anchor_distance(2 * x, x, "cosine").item() == pytest.approx(0, abs=1e-6)
     assert anchor_distance(-x, x, "cosine").item() == pytest.approx(2)
     assert anchor_distance(x + 1, x, "mse").item() == pytest.approx(1)
-    y = torch.randn(9, 2)
-    measured = torch.ones(9, 2, dtype=torch.bool)
-    measured[3:, 1] = False
-    y[3:, 1] = 1e6
-    assert mean_correlation(2 * y + 1, y, measured) == pytest.approx(1)
-    assert math.isnan(mean_correlation(torch.ones(3, 2), y[:3], measured[:3]))
-    assert retrieval(torch.eye(6), torch.eye(6), 1) == 1
-    assert retrieval(torch.eye(6), torch.eye(6).roll(1, 0), 1) == 0
-    assert retrieval(torch.ones(6, 2), torch.ones(6, 2), 5) == 0
 
 
 def drawn():

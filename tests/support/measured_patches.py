@@ -47,7 +47,6 @@ class MeasuredPatches:
                 random.normal(size=(num_patches, *shape)).astype(np.float32)
             )
             self.targets[other] = torch.from_numpy(measured)
-        self.num_validation_patches = 10
 
     def fingerprint(self):
         return "drawn"
@@ -64,12 +63,4 @@ class MeasuredPatches:
                 "corrupt": batch.corrupt,
                 "image": self.images(indices),
                 **{name: values[indices] for name, values in self.targets.items()},
-            }
-
-    def validation_batches(self, batch_size, *, image_size_px, rank=0, world_size=1):
-        for start in range(0, self.num_validation_patches, batch_size):
-            indices = range(self.num_validation_patches)[start : start + batch_size]
-            yield {
-                "image": self.images(indices),
-                **{name: values[list(indices)] for name, values in self.targets.items()},
             }

@@ -14,7 +14,7 @@ A batch is a dictionary, of which B is the number of patches of this process:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from ..data.samples import Samples
 from ..runtime.digest import file_sha256
 from ..runtime.errors import DataError
 from ..ssl.config import CropConfig
-from ..ssl.crops import CropBatch, whole_patch
+from ..ssl.crops import CropBatch
 from ..ssl.loader import make_loader
 from ..training.settings import require
 from .cohort_entry import open_entries
@@ -236,41 +236,6 @@ class FinetuneData:
             "corrupt": batch.corrupt,
             **self.targets_of([(self._train[number], patch) for number, patch in places]),
         }
-
-    def validation_batches(
-        self, batch_size: int, *, image_size_px: int, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Batch]:
-        """Yields the measured patches that are held out, sample by sample, in order.
-
-        Args:
-            batch_size: Patches of a batch.
-            image_size_px: Side of the patches.
-            rank: Of this process: every ``world_size``-th batch is its own.
-            world_size: Number of ranks.
-
-        Yields:
-            ``image``, the targets, and ``sample`` and ``patch``: numbers of the sample and of the patch in it, (B,).
-
-        Raises:
-            PatchError: If a patch cannot be read.
-        """
-        places = [
-            (number, patch)
-            for number in self.validation
-            for patch in np.flatnonzero(self.samples[number].measured).tolist()
-        ]
-        for start in range(rank * batch_size, len(places), world_size * batch_size):
-            chosen = places[start : start + batch_size]
-            images = [
-                whole_patch(self.samples[number].source[patch], image_size_px) for number, patch in chosen
-            ]
-            where = torch.tensor(chosen)
-            yield {
-                "image": torch.stack(images),
-                "sample": where[:, 0],
-                "patch": where[:, 1],
-                **self.targets_of(chosen),
-            }
 
     def targets_of(self, places: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         """Looks up the targets of patches.

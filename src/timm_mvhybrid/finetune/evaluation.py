@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..probes.drift import linear_cka, mean_cosine
 from ..probes.expression_metrics import expression_metrics
+from ..probes.matching import counterpart_ranks
 from ..probes.ridge_folds import ridge_folds
 from ..runtime.errors import PatchError
 from ..ssl.crops import whole_patch
@@ -258,20 +258,14 @@ def _pathway_scores(held_out: Arrays) -> dict[str, float]:
         known, predicted = (held_out[name][rows, column][:, None] for name in ("pathways", "scores"))
         correlations.append(expression_metrics(known, predicted, "zero").pcc)
     asked = measured.any(axis=1)
-    image, pathway = (
-        F.normalize(torch.from_numpy(held_out[name][asked]), dim=-1) for name in ("image", "pathway")
-    )
-    # in parts, because of all pairs there are many; equal ones count as nearer, so that a constant finds nothing
-    nearer = [
-        ((part @ pathway.T) >= (part * own).sum(dim=1, keepdim=True) - 1e-6).sum(dim=1) - 1
-        for part, own in zip(image.split(1024), pathway.split(1024), strict=True)
-    ]
-    ranks = torch.cat(nearer) if len(image) else torch.zeros(0)
+    ranks = np.zeros(0, dtype=np.int64)
+    if asked.any():
+        ranks = counterpart_ranks(held_out["image"][asked], held_out["pathway"][asked])
     found = {"pathway_pearson": float(np.mean(correlations)) if correlations else 0.0}
     for k in _NEIGHBOURS:
-        found[f"retrieval_at_{k}"] = float((ranks < k).double().mean()) if len(image) else 0.0
+        found[f"retrieval_at_{k}"] = float((ranks < k).mean()) if len(ranks) else 0.0
     # what guessing finds
-    return {**found, "retrieval_chance_at_1": 1 / max(len(image), 1)}
+    return {**found, "retrieval_chance_at_1": 1 / max(len(ranks), 1)}
 
 
 def _choose(

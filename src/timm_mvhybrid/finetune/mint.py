@@ -21,7 +21,6 @@ from ..export.training_checkpoint import ENCODER_FILE
 from ..ops.precision import at_least_float32, autocast_disabled
 from ..ssl.distillation import SelfDistillation, Views
 from ..ssl.student_teacher import Network
-from ..training.objective import Evaluation
 from ..training.world import World
 from .expression_model import facts_of
 from .method_config import Anchor
@@ -87,7 +86,6 @@ class MintObjective(CohortBatches, SelfDistillation):
         }
         super().__init__(config, world, data.patches, mask=None)
         self.data_fingerprint = data.fingerprint()
-        self._scores: dict[str, float] = {}
 
     def build_networks(self) -> tuple[Network, Network]:
         """Builds student and teacher, and keeps the encoder that both begin with."""
@@ -138,49 +136,6 @@ class MintObjective(CohortBatches, SelfDistillation):
             ]
         return torch.stack(distances).mean()
 
-    @torch.no_grad()
-    def evaluate(self, step: int) -> Evaluation | None:
-        """Correlates predictions with what was measured of held-out patches, and measures the drift of features."""
-        due = step % self._mint.validate_every_steps == 0 or step in (1, self.config.num_steps)
-        if not due or not self.data.num_validation_patches:
-            return None
-        predicted: dict[str, list[Tensor]] = {}
-        targets: dict[str, list[Tensor]] = {}
-        cosines: dict[str, list[Tensor]] = {"class": [], "patch": []}
-        student: Any = self.student
-        student.eval()
-        try:
-            size = self.config.crops.global_size_px
-            # every process does all of it, because each forward gathers what is sharded
-            for batch in self.data.validation_batches(self._mint.validation_batch_size, image_size_px=size):
-                image = normalise(batch["image"], self.mean, self.std, self.world.device)
-                output = student(image, image=image)
-                frozen = self.frozen.forward_features(image)
-                patches = frozen[:, self.frozen.num_prefix_tokens :]
-                cosines["class"].append(F.cosine_similarity(output.class_token, frozen[:, 0], dim=-1))
-                cosines["patch"].append(F.cosine_similarity(output.patch_tokens, patches, dim=-1).mean(1))
-                for name, value in output.spots.items():
-                    predicted.setdefault(name, []).append(value.float().cpu())
-                    for kind in ("expression", "measured"):
-                        targets.setdefault(f"{kind}/{name}", []).append(batch[f"{kind}/{name}"])
-        finally:
-            student.train()
-        correlations = [
-            mean_correlation(
-                torch.cat(found),
-                torch.cat(targets[f"expression/{name}"]),
-                torch.cat(targets[f"measured/{name}"]),
-            )
-            for name, found in predicted.items()
-        ]
-        known = [value for value in correlations if value == value]
-        drift = {f"drift/{name}": 1 - torch.cat(values).mean().item() for name, values in cosines.items()}
-        return Evaluation(
-            scores={"spots/pearson": sum(known) / len(known) if known else 0.0, **drift},
-            dataset=f"{self.data.num_validation_patches} held-out patches",
-            protocol="mean over panels and genes of Pearson's r between prediction of the ST token and expression",
-        )
-
     def write_weights(self, folder: Path) -> Path:
         """Writes the student's backbone, an ordinary encoder; with ST token and heads; and the teacher's backbone."""
         super().write_weights(folder)
@@ -215,23 +170,3 @@ def anchor_distance(features: Tensor, frozen: Tensor, kind: Anchor) -> Tensor:
     if kind == "mse":
         return F.mse_loss(features, frozen)
     return (1 - F.cosine_similarity(features, frozen, dim=-1)).mean()
-
-
-def mean_correlation(prediction: Tensor, target: Tensor, measured: Tensor) -> float:
-    """Averages Pearson's r over the columns that vary, each over its measured rows.
-
-    Args:
-        prediction: (rows, columns).
-        target: Likewise.
-        measured: bool, likewise.
-
-    Returns:
-        NaN where no column varies.
-    """
-    m = measured.double()
-    number = m.sum(0).clamp(min=1)
-    centred = [m * (x.double() - (m * x.double()).sum(0) / number) for x in (prediction, target)]
-    norms = [x.norm(dim=0) for x in centred]
-    varies = (norms[0] > 1e-12) & (norms[1] > 1e-12)
-    r = (centred[0] * centred[1]).sum(0)[varies] / (norms[0] * norms[1])[varies]
-    return r.mean().item() if len(r) else float("nan")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,19 +12,69 @@ from torch import Tensor
 from ..runtime.digest import file_sha256
 from ..training.loop import Resume, RunResult, run_training
 from ..training.measuring import sharded_type
-from ..training.objective import Evaluation
+from ..training.objective import Evaluation, Objective
 from ..training.world import World
 from .config import MintSettings, StampSettings, check_stamp
 from .data import FinetuneData, open_cohorts
 from .evaluation import MolecularProbe
+from .method_config import MintConfig, StampConfig
 from .mint import MintObjective
 from .stamp import StampObjective
 
-_MINT_FIRST = ("expression_class_st", "class_cosine")
-_STAMP_FIRST = ("pathway_pearson", "class_cosine")
+
+class _Measured(Objective):
+    """When an objective on cohorts is measured, and by what; a subclass says how."""
+
+    config: Any
+    data: Any
+    world: World
+    mean: Any
+    std: Any
+
+    def _start_measuring(self, options: MintConfig | StampConfig) -> None:
+        self._every_steps = options.validate_every_steps
+        self._probe = None
+        if self.data.num_validation_patches:
+            self._probe = MolecularProbe(
+                self.data,
+                self.config.probe,
+                image_size_px=self.config.crops.global_size_px,
+                mean=self.mean,
+                std=self.std,
+                batch_size=options.validation_batch_size,
+                device=self.world.device,
+            )
+
+    def baseline(self) -> Evaluation | None:
+        """Measures the encoder as it is at the start, and remembers what the frozen one makes of all patches."""
+        return self._measure()
+
+    def evaluate(self, step: int) -> Evaluation | None:
+        """Measures where it is due: every so many steps, and at the end."""
+        return self._measure() if step % self._every_steps == 0 or step == self.config.num_steps else None
+
+    def _measure(self) -> Evaluation | None:
+        if self._probe is None:
+            return None
+        with sharded_type(self.world, self.config.parallel):
+            if not self._probe.is_frozen:
+                self._freeze(self._probe)
+            scores = self._probe(self.trained, self._what_is_measured)
+        return self._probe.evaluation(scores, self._judged_by)
+
+    _judged_by: tuple[str, ...]
+    """Names of scores, of which the first one that is there judges checkpoints."""
+
+    @abstractmethod
+    def _freeze(self, probe: MolecularProbe) -> None:
+        """Shows the frozen encoder to the probe."""
+
+    @abstractmethod
+    def _what_is_measured(self, images: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Embeds a batch; see ``evaluation.Features``."""
 
 
-class MintRun(MintObjective):
+class MintRun(_Measured, MintObjective):
     """MINT's objective on cohorts, measured on held-out patches.
 
     Args:
@@ -38,33 +89,18 @@ class MintRun(MintObjective):
 
     config: MintSettings
     data: FinetuneData
+    _judged_by = ("expression_class_st", "class_cosine")
 
     def __init__(self, config: MintSettings, world: World) -> None:
         super().__init__(config, world, open_cohorts(config.data, seed=config.seed))
-        self._probe = _probe(self, config.mint.validation_batch_size)
+        self._start_measuring(config.mint)
 
     def resolved(self) -> Mapping[str, Any]:
         """Names panels and what is held out."""
         return {"method": "mint", **_base(self.config, self.student.backbone), **describe(self.data)}
 
-    def baseline(self) -> Evaluation | None:
-        """Measures the encoder as it is at the start, and remembers what the frozen one makes of all patches."""
-        return self._measure()
-
-    def evaluate(self, step: int) -> Evaluation | None:
-        """Measures expression, drift, and what the heads predict, where it is due."""
-        due = step % self.config.mint.validate_every_steps == 0 or step == self.config.num_steps
-        return self._measure() if due else None
-
-    def _measure(self) -> Evaluation | None:
-        if self._probe is None:
-            return None
-        if not self._probe.is_frozen:
-            with sharded_type(self.world, self.config.parallel):
-                self._probe.freeze(self.frozen, self._what_was_there)
-        with sharded_type(self.world, self.config.parallel):
-            scores = self._probe(self.student, self._what_is_measured)
-        return self._probe.evaluation(scores, _MINT_FIRST)
+    def _freeze(self, probe: MolecularProbe) -> None:
+        probe.freeze(self.frozen, self._what_was_there)
 
     def _what_was_there(self, images: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return _tokens(self.frozen, images)
@@ -76,7 +112,7 @@ class MintRun(MintObjective):
         return found | {f"head/{name}": value for name, value in output.spots.items()}
 
 
-class StampRun(StampObjective):
+class StampRun(_Measured, StampObjective):
     """STAMP's objective on cohorts, measured on held-out patches.
 
     Args:
@@ -91,34 +127,20 @@ class StampRun(StampObjective):
 
     config: StampSettings
     data: FinetuneData
+    _judged_by = ("pathway_pearson", "class_cosine")
 
     def __init__(self, config: StampSettings, world: World) -> None:
         check_stamp(config)
         super().__init__(config, world, open_cohorts(config.data, seed=config.seed))
-        self._probe = _probe(self, config.stamp.validation_batch_size)
+        self._start_measuring(config.stamp)
 
     def resolved(self) -> Mapping[str, Any]:
         """Names panels, pathways and what is held out."""
         return {"method": "stamp", **_base(self.config, self.network.backbone), **describe(self.data)}
 
-    def baseline(self) -> Evaluation | None:
-        """Measures the encoder as it is at the start, and remembers what the frozen one makes of all patches."""
-        return self._measure()
-
-    def evaluate(self, step: int) -> Evaluation | None:
-        """Measures pathways, retrieval, expression and drift, where it is due."""
-        due = step % self.config.stamp.validate_every_steps == 0 or step == self.config.num_steps
-        return self._measure() if due else None
-
-    def _measure(self) -> Evaluation | None:
-        if self._probe is None:
-            return None
-        with sharded_type(self.world, self.config.parallel):
-            if not self._probe.is_frozen:
-                with self._adapted.disable_adapter():
-                    self._probe.freeze(self.network, self._what_is_measured)
-            scores = self._probe(self.network, self._what_is_measured)
-        return self._probe.evaluation(scores, _STAMP_FIRST)
+    def _freeze(self, probe: MolecularProbe) -> None:
+        with self._adapted.disable_adapter():
+            probe.freeze(self.network, self._what_is_measured)
 
     def _what_is_measured(self, images: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         output: Any = self.network(images, targets["pathways"])
@@ -234,22 +256,6 @@ def _run(
         resume=resume,
         allow_changes=allow_changes,
         show_progress=show_progress,
-    )
-
-
-def _probe(objective: Any, batch_size: int) -> MolecularProbe | None:
-    """Makes the probe; None where nothing is held out."""
-    data, config = objective.data, objective.config
-    if not data.num_validation_patches:
-        return None
-    return MolecularProbe(
-        data,
-        config.probe,
-        image_size_px=config.crops.global_size_px,
-        mean=objective.mean,
-        std=objective.std,
-        batch_size=batch_size,
-        device=objective.world.device,
     )
 
 

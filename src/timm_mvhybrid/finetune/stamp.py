@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -24,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from ..ssl.backbone import create_backbone
 from ..ssl.collectives import gather_rows, num_ranks, sum_over_ranks
-from ..training.objective import Evaluation, Objective
+from ..training.objective import Objective
 from ..training.parallelize import parallelize
 from ..training.world import World
 from ..weights.position_grid import PATCH_GRID, grid_of
@@ -33,7 +32,6 @@ from .errors import FinetuneError
 from .losses import info_nce, masked_squares
 from .method_config import StampConfig as StampConfig
 from .method_config import StampRunConfig as StampRunConfig
-from .mint import mean_correlation
 from .training_data import CohortBatches, TrainingData, normalise, targets_of
 from .written_weights import write_encoder
 
@@ -185,34 +183,6 @@ class StampObjective(CohortBatches, Objective):
             "total": sum(parts.values(), contrast.new_zeros(())),
         }
 
-    @torch.no_grad()
-    def evaluate(self, step: int) -> Evaluation | None:
-        """Retrieves the pathway scores of held-out patches by their images, and correlates predicted scores."""
-        stamp = self.config.stamp
-        due = step % stamp.validate_every_steps == 0 or step in (1, self.config.num_steps)
-        if not due or not self.data.num_validation_patches:
-            return None
-        found: list[tuple[Tensor, ...]] = []
-        self.network.eval()
-        try:
-            size = self.config.crops.global_size_px
-            # every process does all of it, because each forward gathers what is sharded
-            for given in self.data.validation_batches(stamp.validation_batch_size, image_size_px=size):
-                batch = self.prepare(given, step)
-                output = self.network(batch.image, batch.pathways)
-                found.append(tuple(x.float().cpu() for x in (*output[:3], batch.pathways, batch.measured)))
-        finally:
-            self.network.train()
-        image, pathway, predicted, scores, measured = (torch.cat(parts) for parts in zip(*found, strict=True))
-        known = measured.bool().any(dim=1)
-        hits = {f"retrieval@{k}": retrieval(image[known], pathway[known], k) for k in (1, 5)}
-        correlation = mean_correlation(predicted, scores, measured.bool())
-        return Evaluation(
-            scores={**hits, "pathways/pearson": correlation if correlation == correlation else 0.0},
-            dataset=f"{int(known.sum())} held-out patches",
-            protocol="patches whose own pathway scores are among the k nearest of all held-out ones, by cosine",
-        )
-
     def state_dict(self) -> dict[str, Any]:
         """Names the network."""
         return {"network": get_model_state_dict(self.network)}
@@ -237,23 +207,3 @@ class StampObjective(CohortBatches, Objective):
             save_adapters(self._adapted, folder / "adapters", model_args=arguments)
             merged = merge(self._adapted).state_dict()
         return write_encoder(folder / "encoder.safetensors", merged, network.backbone, self.world)
-
-
-def retrieval(image: Tensor, pathway: Tensor, k: int) -> float:
-    """Computes the fraction of images whose own pathway embedding is among the k nearest, by cosine.
-
-    Others that are as near as the own one count as nearer, so that a constant embedding finds nothing.
-
-    Args:
-        image: (rows, dim).
-        pathway: (rows, dim), row by row.
-        k: How many may be nearest.
-
-    Returns:
-        0 to 1; 0 without rows.
-    """
-    if not len(image):
-        return 0.0
-    scores = F.normalize(image, dim=-1) @ F.normalize(pathway, dim=-1).T
-    nearer = (scores >= scores.diagonal().unsqueeze(1)).sum(dim=1) - 1
-    return (nearer < k).double().mean().item()

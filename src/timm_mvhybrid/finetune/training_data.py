@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -74,11 +74,6 @@ class TrainingData(Protocol):
         """Scores of pathways, whose ``names`` are those of the sets; None without."""
         ...
 
-    @property
-    def num_validation_patches(self) -> int:
-        """Patches that are held out."""
-        ...
-
     def fingerprint(self) -> str:
         """Identifies patches, targets and split."""
         ...
@@ -96,12 +91,6 @@ class TrainingData(Protocol):
         pin_memory: bool = False,
     ) -> Generator[dict[str, Any], None, None]:
         """Yields the batches of a process, from a backward pass to the end of the run."""
-        ...
-
-    def validation_batches(
-        self, batch_size: int, *, image_size_px: int, rank: int = 0, world_size: int = 1
-    ) -> Iterator[dict[str, Any]]:
-        """Yields what is held out, in order."""
         ...
 
 
