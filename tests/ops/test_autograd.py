@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from timm_mvhybrid.ops.autograd import register
+from timm_mvhybrid.ops.autograd import is_needed, register
 
 
 def product(x: Tensor, weight: Tensor | None, power: float, save: bool) -> tuple[Tensor, Tensor]:
@@ -51,6 +51,47 @@ def test_gradients_are_contiguous_and_autocast_stays_outside():
     assert y.dtype == torch.float32
     assert grad.is_contiguous()
     assert torch.equal(grad, 2 * x.detach())
+
+
+asked = []
+
+
+def selective_backward(
+    grad: Tensor, raised: Tensor, x: Tensor, weight: Tensor | None, power: float, needed: int
+) -> tuple[Tensor, Tensor]:
+    asked.append([is_needed(needed, index) for index in range(2)])
+    # what is not asked for is of the wrong shape, and may be
+    grad_x, grad_weight = product_backward(grad, raised, x, weight, power)
+    return tuple(
+        value if flag else value.new_empty(7)
+        for value, flag in zip((grad_x, grad_weight), asked[-1], strict=True)
+    )
+
+
+register("test_selective", product, selective_backward, describe, save="save")
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
+def test_backward_knows_which_gradients_are_asked_for(needs):
+    selective = torch.ops.timm_mvhybrid.test_selective
+    values = [torch.rand(3, 4).requires_grad_(flag) for flag in needs]
+    asked.clear()
+    selective(*values, 3.0, True)[0].sum().backward()
+    assert asked == [list(needs)]
+    expected = [x.detach().requires_grad_() for x in values]
+    operator(*expected, 3.0, True)[0].sum().backward()
+    for value, other, flag in zip(values, expected, needs, strict=True):
+        assert torch.equal(value.grad, other.grad) if flag else value.grad is None
+    x, weight = (v.detach() for v in values)
+    bits = sum(flag << index for index, flag in enumerate(needs))
+    torch.library.opcheck(
+        torch.ops.timm_mvhybrid.test_selective_backward.default, (x, x**3, x, weight, 3.0, bits)
+    )
+    compiled = torch.compile(lambda *v: selective(*v, 3.0, True)[0].sum(), backend="aot_eager")
+    again = [v.detach().requires_grad_(flag) for v, flag in zip(values, needs, strict=True)]
+    compiled(*again).backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(again, values, strict=True) if a.requires_grad)
 
 
 def test_nothing_saved_is_an_error_where_a_gradient_is_needed():

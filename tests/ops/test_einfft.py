@@ -7,6 +7,7 @@ from support.goldens import relative_error
 
 from timm_mvhybrid.layers import EinFFT
 from timm_mvhybrid.ops import spectral
+from timm_mvhybrid.ops.autograd import ALL_NEEDED
 from timm_mvhybrid.ops.einfft import cpu, einfft
 from timm_mvhybrid.ops.einfft import einfft_portable as plain
 from timm_mvhybrid.ops.workspace import cut_batch
@@ -118,6 +119,16 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(shrunk, inputs)
 
 
+@pytest.mark.parametrize("frozen", [{1, 2, 3, 4}, {1}, {3}, {0}])
+def test_gradients_are_the_same_where_others_are_not_asked_for(frozen):
+    inputs = make_inputs(17)
+    whole = torch.autograd.grad(einfft(*inputs, 0.01).square().sum(), inputs)
+    leaves = [x.detach().requires_grad_(i not in frozen) for i, x in enumerate(inputs)]
+    einfft(*leaves, 0.01).square().sum().backward()
+    for i, (leaf, expected) in enumerate(zip(leaves, whole, strict=True)):
+        assert leaf.grad is None if i in frozen else torch.equal(leaf.grad, expected)
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_opcheck():
     x, weight_1, bias_1, weight_2, bias_2 = (v.detach() for v in make_inputs(6))
@@ -125,7 +136,8 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.timm_mvhybrid.einfft.default, (*arguments, 0.01, True))
     y, saved, passed = torch.ops.timm_mvhybrid.einfft(x, weight_1, bias_1, weight_2, bias_2, 0.01, True)
     backward = (torch.ones_like(y), saved, passed, x, weight_1, bias_1, weight_2, bias_2)
-    torch.library.opcheck(torch.ops.timm_mvhybrid.einfft_backward.default, backward)
+    for needed in (ALL_NEEDED, 0b10101):
+        torch.library.opcheck(torch.ops.timm_mvhybrid.einfft_backward.default, (*backward, needed))
     with pytest.raises(RuntimeError, match="save=True"):
         torch.ops.timm_mvhybrid.einfft(*arguments, 0.01, False)
 

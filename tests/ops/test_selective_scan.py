@@ -9,6 +9,7 @@ from support.goldens import load_golden, relative_error
 from support.scans import scan_inputs
 
 from timm_mvhybrid.ops import selective_scan, selective_scan_reference
+from timm_mvhybrid.ops.autograd import ALL_NEEDED
 from timm_mvhybrid.ops.selective_scan import cpu
 
 GOLDENS = ["a_selscan_L1", "a_selscan_L17", "a_selscan_L17_nobias_nosoftplus_grouped", "a_selscan_L50"]
@@ -78,6 +79,16 @@ def test_equals_reference_float64(length, options, groups, softplus, reverse):
     assert actual.keys() == expected.keys()
     for key in expected:
         assert relative_error(actual[key], expected[key]) < 1e-12, key
+
+
+def test_gradients_are_the_same_where_weights_are_frozen():
+    inputs = scan_inputs(70, options="Dzb", dtype=torch.float32)
+    whole = torch.autograd.grad(selective_scan(**inputs, delta_softplus=True).square().sum(), inputs.values())
+    frozen = {"A", "D", "delta_bias"}
+    leaves = {name: x.detach().requires_grad_(name not in frozen) for name, x in inputs.items()}
+    selective_scan(**leaves, delta_softplus=True).square().sum().backward()
+    for (name, leaf), expected in zip(leaves.items(), whole, strict=True):
+        assert leaf.grad is None if name in frozen else torch.equal(leaf.grad, expected)
 
 
 @pytest.mark.parametrize("scan", [selective_scan, selective_scan_reference])
@@ -183,7 +194,8 @@ def test_opcheck():
     )
     y, last_state, states = torch.ops.timm_mvhybrid.selective_scan(*token_major, True, True, "cpu", False)
     backward = (torch.ones_like(y), torch.ones_like(last_state), states, *token_major, True, "cpu", False)
-    torch.library.opcheck(torch.ops.timm_mvhybrid.selective_scan_backward.default, backward)
+    for needed in (ALL_NEEDED, 0b11011011):
+        torch.library.opcheck(torch.ops.timm_mvhybrid.selective_scan_backward.default, (*backward, needed))
 
 
 @pytest.mark.parametrize(

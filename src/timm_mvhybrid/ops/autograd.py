@@ -19,8 +19,19 @@ from .precision import autocast_disabled
 NAMESPACE = "timm_mvhybrid"
 # the option of a scan that names what runs; "current" stands for the request in force
 _IMPLEMENTATION = "implementation"
+# the argument of a backward function that says which gradients are asked for; a number, because lists of bool are no
+# type of an operator's argument in all versions of torch
+_NEEDED = "needed"
 
 Outputs = tuple[Tensor, ...]
+
+ALL_NEEDED = -1
+"""For ``needed`` of a backward function: all gradients are asked for."""
+
+
+def is_needed(needed: int, index: int) -> bool:
+    """Whether the gradient of a tensor argument is asked for: bit ``index`` of ``needed``, from the lowest."""
+    return bool(needed >> index & 1)
 
 
 def register(
@@ -38,7 +49,9 @@ def register(
     The schemas are those of the annotated signatures. The outputs of ``forward`` are its results, followed by what
     ``backward`` needs. ``backward`` takes one gradient a result (the first a tensor, the others optional), then
     those further outputs, then whichever arguments of ``forward`` it needs, by name; it returns one gradient for
-    each tensor argument of ``forward``, in their order, and any empty tensor for one that was None.
+    each tensor argument of ``forward``, in their order, and any empty tensor for one that was None. A last argument
+    ``needed`` (int) tells it which of these gradients are asked for, see :func:`is_needed`; for the others it returns
+    whatever costs nothing. Weights that are frozen, as under adapters, then cost no time.
 
     Args:
         name: Name of the operator.
@@ -59,7 +72,8 @@ def register(
     tensors = [key for key, value in parameters.items() if value.annotation in (Tensor, Tensor | None)]
     taken = list(inspect.signature(backward).parameters)
     kept = [key for key in taken if key in parameters]
-    num_saved = len(taken) - num_results - len(kept)
+    selective = taken[-1:] == [_NEEDED]
+    num_saved = len(taken) - num_results - len(kept) - selective
     if (
         tensors != [key for key in kept if key in tensors]
         or save not in names
@@ -101,14 +115,22 @@ def register(
         return call
 
     def contiguous(*args: Any) -> Outputs:
-        return tuple(grad.contiguous() for grad in computed(backward, taken)(*args))
+        grads = computed(backward, taken)(*args)
+        return tuple(
+            grad.new_empty(0) if x is None else grad.contiguous()
+            for grad, x in zip(grads, differentiated(args), strict=True)
+        )
 
     def gradients(*args: Any) -> Outputs:
         """Describes what backward returns: tensors like the arguments."""
+        like = args[taken.index(tensors[0])]
+        return tuple(like.new_empty(0) if x is None else x.new_empty(x.shape) for x in differentiated(args))
+
+    def differentiated(args: tuple[Any, ...]) -> list[Tensor | None]:
+        """Lists the tensors of forward, with None for those whose gradient is not there or not asked for."""
         arguments = dict(zip(taken, args, strict=True))
-        like = arguments[tensors[0]]
-        present = [arguments[key] for key in tensors]
-        return tuple(like.new_empty(0) if x is None else x.new_empty(x.shape) for x in present)
+        needed = arguments.get(_NEEDED, ALL_NEEDED)
+        return [arguments[key] if is_needed(needed, index) else None for index, key in enumerate(tensors)]
 
     operator = torch.library.custom_op(f"{NAMESPACE}::{name}", computed(forward, names), mutates_args=())
     operator.register_fake(named(describe, names))
@@ -132,15 +154,21 @@ def register(
     def differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         arguments = {**dict(zip(tensors, saved[num_saved:], strict=True)), **ctx.options}
+        asked = [ctx.needs_input_grad[names.index(key)] for key in tensors]
         first, *others = grads[:num_results]
         if first is None:
             # of the shape and dtype of the first result, which all operators here give like their first argument
             first = torch.zeros_like(arguments[tensors[0]])
         found = getattr(torch.ops.timm_mvhybrid, f"{name}_backward")(
-            first, *others, *saved[:num_saved], *(arguments[key] for key in kept)
+            first,
+            *others,
+            *saved[:num_saved],
+            *(arguments[key] for key in kept),
+            *([sum(flag << index for index, flag in enumerate(asked))] if selective else []),
         )
         by_name = {
-            key: None if arguments[key] is None else grad for key, grad in zip(tensors, found, strict=True)
+            key: grad if flag and arguments[key] is not None else None
+            for key, grad, flag in zip(tensors, found, asked, strict=True)
         }
         return tuple(by_name.get(key) for key in names)
 

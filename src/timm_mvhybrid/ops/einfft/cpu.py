@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..autograd import is_needed
 from ..spectral import forward_basis, inverse_basis
 from ..workspace import cut_batch
 from .blocks import (
@@ -138,12 +139,15 @@ def backward(
     bias_1: Tensor,
     weight_2: Tensor,
     bias_2: Tensor,
+    needed: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Differentiates :func:`forward`.
 
     ``saved`` and ``passed`` are what forward kept; of x the shape alone is of interest, and no gradient depends on the
-    biases. Returns the gradients of x, weight_1, bias_1, weight_2 and bias_2.
+    biases. Returns the gradients of x, weight_1, bias_1, weight_2 and bias_2, of which those of maps that are not
+    ``needed`` are 0.
     """
+    needs_maps_1, needs_maps_2 = is_needed(needed, 1), is_needed(needed, 3)
     length = x.shape[1]
     analysis, synthesis = _analysis(length, x).transposed(), _synthesis(length, x).transposed()
     grad_x = x.new_empty(x.shape)
@@ -164,11 +168,13 @@ def backward(
             folded, hidden = saved[0][:, cut], saved[1 + sign][:, cut]
             grad_mapped = torch.mul(grad_blocks, passed[sign][:, cut], out=space.blocks("mapped", count))
             grad_bias_2[sign] += grad_mapped.sum(1)
-            grad_maps_2[sign].baddbmm_(hidden.mT, grad_mapped)
+            if needs_maps_2:
+                grad_maps_2[sign].baddbmm_(hidden.mT, grad_mapped)
             grad_hidden = torch.bmm(grad_mapped, maps_2[sign].mT, out=space.blocks("hidden", count))
             torch.ops.aten.threshold_backward.grad_input(grad_hidden, hidden, 0.0, grad_input=grad_hidden)
             grad_bias_1[sign] += grad_hidden.sum(1)
-            grad_maps_1[sign].baddbmm_(folded.mT, grad_hidden)
+            if needs_maps_1:
+                grad_maps_1[sign].baddbmm_(folded.mT, grad_hidden)
             grad_rows.baddbmm_(grad_hidden, maps_1[sign].mT)
         fold_blocks_backward(grad_rows, spectrum)
         grad_tokens = space.tokens("tokens", count)

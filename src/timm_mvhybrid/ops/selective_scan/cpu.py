@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..autograd import ALL_NEEDED, is_needed
 from ..precision import accumulation_dtype
 from ..step_sizes import biased_steps, softplus_, softplus_slope, write_step_sizes
 from ..workspace import cut_batch, scratch
@@ -79,7 +80,13 @@ def forward(inputs: Inputs, save_states: bool) -> Outputs:
     return y.to(u.dtype), last_state, states
 
 
-def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inputs: Inputs) -> Gradients:
+def backward(
+    grad_y: Tensor,
+    grad_last_state: Tensor | None,
+    states: Tensor,
+    inputs: Inputs,
+    needed: int = ALL_NEEDED,
+) -> Gradients:
     """Differentiates :func:`forward`.
 
     With the adjoint state g_t = C_t ḡ_t + exp(δ_{t+1} A) g_{t+1}, where ḡ is the gradient of the ungated y::
@@ -87,8 +94,10 @@ def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inp
         dC_t = Σ_d ḡ_t h_t        dB_t = Σ_d g_t δ_t u_t        d(δu)_t = Σ_n g_t B_t
         q_t = g_t exp(δ_t A) h_{t-1}        dδ_t = Σ_n q_t A + u_t d(δu)_t        dA = Σ_t q_t δ_t
 
-    ``states`` are those that forward saved; a ``grad_last_state`` of None stands for zero.
+    ``states`` are those that forward saved; a ``grad_last_state`` of None stands for zero. The gradient of an A that is
+    not ``needed`` is 0.
     """
+    needs_A = is_needed(needed, Inputs._fields.index("A"))
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse = inputs
     dtype = accumulation_dtype(u.dtype)
     length = u.shape[1]
@@ -151,7 +160,8 @@ def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inp
             work = torch.mul(adjoint, inp.unsqueeze(-2), out=h)
             grad_B[rows, times] = work.sum(-1).transpose(0, 1)
             grad_step[:, times] = torch.mul(sensitivity, Ag, out=work).sum(-2).flatten(2).transpose(0, 1)
-            grad_A += torch.mul(sensitivity, dt.unsqueeze(-2), out=work).sum((0, 1))
+            if needs_A:
+                grad_A += torch.mul(sensitivity, dt.unsqueeze(-2), out=work).sum((0, 1))
 
         torch.mul(grad_driven, step, out=grad_u[rows])
         grad_step.addcmul_(grad_driven, x)

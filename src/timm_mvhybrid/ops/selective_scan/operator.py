@@ -61,9 +61,13 @@ def _backward(
     delta_softplus: bool,
     implementation: str,
     reverse: bool,
+    needed: int,
 ) -> Gradients:
     inputs = Inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
-    grads: Gradients = load(_SCAN, implementation).backward(grad_y, grad_last_state, states, inputs)
+    module = load(_SCAN, implementation)
+    # kernels of other implementations compute all of them at once
+    selection = {"needed": needed} if implementation == "cpu" else {}
+    grads: Gradients = module.backward(grad_y, grad_last_state, states, inputs, **selection)
     return grads
 
 
