@@ -88,16 +88,19 @@ class ST(TaskOptions):
         )
 
 
+PrepareCommand = (
+    Annotated[Visium, subcommand("visium")]
+    | Annotated[VisiumHD, subcommand("visium-hd")]
+    | Annotated[ST, subcommand("st")]
+)
+"""One for each platform."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepare:
     """Write your own samples in the HEST layout, which evaluation and fine-tuning read."""
 
-    command: Annotated[
-        Annotated[Visium, subcommand("visium")]
-        | Annotated[VisiumHD, subcommand("visium-hd")]
-        | Annotated[ST, subcommand("st")],
-        arg(name=""),
-    ]
+    command: Annotated[PrepareCommand, arg(name="")]
 
     @property
     def when_interrupted(self) -> str:
