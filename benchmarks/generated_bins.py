@@ -41,7 +41,12 @@ def write_bins(outs: Path, *, side_mm: float, num_genes: int, filled: float, see
         group["features/feature_type"] = np.array([b"Gene Expression"] * num_genes)
         group["shape"] = np.array([num_genes, side * side], dtype=np.int64)
         kinds = {"data": "i4", "indices": "i8", "indptr": "i8", "barcodes": "S21"}
-        lengths = {"data": side * side * each, "indices": side * side * each, "indptr": side * side + 1, "barcodes": side * side}
+        lengths = {
+            "data": side * side * each,
+            "indices": side * side * each,
+            "indptr": side * side + 1,
+            "barcodes": side * side,
+        }
         datasets = {
             name: group.create_dataset(
                 name, (lengths[name],), kind, chunks=(min(1 << 16, lengths[name]),), compression="gzip"
