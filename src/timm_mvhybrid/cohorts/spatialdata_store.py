@@ -1,0 +1,308 @@
+"""A SpatialData zarr store (table, shapes, image, transformations) → spots in px of a slide image.
+
+Everything is read by the package ``spatialdata``: centres of circles, polygons or labels in a coordinate system, and from
+there by the inverse of an image's transformation to its px. Such px lie as those of slides do: the first goes from 0 to 1
+and its middle is at 0.5.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.plain_image import open_slide
+from ..runtime.errors import DataError, ParameterError
+from ..runtime.extras import require
+from ..runtime.names import unique_positions
+from .counts import counts_of, quiet_anndata
+from .spot_sample import PatchOptions, SpotSample
+
+EXTRA = "spatialdata"
+_ELEMENTS = ("tables", "shapes", "labels", "images")
+_ATTRIBUTES = "spatialdata_attrs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpatialDataStore:
+    """Where the spots of a sample are in a store.
+
+    Attributes:
+        folder: The store.
+        slide: The slide image; its level-0 px are those of ``image``, or, without one, the unit of the coordinate system.
+        table: Table of the counts; None takes the only one.
+        region: Shapes or labels that the table annotates; None takes the only ones.
+        image: Image element in whose px places are given; None leaves them in the coordinate system.
+        coordinate_system: System that shapes and image have in common; None takes ``global``, or the only one.
+        counts_layer: Layer of the table that holds raw counts, or ``raw``; None takes X.
+        pitch_um: Distance of neighbouring spots in µm, centre to centre (100 of Visium), which the size of a px follows
+            from; None takes what the slide states.
+
+    Raises:
+        ParameterError: If a value is outside its range.
+        DataError: If the folder is no such store, or names and their number leave open what is meant.
+    """
+
+    folder: Path
+    slide: Path
+    table: str | None = None
+    region: str | None = None
+    image: str | None = None
+    coordinate_system: str | None = None
+    counts_layer: str | None = None
+    pitch_um: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.pitch_um is not None and not 0 < self.pitch_um < math.inf:
+            raise ParameterError(f"`pitch_um` is {self.pitch_um}; give a number above 0")
+        self.table_name  # noqa: B018
+        if self.image is not None:
+            choose_element(self.folder, "images", self.image)
+
+    @property
+    def table_name(self) -> str:
+        """Name of the table."""
+        return choose_element(self.folder, "tables", self.table)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files by which the counts and the store are told: its description, and the matrix of the table."""
+        table = self.folder / "tables" / self.table_name
+        layer = "X" if self.counts_layer is None else "raw/X"
+        if self.counts_layer not in (None, "raw"):
+            layer = f"layers/{self.counts_layer}"
+        matrix = sorted(file for file in (table / layer).rglob("*") if file.is_file())
+        names = ("zarr.json", ".zmetadata", ".zattrs", ".zgroup")
+        return (*(file for name in names if (file := self.folder / name).is_file()), *matrix)
+
+    def read(self, sample_id: str, patches: PatchOptions) -> SpotSample:
+        """Reads the spots of the region, in the order of the table.
+
+        Raises:
+            DataError: If the store cannot be read, an element lacks what the others name, or the slide has not the size of
+                the image.
+            MissingPackageError: If spatialdata is not installed.
+        """
+        data = open_store(self.folder)
+        name = self.table_name
+        where = self.folder / "tables" / name
+        table = data.tables[name]
+        region, rows, instances = self._annotated(where, table)
+        counts = counts_of(where, table[rows], self.counts_layer)
+        element = data[region]
+        system = self._system([region, *([] if self.image is None else [self.image])], data)
+        centres, sizes = _centres(self.folder / region, element, system)
+        places = self._pick(region, centres, instances)
+        matrix = np.eye(3)
+        if self.image is not None:
+            matrix = np.linalg.inv(affine_matrix(data[self.image], system))
+            self._check_size(level0(data[self.image]))
+        places = places @ matrix[:2, :2].T + matrix[:2, 2]
+        um_per_px = None if self.pitch_um is None else self.pitch_um / _pitch_px(where, places)
+        size_px = None
+        if sizes is not None:
+            size_px = sizes * math.sqrt(
+                abs(np.linalg.det(matrix[:2, :2] @ affine_matrix(element, system)[:2, :2]))
+            )
+        um = um_per_px or open_slide(self.slide).resolution_um_per_px
+        shape: Literal["circle", "square"] = "circle" if "radius" in getattr(element, "columns", ()) else "square"
+        return SpotSample(
+            sample_id=sample_id,
+            barcodes=counts.barcodes,
+            genes=counts.genes,
+            counts=counts.values,
+            spatial=places,
+            um_per_px=um_per_px,
+            spot_shape=shape,
+            spot_size_um=None if size_px is None or um is None else size_px * um,
+            image=f"the image that has the pixels of {self.image or f'the coordinate system {system!r}'}",
+            files=self.files,
+            notes={
+                "platform": "SpatialData",
+                "table": name,
+                "region": region,
+                "coordinate_system": system,
+                "image": self.image,
+                "num_other_regions": int((~rows).sum()),
+            },
+        )
+
+    def _annotated(self, where: Path, table: Any) -> tuple[str, NDArray[np.bool_], list[Any]]:
+        """Finds what the table annotates: the element, the rows that do, and which of its shapes each row is of."""
+        keys = table.uns.get(_ATTRIBUTES)
+        if keys is None:
+            raise DataError(f"{where}: annotates no shapes, so its spots have no places; give another `table`")
+        regions = keys["region"]
+        names = [regions] if isinstance(regions, str) else [str(name) for name in regions]
+        region = self.region
+        if region is None:
+            if len(names) > 1:
+                raise DataError(
+                    f"{where}: annotates {', '.join(names)}; each is a sample of its own, choose one by `region`"
+                )
+            region = names[0]
+        elif region not in names:
+            raise DataError(f"{where}: does not annotate '{region}', but {', '.join(names)}; give one as `region`")
+        rows = np.asarray(table.obs[keys["region_key"]].astype(str) == region)
+        instances = table.obs[keys["instance_key"]][rows].tolist()
+        unique_positions(where, "instance", instances, "keep one row for each shape")
+        return region, rows, instances
+
+    def _system(self, elements: Sequence[str], data: Any) -> str:
+        """Chooses a coordinate system that all elements have."""
+        transformations = require("spatialdata.transformations", EXTRA)
+        for name in elements:
+            if name not in data:
+                raise DataError(f"{self.folder}: has no element '{name}'; it has {', '.join(_names(data))}")
+        found = [set(transformations.get_transformation(data[name], get_all=True)) for name in elements]
+        common = sorted(set.intersection(*found))
+        wanted = self.coordinate_system or ("global" if "global" in common else None)
+        if wanted is None and len(common) == 1:
+            wanted = common[0]
+        if wanted not in common:
+            what = "have no coordinate system in common"
+            if common:
+                what = f"have the coordinate system{'s' * (len(common) > 1)} {', '.join(common)} in common"
+            asked = f", not '{wanted}'" if wanted else ""
+            raise DataError(
+                f"{self.folder}: {' and '.join(elements)} {what}{asked}; choose by `coordinate_system`, or align them first"
+            )
+        return wanted
+
+    def _pick(self, region: str, centres: Any, instances: Sequence[Any]) -> NDArray[np.float64]:
+        """Takes the centres of the table's instances, (instances, 2)."""
+        position = unique_positions(
+            self.folder / region, "shape", centres.index.tolist(), "give each shape an index of its own"
+        )
+        missing = [name for name in instances if name not in position]
+        if missing:
+            raise DataError(
+                f"{self.folder}: '{region}' lacks the instance {missing[0]!r} of the table ({len(missing)} of {len(instances)}); "
+                "write both anew"
+            )
+        values = centres[["x", "y"]].to_numpy(dtype=np.float64)
+        found: NDArray[np.float64] = values[[position[name] for name in instances]]
+        return found
+
+    def _check_size(self, image: Any) -> None:
+        size = (int(image.sizes["x"]), int(image.sizes["y"]))
+        dimensions = open_slide(self.slide).dimensions
+        if size != dimensions:
+            raise DataError(
+                f"{self.slide}: has {dimensions[0]} × {dimensions[1]} px, and image '{self.image}' of {self.folder} {size[0]} × "
+                f"{size[1]}; give the slide that the image was read from"
+            )
+
+
+@contextmanager
+def quiet_spatialdata() -> Iterator[None]:
+    """Silences what spatialdata, dask and zarr say about stores of earlier versions and about themselves."""
+    logger = logging.getLogger("spatialdata")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), quiet_anndata():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def open_store(folder: Path) -> Any:
+    """Opens a store, without its points; images stay on disk.
+
+    Raises:
+        DataError: If it cannot be read.
+        MissingPackageError: If spatialdata is not installed.
+    """
+    with quiet_spatialdata():
+        spatialdata = require("spatialdata", EXTRA)
+        try:
+            return spatialdata.read_zarr(folder, selection=_ELEMENTS)
+        except Exception as error:  # whatever zarr, anndata, geopandas, dask or pyarrow raise
+            raise DataError(
+                f"{folder}: cannot be read as a SpatialData store ({' '.join(str(error).split())[:200]}); write it again by "
+                "SpatialData.write"
+            ) from error
+
+
+def choose_element(folder: Path, kind: str, name: str | None) -> str:
+    """Chooses an element of a store by its folder.
+
+    Args:
+        folder: The store.
+        kind: ``tables`` or ``images``.
+        name: Its name; None takes the only one.
+
+    Raises:
+        DataError: If there is none of that name, or several and none is named.
+    """
+    if not folder.is_dir():
+        what = "is a file; unpack it" if folder.exists() else "no such folder"
+        raise DataError(f"{folder}: {what}, and give the folder of a SpatialData store (.zarr)")
+    inside = folder / kind
+    names = sorted(entry.name for entry in inside.iterdir() if entry.is_dir()) if inside.is_dir() else []
+    singular = kind.removesuffix("s")
+    if name is None and len(names) == 1:
+        return names[0]
+    if name is None and names:
+        raise DataError(f"{folder}: has the {kind} {', '.join(names)}; choose one by `{singular}`")
+    if name is None or name not in names:
+        asked = f"no {singular} '{name}'" if name is not None else f"no {singular}"
+        have = f"; it has {', '.join(names)}" if names else ""
+        raise DataError(f"{folder}: {asked} in its folder {kind}{have}; is it a SpatialData store with {kind}?")
+    return name
+
+
+def level0(image: Any) -> Any:
+    """Takes the largest of an image element's scales, as an xarray (c, y, x)."""
+    return require("spatialdata", EXTRA).get_pyramid_levels(image, n=0) if hasattr(image, "children") else image
+
+
+def affine_matrix(element: Any, system: str) -> NDArray[np.float64]:
+    """Returns the map from an element's own coordinates to a coordinate system, (3, 3) for x and y."""
+    transformations = require("spatialdata.transformations", EXTRA)
+    found = transformations.get_transformation(element, to_coordinate_system=system)
+    # the matrix as stored may have its axes in another order, and more of them
+    return np.asarray(found.to_affine_matrix(("x", "y"), ("x", "y")), dtype=np.float64)
+
+
+def _centres(where: Path, element: Any, system: str) -> tuple[Any, float | None]:
+    """Returns the centres of shapes or labels in a coordinate system, and their size in their own coordinates."""
+    spatialdata = require("spatialdata", EXTRA)
+    with quiet_spatialdata():
+        try:
+            centres = spatialdata.get_centroids(element, coordinate_system=system).compute()
+        except (ValueError, AssertionError, TypeError, IndexError) as error:
+            raise DataError(
+                f"{where}: its shapes have no centres ({' '.join(str(error).split())[:200]}); give circles, polygons or labels"
+            ) from error
+    columns = getattr(element, "columns", ())
+    if "radius" in columns:
+        return centres, 2 * float(np.median(element["radius"]))
+    if "geometry" in columns:
+        return centres, float(np.median(np.sqrt(element.geometry.area)))
+    return centres, None
+
+
+def _pitch_px(where: Path, places: NDArray[np.float64]) -> float:
+    """Measures the usual distance from a place to the nearest other."""
+    if len(places) < 2:
+        raise DataError(f"{where}: one spot has no neighbour; leave `pitch_um` out")
+    distances, _ = require("scipy.spatial").cKDTree(places).query(places, k=2)
+    pitch = float(np.median(distances[:, 1]))
+    if not pitch > 0:
+        raise DataError(f"{where}: most spots have another at the same place; check the shapes")
+    return pitch
+
+
+def _names(data: Any) -> list[str]:
+    return sorted(name for kind in ("shapes", "labels", "images", "points") for name in getattr(data, kind))
