@@ -149,7 +149,7 @@ def test_sections_that_cannot_be_used(tmp_path):
     with pytest.raises(DataError, match=r"one row or column.*give `um_per_px`"):
         read_st_sample(*files(write_section(tmp_path / "row", places=PLACES[:3])))
     paths[0].write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"A1\.png: cannot be read as an image"):
+    with pytest.raises(DataError, match=r"A1\.png: not a readable image"):
         read_st_sample(*paths)
     paths[2].unlink()
     with pytest.raises(DataError, match=r"A1_selection\.tsv: missing, and .*A1\.png exists"):

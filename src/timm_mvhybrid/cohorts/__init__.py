@@ -3,20 +3,31 @@
 from .gene_sets import read_gmt
 from .gene_statistics import GeneStatistics, fit_gene_statistics
 from .pathways import PathwayScores, pathway_scores
-from .st_layout import STSample, read_st_sample, write_st_task
+from .prepare import PreparedSample, prepare_sample
+from .spot_sample import PatchOptions, SpotSample, SpotSource
+from .st_layout import STSample, STSection, read_st_sample, write_st_task
+from .study_table import Splits, write_splits
 from .token_grid import pool_transcripts
 from .transcripts import Transcripts, read_transcripts
 
 __all__ = [
     "GeneStatistics",
+    "PatchOptions",
     "PathwayScores",
+    "PreparedSample",
     "STSample",
+    "STSection",
+    "Splits",
+    "SpotSample",
+    "SpotSource",
     "Transcripts",
     "fit_gene_statistics",
     "pathway_scores",
     "pool_transcripts",
+    "prepare_sample",
     "read_gmt",
     "read_st_sample",
     "read_transcripts",
+    "write_splits",
     "write_st_task",
 ]

@@ -171,7 +171,7 @@ def _holds_counts(matrix: Any) -> bool:
         values = _as_csr(Path(), "", matrix)
     except DataError:
         return False
-    return bool(values.nnz) and not _not_counts(values).any()
+    return bool(values.nnz) and not not_counts(values).any()
 
 
 def _as_csr(path: Path, where: str, matrix: Any) -> Any:
@@ -195,7 +195,8 @@ def _as_csr(path: Path, where: str, matrix: Any) -> Any:
     return values
 
 
-def _not_counts(values: Any) -> NDArray[np.bool_]:
+def not_counts(values: Any) -> NDArray[np.bool_]:
+    """Marks the stored values of a SciPy matrix that are not counts: not finite, negative or not whole, (stored,) bool."""
     data = values.data
     wrong: NDArray[np.bool_] = ~(np.isfinite(data) & (data >= 0) & (data == np.round(data)))
     return wrong
@@ -261,7 +262,7 @@ def _checked(counts: Counts, where: str, remedy: Callable[[], str]) -> Counts:
         counts.genes,
         "make the names unique (AnnData.var_names_make_unique) or add its columns together, and write the file again",
     )
-    wrong = _not_counts(counts.values)
+    wrong = not_counts(counts.values)
     if wrong.any():
         first = int(wrong.argmax())
         row = int(np.searchsorted(counts.values.indptr, first, side="right")) - 1

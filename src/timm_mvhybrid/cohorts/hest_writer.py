@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.image_dataset import Patches, write_images
 from ..runtime.atomic_file import write_files
 from ..runtime.errors import EvaluationError, writing
 from ..runtime.extras import require
@@ -22,37 +23,46 @@ def write_sample(
     task: str | Path,
     sample_id: str,
     *,
-    patches: NDArray[np.uint8],
+    patches: Patches,
     coords: NDArray[np.int64],
     barcodes: Sequence[str],
-    counts: NDArray[Any],
+    counts: Any,
     genes: Sequence[str],
     spatial: NDArray[np.float64],
     attributes: Mapping[str, Any] | None = None,
     uns: Mapping[str, Any] | None = None,
+    spots: Mapping[str, NDArray[Any]] | None = None,
+    gene_ids: Sequence[str] = (),
+    on_patches: Callable[[int, int], None] | None = None,
+    before_naming: Callable[[], None] | None = None,
 ) -> tuple[Path, Path]:
     """Writes one sample, each file complete or not at all, and none if the disk does not take both.
 
     Args:
         task: The task's folder; made if there is none.
         sample_id: The sample.
-        patches: (spots, H, W, 3).
+        patches: (spots, H, W, 3), or what reads them one by one.
         coords: Top-left corners at level 0, (spots, 2).
         barcodes: One for each spot.
-        counts: Raw counts, (spots, genes).
+        counts: Raw counts, (spots, genes), dense or SciPy sparse.
         genes: Gene symbols.
         spatial: Centres in px of the slide, (spots, 2).
         attributes: Of the image dataset, such as ``pixel_size`` and ``downsample``.
         uns: Unstructured annotation of the h5ad, such as the mark of generated data.
+        spots: Columns of the h5ad's ``obs``: name → one value for each spot.
+        gene_ids: Identifiers of the genes, a column of ``var``; empty leaves it out.
+        on_patches: Called after each few patches with the number done and the total.
+        before_naming: Called when the disk has everything, before the files get their names.
 
     Returns:
         The patch h5 and the h5ad.
 
     Raises:
         EvaluationError: If lengths do not fit.
+        OutputError: If the disk does not take it.
     """
     anndata, pandas, sparse = require("anndata"), require("pandas"), require("scipy.sparse")
-    lengths = {len(patches), len(coords), len(barcodes), len(counts), len(spatial)}
+    lengths = {len(patches), len(coords), len(barcodes), counts.shape[0], len(spatial)}
     if len(lengths) != 1 or counts.shape[1] != len(genes):
         raise EvaluationError(
             f"sample '{sample_id}': patches, coords, barcodes, counts and genes do not fit together"
@@ -61,19 +71,36 @@ def write_sample(
     for path in paths:
         with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
+    matrix = sparse.csr_matrix(counts)
+    # half as large as float64, and as exact for counts below 2^24
+    matrix = matrix.astype(np.float32 if matrix.max() < 2**24 else np.float64)
     with H5Output(paths[0]) as patch_output, H5Output(paths[1]) as count_output:
-        write_patches(patch_output.file, patches, coords, barcodes, attributes or {})
-        patch_output.check()
         with quiet_anndata():
             data = anndata.AnnData(
-                sparse.csr_matrix(np.asarray(counts, dtype=np.float32)),
-                obs=pandas.DataFrame(index=list(barcodes)),
-                var=pandas.DataFrame(index=list(genes)),
+                matrix,
+                obs=pandas.DataFrame(dict(spots or {}), index=list(barcodes)),
+                var=pandas.DataFrame({"gene_ids": list(gene_ids)} if gene_ids else {}, index=list(genes)),
                 obsm={"spatial": np.asarray(spatial, dtype=np.float64)},
                 uns=dict(uns or {}),
             )
             write_anndata(count_output.file, data)
         count_output.check()
+        write_patches(
+            patch_output.file,
+            patches,
+            coords,
+            barcodes,
+            attributes or {},
+            check=patch_output.check,
+            on_patches=on_patches,
+        )
+        patch_output.settle()
+        count_output.settle()
+        if before_naming is not None:
+            before_naming()
+        # an older sample's counts must never stand beside the new one's patches
+        with writing(paths[1]):
+            paths[1].unlink(missing_ok=True)
         patch_output.finish()
         count_output.finish()
     return paths
@@ -81,13 +108,17 @@ def write_sample(
 
 def write_patches(
     file: h5py.File,
-    patches: NDArray[np.uint8],
+    patches: Patches,
     coords: NDArray[np.int64],
     barcodes: Sequence[str],
     attributes: Mapping[str, Any],
+    *,
+    check: Callable[[], None] | None = None,
+    on_patches: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Writes the patches of one sample into an open file, see ``write_sample``."""
-    images = file.create_dataset("img", data=patches, chunks=(1, *patches.shape[1:]))
+    """Writes the patches of one sample into an open file, see ``write_sample`` and ``write_images``."""
+    height, width = np.asarray(patches[0]).shape[:2]
+    images = write_images(file, patches, (height, width), check=check, on_patches=on_patches)
     images.attrs.update(attributes)
     file.create_dataset("coords", data=np.asarray(coords, dtype=np.int64))
     names = np.array(list(barcodes), dtype=object)[:, None]
@@ -99,12 +130,18 @@ def write_split(task: str | Path, number: int, train: Sequence[str], test: Seque
     folder = Path(task, "splits")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    tables: dict[Path, bytes | str] = {}
+    tables = split_tables(number, train, test)
+    write_files({folder / name: content for name, content in tables.items()})
+
+
+def split_tables(number: int, train: Sequence[str], test: Sequence[str]) -> dict[str, str]:
+    """Spells the two tables of a split: file name → content."""
+    tables = {}
     for part, samples in (("train", train), ("test", test)):
         lines = [",".join(SPLIT_COLUMNS)]
         lines += [f"{sample},patches/{sample}.h5,adata/{sample}.h5ad" for sample in samples]
-        tables[folder / f"{part}_{number}.csv"] = "\n".join(lines) + "\n"
-    write_files(tables)
+        tables[f"{part}_{number}.csv"] = "\n".join(lines) + "\n"
+    return tables
 
 
 def write_anndata(file: h5py.File, data: Any) -> None:

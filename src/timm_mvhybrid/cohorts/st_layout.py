@@ -9,57 +9,110 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import warnings
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
-from ..runtime.atomic_file import write_files
 from ..runtime.errors import DataError
 from ..runtime.extras import require
 from ..runtime.names import unique_positions
-from .hest_writer import write_sample, write_split
+from .prepare import PreparedSample, prepare_sample
+from .spot_patches import SpotPatches
+from .spot_sample import PatchOptions, SpotSample
 
 PITCH_UM = 200.0
 """Distance of neighbouring spots of Spatial Transcriptomics, centre to centre."""
 
+SPOT_SIZE_UM = 100.0
+"""Diameter of a spot."""
+
 _SPOT_COLUMNS = ("x", "y", "new_x", "new_y", "pixel_x", "pixel_y")
-_WHITE = (255, 255, 255)
 _LARGEST_DISAGREEMENT = 0.05
 """Between the sizes of a px that columns and rows of spots give."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class STSample:
-    """One section: spots with their counts, and patches around them.
+@dataclass(frozen=True, kw_only=True)
+class STSection:
+    """Where one section is, see ``SpotSource``.
 
     Attributes:
-        sample_id: Its name.
-        barcodes: ``XxY`` of each spot, its place in the array.
-        genes: Gene symbols.
-        counts: Raw counts, (spots, genes), SciPy CSR, float64.
-        spatial: Centres in px of the image, (spots, 2) as x, y.
+        image: The stained section.
+        counts: Table with tabs, plain or compressed: genes in the header, a row ``XxY`` for each spot.
+        spots: Table with tabs and the columns x, y (place in the array), new_x, new_y (the same, adjusted to the print)
+            and pixel_x, pixel_y (centre in the image); ``selected`` 0 leaves a spot out.
+        pitch_um: Distance of neighbouring spots in µm, which gives the size of a px.
+        um_per_px: That size in µm, for sections whose spots do not give it; None derives it.
+    """
+
+    image: Path
+    counts: Path
+    spots: Path
+    pitch_um: float = PITCH_UM
+    um_per_px: float | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The two tables."""
+        return self.counts, self.spots
+
+    def read(self, sample_id: str, patches: PatchOptions | None = None) -> SpotSample:
+        """Reads the section, spots in the order of the table of spots.
+
+        Args:
+            sample_id: Its name.
+            patches: Not needed: spots are as they were printed.
+
+        Raises:
+            DataError: If a table cannot be read or is none, values are not counts, a spot or gene occurs twice, both
+                tables share no spot, or the size of a px does not follow from the spots.
+        """
+        places = _read_spots(self.spots)
+        rows, genes, values = _read_counts(self.counts)
+        kept = [name for name in places if name in rows]
+        if not kept:
+            raise DataError(
+                f"{self.spots} and {self.counts} share no spot ('{next(iter(places))}' …, '{next(iter(rows))}' …); give the "
+                "tables of one section"
+            )
+        um_per_px = self.um_per_px
+        if um_per_px is None:
+            um_per_px = _um_per_px(self.spots, np.array(list(places.values())), self.pitch_um)
+        return SpotSample(
+            sample_id=sample_id,
+            barcodes=tuple(kept),
+            genes=genes,
+            counts=values[[rows[name] for name in kept]],
+            spatial=np.array([places[name][2:] for name in kept]),
+            um_per_px=um_per_px,
+            spot_size_um=SPOT_SIZE_UM,
+            image="the image at the resolution that the table of spots is of",
+            files=self.files,
+            notes={
+                "platform": "Spatial Transcriptomics",
+                "um_per_px": um_per_px,
+                "num_unmatched": len(places) + len(rows) - 2 * len(kept),
+            },
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class STSample(SpotSample):
+    """One section with patches around its spots.
+
+    Attributes:
         patches: Around the centres, (spots, size, size, 3) uint8; white beyond the image.
         coords: Top-left corners in px of the image, (spots, 2) int64.
-        um_per_px: Size of a px of the image in µm.
         resolution_um_per_px: Of the patches.
         num_unmatched: Spots of only one of both tables, which are left out.
     """
 
-    sample_id: str
-    barcodes: tuple[str, ...]
-    genes: tuple[str, ...]
-    counts: Any
-    spatial: NDArray[np.float64]
     patches: NDArray[np.uint8]
     coords: NDArray[np.int64]
-    um_per_px: float
     resolution_um_per_px: float
     num_unmatched: int
 
@@ -75,13 +128,12 @@ def read_st_sample(
     um_per_px: float | None = None,
     pitch_um: float = PITCH_UM,
 ) -> STSample:
-    """Reads one section and cuts a patch around each spot.
+    """Reads one section and cuts a patch around each spot, all of them in memory.
 
     Args:
         image: The stained section.
-        counts: Table with tabs, plain or compressed: genes in the header, a row ``XxY`` for each spot.
-        spots: Table with tabs and the columns x, y (place in the array), new_x, new_y (the same, adjusted to the print)
-            and pixel_x, pixel_y (centre in the image); ``selected`` 0 leaves a spot out.
+        counts: Table of counts, see ``STSection``.
+        spots: Table of spots, see ``STSection``.
         sample_id: Its name; the image's by default.
         patch_size_px: Side of the patches.
         resolution_um_per_px: Of the patches.
@@ -95,33 +147,18 @@ def read_st_sample(
         DataError: If a file cannot be read or is no such table, values are not counts, a spot or gene occurs twice, both
             tables share no spot, or the size of a px does not follow from the spots.
     """
-    image, counts, spots = Path(image), Path(counts), Path(spots)
-    if patch_size_px < 1 or not 0 < resolution_um_per_px < np.inf:
-        raise DataError(
-            f"`patch_size_px` is {patch_size_px} and `resolution_um_per_px` {resolution_um_per_px}; both must be above 0"
-        )
-    places = _read_spots(spots)
-    rows, genes, values = _read_counts(counts)
-    kept = [name for name in places if name in rows]
-    if not kept:
-        raise DataError(
-            f"{spots} and {counts} share no spot ('{next(iter(places))}' …, '{next(iter(rows))}' …); give the tables of one section"
-        )
-    if um_per_px is None:
-        um_per_px = _um_per_px(spots, np.array(list(places.values())), pitch_um)
-    centres = np.array([places[name][2:] for name in kept])
-    side_px = patch_size_px * resolution_um_per_px / um_per_px
+    options = PatchOptions(patch_size_px=patch_size_px, resolution_um_per_px=resolution_um_per_px)
+    section = STSection(
+        image=Path(image), counts=Path(counts), spots=Path(spots), um_per_px=um_per_px, pitch_um=pitch_um
+    )
+    sample = section.read(sample_id or section.image.stem)
+    cut = SpotPatches(sample, section.image, options, um_per_px=um_per_px)
     return STSample(
-        sample_id=sample_id or image.stem,
-        barcodes=tuple(kept),
-        genes=genes,
-        counts=values[[rows[name] for name in kept]],
-        spatial=centres,
-        patches=_cut(image, centres, side_px, patch_size_px),
-        coords=np.round(centres - side_px / 2).astype(np.int64),
-        um_per_px=um_per_px,
-        resolution_um_per_px=resolution_um_per_px,
-        num_unmatched=len(places) + len(rows) - 2 * len(kept),
+        **{field.name: getattr(sample, field.name) for field in fields(SpotSample)},
+        patches=np.stack([np.asarray(cut[index]) for index in range(len(cut))]),
+        coords=cut.coords,
+        resolution_um_per_px=cut.resolution_um_per_px,
+        num_unmatched=sample.notes["num_unmatched"],
     )
 
 
@@ -134,73 +171,58 @@ def write_st_task(
     leave_out: Literal["patient", "section"] = "patient",
     patch_size_px: int = 224,
     resolution_um_per_px: float = 0.5,
+    overwrite: bool = False,
+    on_section: Callable[[PreparedSample], None] | None = None,
 ) -> Path:
     """Writes sections as a task in HEST's layout, with ``studies.csv`` and the splits that leave one patient out each.
 
     Args:
         root: Folder of the sections.
-        output: The task's folder.
+        output: The task's folder; sections that it has already, prepared in the same way, are kept.
         study: Name of the study that all are of.
         sections: Their names; None takes all.
         leave_out: What each split leaves out; a section that is left out may have others of its patient in training,
             which flatters. No splits are written where patients are unknown, or where there is one.
         patch_size_px: Side of the patches.
         resolution_um_per_px: Of the patches.
+        overwrite: Replace sections that were prepared otherwise.
+        on_section: Called after each section.
 
     Returns:
         The task's folder.
 
     Raises:
-        DataError: If there is no section, one lacks a file, or a section cannot be read.
+        DataError: If there is no section, one lacks a file, cannot be read or was prepared otherwise.
         OutputError: If the disk does not take it.
     """
     root, output = Path(root), Path(output)
     if leave_out not in ("patient", "section"):
         raise DataError(f"`leave_out` is {leave_out!r}; choose from patient, section")
-    files = _sections(root)
+    files = find_sections(root)
     names = sorted(files) if sections is None else list(sections)
     for name in names:
         if name not in files:
             raise DataError(f"{root}: has no section '{name}'; it has {', '.join(sorted(files))}")
     patient_of = _patients(root / "sections.json", names)
     for name in names:
-        image, counts, spots = files[name]
-        sample = read_st_sample(
-            image,
-            counts,
-            spots,
-            sample_id=name,
-            patch_size_px=patch_size_px,
-            resolution_um_per_px=resolution_um_per_px,
-        )
-        write_sample(
+        prepared = prepare_sample(
+            files[name],
+            files[name].image,
             output,
-            name,
-            patches=sample.patches,
-            coords=sample.coords,
-            barcodes=sample.barcodes,
-            counts=sample.counts.toarray(),
-            genes=sample.genes,
-            spatial=sample.spatial,
-            attributes={
-                "pixel_size": sample.um_per_px,
-                "downsample": resolution_um_per_px / sample.um_per_px,
-                "patch_size_target": patch_size_px,
-            },
+            sample_id=name,
+            study=study,
+            patient=patient_of.get(name),
+            patches=PatchOptions(patch_size_px=patch_size_px, resolution_um_per_px=resolution_um_per_px),
+            leave_out="patient" if leave_out == "patient" else "sample",
+            overwrite=overwrite,
         )
-    lines = ["sample_id,study" + (",patient" if patient_of else "")]
-    lines += [f"{name},{study}" + (f",{patient_of[name]}" if patient_of else "") for name in names]
-    write_files({output / "studies.csv": "\n".join(lines) + "\n"})
-    group_of = patient_of if leave_out == "patient" else {name: name for name in names}
-    groups = sorted(set(group_of.values()))
-    if len(groups) > 1:
-        for number, group in enumerate(groups):
-            held_out = [name for name in names if group_of[name] == group]
-            write_split(output, number, [name for name in names if name not in held_out], held_out)
+        if on_section is not None:
+            on_section(prepared)
     return output
 
 
-def _sections(root: Path) -> dict[str, tuple[Path, Path, Path]]:
+def find_sections(root: Path) -> dict[str, STSection]:
+    """Finds the sections of a folder by their images; raises DataError if there is none or one lacks a table."""
     found = {}
     for image in sorted(root.glob("images/*")):
         name = image.stem
@@ -214,7 +236,7 @@ def _sections(root: Path) -> dict[str, tuple[Path, Path, Path]]:
         missing = root / "counts" / f"{name}.tsv.gz" if counts is None else spots
         if counts is None or not spots.is_file():
             raise DataError(f"{missing}: missing, and {image} exists; add it, or remove the image")
-        found[name] = (image, counts, spots)
+        found[name] = STSection(image=image, counts=counts, spots=spots)
     if not found:
         raise DataError(
             f"{root}: no image in its folder images; is it a folder of images/, counts/ and spots/?"
@@ -317,30 +339,3 @@ def _um_per_px(file: Path, places: NDArray[np.float64], pitch_um: float) -> floa
             "give `um_per_px`"
         )
     return float(across + down) / 2
-
-
-def _cut(file: Path, centres: NDArray[np.float64], side_px: float, patch_size_px: int) -> NDArray[np.uint8]:
-    try:
-        with warnings.catch_warnings():
-            # sections have more pixels than Pillow expects of a picture
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file) as opened:
-                image = opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file}: cannot be read as an image ({error})") from error
-    width, height = image.size
-    outside = [f"{x:g}, {y:g}" for x, y in centres.tolist() if not (0 <= x < width and 0 <= y < height)]
-    if outside:
-        raise DataError(
-            f"{file}: the spot at {outside[0]} px lies outside the image of {width} × {height} px ({len(outside)} do); give "
-            "the image at the resolution that the table of spots is of"
-        )
-    border = int(np.ceil(side_px / 2)) + 1
-    image = ImageOps.expand(image, border, _WHITE)
-    patches = np.empty((len(centres), patch_size_px, patch_size_px, 3), dtype=np.uint8)
-    for index, (x, y) in enumerate((centres + border - side_px / 2).tolist()):
-        box = (x, y, x + side_px, y + side_px)
-        patches[index] = np.asarray(
-            image.resize((patch_size_px, patch_size_px), Image.Resampling.BICUBIC, box=box)
-        )
-    return patches

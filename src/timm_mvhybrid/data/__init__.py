@@ -11,6 +11,7 @@ from .coordinate_h5 import CoordinateH5Source, Edge
 from .folder import FolderSource
 from .manifest import SourceEntry, open_samples, read_manifest
 from .patch_h5 import PatchH5Source
+from .plain_image import open_slide
 from .samples import Samples
 from .slide import Slide
 from .slide_source import SlideSource
@@ -37,6 +38,7 @@ __all__ = [
     "TilingOptions",
     "TilingSummary",
     "open_samples",
+    "open_slide",
     "open_source",
     "read_manifest",
     "source_digest",

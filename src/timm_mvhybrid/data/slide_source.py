@@ -16,6 +16,15 @@ from .tissue import TilingOptions, tile_grid, tissue_fraction, tissue_mask
 _MASK_UM_PER_PX = 8.0
 
 
+def level0_scale(resolution_um_per_px: float, native_um_per_px: float) -> float:
+    """Computes how many level-0 px a px of a patch has on a side.
+
+    One percent is within the scanners' own tolerance, and resampling would blur needlessly: there the scale is 1.
+    """
+    scale = resolution_um_per_px / native_um_per_px
+    return 1.0 if abs(scale - 1) <= 0.01 else scale
+
+
 class SlidePatches:
     """Patches of one slide; a subclass says which.
 
@@ -75,11 +84,8 @@ class SlideSource(SlidePatches):
             raise DataError(
                 f"{self.path}: {self.slide.resolution_problem}; give it with `slide_resolution_um_per_px`"
             )
-        scale = options.resolution_um_per_px / native
-        self.resolution_um_per_px: float = options.resolution_um_per_px
-        if abs(scale - 1) <= 0.01:
-            # one percent is within the scanners' own tolerance, and resampling would blur needlessly
-            scale, self.resolution_um_per_px = 1.0, native
+        scale = level0_scale(options.resolution_um_per_px, native)
+        self.resolution_um_per_px: float = native if scale == 1 else options.resolution_um_per_px
         if scale < 1:
             warnings.warn(
                 f"{self.path}: the slide has {native:g} µm/px, coarser than the requested "

@@ -17,13 +17,13 @@ from ..runtime.errors import DataError, check_space
 from ..runtime.h5_output import H5Output
 from ..version import __version__
 from .h5_file import H5File
+from .image_dataset import write_images
 from .patch_h5 import PatchH5Source
 from .slide_source import SlideSource
 from .tissue import TilingOptions
 
 Compression = Literal["none", "lzf", "gzip"]
 
-_WRITE_PATCHES = 64
 _TILE_COLOUR = (0, 110, 60)
 _TILE_OPACITY = 0.25
 _SMALLEST_OUTLINED_PX = 5
@@ -74,17 +74,13 @@ def write_tile_file(
     if compression == "none":
         check_space(path, len(source) * side * side * 3)
     with H5Output(path) as output:
-        images = output.file.create_dataset(
-            "img",
-            shape=(len(source), side, side, 3),
-            dtype=np.uint8,
-            chunks=(1, side, side, 3),
+        images = write_images(
+            output.file,
+            source,
+            (side, side),
             compression=None if compression == "none" else compression,
+            check=output.check,
         )
-        for start in range(0, len(source), _WRITE_PATCHES):
-            stop = min(start + _WRITE_PATCHES, len(source))
-            images[start:stop] = np.stack([np.asarray(source[index]) for index in range(start, stop)])
-            output.check()
         images.attrs.update(
             {
                 "patch_size_src": source.patch_size_level0,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import glob
 import io
 import os
 import secrets
+import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -23,6 +25,17 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.E
 def temporary_name(path: Path) -> Path:
     """Makes a hidden name next to a path."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what killed processes left of a file or folder under temporary names.
+
+    The caller has claimed the path, so that no other process is writing it.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????.*"):
+        if left.suffix in (".tmp", ".old"):
+            with writing(left):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 class OutputFile(io.RawIOBase):
