@@ -131,6 +131,7 @@ class HestDownload:
             counts=counts.values,
             spatial=counts.spatial,
             um_per_px=estimated,
+            um_per_px_from=f"{_ESTIMATED} in {self.metadata}",
             spot_shape=shape,
             # of Visium HD the table states the bin of 2 µm, not the square that HEST pools
             spot_size_um=None if shape == "square" else _size(self.metadata, self.facts, "spot_diameter"),

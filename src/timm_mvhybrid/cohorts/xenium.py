@@ -126,6 +126,8 @@ class XeniumSource:
             counts=counts[kept],
             spatial=grid.centres(squares[kept]),
             um_per_px=placement.um_per_px,
+            um_per_px_from=f"{self.alignment or 'the pixels of the morphology image'} and the {placement.morphology_um_per_px:g} "
+            f"µm/px of {EXPERIMENT_NAME}",
             spot_shape="square",
             spot_size_um=grid.side_px * placement.um_per_px,
             image=f"the image that {self.alignment or 'the morphology image'} is of, at full resolution",
