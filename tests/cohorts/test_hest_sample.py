@@ -125,10 +125,10 @@ def test_what_cannot_be_used(tmp_path):
         make(tmp_path, counts=COUNTS / 2).read("S", PATCHES)
     (tmp_path / "metadata" / "TENX1.json").write_text("[]")
     with pytest.raises(DataError, match=r"TENX1\.json: must hold an object"):
-        HestDownload(folder=tmp_path, sample="TENX1").read("S", PATCHES)
+        HestDownload(folder=tmp_path, sample="TENX1").facts
     (tmp_path / "metadata" / "TENX1.json").write_text("{")
     with pytest.raises(DataError, match=r"TENX1\.json: cannot be read as JSON"):
-        HestDownload(folder=tmp_path, sample="TENX1").read("S", PATCHES)
+        HestDownload(folder=tmp_path, sample="TENX1").facts
     with pytest.raises(DataError, match=r"st/TENX2\.h5ad: missing; .*st: it has TENX1\)"):
         HestDownload(folder=tmp_path, sample="TENX2")
     (tmp_path / "wsis" / "TENX1.tif").unlink()

@@ -66,6 +66,14 @@ class Counts:
             in_tissue=None if self.in_tissue is None else self.in_tissue[kept],
         )
 
+    def under_tissue(self) -> Counts:
+        """Takes the spots that lie under tissue; all where the file does not say; raises DataError if there are none."""
+        if self.in_tissue is None or self.in_tissue.all():
+            return self
+        if not self.in_tissue.any():
+            raise DataError(f"{self.path}: obs['in_tissue'] is 0 for every spot; give a sample with tissue")
+        return self.rows(np.flatnonzero(self.in_tissue).tolist())
+
 
 def read_counts(path: str | Path, layer: str | None = None, *, option: str = "counts_layer") -> Counts:
     """Reads the counts of one sample.

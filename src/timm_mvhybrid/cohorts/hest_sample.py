@@ -16,10 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from ..runtime.errors import DataError
-from .counts import Counts, read_counts
+from .counts import read_counts
 from .csv_tables import read_csv
 from .spot_patches import LARGEST_DISAGREEMENT
 from .spot_sample import PatchOptions, SpotSample, check_sample_id
@@ -113,8 +111,7 @@ class HestDownload:
                 f"{self.expression}: has no obsm['spatial'], centres of the spots in px of {self.slide.name}; copy it again"
             )
         num_measured = len(counts.barcodes)
-        if counts.in_tissue is not None:
-            counts = _under_tissue(counts)
+        counts = counts.under_tissue()
         technology = _text(self.facts, "st_technology") or ""
         estimated, embedded = (_size(self.metadata, self.facts, name) for name in (_ESTIMATED, _EMBEDDED))
         contradicted = (
@@ -146,14 +143,6 @@ class HestDownload:
                 "num_not_in_tissue": num_measured - len(counts.barcodes),
             },
         )
-
-
-def _under_tissue(counts: Counts) -> Counts:
-    assert counts.in_tissue is not None
-    kept = np.flatnonzero(counts.in_tissue)
-    if not len(kept):
-        raise DataError(f"{counts.path}: obs['in_tissue'] is 0 for every spot; give a sample with tissue")
-    return counts.rows(kept.tolist())
 
 
 def _read_facts(file: Path, sample: str) -> dict[str, Any]:

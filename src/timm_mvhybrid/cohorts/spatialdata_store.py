@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,7 +106,9 @@ class SpatialDataStore:
             matrix = np.linalg.inv(affine_matrix(data[self.image], system))
             self._check_size(level0(data[self.image]))
         places = places @ matrix[:2, :2].T + matrix[:2, 2]
-        um_per_px = None if self.pitch_um is None else self.pitch_um / _pitch_px(where, places)
+        measured = replace(counts, spatial=places).under_tissue()
+        assert measured.spatial is not None
+        um_per_px = None if self.pitch_um is None else self.pitch_um / _pitch_px(where, measured.spatial)
         size_px = None
         if sizes is not None:
             size_px = sizes * math.sqrt(
@@ -116,11 +118,12 @@ class SpatialDataStore:
         shape: Literal["circle", "square"] = "circle" if "radius" in getattr(element, "columns", ()) else "square"
         return SpotSample(
             sample_id=sample_id,
-            barcodes=counts.barcodes,
-            genes=counts.genes,
-            counts=counts.values,
-            spatial=places,
+            barcodes=measured.barcodes,
+            genes=measured.genes,
+            counts=measured.values,
+            spatial=measured.spatial,
             um_per_px=um_per_px,
+            um_per_px_from=f"the {self.pitch_um or 0:g} µm between neighbours",
             spot_shape=shape,
             spot_size_um=None if size_px is None or um is None else size_px * um,
             image=f"the image that has the pixels of {self.image or f'the coordinate system {system!r}'}",
@@ -132,6 +135,7 @@ class SpatialDataStore:
                 "coordinate_system": system,
                 "image": self.image,
                 "num_other_regions": int((~rows).sum()),
+                "num_not_in_tissue": len(counts.barcodes) - len(measured.barcodes),
             },
         )
 
