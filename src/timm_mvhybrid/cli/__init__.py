@@ -27,6 +27,7 @@ from .messages import naming, say, warnings_in_one_line
 from .models import ExportOnnx, Models
 from .phantom import Phantom
 from .plot import Plot
+from .prepare import Prepare
 from .pretrain import Pretrain, parse_pretrain
 from .report import Report
 from .tile import Tile
@@ -35,6 +36,7 @@ DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS: dict[str, type[Any]] = {
     "embed": Embed,
     "tile": Tile,
+    "prepare": Prepare,
     "pretrain": Pretrain,
     "finetune": Finetune,
     "plot": Plot,

@@ -25,9 +25,10 @@ class RunDisplay(AbstractContextManager["RunDisplay"]):
 
     Args:
         console: Where to draw; None takes stderr.
+        description: What is done first.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, *, description: str = "embedding") -> None:
         self.console = console or Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
@@ -38,8 +39,8 @@ class RunDisplay(AbstractContextManager["RunDisplay"]):
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._task = self._bar.add_task("embedding", rate="", total=None)
-        self._description = "embedding"
+        self._task = self._bar.add_task(description, rate="", total=None)
+        self._description = description
 
     def __enter__(self) -> RunDisplay:
         """Shows the bar."""
@@ -57,13 +58,14 @@ class RunDisplay(AbstractContextManager["RunDisplay"]):
                 f"warning: skipped {worded(message)}", style="yellow", markup=False, soft_wrap=True
             )
         rate = f"{report.num_done / max(report.seconds, 1e-9):.1f} patches/s"
-        self._show(f"embedding {source}".rstrip(), report.num_done, report.num_total, rate)
+        self.show(f"embedding {source}".rstrip(), report.num_done, report.num_total, rate)
 
     def advance(self, report: StageReport) -> None:
         """Moves the bar over the folds that are scored."""
-        self._show(f"scoring {report.stage}", report.num_done, report.num_total, report.model)
+        self.show(f"scoring {report.stage}", report.num_done, report.num_total, report.model)
 
-    def _show(self, description: str, num_done: int, num_total: int, rate: str) -> None:
+    def show(self, description: str, num_done: int, num_total: int, rate: str = "") -> None:
+        """Moves the bar, which begins again where something else is done than before."""
         if description != self._description:
             # what remains is estimated from the new stage alone
             self._bar.reset(self._task, description=description)

@@ -4,11 +4,13 @@ from .gene_sets import read_gmt
 from .gene_statistics import GeneStatistics, fit_gene_statistics
 from .pathways import PathwayScores, pathway_scores
 from .prepare import PreparedSample, prepare_sample
+from .space_ranger import VisiumFolder
 from .spot_sample import PatchOptions, SpotSample, SpotSource
 from .st_layout import STSample, STSection, read_st_sample, write_st_task
 from .study_table import Splits, write_splits
 from .token_grid import pool_transcripts
 from .transcripts import Transcripts, read_transcripts
+from .visium_hd import VisiumHDFolder
 
 __all__ = [
     "GeneStatistics",
@@ -21,6 +23,8 @@ __all__ = [
     "SpotSample",
     "SpotSource",
     "Transcripts",
+    "VisiumFolder",
+    "VisiumHDFolder",
     "fit_gene_statistics",
     "pathway_scores",
     "pool_transcripts",

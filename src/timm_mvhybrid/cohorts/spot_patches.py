@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ class SpotPatches(SlidePatches):
         self.stated_um_per_px = self.slide.resolution_um_per_px
         self.um_per_px = um_per_px or self._agreed(sample)
         _check_inside(sample, self.path, self.slide.dimensions)
+        _check_size(sample, self.path, self.slide.dimensions)
         scale = level0_scale(options.resolution_um_per_px, self.um_per_px)
         self.resolution_um_per_px = self.um_per_px if scale == 1 else options.resolution_um_per_px
         self.patch_size_px = options.patch_size_px
@@ -94,6 +96,22 @@ class SpotPatches(SlidePatches):
             "downsample": self.patch_size_level0 / self.patch_size_px,
             "pixel_size": self.um_per_px,
         }
+
+
+def _check_size(sample: SpotSample, path: Path, dimensions: tuple[int, int]) -> None:
+    """Warns of an image that is not as large as the one that the spots were placed in."""
+    if sample.image_size_px is None:
+        return
+    if any(
+        abs(found / wanted - 1) > LARGEST_DISAGREEMENT
+        for found, wanted in zip(dimensions, sample.image_size_px, strict=True)
+    ):
+        width, height = sample.image_size_px
+        warnings.warn(
+            f"{path}: has {dimensions[0]} × {dimensions[1]} px, and the image that the spots of sample '{sample.sample_id}' were "
+            f"placed in had about {width:.0f} × {height:.0f}; look at the picture of spots on the tissue, and give {sample.image}",
+            stacklevel=3,
+        )
 
 
 def _check_inside(sample: SpotSample, path: Path, dimensions: tuple[int, int]) -> None:

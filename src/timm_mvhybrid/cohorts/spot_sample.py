@@ -67,6 +67,7 @@ class SpotSample:
         gene_ids: Identifier of each gene, such as Ensembl's; empty where there are none.
         columns: More about the spots, such as ``array_row``: name → one value for each.
         image: Which image the places belong to, in words, for messages.
+        image_size_px: About how large that image is, width and height; None where that is unknown.
         files: What was read.
         notes: Where the sample comes from and what was decided, as JSON holds it.
 
@@ -86,6 +87,7 @@ class SpotSample:
     gene_ids: tuple[str, ...] = ()
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     image: str = "the image that the places are of, at full resolution"
+    image_size_px: tuple[float, float] | None = None
     files: tuple[Path, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -121,9 +123,8 @@ class SpotSource(Protocol):
     ``prepare_sample`` takes it rather than a ``SpotSample``, so that a sample that is finished is not read again.
     """
 
-    @property
-    def files(self) -> Sequence[Path]:
-        """Files that will be read; found, checked for existence, and not yet opened."""
+    def files(self, patches: PatchOptions) -> Sequence[Path]:
+        """Lists the files that will be read: found, and not yet opened."""
 
     def read(self, sample_id: str, patches: PatchOptions) -> SpotSample:
         """Reads the sample; pseudo-spots have the size of the patches."""

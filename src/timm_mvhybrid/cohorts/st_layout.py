@@ -55,9 +55,8 @@ class STSection:
     pitch_um: float = PITCH_UM
     um_per_px: float | None = None
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The two tables."""
+    def files(self, patches: PatchOptions | None = None) -> tuple[Path, ...]:
+        """Lists the two tables."""
         return self.counts, self.spots
 
     def read(self, sample_id: str, patches: PatchOptions | None = None) -> SpotSample:
@@ -91,7 +90,7 @@ class STSection:
             um_per_px=um_per_px,
             spot_size_um=SPOT_SIZE_UM,
             image="the image at the resolution that the table of spots is of",
-            files=self.files,
+            files=self.files(),
             notes={
                 "platform": "Spatial Transcriptomics",
                 "um_per_px": um_per_px,
