@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 from support.generated_slides import write_slide
 
-from timm_mvhybrid.cohorts.hest_sample import HestDownload
+from timm_mvhybrid.cohorts.hest_sample import HestFolder
 from timm_mvhybrid.cohorts.prepare import prepare_sample
 from timm_mvhybrid.cohorts.spot_sample import PatchOptions
 from timm_mvhybrid.runtime.errors import DataError, ParameterError
@@ -44,7 +44,7 @@ def make(tmp_path, *, facts=FACTS, counts=COUNTS, in_tissue=(1, 1, 1, 0), slide_
     data.write_h5ad(tmp_path / "st" / "TENX1.h5ad")
     if facts is not None:
         (tmp_path / "metadata" / "TENX1.json").write_text(json.dumps(facts))
-    return HestDownload(folder=tmp_path, sample="TENX1")
+    return HestFolder(folder=tmp_path, sample="TENX1")
 
 
 @pytest.mark.parametrize("in_tissue", [(1, 1, 1, 0), (True, True, True, False), (1.0, 1.0, 1.0, 0.0), list("1110")])
@@ -96,13 +96,13 @@ def test_facts_from_the_table_of_all_samples(tmp_path):
     for version, size in (("v1_0_0", 0.9), ("v1_1_0", 0.5)):
         facts = {**FACTS, "pixel_size_um_estimated": size, "patient": ""}
         pd.DataFrame([{**facts, "id": "X"}, facts]).to_csv(tmp_path / f"HEST_{version}.csv", index=False)
-    source = HestDownload(folder=tmp_path, sample="TENX1")
+    source = HestFolder(folder=tmp_path, sample="TENX1")
     assert (source.study, source.patient) == ("Breast, two views", None)
     assert source.read("S", PATCHES).um_per_px == 0.5
     assert source.metadata.name == "HEST_v1_1_0.csv"
     pd.DataFrame([{**FACTS, "id": "X"}]).to_csv(tmp_path / "HEST_v2_0_0.csv", index=False)
     with pytest.raises(DataError, match=r"HEST_v2_0_0\.csv: lacks the sample 'TENX1'"):
-        HestDownload(folder=tmp_path, sample="TENX1").read("S", PATCHES)
+        HestFolder(folder=tmp_path, sample="TENX1").read("S", PATCHES)
 
 
 def test_pseudo_spots_are_squares(tmp_path):
@@ -125,16 +125,16 @@ def test_what_cannot_be_used(tmp_path):
         make(tmp_path, counts=COUNTS / 2).read("S", PATCHES)
     (tmp_path / "metadata" / "TENX1.json").write_text("[]")
     with pytest.raises(DataError, match=r"TENX1\.json: must hold an object"):
-        HestDownload(folder=tmp_path, sample="TENX1").facts
+        HestFolder(folder=tmp_path, sample="TENX1").facts
     (tmp_path / "metadata" / "TENX1.json").write_text("{")
     with pytest.raises(DataError, match=r"TENX1\.json: cannot be read as JSON"):
-        HestDownload(folder=tmp_path, sample="TENX1").facts
-    with pytest.raises(DataError, match=r"st/TENX2\.h5ad: missing; .*st: it has TENX1\)"):
-        HestDownload(folder=tmp_path, sample="TENX2")
+        HestFolder(folder=tmp_path, sample="TENX1").facts
+    with pytest.raises(DataError, match=r"st/TENX2\.h5ad: missing, and .*st has TENX1; give"):
+        HestFolder(folder=tmp_path, sample="TENX2").files  # noqa: B018
     (tmp_path / "wsis" / "TENX1.tif").unlink()
-    with pytest.raises(DataError, match=r"wsis/TENX1\.tif: missing; .*wsis: it has none\)"):
-        HestDownload(folder=tmp_path, sample="TENX1")
+    with pytest.raises(DataError, match=r"wsis/TENX1\.tif: missing, and .*wsis has none"):
+        HestFolder(folder=tmp_path, sample="TENX1").files  # noqa: B018
     with pytest.raises(DataError, match="no such folder; give the one that holds wsis/"):
-        HestDownload(folder=tmp_path / "no", sample="TENX1")
+        HestFolder(folder=tmp_path / "no", sample="TENX1").files  # noqa: B018
     with pytest.raises(ParameterError, match="files are called by it"):
-        HestDownload(folder=tmp_path, sample="../TENX1")
+        HestFolder(folder=tmp_path, sample="../TENX1")

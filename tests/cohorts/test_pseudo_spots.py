@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from timm_mvhybrid.cohorts.pseudo_spots import SquareCounts, SquareGrid
+from timm_mvhybrid.cohorts.pseudo_spots import SquareCounts, PatchGrid
 from timm_mvhybrid.runtime.errors import DataError
 
 
@@ -27,7 +27,7 @@ def by_brute_force(grid, x, y, gene, num_genes=3):
 @pytest.mark.parametrize("stride", [40.0, 13.0, 7.3, 25.0, 20.0, 40.5])
 def test_squares_hold_what_lies_in_them(stride):
     rng = np.random.default_rng(0)
-    grid = SquareGrid.over((230, 170), 40.0, stride)
+    grid = PatchGrid.over((230, 170), 40.0, stride)
     x, y = rng.uniform(-20, 260, 2000), rng.uniform(-20, 200, 2000)
     gene = rng.integers(0, 3, 2000).astype(np.int32)
     found, squares, counts = counted(grid, x, y, gene)
@@ -47,7 +47,7 @@ def test_squares_hold_what_lies_in_them(stride):
 
 def test_sides_that_binary_numbers_cannot_hold_lose_nothing_at_their_edges():
     side = 224 * 0.5 / 0.2737
-    grid = SquareGrid.over((20000, 20000), side, side)
+    grid = PatchGrid.over((20000, 20000), side, side)
     edges = np.arange(grid.num_columns) * side
     x = np.concatenate([np.nextafter(edges[1:], 0), edges, np.nextafter(edges, np.inf)])
     found, _, counts = counted(grid, x, np.full(len(x), 5.0), np.zeros(len(x), np.int32))
@@ -56,7 +56,7 @@ def test_sides_that_binary_numbers_cannot_hold_lose_nothing_at_their_edges():
 
 
 def test_a_square_holds_its_left_and_upper_edge_alone():
-    grid = SquareGrid.over((20, 20), 10, 10)
+    grid = PatchGrid.over((20, 20), 10, 10)
     x, y = np.array([0.0, 10.0, 9.999, 20.0]), np.array([10.0, 0.0, 19.999, 3.0])
     found, squares, counts = counted(grid, x, y, np.array([0, 1, 2, 0], np.int32), batches=1)
     assert squares.tolist() == [1, 2]
@@ -65,18 +65,18 @@ def test_a_square_holds_its_left_and_upper_edge_alone():
 
 
 def test_centres_and_names():
-    grid = SquareGrid.over((100, 60), 20, 10)
+    grid = PatchGrid.over((100, 60), 20, 10)
     assert (grid.num_columns, grid.num_rows) == (9, 5)
     assert grid.centres(np.array([0, 10])).tolist() == [[10, 10], [20, 20]]
     assert grid.names(np.array([0, 8, 10])) == ("0x0", "8x0", "1x1")
 
 
 def test_nothing_counted_and_what_cannot_be():
-    found, squares, counts = counted(SquareGrid.over((9, 9), 9, 9), *np.empty((2, 0)), np.empty(0, np.int32))
+    found, squares, counts = counted(PatchGrid.over((9, 9), 9, 9), *np.empty((2, 0)), np.empty(0, np.int32))
     assert (found.num_outside, len(squares), counts.shape) == (0, 0, (0, 3))
     with pytest.raises(DataError, match=r"a square of 10.0 px does not fit into the image of 9 × 30 px"):
-        SquareGrid.over((9, 30), 10, 10)
+        PatchGrid.over((9, 30), 10, 10)
     with pytest.raises(DataError, match="`stride_px` is 0"):
-        SquareGrid.over((9, 9), 1, 0)
+        PatchGrid.over((9, 9), 1, 0)
     with pytest.raises(DataError, match="more than 1,048,576 genes"):
-        SquareCounts(SquareGrid.over((9, 9), 9, 9)).add(np.ones(1), np.ones(1), np.array([1 << 20], np.int32))
+        SquareCounts(PatchGrid.over((9, 9), 9, 9)).add(np.ones(1), np.ones(1), np.array([1 << 20], np.int32))

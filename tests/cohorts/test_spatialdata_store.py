@@ -149,7 +149,7 @@ def test_size_of_a_px_from_the_pitch(tmp_path):
         prepare_sample(
             SpatialDataStore(**options, pitch_um=110), slide, tmp_path / "T", sample_id="S", study="A", patches=PATCHES
         )
-    with pytest.raises(ParameterError, match="`pitch_um` is -1"):
+    with pytest.raises(ParameterError, match="`pitch_um` must be above 0, not -1"):
         SpatialDataStore(**options, pitch_um=-1)
 
 
@@ -218,13 +218,13 @@ def test_what_cannot_be_used(tmp_path):
     with pytest.raises(DataError, match=r"spots have the coordinate system global in common, not 'other'"):
         SpatialDataStore(**options, coordinate_system="other").read("S", PATCHES)
     with pytest.raises(DataError, match=r"no table 'x' in its folder tables; it has table"):
-        SpatialDataStore(**options, table="x")
+        SpatialDataStore(**options, table="x").files  # noqa: B018
     with pytest.raises(DataError, match=r"no image 'x' in its folder images; it has he"):
-        SpatialDataStore(**options, image="x")
+        SpatialDataStore(**options, image="x").files  # noqa: B018
     with pytest.raises(DataError, match=r"no such folder, and give the folder of a SpatialData store"):
-        SpatialDataStore(folder=tmp_path / "no.zarr", slide=slide)
+        SpatialDataStore(folder=tmp_path / "no.zarr", slide=slide).files  # noqa: B018
     with pytest.raises(DataError, match=r"is a file; unpack it"):
-        SpatialDataStore(folder=slide, slide=slide)
+        SpatialDataStore(folder=slide, slide=slide).files  # noqa: B018
     (tmp_path / "s.zarr" / "shapes" / "spots" / "shapes.parquet").write_bytes(b"no")
     with pytest.raises(DataError, match=r"s\.zarr: cannot be read as a SpatialData store"):
         SpatialDataStore(**options).read("S", PATCHES)

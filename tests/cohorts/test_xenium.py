@@ -24,7 +24,7 @@ from timm_mvhybrid.cohorts.placed_transcripts import write_placed_transcripts
 from timm_mvhybrid.cohorts.prepare import prepare_sample
 from timm_mvhybrid.cohorts.spot_sample import PatchOptions
 from timm_mvhybrid.cohorts.transcripts import read_transcripts
-from timm_mvhybrid.cohorts.xenium import XeniumSource, read_pixel_size
+from timm_mvhybrid.cohorts.xenium import XeniumFolder, read_pixel_size
 from timm_mvhybrid.finetune.cohort_entry import open_entries
 from timm_mvhybrid.finetune.measured import read_cohort
 from timm_mvhybrid.runtime.errors import DataError, ParameterError
@@ -45,7 +45,7 @@ def make(tmp_path, *, matrix=MATRIX, slide_um_per_px=UM_PER_PX, data=None, tissu
 
 def source(tmp_path, **options):
     options = {"alignment": tmp_path / "he_imagealignment.csv", **options}
-    return XeniumSource(folder=tmp_path / "outs", slide=tmp_path / "he.tif", **options)
+    return XeniumFolder(folder=tmp_path / "outs", slide=tmp_path / "he.tif", **options)
 
 
 def histograms(places, features, qv, genes, side, min_qv=20.0):
@@ -133,7 +133,7 @@ def test_matrix_of_the_other_direction_is_told(tmp_path):
     with pytest.raises(
         DataError,
         match=r"he_imagealignment\.csv: places all 2,\d+ transcripts \(x .* to .*, y .* to .* px\) outside of .*he\.tif "
-        r"\(600 × 400 px\); its inverse would place 100% of them inside",
+        r"\(600 × 400 px\); the inverse matrix would place 100% of them inside",
     ):
         source(tmp_path).read("S", PATCHES)
     write_matrix(tmp_path / "he_imagealignment.csv", turned(shift=(90000, 0)))
@@ -209,24 +209,24 @@ def test_features_that_the_table_calls_no_genes(tmp_path):
 def test_what_is_missing_is_named(tmp_path):
     folder = make(tmp_path)
     with pytest.raises(DataError, match=r"he\.tif: where it lies .* by `alignment`, or `aligned=True` if"):
-        source(tmp_path, alignment=None)
+        source(tmp_path, alignment=None).files  # noqa: B018
     (tmp_path / "he_imagealignment.csv").rename(folder / "x_he_imagealignment.csv")
     with pytest.raises(DataError, match=r"\(is it .*x_he_imagealignment\.csv\?\)"):
-        source(tmp_path, alignment=None)
+        source(tmp_path, alignment=None).files  # noqa: B018
     with pytest.raises(DataError, match=r"`aligned` says that the image needs no matrix"):
-        source(tmp_path, aligned=True)
-    with pytest.raises(ParameterError, match="`min_transcripts` is 0"):
+        source(tmp_path, aligned=True).files  # noqa: B018
+    with pytest.raises(ParameterError, match="`min_transcripts` must be at least 1, not 0"):
         source(tmp_path, min_transcripts=0)
     with pytest.raises(DataError, match=r"the fullest square holds \d+ transcripts; lower `min_transcripts`"):
         source(tmp_path, alignment=folder / "x_he_imagealignment.csv", min_transcripts=500).read("S", PATCHES)
     (folder / "transcripts.parquet").rename(folder / "t.parquet")
     with pytest.raises(DataError, match=r"transcripts\.parquet: missing, which holds the transcripts"):
-        source(tmp_path)
+        source(tmp_path).files  # noqa: B018
     (folder / "experiment.xenium").unlink()
     with pytest.raises(DataError, match=r"experiment\.xenium: missing, which states the pixel size"):
-        source(tmp_path)
+        source(tmp_path).files  # noqa: B018
     with pytest.raises(DataError, match=r"no such folder; give the folder that Xenium wrote"):
-        XeniumSource(folder=tmp_path / "no", slide=tmp_path / "he.tif", aligned=True)
+        XeniumFolder(folder=tmp_path / "no", slide=tmp_path / "he.tif", aligned=True).files  # noqa: B018
 
 
 @pytest.mark.parametrize(
@@ -272,3 +272,17 @@ def test_pixel_sizes_that_are_none(tmp_path, content, problem):
     file.write_text(content)
     with pytest.raises(DataError, match=f"^{re.escape(str(file))}: {problem}"):
         read_pixel_size(file)
+
+
+def test_most_transcripts_outside_of_the_image_are_warned_of(tmp_path):
+    make(tmp_path)
+    write_matrix(tmp_path / "he_imagealignment.csv", turned() @ np.array([[1, 0, -420], [0, 1, 0], [0, 0, 1]]))
+    with pytest.warns(UserWarning, match=r"places only \d+ of 2,\d+ transcripts inside of .*he\.tif \(600 × 400 px\)"):
+        source(tmp_path).read("S", PATCHES)
+
+
+def test_size_that_the_user_settles_is_that_of_the_squares(tmp_path):
+    make(tmp_path)
+    sample = source(tmp_path, um_per_px=UM_PER_PX / 2).read("S", PATCHES)
+    assert sample.spatial.min() == pytest.approx(32)
+    assert sample.um_per_px == UM_PER_PX / 2

@@ -30,7 +30,7 @@ _SQUARE = ("xenium", "visium hd")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HestDownload:
+class HestFolder:
     """Where a sample of HEST-1k is.
 
     Attributes:
@@ -39,7 +39,7 @@ class HestDownload:
         counts_layer: Layer of the h5ad that holds raw counts, or ``raw``; None takes X, where HEST has them.
 
     Raises:
-        DataError: If the h5ad or the image is missing.
+        ParameterError: If the name of the sample is none that files have.
     """
 
     folder: Path
@@ -48,15 +48,6 @@ class HestDownload:
 
     def __post_init__(self) -> None:
         check_sample_id(self.sample)
-        if not self.folder.is_dir():
-            raise DataError(f"{self.folder}: no such folder; give the one that holds wsis/, st/ and metadata/")
-        for path in (self.expression, self.slide):
-            if not path.is_file():
-                others = sorted(file.stem for file in path.parent.glob(f"*{path.suffix}"))
-                have = f"it has {', '.join(others[:5])}{' …' * (len(others) > 5)}" if others else "it has none"
-                raise DataError(
-                    f"{path}: missing; a sample has {path.relative_to(self.folder)} ({path.parent}: {have})"
-                )
 
     @property
     def expression(self) -> Path:
@@ -76,7 +67,18 @@ class HestDownload:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Files that are read."""
+        """Files that are read, beside the image.
+
+        Raises:
+            DataError: If the h5ad or the image is missing.
+        """
+        if not self.folder.is_dir():
+            raise DataError(f"{self.folder}: no such folder; give the one that holds wsis/, st/ and metadata/")
+        for path in (self.expression, self.slide):
+            if not path.is_file():
+                others = sorted(file.stem for file in path.parent.glob(f"*{path.suffix}"))
+                have = f"has {', '.join(others[:5])}{' …' * (len(others) > 5)}" if others else "has none"
+                raise DataError(f"{path}: missing, and {path.parent} {have}; give a sample that was downloaded")
         return (self.expression, *([] if self.metadata is None else [self.metadata]))
 
     @cached_property

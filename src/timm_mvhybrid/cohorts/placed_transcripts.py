@@ -13,13 +13,13 @@ from ..runtime.digest import file_fingerprint
 from ..runtime.errors import writing
 from ..runtime.extras import require
 from .transcripts import HE_COLUMNS, TranscriptBatch
-from .xenium import XeniumSource
+from .xenium import XeniumFolder
 
 FOLDER = "transcripts"
 _RECORD = b"timm_mvhybrid"
 
 
-def write_placed_transcripts(source: XeniumSource, path: str | Path) -> int:
+def write_placed_transcripts(source: XeniumFolder, path: str | Path) -> int:
     """Writes the transcripts that count, with their places in level-0 px of the image, some at a time.
 
     The columns are HEST's: ``he_x``, ``he_y``, ``feature_name``, ``qv``. A table that is there already, of the same input
@@ -33,7 +33,7 @@ def write_placed_transcripts(source: XeniumSource, path: str | Path) -> int:
         Number of transcripts in the table.
 
     Raises:
-        DataError: If the run cannot be read, see ``XeniumSource.placed``.
+        DataError: If the run cannot be read, see ``XeniumFolder.placed``.
         OutputError: If the disk does not take it, or another process writes it.
         MissingPackageError: If pyarrow is not installed.
     """

@@ -125,7 +125,7 @@ def prepare_sample(
         raise ParameterError(f"`thumbnail_size_px` must be at least 1, not {thumbnail_size_px}")
     for package in ("anndata", "scipy.sparse", "matplotlib.figure"):
         require(package)
-    files = [*source.files(patches), slide]
+    files = [*source.files, slide]
     options = {
         **dataclasses.asdict(patches),
         "slide_resolution_um_per_px": slide_resolution_um_per_px,

@@ -19,7 +19,7 @@ _MAX_GENES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class SquareGrid:
+class PatchGrid:
     """Squares in rows and columns from the image's top left corner, all of them inside the image.
 
     A square holds its left and upper edge and not the others, so that squares side by side share no place.
@@ -37,7 +37,7 @@ class SquareGrid:
     num_rows: int
 
     @classmethod
-    def over(cls, dimensions: tuple[int, int], side_px: float, stride_px: float) -> SquareGrid:
+    def over(cls, dimensions: tuple[int, int], side_px: float, stride_px: float) -> PatchGrid:
         """Lays as many squares over an image as fit.
 
         Args:
@@ -120,7 +120,7 @@ class SquareCounts:
         num_outside: Places in no square.
     """
 
-    def __init__(self, grid: SquareGrid) -> None:
+    def __init__(self, grid: PatchGrid) -> None:
         self.grid = grid
         self.num_outside = 0
         self._keys: list[NDArray[np.int64]] = []

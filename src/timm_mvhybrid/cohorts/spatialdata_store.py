@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from tyro.conf import Positional, Suppress, arg
 
 from ..data.plain_image import open_slide
 from ..runtime.errors import DataError, ParameterError
@@ -33,39 +34,34 @@ _ATTRIBUTES = "spatialdata_attrs"
 
 @dataclass(frozen=True, kw_only=True)
 class SpatialDataStore:
-    """Where the spots of a sample are in a store.
+    """Where the spots of a sample are in a store, see ``SpotSource``.
 
     Attributes:
         folder: The store.
-        slide: The slide image; its level-0 px are those of ``image``, or, without one, the unit of the coordinate system.
-        table: Table of the counts; None takes the only one.
-        region: Shapes or labels that the table annotates; None takes the only ones.
-        image: Image element in whose px places are given; None leaves them in the coordinate system.
-        coordinate_system: System that shapes and image have in common; None takes ``global``, or the only one.
-        counts_layer: Layer of the table that holds raw counts, or ``raw``; None takes X.
-        pitch_um: Distance of neighbouring spots in µm, centre to centre (100 of Visium), which the size of a px follows
-            from; None takes what the slide states.
+        slide: The slide image.
+        table: Table of the counts; by default the only one.
+        region: Shapes or labels that the table annotates; by default the only ones.
+        image: Image in whose px the slide image is; by default the slide image has the unit of the coordinate system.
+        coordinate_system: System that shapes and image have in common; by default global, or the only one.
+        counts_layer: Layer of the table that holds raw counts, or raw; by default X.
+        pitch_um: Distance of neighbouring spots in µm, centre to centre (100 of Visium), which gives the size of a px.
 
     Raises:
         ParameterError: If a value is outside its range.
-        DataError: If the folder is no such store, or names and their number leave open what is meant.
     """
 
-    folder: Path
-    slide: Path
-    table: str | None = None
-    region: str | None = None
-    image: str | None = None
-    coordinate_system: str | None = None
-    counts_layer: str | None = None
-    pitch_um: float | None = None
+    folder: Annotated[Positional[Path], arg(metavar="STORE.zarr")]
+    slide: Annotated[Path | None, Suppress] = None
+    table: Annotated[str | None, arg(metavar="NAME")] = None
+    region: Annotated[str | None, arg(metavar="NAME")] = None
+    image: Annotated[str | None, arg(metavar="NAME")] = None
+    coordinate_system: Annotated[str | None, arg(metavar="NAME")] = None
+    counts_layer: Annotated[str | None, arg(metavar="NAME")] = None
+    pitch_um: Annotated[float | None, arg(metavar="UM")] = None
 
     def __post_init__(self) -> None:
         if self.pitch_um is not None and not 0 < self.pitch_um < math.inf:
-            raise ParameterError(f"`pitch_um` is {self.pitch_um}; give a number above 0")
-        self.table_name  # noqa: B018
-        if self.image is not None:
-            choose_element(self.folder, "images", self.image)
+            raise ParameterError(f"`pitch_um` must be above 0, not {self.pitch_um}")
 
     @property
     def table_name(self) -> str:
@@ -74,7 +70,13 @@ class SpatialDataStore:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Files by which the counts and the store are told: its description, and the matrix of the table."""
+        """Files by which the counts and the store are told: its description, and the matrix of the table.
+
+        Raises:
+            DataError: If the folder is no such store, or names and their number leave open what is meant.
+        """
+        if self.image is not None:
+            choose_element(self.folder, "images", self.image)
         table = self.folder / "tables" / self.table_name
         layer = "X" if self.counts_layer is None else "raw/X"
         if self.counts_layer not in (None, "raw"):
@@ -82,6 +84,12 @@ class SpatialDataStore:
         matrix = sorted(file for file in (table / layer).rglob("*") if file.is_file())
         names = ("zarr.json", ".zmetadata", ".zattrs", ".zgroup")
         return (*(file for name in names if (file := self.folder / name).is_file()), *matrix)
+
+    @property
+    def _image(self) -> Path:
+        if self.slide is None:
+            raise ParameterError("`slide` is missing; give it, or write an image of the store by `write_image_element`")
+        return self.slide
 
     def read(self, sample_id: str, patches: PatchOptions) -> SpotSample:
         """Reads the spots of the region, in the order of the table.
@@ -114,7 +122,7 @@ class SpatialDataStore:
             size_px = sizes * math.sqrt(
                 abs(np.linalg.det(matrix[:2, :2] @ affine_matrix(element, system)[:2, :2]))
             )
-        um = um_per_px or open_slide(self.slide).resolution_um_per_px
+        um = um_per_px or open_slide(self._image).resolution_um_per_px
         shape: Literal["circle", "square"] = "circle" if "radius" in getattr(element, "columns", ()) else "square"
         return SpotSample(
             sample_id=sample_id,
@@ -198,10 +206,10 @@ class SpatialDataStore:
 
     def _check_size(self, image: Any) -> None:
         size = (int(image.sizes["x"]), int(image.sizes["y"]))
-        dimensions = open_slide(self.slide).dimensions
+        dimensions = open_slide(self._image).dimensions
         if size != dimensions:
             raise DataError(
-                f"{self.slide}: has {dimensions[0]} × {dimensions[1]} px, and image '{self.image}' of {self.folder} {size[0]} × "
+                f"{self._image}: has {dimensions[0]} × {dimensions[1]} px, and image '{self.image}' of {self.folder} {size[0]} × "
                 f"{size[1]}; give the slide that the image was read from"
             )
 

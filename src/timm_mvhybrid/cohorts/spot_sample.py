@@ -123,8 +123,9 @@ class SpotSource(Protocol):
     ``prepare_sample`` takes it rather than a ``SpotSample``, so that a sample that is finished is not read again.
     """
 
-    def files(self, patches: PatchOptions) -> Sequence[Path]:
-        """Lists the files that will be read: found, and not yet opened."""
+    @property
+    def files(self) -> Sequence[Path]:
+        """Files that will be read; found, checked for existence, and not yet opened."""
 
     def read(self, sample_id: str, patches: PatchOptions) -> SpotSample:
         """Reads the sample; pseudo-spots have the size of the patches."""

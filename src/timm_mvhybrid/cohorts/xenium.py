@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from tyro.conf import Positional, Suppress, arg
 
 from ..data.plain_image import open_slide
 from ..data.slide_source import level0_scale
 from ..runtime.errors import DataError, ParameterError
 from .image_alignment import ImageAlignment, read_alignment
-from .pseudo_spots import SquareCounts, SquareGrid
+from .pseudo_spots import PatchGrid, SquareCounts
 from .spot_sample import PatchOptions, SpotSample
 from .token_grid import MIN_QV
 from .transcripts import UM_COLUMNS, TranscriptBatch, TranscriptTable, renumbered
@@ -29,61 +32,76 @@ _COARSEST_UM_PER_PX = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class XeniumSource:
-    """Where the transcripts of a sample are, and how they become pseudo-spots.
+class XeniumFolder:
+    """Where a Xenium sample is, see ``SpotSource``, and how its transcripts become pseudo-spots.
 
     Attributes:
-        folder: Xenium's output, with ``experiment.xenium`` and ``transcripts.parquet``.
+        folder: Output of Xenium Onboard Analysis, with experiment.xenium and transcripts.parquet.
         slide: The H&E image.
-        alignment: The 3 × 3 matrix that Xenium Explorer exports for this image, see ``image_alignment``.
-        aligned: Whether the image has the pixels of the morphology image, and so needs no matrix.
-        stride_px: From one pseudo-spot to the next in px of the patches; None takes their side: no overlap, no gap.
-        min_qv: Lowest quality of a transcript that counts.
+        um_per_px: Size of a level-0 px of that image in µm; None derives it from the alignment.
+        alignment: Matrix (CSV, 3 × 3) that Xenium Explorer exports for the H&E image, such as ..._he_imagealignment.csv.
+        aligned: The image has the very pixels of Xenium's morphology image, so there is no matrix.
+        stride_px: Distance of neighbouring pseudo-spots in px of the patches; by default a patch's side, so that every
+            transcript is in one.
+        min_qv: Lowest quality (Phred) of a transcript that counts.
         min_transcripts: Fewest transcripts of a pseudo-spot: stray ones lie on the glass, too.
 
     Raises:
         ParameterError: If a value is outside its range.
-        DataError: If neither or both of ``alignment`` and ``aligned`` are given, or a file is missing.
     """
 
-    folder: Path
-    slide: Path
-    alignment: Path | None = None
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
+    slide: Annotated[Path | None, Suppress] = None
+    um_per_px: Annotated[float | None, Suppress] = None
+    alignment: Annotated[Path | None, arg(metavar="FILE.csv")] = None
     aligned: bool = False
-    stride_px: int | None = None
-    min_qv: float = MIN_QV
-    min_transcripts: int = 10
+    stride_px: Annotated[float | None, arg(name="stride", metavar="PX")] = None
+    min_qv: Annotated[float, arg(metavar="QV")] = MIN_QV
+    min_transcripts: Annotated[int, arg(metavar="N")] = 10
 
     def __post_init__(self) -> None:
-        for name, least in (("stride_px", 1), ("min_transcripts", 1), ("min_qv", 0)):
-            value = getattr(self, name)
-            if value is not None and not least <= value < math.inf:
-                raise ParameterError(f"`{name}` is {value}; give at least {least}")
+        if self.stride_px is not None and not 0 < self.stride_px < math.inf:
+            raise ParameterError(f"`stride_px` must be above 0, not {self.stride_px}")
+        if not 0 <= self.min_qv < math.inf:
+            raise ParameterError(f"`min_qv` must be at least 0, not {self.min_qv}")
+        if self.min_transcripts < 1:
+            raise ParameterError(f"`min_transcripts` must be at least 1, not {self.min_transcripts}")
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files that are read.
+
+        Raises:
+            DataError: If one is missing, or neither or both of ``alignment`` and ``aligned`` are given.
+        """
         if not self.folder.is_dir():
             raise DataError(f"{self.folder}: no such folder; give the folder that Xenium wrote, unpacked")
-        for path, what in (
-            (self.folder / EXPERIMENT_NAME, "states the pixel size"),
-            (self.folder / TRANSCRIPTS_NAME, "holds the transcripts"),
-        ):
+        experiment, transcripts = self.folder / EXPERIMENT_NAME, self.folder / TRANSCRIPTS_NAME
+        for path, what in ((experiment, "states the pixel size"), (transcripts, "holds the transcripts")):
             if not path.is_file():
                 raise DataError(
                     f"{path}: missing, which {what}; give the whole output folder of Xenium Onboard Analysis"
                 )
-        if self.aligned and self.alignment is not None:
-            raise DataError(f"{self.alignment}: `aligned` says that the image needs no matrix; give one of both")
-        if not self.aligned and self.alignment is None:
+        if self.alignment is not None:
+            if self.aligned:
+                raise DataError(
+                    f"{self.alignment}: `aligned` says that the image needs no matrix; give one of both"
+                )
+            return experiment, transcripts, self.alignment
+        if not self.aligned:
             beside = sorted(self.folder.glob("*imagealignment.csv"))
             raise DataError(
-                f"{self.slide}: where it lies on the morphology image of {self.folder} is unknown; give the matrix that "
-                f"Xenium Explorer exports by `alignment`{f' (is it {beside[0]}?)' if beside else ''}, or `aligned=True` if "
-                "the image has the very pixels of the morphology image"
+                f"{self._image}: where it lies on the morphology image of {self.folder} is unknown; give the matrix that Xenium "
+                f"Explorer exports by `alignment`{f' (is it {beside[0]}?)' if beside else ''}, or `aligned=True` if the image has "
+                "the very pixels of the morphology image"
             )
+        return experiment, transcripts
 
     @property
-    def files(self) -> tuple[Path, ...]:
-        """Files that are read."""
-        names = (self.folder / EXPERIMENT_NAME, self.folder / TRANSCRIPTS_NAME, self.alignment)
-        return tuple(path for path in names if path is not None)
+    def _image(self) -> Path:
+        if self.slide is None:
+            raise ParameterError("`slide` is missing; give the H&E image, which says how far squares go")
+        return self.slide
 
     def read(self, sample_id: str, patches: PatchOptions) -> SpotSample:
         """Counts transcripts in squares of the size of a patch, from the image's top left corner on.
@@ -96,10 +114,11 @@ class XeniumSource:
             DataError: If a file cannot be used, all transcripts lie outside of the image, or no square holds enough.
         """
         placement = self.placement()
-        scale = level0_scale(patches.resolution_um_per_px, placement.um_per_px)
-        stride_px = self.stride_px or patches.patch_size_px
-        grid = SquareGrid.over(
-            open_slide(self.slide).dimensions, patches.patch_size_px * scale, stride_px * scale
+        um_per_px = self.um_per_px or placement.um_per_px
+        scale = level0_scale(patches.resolution_um_per_px, um_per_px)
+        stride_px = patches.patch_size_px if self.stride_px is None else self.stride_px
+        grid = PatchGrid.over(
+            open_slide(self._image).dimensions, patches.patch_size_px * scale, stride_px * scale
         )
         counted, table = SquareCounts(grid), self.table()
         for batch in self.placed(table, placement):
@@ -125,18 +144,18 @@ class XeniumSource:
             genes=genes,
             counts=counts[kept],
             spatial=grid.centres(squares[kept]),
-            um_per_px=placement.um_per_px,
+            um_per_px=um_per_px,
             um_per_px_from=f"{self.alignment or 'the pixels of the morphology image'} and the {placement.morphology_um_per_px:g} "
             f"µm/px of {EXPERIMENT_NAME}",
             spot_shape="square",
-            spot_size_um=grid.side_px * placement.um_per_px,
+            spot_size_um=grid.side_px * um_per_px,
             image=f"the image that {self.alignment or 'the morphology image'} is of, at full resolution",
             files=self.files,
             notes={
                 "platform": "Xenium",
                 "alignment": None if self.alignment is None else self.alignment.name,
                 "morphology_um_per_px": placement.morphology_um_per_px,
-                "um_per_px_range": list(placement.sides_um),
+                "aligned_um_per_px": list(placement.sides_um),
                 "stride_px": stride_px,
                 "min_qv": self.min_qv,
                 "min_transcripts": self.min_transcripts,
@@ -166,7 +185,7 @@ class XeniumSource:
         Raises:
             DataError: At the end, if all of them lie outside of the image, or none counts.
         """
-        width, height = open_slide(self.slide).dimensions
+        width, height = open_slide(self._image).dimensions
         extents = []
         num_inside = num_inverted = 0
 
@@ -181,18 +200,26 @@ class XeniumSource:
             if len(x):
                 extents.append((x.min(), y.min(), x.max(), y.max()))
             yield dataclasses.replace(batch, x=x, y=y)
+        hint = ""
+        if 2 * num_inverted > table.num_kept:
+            hint = (
+                f"; the inverse matrix would place {num_inverted / table.num_kept:.0%} of them inside: give the one from the image "
+                "to the morphology image"
+            )
+        size = f"{self._image} ({width} × {height} px)"
         if not num_inside:
             found = np.array(extents)
             (left, top), (right, bottom) = found[:, :2].min(axis=0), found[:, 2:].max(axis=0)
-            remedy = "give the matrix of this very image, at its full resolution"
-            if 2 * num_inverted > table.num_kept:
-                remedy = (
-                    f"its inverse would place {num_inverted / table.num_kept:.0%} of them inside: give the matrix from the image to "
-                    "the morphology image"
-                )
             raise DataError(
                 f"{self.alignment or self.folder / EXPERIMENT_NAME}: places all {table.num_kept:,} transcripts (x {left:.0f} to "
-                f"{right:.0f}, y {top:.0f} to {bottom:.0f} px) outside of {self.slide} ({width} × {height} px); {remedy}"
+                f"{right:.0f}, y {top:.0f} to {bottom:.0f} px) outside of {size}"
+                f"{hint or '; give the matrix of this very image, at its full resolution'}"
+            )
+        if 2 * num_inside < table.num_kept:
+            warnings.warn(
+                f"{self.alignment or self.folder / EXPERIMENT_NAME}: places only {num_inside:,} of {table.num_kept:,} transcripts "
+                f"inside of {size}; look at the picture of spots on the tissue{hint}",
+                stacklevel=3,
             )
 
 
