@@ -1,53 +1,22 @@
-import json
-
-import anndata
-import numpy as np
 import pandas as pd
 import pytest
-from scipy import sparse
-from support.generated_slides import write_slide
+from support.hest_downloads import COUNTS, FACTS, PLACES, write_download
 
 from timm_mvhybrid.cohorts.hest_sample import HestFolder
 from timm_mvhybrid.cohorts.prepare import prepare_sample
 from timm_mvhybrid.cohorts.spot_sample import PatchOptions
 from timm_mvhybrid.runtime.errors import DataError, ParameterError
 
-PLACES = np.array([[300.0, 300], [500, 400], [700, 350], [100, 100]])
-COUNTS = np.array([[1, 0, 2], [0, 3, 0], [4, 0, 0], [9, 9, 9]])
-FACTS = {
-    "id": "TENX1",
-    "dataset_title": "Breast,  two views",
-    "patient": "Patient 1",
-    "st_technology": "Visium",
-    "species": "Homo sapiens",
-    "oncotree_code": float("nan"),
-    "disease_state": "",
-    "spot_diameter": 55.0,
-    "inter_spot_dist": 100.0,
-    "pixel_size_um_embedded": 0.3528,
-    "pixel_size_um_estimated": 0.5,
-}
 PATCHES = PatchOptions(patch_size_px=32, resolution_um_per_px=0.5)
 
 
-def make(tmp_path, *, facts=FACTS, counts=COUNTS, in_tissue=(1, 1, 1, 0), slide_um_per_px=0.5, spatial=PLACES):
-    for folder in ("wsis", "st", "metadata", "patches"):
-        (tmp_path / folder).mkdir(exist_ok=True)
-    write_slide(tmp_path / "wsis" / "TENX1.tif", um_per_px=slide_um_per_px, num_levels=2)
-    columns = {} if in_tissue is None else {"in_tissue": list(in_tissue)}
-    data = anndata.AnnData(
-        sparse.csr_matrix(np.asarray(counts, np.float32)),
-        obs=pd.DataFrame(columns, index=["AA-1", "AC-1", "AG-1", "AT-1"]),
-        var=pd.DataFrame(index=["EPCAM", "CD4", "MS4A1"]),
-        obsm={} if spatial is None else {"spatial": spatial},
-    )
-    data.write_h5ad(tmp_path / "st" / "TENX1.h5ad")
-    if facts is not None:
-        (tmp_path / "metadata" / "TENX1.json").write_text(json.dumps(facts))
-    return HestFolder(folder=tmp_path, sample="TENX1")
+def make(tmp_path, **options):
+    return HestFolder(folder=write_download(tmp_path, **options), sample="TENX1")
 
 
-@pytest.mark.parametrize("in_tissue", [(1, 1, 1, 0), (True, True, True, False), (1.0, 1.0, 1.0, 0.0), list("1110")])
+@pytest.mark.parametrize(
+    "in_tissue", [(1, 1, 1, 0), (True, True, True, False), (1.0, 1.0, 1.0, 0.0), list("1110")]
+)
 def test_a_sample_becomes_a_task(tmp_path, in_tissue):
     source = make(tmp_path, in_tissue=in_tissue)
     assert (source.study, source.patient) == ("Breast, two views", "Breast, two views: Patient 1")
@@ -106,14 +75,18 @@ def test_facts_from_the_table_of_all_samples(tmp_path):
 
 
 def test_pseudo_spots_are_squares(tmp_path):
-    sample = make(tmp_path, facts={**FACTS, "st_technology": "Visium HD", "spot_diameter": 2.0}).read("S", PATCHES)
+    sample = make(tmp_path, facts={**FACTS, "st_technology": "Visium HD", "spot_diameter": 2.0}).read(
+        "S", PATCHES
+    )
     assert (sample.spot_shape, sample.spot_size_um) == ("square", None)
     assert make(tmp_path, in_tissue=None).read("S", PATCHES).notes["num_not_in_tissue"] == 0
 
 
 def test_what_cannot_be_used(tmp_path):
     source = make(tmp_path, facts={**FACTS, "pixel_size_um_estimated": "half"})
-    with pytest.raises(DataError, match=r"TENX1\.json: 'pixel_size_um_estimated' is 'half'; it must be a length in µm"):
+    with pytest.raises(
+        DataError, match=r"TENX1\.json: 'pixel_size_um_estimated' is 'half'; it must be a length in µm"
+    ):
         source.read("S", PATCHES)
     with pytest.raises(DataError, match=r"in_tissue'\] holds '2'; it must be 0 or 1"):
         make(tmp_path, in_tissue=(1, 1, 2, 0)).read("S", PATCHES)
@@ -125,10 +98,10 @@ def test_what_cannot_be_used(tmp_path):
         make(tmp_path, counts=COUNTS / 2).read("S", PATCHES)
     (tmp_path / "metadata" / "TENX1.json").write_text("[]")
     with pytest.raises(DataError, match=r"TENX1\.json: must hold an object"):
-        HestFolder(folder=tmp_path, sample="TENX1").facts
+        HestFolder(folder=tmp_path, sample="TENX1").facts  # noqa: B018
     (tmp_path / "metadata" / "TENX1.json").write_text("{")
     with pytest.raises(DataError, match=r"TENX1\.json: cannot be read as JSON"):
-        HestFolder(folder=tmp_path, sample="TENX1").facts
+        HestFolder(folder=tmp_path, sample="TENX1").facts  # noqa: B018
     with pytest.raises(DataError, match=r"st/TENX2\.h5ad: missing, and .*st has TENX1; give"):
         HestFolder(folder=tmp_path, sample="TENX2").files  # noqa: B018
     (tmp_path / "wsis" / "TENX1.tif").unlink()

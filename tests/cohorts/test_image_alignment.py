@@ -50,7 +50,10 @@ def test_both_directions_undo_each_other_and_sides_are_told():
         ("1,0,5\n0,1,6\n0.001,0,1\n", "the last line is 0.001, 0, 1, not 0, 0, 1.*export it again"),
         ("1,2,5\n2,4,6\n0,0,1\n", "the matrix is singular"),
         ("0,0,5\n0,0,6\n0,0,1\n", "the matrix is singular"),
-        ("fixedX,fixedY,alignmentX,alignmentY\n1,2,3,4\n", "holds the keypoints of an alignment; give its matrix"),
+        (
+            "fixedX,fixedY,alignmentX,alignmentY\n1,2,3,4\n",
+            "holds the keypoints of an alignment; give its matrix",
+        ),
     ],
 )
 def test_what_is_no_alignment(tmp_path, text, problem):

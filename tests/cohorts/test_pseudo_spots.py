@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from timm_mvhybrid.cohorts.pseudo_spots import SquareCounts, PatchGrid
+from timm_mvhybrid.cohorts.pseudo_spots import PatchGrid, SquareCounts
 from timm_mvhybrid.runtime.errors import DataError
 
 
@@ -34,9 +34,7 @@ def test_squares_hold_what_lies_in_them(stride):
     wanted = by_brute_force(grid, x, y, gene)
     assert squares.tolist() == list(wanted)
     np.testing.assert_array_equal(counts, np.array(list(wanted.values())))
-    right, bottom = (
-        (number - 1) * stride + 40 for number in (grid.num_columns, grid.num_rows)
-    )
+    right, bottom = ((number - 1) * stride + 40 for number in (grid.num_columns, grid.num_rows))
     assert right <= 230 < right + stride
     assert bottom <= 170 < bottom + stride
     if stride <= 40:

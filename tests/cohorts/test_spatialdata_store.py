@@ -2,11 +2,10 @@ import math
 
 import h5py
 import numpy as np
-import pandas as pd
 import pytest
 import tifffile
-from scipy import sparse
 from support.generated_slides import write_slide
+from support.spatialdata_stores import COUNTS, PLACES, SHRINK, TURN, write_store
 
 from timm_mvhybrid.cohorts.image_element import write_image_element
 from timm_mvhybrid.cohorts.prepare import prepare_sample
@@ -15,85 +14,9 @@ from timm_mvhybrid.cohorts.spot_sample import PatchOptions
 from timm_mvhybrid.data.plain_image import open_slide
 from timm_mvhybrid.runtime.errors import DataError, ParameterError
 
-spatialdata = pytest.importorskip("spatialdata")
-anndata = pytest.importorskip("anndata")
+pytest.importorskip("spatialdata")
 
-WIDTH, HEIGHT = 620, 540
-PLACES = np.array([[100.0, 80], [300, 80], [100, 280], [300, 280], [500, 480]])
-"""Centres of the spots in px of the image."""
-COUNTS = np.array([[1, 0, 2], [0, 3, 0], [40, 0, 0], [9, 9, 9], [5, 5, 5]])
 PATCHES = PatchOptions(patch_size_px=32, resolution_um_per_px=0.5)
-TURN = np.array([[0.3, 1.1, -70.0], [-0.9, 0.2, 800.0], [0, 0, 1]])
-"""Px of the image → the coordinate system: turned, stretched more along one axis than along the other, shifted."""
-SHRINK = 0.25
-"""Coordinates of the shapes → the coordinate system."""
-
-
-def image_pixels():
-    """White with a dark square around the third spot."""
-    pixels = np.full((3, HEIGHT, WIDTH), 255, np.uint8)
-    pixels[:, 264:296, 84:116] = np.array([120, 40, 90], np.uint8)[:, None, None]
-    return pixels
-
-
-def write_store(folder, *, shapes="circles", regions=("spots",), image=None, counts=COUNTS, **options):
-    """A store whose shapes lie on ``PLACES`` of its image in the coordinate system ``global``."""
-    import geopandas
-    import shapely
-    from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableModel
-    from spatialdata.transformations import Affine, Identity, Scale
-
-    affine = Affine(TURN, input_axes=("x", "y"), output_axes=("x", "y"))
-    names = [f"s{number}" for number in range(len(PLACES))]
-    inside = ((TURN @ np.c_[PLACES, np.ones(len(PLACES))].T)[:2].T) / SHRINK
-    scale = Scale([SHRINK, SHRINK], axes=("x", "y"))
-    elements = {}
-    # in another order than the table has them
-    order = [3, 0, 4, 2, 1]
-    index = [names[number] for number in order]
-    for region in regions:
-        if shapes == "circles":
-            elements[region] = ShapesModel.parse(
-                inside[order], geometry=0, radius=6.0, index=index, transformations={"global": scale}
-            )
-        elif shapes == "polygons":
-            squares = [shapely.box(x - 4, y - 4, x + 4, y + 4) for x, y in inside[order]]
-            frame = geopandas.GeoDataFrame(geometry=squares, index=index)
-            elements[region] = ShapesModel.parse(frame, transformations={"global": scale})
-    labels = {}
-    if shapes == "labels":
-        pixels = np.zeros((HEIGHT, WIDTH), np.int32)
-        for number, (x, y) in enumerate(PLACES.astype(int), start=1):
-            pixels[y - 3 : y + 3, x - 3 : x + 3] = number
-        labels = {"spots": Labels2DModel.parse(pixels, dims=("y", "x"), transformations={"global": affine})}
-        names = list(range(1, len(PLACES) + 1))
-    obs = pd.DataFrame(
-        {
-            "region": pd.Categorical([region for region in regions for _ in names]),
-            "spot_id": names * len(regions),
-        },
-        index=[f"{region}-{number}" for region in regions for number in range(len(names))],
-    )
-    table = anndata.AnnData(
-        sparse.csr_matrix(np.tile(np.asarray(counts, np.float32), (len(regions), 1))),
-        obs=obs,
-        var=pd.DataFrame(index=["EPCAM", "CD4", "MS4A1"]),
-    )
-    if options.get("annotates", True):
-        table = TableModel.parse(table, region=list(regions), region_key="region", instance_key="spot_id")
-    pixels = image_pixels() if image is None else image
-    transformations = {options.get("image_system", "global"): affine, "image_only": Identity()}
-    channels = options.get("channels", ["r", "g", "b"] if len(pixels) == 3 else None)
-    he = Image2DModel.parse(
-        pixels,
-        dims=("c", "y", "x"),
-        transformations=transformations,
-        c_coords=channels,
-        scale_factors=options.get("scale_factors"),
-    )
-    store = spatialdata.SpatialData(images={"he": he}, labels=labels, shapes=elements, tables={"table": table})
-    store.write(folder)
-    return folder
 
 
 def slide_of(tmp_path, **options):
@@ -137,7 +60,10 @@ def test_a_store_becomes_a_task_with_the_right_tissue(tmp_path, scale_factors):
         barcodes = [name.decode() for name in file["barcode"][:, 0]]
     assert barcodes[int(darkness.argmax())] == "spots-2"
     assert (darkness > 1).sum() == 1
-    assert prepare_sample(store, slide, tmp_path / "T", sample_id="S", study="A", patches=PATCHES).status == "kept"
+    assert (
+        prepare_sample(store, slide, tmp_path / "T", sample_id="S", study="A", patches=PATCHES).status
+        == "kept"
+    )
 
 
 def test_size_of_a_px_from_the_pitch(tmp_path):
@@ -147,7 +73,12 @@ def test_size_of_a_px_from_the_pitch(tmp_path):
     assert SpatialDataStore(**options, pitch_um=110).read("S", PATCHES).um_per_px == pytest.approx(0.55)
     with pytest.raises(DataError, match=r"states 0\.5 µm/px.*a px is 0\.55 µm, 10% apart"):
         prepare_sample(
-            SpatialDataStore(**options, pitch_um=110), slide, tmp_path / "T", sample_id="S", study="A", patches=PATCHES
+            SpatialDataStore(**options, pitch_um=110),
+            slide,
+            tmp_path / "T",
+            sample_id="S",
+            study="A",
+            patches=PATCHES,
         )
     with pytest.raises(ParameterError, match="`pitch_um` must be above 0, not -1"):
         SpatialDataStore(**options, pitch_um=-1)
@@ -168,11 +99,16 @@ def test_the_image_is_written_as_it_is(tmp_path, monkeypatch):
     before = slide.stat().st_mtime_ns
     slide_of(tmp_path, um_per_px=0.3)
     assert slide.stat().st_mtime_ns == before
-    slide_of(tmp_path, um_per_px=0.4)
+    with pytest.raises(
+        DataError, match=r"he\.tif: exists already, and is not image 'he' of .* at `slide_res.*=0\.4`"
+    ):
+        slide_of(tmp_path, um_per_px=0.4)
+    slide_of(tmp_path, um_per_px=0.4, overwrite=True)
     assert open_slide(slide).resolution_um_per_px == pytest.approx(0.4, rel=1e-6)
     slide.write_bytes(b"no")
-    slide_of(tmp_path, um_per_px=0.4)
-    np.testing.assert_array_equal(tifffile.imread(slide), wanted)
+    with pytest.raises(DataError, match="exists already"):
+        slide_of(tmp_path, um_per_px=0.4)
+    assert slide.read_bytes() == b"no"
 
 
 def test_images_without_names_of_colours(tmp_path):
@@ -200,7 +136,9 @@ def test_images_that_are_not_stained(tmp_path):
 def test_several_regions_are_several_samples(tmp_path):
     write_store(tmp_path / "s.zarr", regions=("one", "two"))
     options = {"folder": tmp_path / "s.zarr", "slide": slide_of(tmp_path), "image": "he"}
-    with pytest.raises(DataError, match=r"annotates one, two; each is a sample of its own, choose one by `region`"):
+    with pytest.raises(
+        DataError, match=r"annotates one, two; each is a sample of its own, choose one by `region`"
+    ):
         SpatialDataStore(**options).read("S", PATCHES)
     sample = SpatialDataStore(**options, region="two").read("S", PATCHES)
     assert sample.barcodes[0] == "two-0"

@@ -199,7 +199,7 @@ def test_transcripts_feed_the_tokens_of_fine_tuning(tmp_path, monkeypatch):
 
 
 def test_features_that_the_table_calls_no_genes(tmp_path):
-    places, features, qv = scattered()
+    features = scattered()[1]
     make(tmp_path, columns={"is_gene": features != "CD4"})
     sample = source(tmp_path).read("S", PATCHES)
     assert sample.genes == ("ACTA2", "EPCAM")
@@ -232,7 +232,10 @@ def test_what_is_missing_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "problem"),
     [
-        ({"x_location": None}, r"lacks the column 'x_location'; it has .*; give transcripts\.parquet as Xenium"),
+        (
+            {"x_location": None},
+            r"lacks the column 'x_location'; it has .*; give transcripts\.parquet as Xenium",
+        ),
         ({"qv": None}, "lacks the column 'qv'"),
         ({"feature_name": None}, "lacks the column 'feature_name'"),
         ({"y_location": np.full(3000, np.inf)}, "x_location or y_location is infinite"),
@@ -263,7 +266,10 @@ def test_truncated_table(tmp_path):
         (json.dumps({"pixel_size": "0.2125"}), "'pixel_size' is '0.2125'"),
         (json.dumps({"pixel_size": True}), "'pixel_size' is True"),
         (json.dumps({"pixel_size": 0}), "'pixel_size' is 0"),
-        (json.dumps({"pixel_size": 212.5, "analysis_sw_version": "x-1"}), r"'pixel_size' is 212.5 \(written by x-1\)"),
+        (
+            json.dumps({"pixel_size": 212.5, "analysis_sw_version": "x-1"}),
+            r"'pixel_size' is 212.5 \(written by x-1\)",
+        ),
         ('{"pixel_size": NaN}', "'pixel_size' is nan"),
     ],
 )
@@ -276,8 +282,12 @@ def test_pixel_sizes_that_are_none(tmp_path, content, problem):
 
 def test_most_transcripts_outside_of_the_image_are_warned_of(tmp_path):
     make(tmp_path)
-    write_matrix(tmp_path / "he_imagealignment.csv", turned() @ np.array([[1, 0, -420], [0, 1, 0], [0, 0, 1]]))
-    with pytest.warns(UserWarning, match=r"places only \d+ of 2,\d+ transcripts inside of .*he\.tif \(600 × 400 px\)"):
+    write_matrix(
+        tmp_path / "he_imagealignment.csv", turned() @ np.array([[1, 0, -420], [0, 1, 0], [0, 0, 1]])
+    )
+    with pytest.warns(
+        UserWarning, match=r"places only \d+ of 2,\d+ transcripts inside of .*he\.tif \(600 × 400 px\)"
+    ):
         source(tmp_path).read("S", PATCHES)
 
 

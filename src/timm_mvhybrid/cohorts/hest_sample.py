@@ -73,12 +73,16 @@ class HestFolder:
             DataError: If the h5ad or the image is missing.
         """
         if not self.folder.is_dir():
-            raise DataError(f"{self.folder}: no such folder; give the one that holds wsis/, st/ and metadata/")
+            raise DataError(
+                f"{self.folder}: no such folder; give the one that holds wsis/, st/ and metadata/"
+            )
         for path in (self.expression, self.slide):
             if not path.is_file():
                 others = sorted(file.stem for file in path.parent.glob(f"*{path.suffix}"))
                 have = f"has {', '.join(others[:5])}{' …' * (len(others) > 5)}" if others else "has none"
-                raise DataError(f"{path}: missing, and {path.parent} {have}; give a sample that was downloaded")
+                raise DataError(
+                    f"{path}: missing, and {path.parent} {have}; give a sample that was downloaded"
+                )
         return (self.expression, *([] if self.metadata is None else [self.metadata]))
 
     @cached_property
@@ -166,7 +170,9 @@ def _read_facts(file: Path, sample: str) -> dict[str, Any]:
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or value != value or (isinstance(value, str) and value.strip().lower() in ("", "nan"))
+    return (
+        value is None or value != value or (isinstance(value, str) and value.strip().lower() in ("", "nan"))
+    )
 
 
 def _text(facts: Mapping[str, Any], name: str) -> str | None:

@@ -113,7 +113,11 @@ def read_alignment(file: str | Path) -> NDArray[np.float64]:
         transposed = np.allclose(matrix[:, 2], _LAST_ROW, rtol=0, atol=_ROUNDING)
         raise DataError(
             f"{file}: the last line is {last}, not 0, 0, 1, which no shift, rotation or scaling has; "
-            + ("the matrix is transposed: write it with the shift in its last column" if transposed else "export it again")
+            + (
+                "the matrix is transposed: write it with the shift in its last column"
+                if transposed
+                else "export it again"
+            )
         )
     if not np.linalg.svd(matrix[:2, :2], compute_uv=False)[-1] > _SMALLEST_SCALE:
         raise DataError(

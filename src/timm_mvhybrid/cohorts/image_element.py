@@ -23,7 +23,12 @@ _ROW_TILES = 4
 
 
 def write_image_element(
-    store: str | Path, path: str | Path, image: str | None = None, *, um_per_px: float | None = None
+    store: str | Path,
+    path: str | Path,
+    image: str | None = None,
+    *,
+    um_per_px: float | None = None,
+    overwrite: bool = False,
 ) -> str:
     """Writes an image of a store as a tiled TIFF; one that is there already, of the same image, is kept.
 
@@ -32,12 +37,14 @@ def write_image_element(
         path: The TIFF.
         image: Name of the image; None takes the only one.
         um_per_px: Size of its px in µm, which the file then states.
+        overwrite: Replace a file that is of another image, or states another size.
 
     Returns:
         Name of the image.
 
     Raises:
-        DataError: If there is no such image, or it is not of red, green and blue in 8 bits.
+        DataError: If there is no such image, it is not of red, green and blue in 8 bits, or a file that is there already
+            may not be replaced.
         OutputError: If the disk does not take it, or another process writes it.
         MissingPackageError: If spatialdata or tifffile is not installed.
     """
@@ -51,8 +58,13 @@ def write_image_element(
         path.parent.mkdir(parents=True, exist_ok=True)
     with claimed(path):
         remove_leftovers(path)
-        if path.exists() and _description(path) == description:
-            return name
+        if path.exists() and not overwrite:
+            if _description(path) == description:
+                return name
+            raise DataError(
+                f"{path}: exists already, and is not image '{name}' of {store} at `slide_resolution_um_per_px={um_per_px}`; choose "
+                "another `output` or `sample_id`, or replace it with `overwrite=True`"
+            )
         check_space(path, width * height)
         _write(path, pixels, description, um_per_px)
     return name
@@ -68,7 +80,9 @@ def _rgb(store: Path, name: str) -> Any:
             "the scan itself by `slide`"
         )
     channels = [str(channel).lower() for channel in image.coords["c"].values]
-    order = [next((at for at, channel in enumerate(channels) if channel in words), None) for words in _COLOURS]
+    order = [
+        next((at for at, channel in enumerate(channels) if channel in words), None) for words in _COLOURS
+    ]
     if None in order:
         raise DataError(
             f"{where}: its channels are {', '.join(channels)}, not red, green and blue; give a stained image, or the scan "

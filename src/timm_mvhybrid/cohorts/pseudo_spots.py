@@ -52,10 +52,7 @@ class PatchGrid:
             if not 0 < value < math.inf:
                 raise DataError(f"`{name}` is {value}; give a number above 0")
         # a side of whole px in a measure of µm is so only up to rounding
-        columns, rows = (
-            math.floor((length - side_px) / stride_px + _ROUNDING) + 1
-            for length in dimensions
-        )
+        columns, rows = (math.floor((length - side_px) / stride_px + _ROUNDING) + 1 for length in dimensions)
         if columns < 1 or rows < 1:
             raise DataError(
                 f"a square of {side_px:.1f} px does not fit into the image of {dimensions[0]} × {dimensions[1]} px; give the "
@@ -104,7 +101,8 @@ class PatchGrid:
     def centres(self, squares: NDArray[np.int64]) -> NDArray[np.float64]:
         """Returns the centres of squares in level-0 px, (squares, 2) as x, y."""
         column_row = np.stack([squares % self.num_columns, squares // self.num_columns], axis=1)
-        return column_row * self.stride_px + self.side_px / 2
+        found: NDArray[np.float64] = column_row.astype(np.float64) * self.stride_px + self.side_px / 2
+        return found
 
     def names(self, squares: NDArray[np.int64]) -> tuple[str, ...]:
         """Names squares by their place in the grid, ``XxY`` as spots of Spatial Transcriptomics are."""
@@ -138,7 +136,9 @@ class SquareCounts:
             DataError: If there are more than 2²⁰ genes.
         """
         if len(gene) and int(gene.max()) >= _MAX_GENES:
-            raise DataError(f"there are more than {_MAX_GENES:,} genes; is feature_name the name of the gene?")
+            raise DataError(
+                f"there are more than {_MAX_GENES:,} genes; is feature_name the name of the gene?"
+            )
         places, squares = self.grid.locate(x, y)
         met = np.zeros(len(x), bool)
         met[places] = True

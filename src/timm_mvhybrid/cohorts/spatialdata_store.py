@@ -29,6 +29,7 @@ from .spot_sample import PatchOptions, SpotSample
 
 EXTRA = "spatialdata"
 _ELEMENTS = ("tables", "shapes", "labels", "images")
+_DESCRIPTIONS = ("zarr.json", ".zmetadata", ".zattrs", ".zgroup", ".zarray")
 _ATTRIBUTES = "spatialdata_attrs"
 
 
@@ -70,7 +71,7 @@ class SpatialDataStore:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Files by which the counts and the store are told: its description, and the matrix of the table.
+        """Files by which the store is told: its description, its shapes and the counts of the table.
 
         Raises:
             DataError: If the folder is no such store, or names and their number leave open what is meant.
@@ -81,14 +82,18 @@ class SpatialDataStore:
         layer = "X" if self.counts_layer is None else "raw/X"
         if self.counts_layer not in (None, "raw"):
             layer = f"layers/{self.counts_layer}"
-        matrix = sorted(file for file in (table / layer).rglob("*") if file.is_file())
-        names = ("zarr.json", ".zmetadata", ".zattrs", ".zgroup")
-        return (*(file for name in names if (file := self.folder / name).is_file()), *matrix)
+        # the descriptions of arrays are in that of the store; what tells files apart is their path in the store
+        arrays = sorted(file for file in (table / layer).rglob("*") if file.is_file())
+        chunks = [file for file in arrays if file.name not in _DESCRIPTIONS]
+        described = [self.folder / name for name in _DESCRIPTIONS if (self.folder / name).is_file()]
+        return (*described, *sorted((self.folder / "shapes").glob("*/shapes.parquet")), *chunks)
 
     @property
     def _image(self) -> Path:
         if self.slide is None:
-            raise ParameterError("`slide` is missing; give it, or write an image of the store by `write_image_element`")
+            raise ParameterError(
+                "`slide` is missing; give it, or write an image of the store by `write_image_element`"
+            )
         return self.slide
 
     def read(self, sample_id: str, patches: PatchOptions) -> SpotSample:
@@ -109,9 +114,9 @@ class SpatialDataStore:
         system = self._system([region, *([] if self.image is None else [self.image])], data)
         centres, sizes = _centres(self.folder / region, element, system)
         places = self._pick(region, centres, instances)
-        matrix = np.eye(3)
+        matrix: NDArray[np.float64] = np.eye(3)
         if self.image is not None:
-            matrix = np.linalg.inv(affine_matrix(data[self.image], system))
+            matrix = np.linalg.inv(affine_matrix(data[self.image], system)).astype(np.float64)
             self._check_size(level0(data[self.image]))
         places = places @ matrix[:2, :2].T + matrix[:2, 2]
         measured = replace(counts, spatial=places).under_tissue()
@@ -123,7 +128,9 @@ class SpatialDataStore:
                 abs(np.linalg.det(matrix[:2, :2] @ affine_matrix(element, system)[:2, :2]))
             )
         um = um_per_px or open_slide(self._image).resolution_um_per_px
-        shape: Literal["circle", "square"] = "circle" if "radius" in getattr(element, "columns", ()) else "square"
+        shape: Literal["circle", "square"] = (
+            "circle" if "radius" in getattr(element, "columns", ()) else "square"
+        )
         return SpotSample(
             sample_id=sample_id,
             barcodes=measured.barcodes,
@@ -151,7 +158,9 @@ class SpatialDataStore:
         """Finds what the table annotates: the element, the rows that do, and which of its shapes each row is of."""
         keys = table.uns.get(_ATTRIBUTES)
         if keys is None:
-            raise DataError(f"{where}: annotates no shapes, so its spots have no places; give another `table`")
+            raise DataError(
+                f"{where}: annotates no shapes, so its spots have no places; give another `table`"
+            )
         regions = keys["region"]
         names = [regions] if isinstance(regions, str) else [str(name) for name in regions]
         region = self.region
@@ -162,7 +171,9 @@ class SpatialDataStore:
                 )
             region = names[0]
         elif region not in names:
-            raise DataError(f"{where}: does not annotate '{region}', but {', '.join(names)}; give one as `region`")
+            raise DataError(
+                f"{where}: does not annotate '{region}', but {', '.join(names)}; give one as `region`"
+            )
         rows = np.asarray(table.obs[keys["region_key"]].astype(str) == region)
         instances = table.obs[keys["instance_key"]][rows].tolist()
         unique_positions(where, "instance", instances, "keep one row for each shape")
@@ -179,7 +190,7 @@ class SpatialDataStore:
         wanted = self.coordinate_system or ("global" if "global" in common else None)
         if wanted is None and len(common) == 1:
             wanted = common[0]
-        if wanted not in common:
+        if wanted is None or wanted not in common:
             what = "have no coordinate system in common"
             if common:
                 what = f"have the coordinate system{'s' * (len(common) > 1)} {', '.join(common)} in common"
@@ -270,13 +281,17 @@ def choose_element(folder: Path, kind: str, name: str | None) -> str:
     if name is None or name not in names:
         asked = f"no {singular} '{name}'" if name is not None else f"no {singular}"
         have = f"; it has {', '.join(names)}" if names else ""
-        raise DataError(f"{folder}: {asked} in its folder {kind}{have}; is it a SpatialData store with {kind}?")
+        raise DataError(
+            f"{folder}: {asked} in its folder {kind}{have}; is it a SpatialData store with {kind}?"
+        )
     return name
 
 
 def level0(image: Any) -> Any:
     """Takes the largest of an image element's scales, as an xarray (c, y, x)."""
-    return require("spatialdata", EXTRA).get_pyramid_levels(image, n=0) if hasattr(image, "children") else image
+    return (
+        require("spatialdata", EXTRA).get_pyramid_levels(image, n=0) if hasattr(image, "children") else image
+    )
 
 
 def affine_matrix(element: Any, system: str) -> NDArray[np.float64]:

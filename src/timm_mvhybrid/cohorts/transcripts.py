@@ -132,7 +132,9 @@ class TranscriptTable:
         self.num_kept = 0
         self._takes_all = genes is None
         self._number = (
-            {} if genes is None else unique_positions(self.path, "gene", list(genes), "ask for each gene once")
+            {}
+            if genes is None
+            else unique_positions(self.path, "gene", list(genes), "ask for each gene once")
         )
         if not self.path.is_file():
             raise DataError(f"{self.path}: no such file; give a parquet table of transcripts")
@@ -160,7 +162,9 @@ class TranscriptTable:
                 qv=qv[kept].astype(np.float32),
             )
             if not (np.isfinite(batch.x).all() and np.isfinite(batch.y).all()):
-                raise DataError(f"{self.path}: {' or '.join(self.columns)} is infinite; write the table again")
+                raise DataError(
+                    f"{self.path}: {' or '.join(self.columns)} is infinite; write the table again"
+                )
             self.num_kept += len(batch.x)
             yield batch
         if not self.num_kept:
@@ -284,9 +288,7 @@ def renumbered(old: Sequence[str], new: Sequence[str]) -> NDArray[np.int32]:
     return np.array([place[name] for name in old], dtype=np.int32)
 
 
-def _arrays(
-    path: Path, batch: Any, columns: tuple[str, str]
-) -> tuple[Any, Any, Any, Any, list[str], Any]:
+def _arrays(path: Path, batch: Any, columns: tuple[str, str]) -> tuple[Any, Any, Any, Any, list[str], Any]:
     x, y, qv = (
         batch.column(name).to_numpy(zero_copy_only=False).astype(np.float64) for name in (*columns, "qv")
     )
