@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from ..runtime.names import unique_positions
 
 # what pandas writes for missing values that became strings
 _MISSING = ("", "nan", "<na>")
+GZIP_MAGIC = b"\x1f\x8b"
+"""How compressed files begin, whatever they are called."""
 PATIENT_COLUMNS = ("patient", "group")
 """Names of the column of what must not be split, where images or samples are listed."""
 SPLIT_COLUMNS = ("sample_id", "patches_path", "expr_path")
@@ -44,6 +48,28 @@ def read_csv(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
             f"{file}: cannot be read as a CSV ({getattr(error, 'strerror', None) or error})"
         ) from error
     return rows
+
+
+def read_text(file: Path, kind: str = "table") -> str:
+    """Reads a text, plain or compressed by gzip, whatever its name says; raises DataError where that fails."""
+    try:
+        content = file.read_bytes()
+        return (gzip.decompress(content) if content.startswith(GZIP_MAGIC) else content).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{file}: cannot be read as a {kind} ({reason})") from error
+
+
+def read_tabs(file: Path) -> list[list[str]]:
+    """Reads a table with tabs, see ``read_text``; rows without cells are left out.
+
+    Raises:
+        DataError: If the file cannot be read as such a table.
+    """
+    try:
+        return [row for row in csv.reader(read_text(file).splitlines(), delimiter="\t", strict=True) if row]
+    except csv.Error as error:
+        raise DataError(f"{file}: cannot be read as a table ({error})") from error
 
 
 def patients(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +13,10 @@ from numpy.typing import NDArray
 from ..runtime.errors import DataError
 from ..runtime.extras import require
 from ..runtime.names import unique_positions
+from .csv_tables import read_text
 
 GeneSets = Mapping[str, Sequence[str]] | str | Path
 """Name of a set → its genes, or the path of a GMT file."""
-
-_GZIP = b"\x1f\x8b"
 
 
 def read_gmt(path: str | Path) -> dict[str, list[str]]:
@@ -41,7 +38,7 @@ def read_gmt(path: str | Path) -> dict[str, list[str]]:
     path = Path(path)
     found: dict[str, list[str]] = {}
     lines: dict[str, int] = {}
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path, "GMT file").splitlines(), start=1):
         if not line.strip():
             continue
         where = f"{path}: line {number}"
@@ -62,17 +59,6 @@ def read_gmt(path: str | Path) -> dict[str, list[str]]:
     if not found:
         raise DataError(f"{path}: holds no gene set; give a GMT file (name, description, genes in a line)")
     return found
-
-
-def _text(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-        if content.startswith(_GZIP):
-            content = gzip.decompress(content)
-        return content.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: cannot be read as a GMT file ({reason})") from error
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -54,8 +54,9 @@ class VisiumFolder:
     counts: Annotated[Path | None, arg(metavar="PATH")] = None
     positions: Annotated[Path | None, arg(metavar="FILE")] = None
 
-    def files(self, patches: PatchOptions | None = None) -> tuple[Path, ...]:
-        """Lists matrix and table of positions."""
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Matrix and table of positions."""
         matrix, positions = self._paths()
         return (*matrix_files(matrix), positions)
 
@@ -78,10 +79,11 @@ class VisiumFolder:
         positions = read_positions(positions_path)
         placement, um_per_px, lattice = _measure(positions_path, positions)
         barcodes, values = _read_all(matrix)
+        # first, because a transposed matrix may have all kinds of barcodes
+        matrix.check_barcodes(barcodes, set(positions.barcodes.tolist()), positions_path)
         row_of = {name: row for row, name in enumerate(barcodes)}
         if len(row_of) < len(barcodes):
             raise DataError(f"{matrix_path}: a barcode occurs more than once; give the matrix of one sample")
-        matrix.check_barcodes(row_of, set(positions.barcodes.tolist()), positions_path)
         names = positions.barcodes.tolist()
         kept = [index for index in np.flatnonzero(positions.in_tissue) if names[index] in row_of]
         if not kept:
@@ -105,7 +107,7 @@ class VisiumFolder:
             },
             image=FULL_IMAGE,
             image_size_px=stated_image_size(positions_path.parent),
-            files=self.files(),
+            files=self.files,
             notes={
                 "platform": "Visium",
                 "matrix": matrix_path.name,

@@ -6,10 +6,7 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,6 +18,7 @@ from numpy.typing import NDArray
 from ..runtime.errors import DataError
 from ..runtime.extras import require
 from ..runtime.names import unique_positions
+from .csv_tables import read_tabs
 from .prepare import PreparedSample, prepare_sample
 from .spot_patches import SpotPatches
 from .spot_sample import PatchOptions, SpotSample
@@ -55,8 +53,9 @@ class STSection:
     pitch_um: float = PITCH_UM
     um_per_px: float | None = None
 
-    def files(self, patches: PatchOptions | None = None) -> tuple[Path, ...]:
-        """Lists the two tables."""
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The two tables."""
         return self.counts, self.spots
 
     def read(self, sample_id: str, patches: PatchOptions | None = None) -> SpotSample:
@@ -90,7 +89,7 @@ class STSection:
             um_per_px=um_per_px,
             spot_size_um=SPOT_SIZE_UM,
             image="the image at the resolution that the table of spots is of",
-            files=self.files(),
+            files=self.files,
             notes={
                 "platform": "Spatial Transcriptomics",
                 "um_per_px": um_per_px,
@@ -256,14 +255,7 @@ def _patients(file: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def _table(file: Path) -> list[list[str]]:
-    try:
-        content = file.read_bytes()
-        text = (gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content).decode("utf-8-sig")
-        rows = [row for row in csv.reader(text.splitlines(), delimiter="\t", strict=True) if row]
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"{file}: cannot be read as a table ({getattr(error, 'strerror', None) or error})"
-        ) from error
+    rows = read_tabs(file)
     if len(rows) < 2:
         raise DataError(f"{file}: holds no spot; give a table with a header and a row for each spot")
     return rows

@@ -7,9 +7,10 @@ gene of the name NA for a missing value; the tests hold both to each other.
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from ..data.h5_file import H5File
 from ..runtime.errors import DataError
 from ..runtime.extras import require
 from .counts import not_counts
+from .csv_tables import GZIP_MAGIC, read_tabs
 from .feature_table import FeatureTable
 
 _H5_DATASETS = ("barcodes", "data", "indices", "indptr", "shape", "features/id", "features/name")
@@ -207,34 +209,47 @@ class MtxMatrix(TenXMatrix):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._files = mtx_files(self.path)
-        self._features = [row.split(b"\t") for row in _lines(self._files["features"])]
-        narrow = next((row for row in self._features if len(row) < 2), None)
+        rows = read_tabs(self._files["features"])
+        narrow = next((row for row in rows if len(row) < 2), None)
         if narrow is not None:
             raise DataError(
-                f"{self._files['features']}: '{narrow[0].decode(errors='replace')}' has no second column; give identifier and "
-                "symbol of each feature, with a tab between them"
+                f"{self._files['features']}: '{narrow[0]}' has no second column; give identifier and symbol of each feature, with "
+                "a tab between them"
             )
-        self._barcodes = np.array(_lines(self._files["barcodes"]), dtype=np.bytes_)
+        self._barcodes = np.array(
+            [row[0].encode() for row in read_tabs(self._files["barcodes"])], dtype=np.bytes_
+        )
         self.num_barcodes = len(self._barcodes)
-        ids, symbols = ([row[column].decode() for row in self._features] for column in (0, 1))
-        types = [row[2].decode() for row in self._features if len(row) > 2]
+        self._features = [(row[0], row[1]) for row in rows]
+        ids, symbols = ([row[column] for row in rows] for column in (0, 1))
+        types = [row[2] for row in rows if len(row) > 2]
         self.features = FeatureTable.of(
             self._files["features"], ids, symbols, types if len(types) == len(ids) else ()
         )
         with _reading(self._files["matrix"]):
-            rows, columns, *_ = require("scipy.io").mminfo(self._files["matrix"])
-        _check_shape(self._files["matrix"], (rows, columns), len(ids), self.num_barcodes)
+            num_rows, num_columns, *_ = require("scipy.io").mminfo(self._readable())
+        _check_shape(self._files["matrix"], (num_rows, num_columns), len(ids), self.num_barcodes)
 
     def feature_names(self) -> Iterator[tuple[bytes, bytes]]:
         """Yields identifier and symbol of each feature."""
-        yield from ((row[0], row[1]) for row in self._features)
+        yield from ((identifier.encode(), symbol.encode()) for identifier, symbol in self._features)
 
     def chunks(self) -> Iterator[MatrixChunk]:
         """Yields all counts."""
         with _reading(self._files["matrix"]):
-            values = require("scipy.io").mmread(self._files["matrix"]).T.tocsr()
+            values = require("scipy.io").mmread(self._readable()).T.tocsr()
         _check_counts(self._files["matrix"], values)
         yield MatrixChunk(barcodes=self._barcodes, values=values)
+
+    def _readable(self) -> Path | io.BytesIO:
+        """Makes what SciPy reads: it judges by the name whether a file is compressed, and some are called otherwise."""
+        file = self._files["matrix"]
+        with file.open("rb") as stream:
+            is_compressed = stream.read(2) == GZIP_MAGIC
+        if is_compressed == (file.suffix == ".gz"):
+            return file
+        content = file.read_bytes()
+        return io.BytesIO(gzip.decompress(content) if is_compressed else content)
 
 
 def open_matrix(path: Path) -> TenXMatrix:
@@ -289,13 +304,6 @@ def _check_counts(path: Path, values: Any) -> None:
 
 def _texts(values: Any) -> list[str]:
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
-
-
-def _lines(file: Path) -> list[bytes]:
-    with _reading(file):
-        opener: Callable[..., Any] = gzip.open if file.suffix == ".gz" else open
-        with opener(file, "rb") as stream:
-            return [line for line in stream.read().splitlines() if line]
 
 
 @contextmanager

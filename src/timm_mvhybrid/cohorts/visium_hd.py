@@ -41,8 +41,8 @@ class VisiumHDFolder:
 
     Attributes:
         folder: Folder that Space Ranger calls outs, the one around it, binned_outputs, or one of its square_…um.
-        bin_size_um: Size of the bins that are read in µm; by default 8, or 2, or what there is, if a patch is a whole
-            number of them.
+        bin_size_um: Size of the bins that are read in µm, of which a patch must have a whole number; by default 8, or
+            else 2, or what there is.
         stride_px: Distance of neighbouring pseudo-spots in px of the patches; by default a patch's side, so that every bin
             is in one.
         min_tissue: Smallest fraction (0 to 1) of a pseudo-spot's bins that must be in tissue.
@@ -57,9 +57,10 @@ class VisiumHDFolder:
         if not 0 <= self.min_tissue <= 1:
             raise ParameterError(f"`min_tissue` must lie between 0 and 1, not {self.min_tissue}")
 
-    def files(self, patches: PatchOptions) -> tuple[Path, ...]:
-        """Lists matrix, table of positions and scale factors of the bins that are read."""
-        _, folder, *_ = self._choose(patches)
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Matrix, table of positions and scale factors of the bins that are read."""
+        _, folder = self._bins()
         factors = folder / "spatial" / "scalefactors_json.json"
         return (
             *matrix_files(find_matrix(folder, None)),
@@ -73,38 +74,41 @@ class VisiumHDFolder:
         inner = outs / "binned_outputs"
         candidates = [self.folder] if _BIN_FOLDER.fullmatch(self.folder.resolve().name) else []
         candidates += sorted((inner if inner.is_dir() else outs).glob("square_*um"))
-        found = {
+        return {
             int(match[1]): folder
             for folder in candidates
             if folder.is_dir() and (match := _BIN_FOLDER.fullmatch(folder.resolve().name))
         }
-        if self.bin_size_um is not None:
-            found = {size: folder for size, folder in found.items() if size == self.bin_size_um}
-        if not found:
-            wanted = "…" if self.bin_size_um is None else f"{self.bin_size_um:03d}"
-            raise DataError(
-                f"{self.folder}: has no folder binned_outputs/square_{wanted}um; give the folder that Space Ranger calls outs"
-            )
-        return found
 
-    def _choose(self, patches: PatchOptions) -> tuple[int, Path, int, int]:
-        """Chooses the bins: their size, folder, and side and stride of a square in bins."""
+    def _bins(self) -> tuple[int, Path]:
+        """Chooses the bins: their size in µm, and their folder."""
+        folders = self._bin_folders()
+        for size in (*_PREFERRED_UM, *sorted(folders)) if self.bin_size_um is None else (self.bin_size_um,):
+            if size in folders:
+                return size, folders[size]
+        wanted = "…" if self.bin_size_um is None else f"{self.bin_size_um:03d}"
+        has = f"; it has {', '.join(folder.name for folder in folders.values())}" if folders else ""
+        raise DataError(
+            f"{self.folder}: has no folder binned_outputs/square_{wanted}um{has}; give the folder that Space Ranger calls outs"
+        )
+
+    def _squares(self, size: int, patches: PatchOptions) -> tuple[int, int]:
+        """Computes side and stride of a square in bins."""
         stride_um = (
             patches.side_um if self.stride_px is None else self.stride_px * patches.resolution_um_per_px
         )
-        if not stride_um > 0:
-            raise ParameterError(f"`stride_px` must be above 0, not {self.stride_px}")
-        folders = self._bin_folders()
-        for size in sorted(folders, key=lambda size: (*(size != one for one in _PREFERRED_UM), size)):
-            side, stride = round(patches.side_um / size), round(stride_um / size)
-            exact = (abs(side * size - patches.side_um), abs(stride * size - stride_um))
-            if max(exact) < 1e-6 and min(side, stride) > 0:
-                return size, folders[size], side, stride
-        sizes = " or ".join(f"{size} µm" for size in sorted(folders))
-        raise DataError(
-            f"{self.folder}: patches of {patches.side_um:g} µm every {stride_um:g} µm are not whole numbers of bins of {sizes}; "
-            "change `patch_size_px`, `resolution_um_per_px` or `stride_px`"
-        )
+        if not 0 < stride_um < np.inf:
+            raise ParameterError(f"`stride_px` must be finite and above 0, not {self.stride_px}")
+        side, stride = round(patches.side_um / size), round(stride_um / size)
+        inexact = max(abs(side * size - patches.side_um), abs(stride * size - stride_um)) > 1e-6
+        if inexact or min(side, stride) < 1:
+            smaller = [one for one in sorted(self._bin_folders()) if one < size]
+            remedy = f"read smaller bins by `bin_size_um={smaller[0]}`, or " if smaller else ""
+            raise ParameterError(
+                f"patches of {patches.side_um:g} µm every {stride_um:g} µm are not whole numbers of bins of {size} µm; {remedy}change "
+                "`patch_size_px`, `resolution_um_per_px` or `stride_px`"
+            )
+        return side, stride
 
     def read(self, sample_id: str, patches: PatchOptions | None = None) -> SpotSample:
         """Adds bins in tissue up to squares of the patches' size, on the grid of the bins, from the first row and column on.
@@ -118,7 +122,8 @@ class VisiumHDFolder:
                 has enough tissue.
         """
         patches = patches or PatchOptions()
-        size, folder, side, stride = self._choose(patches)
+        size, folder = self._bins()
+        side, stride = self._squares(size, patches)
         positions = find_positions(folder / "spatial")
         matrix = open_matrix(find_matrix(folder, None))
         state, placement, names = _survey(positions)
@@ -153,7 +158,7 @@ class VisiumHDFolder:
             ),
             genes=matrix.features.genes,
             counts=matrix.features.to_genes(sums.values),
-            spatial=placement(first_rows + middle, first_cols + middle),
+            spatial=placement(middle + first_rows.astype(np.float64), middle + first_cols.astype(np.float64)),
             um_per_px=um_per_px,
             spot_shape="square",
             spot_size_um=patches.side_um,
@@ -165,7 +170,7 @@ class VisiumHDFolder:
             },
             image=FULL_IMAGE,
             image_size_px=stated_image_size(positions.parent),
-            files=self.files(patches),
+            files=self.files,
             notes={
                 "platform": "Visium HD",
                 "bins": folder.name,
