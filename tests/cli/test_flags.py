@@ -4,6 +4,7 @@ import ast
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 from unittest import mock
 
 import pytest
@@ -15,6 +16,7 @@ from timm_mvhybrid.cli import COMMANDS, main, main_of_task
 from timm_mvhybrid.cli.evaluate import task_command
 from timm_mvhybrid.cli.finetune import flags_of_finetune
 from timm_mvhybrid.cli.flags import flags_of, in_flags
+from timm_mvhybrid.cli.prepare import PrepareCommand
 from timm_mvhybrid.evaluate import Task, registered_tasks
 from timm_mvhybrid.runtime.errors import ParameterError
 
@@ -77,7 +79,7 @@ SHORT = {"--model", "--checkpoint", "--pathways"}
 ALIASES = {"--run-dir", "--studies", "--samples", "--spots", "--genes"}
 
 
-@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"evaluate", "finetune", "report"}))
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"evaluate", "finetune", "prepare", "report"}))
 def test_the_flags_are_those_of_the_help(name, capsys, monkeypatch):
     sections = name == "pretrain"
     known = {
@@ -101,6 +103,13 @@ def test_the_flags_of_fine_tuning_are_those_of_the_help(name, capsys, monkeypatc
     assert known == {flag for flag in shown if not re.search(r"(--|\.)no-", flag)} - SHORT
 
 
+@pytest.mark.parametrize("name", get_args(PrepareCommand))
+def test_the_flags_of_preparing_are_those_of_the_help(name, capsys, monkeypatch):
+    command, subcommand = get_args(name)
+    known = {flag.word for flag in flags_of(command).values() if not flag.is_positional}
+    assert known == shown_flags(help_of(["prepare", subcommand.name], capsys, monkeypatch))
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_parameter_has_one_flag_in_all_commands(name):
     """``--checkpoint`` is never ``--weights`` elsewhere."""
@@ -116,7 +125,7 @@ def test_a_parameter_has_one_flag_in_all_commands(name):
             assert f"--{last}" == everywhere[parameter]
 
 
-@pytest.mark.parametrize("command", ["embed", "tile", "pretrain", "evaluate expression", "export", "export-onnx", "publish", "phantom", "plot", "report compare"])  # fmt: skip
+@pytest.mark.parametrize("command", ["embed", "tile", "pretrain", "evaluate expression", "export", "export-onnx", "publish", "phantom", "plot", "prepare visium", "prepare st", "report compare"])  # fmt: skip
 def test_what_is_read_and_written_has_the_same_name_everywhere(command, capsys, monkeypatch):
     shown = shown_flags(help_of(command.split(), capsys, monkeypatch))
     assert "--output" in shown or command == "publish"

@@ -187,19 +187,22 @@ class ST(TaskOptions):
         )
 
 
+PrepareCommand = (
+    Annotated[Visium, subcommand("visium")]
+    | Annotated[VisiumHD, subcommand("visium-hd")]
+    | Annotated[Xenium, subcommand("xenium")]
+    | Annotated[ST, subcommand("st")]
+    | Annotated[Hest, subcommand("hest")]
+    | Annotated[SpatialData, subcommand("spatialdata")]
+)
+"""One for each platform, and for what others have prepared."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepare:
     """Write your own samples in the HEST layout, which evaluation and fine-tuning read."""
 
-    command: Annotated[
-        Annotated[Visium, subcommand("visium")]
-        | Annotated[VisiumHD, subcommand("visium-hd")]
-        | Annotated[Xenium, subcommand("xenium")]
-        | Annotated[ST, subcommand("st")]
-        | Annotated[Hest, subcommand("hest")]
-        | Annotated[SpatialData, subcommand("spatialdata")],
-        arg(name=""),
-    ]
+    command: Annotated[PrepareCommand, arg(name="")]
 
     @property
     def when_interrupted(self) -> str:

@@ -54,7 +54,7 @@ class PreparedSample:
     status: Literal["prepared", "kept"]
     num_spots: int
     num_genes: int
-    num_counts: float
+    num_counts: int
     um_per_px: float
     stated_um_per_px: float | None
     num_over_edge: int
@@ -194,7 +194,7 @@ def _summary(sample: SpotSample, cut: SpotPatches) -> dict[str, Any]:
     return {
         "num_spots": len(sample.barcodes),
         "num_genes": len(sample.genes),
-        "num_counts": float(sample.counts.sum(dtype=np.float64)),
+        "num_counts": round(float(sample.counts.sum(dtype=np.float64))),
         "um_per_px": cut.um_per_px,
         "stated_um_per_px": cut.stated_um_per_px,
         "patch_size_level0_px": cut.patch_size_level0,

@@ -51,14 +51,15 @@ class Recipe:
         )
 
     def differences(self, other: Recipe) -> list[str]:
-        """Says what another recipe has otherwise, in words."""
-        found = []
-        for name, value in self.options.items():
-            if other.options.get(name) != value:
-                found.append(f"`{name}={other.options.get(name)!r}` instead of {value!r}")
+        """Says what this recipe has otherwise than another, in words."""
+        found = [
+            f"`{name}={self.options.get(name)!r}` instead of {other.options.get(name)!r}"
+            for name in dict.fromkeys([*self.options, *other.options])
+            if self.options.get(name) != other.options.get(name)
+        ]
         for name in sorted({*self.inputs, *other.inputs}):
             if self.inputs.get(name) != other.inputs.get(name):
-                found.append(f"another {name}")
+                found.append(f"another {name} than there is now")
         return found
 
 
