@@ -63,7 +63,9 @@ def test_xenium(xenium, capsys):
 
 def test_xenium_without_the_place_of_the_image(xenium, capsys):
     problem = failed(capsys, *XENIUM)
-    assert problem.startswith("he.tif: where it lies on the morphology image of outs is unknown")
+    assert problem.startswith(
+        "he.tif: where it lies on the morphology image is unknown, because there is no file"
+    )
     assert "by --alignment, or --aligned if" in problem
     assert not (xenium / "T" / "patches").exists()
     assert "outside of he.tif (600 × 400 px)" in failed(capsys, *XENIUM, "--aligned")

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 
 import h5py
 import numpy as np
@@ -208,10 +209,18 @@ def test_features_that_the_table_calls_no_genes(tmp_path):
 
 def test_what_is_missing_is_named(tmp_path):
     folder = make(tmp_path)
-    with pytest.raises(DataError, match=r"he\.tif: where it lies .* by `alignment`, or `aligned=True` if"):
+    with pytest.raises(
+        DataError,
+        match=r"he\.tif: where it lies .*, because there is no file \.\.\.imagealignment\.csv in .*outs; give .* by "
+        r"`alignment`, or `aligned=True` if",
+    ):
         source(tmp_path, alignment=None).files  # noqa: B018
-    (tmp_path / "he_imagealignment.csv").rename(folder / "x_he_imagealignment.csv")
-    with pytest.raises(DataError, match=r"\(is it .*x_he_imagealignment\.csv\?\)"):
+    for name in ("x_he_imagealignment.csv", "x_if_imagealignment.csv"):
+        shutil.copy(tmp_path / "he_imagealignment.csv", folder / name)
+    with pytest.raises(
+        DataError,
+        match=r"outs has x_he_imagealignment\.csv, x_if_imagealignment\.csv, of which images is not said",
+    ):
         source(tmp_path, alignment=None).files  # noqa: B018
     with pytest.raises(DataError, match=r"`aligned` says that the image needs no matrix"):
         source(tmp_path, aligned=True).files  # noqa: B018
@@ -296,3 +305,23 @@ def test_size_that_the_user_settles_is_that_of_the_squares(tmp_path):
     sample = source(tmp_path, um_per_px=UM_PER_PX / 2).read("S", PATCHES)
     assert sample.spatial.min() == pytest.approx(32)
     assert sample.um_per_px == UM_PER_PX / 2
+
+
+def test_matrix_that_is_named_after_the_image_or_the_only_one(tmp_path):
+    folder = make(tmp_path)
+    matrix = (tmp_path / "he_imagealignment.csv").rename(tmp_path / "x_he_imagealignment.csv")
+    image = (tmp_path / "he.tif").rename(tmp_path / "x_he_image.ome.tif")
+    found = XeniumFolder(folder=folder, slide=image)
+    assert found.files[-1] == matrix
+    # others in the folder are of other images
+    other = shutil.copy(matrix, folder / "x_if_imagealignment.csv")
+    assert found.files[-1] == matrix
+    matrix.rename(folder / matrix.name)
+    assert found.files[-1] == folder / matrix.name
+    (folder / matrix.name).unlink()
+    assert found.files[-1] == other
+    sample = found.read("S", PATCHES)
+    assert (sample.notes["alignment"], sample.um_per_px) == (
+        "x_if_imagealignment.csv",
+        pytest.approx(UM_PER_PX),
+    )

@@ -27,6 +27,7 @@ from .transcripts import UM_COLUMNS, TranscriptBatch, TranscriptTable, renumbere
 EXPERIMENT_NAME = "experiment.xenium"
 TRANSCRIPTS_NAME = "transcripts.parquet"
 
+_MATRIX_ENDING = "imagealignment.csv"
 _COARSEST_UM_PER_PX = 5.0
 """Of the morphology image; Xenium's has 0.2125."""
 
@@ -39,7 +40,8 @@ class XeniumFolder:
         folder: Output of Xenium Onboard Analysis, with experiment.xenium and transcripts.parquet.
         slide: The H&E image.
         um_per_px: Size of a level-0 px of that image in µm; None derives it from the alignment.
-        alignment: Matrix (CSV, 3 × 3) that Xenium Explorer exports for the H&E image, such as ..._he_imagealignment.csv.
+        alignment: Matrix (CSV, 3 × 3) that Xenium Explorer exports for the image; by default the one that is named after it,
+            as X_he_imagealignment.csv after X_he_image.ome.tif, or the only ...imagealignment.csv in the folder.
         aligned: The image has the very pixels of Xenium's morphology image, so there is no matrix.
         stride_px: Distance of neighbouring pseudo-spots in px of the patches; by default a patch's side, so that every
             transcript is in one.
@@ -72,7 +74,7 @@ class XeniumFolder:
         """Files that are read.
 
         Raises:
-            DataError: If one is missing, or neither or both of ``alignment`` and ``aligned`` are given.
+            DataError: If one is missing, or where the image lies is not known for certain.
         """
         if not self.folder.is_dir():
             raise DataError(f"{self.folder}: no such folder; give the folder that Xenium wrote, unpacked")
@@ -82,20 +84,36 @@ class XeniumFolder:
                 raise DataError(
                     f"{path}: missing, which {what}; give the whole output folder of Xenium Onboard Analysis"
                 )
-        if self.alignment is not None:
-            if self.aligned:
+        matrix = self.matrix_file
+        return (experiment, transcripts) if matrix is None else (experiment, transcripts, matrix)
+
+    @property
+    def matrix_file(self) -> Path | None:
+        """The matrix of the image; None if it is said to need none.
+
+        Raises:
+            DataError: If none is given or found, or several are found.
+        """
+        if self.aligned:
+            if self.alignment is not None:
                 raise DataError(
                     f"{self.alignment}: `aligned` says that the image needs no matrix; give one of both"
                 )
-            return experiment, transcripts, self.alignment
-        if not self.aligned:
-            beside = sorted(self.folder.glob("*imagealignment.csv"))
-            raise DataError(
-                f"{self._image}: where it lies on the morphology image of {self.folder} is unknown; give the matrix that Xenium "
-                f"Explorer exports by `alignment`{f' (is it {beside[0]}?)' if beside else ''}, or `aligned=True` if the image has "
-                "the very pixels of the morphology image"
-            )
-        return experiment, transcripts
+            return None
+        if self.alignment is not None:
+            return self.alignment
+        named, inside = _named_after(self._image), sorted(self.folder.glob(f"*{_MATRIX_ENDING}"))
+        for place in (self._image.parent, self.folder):
+            if named is not None and (place / named).is_file():
+                return place / named
+        if len(inside) == 1:
+            return inside[0]
+        found = f"{self.folder} has {', '.join(file.name for file in inside)}, of which images is not said"
+        raise DataError(
+            f"{self._image}: where it lies on the morphology image is unknown, because "
+            f"{found if inside else f'there is no file ...{_MATRIX_ENDING} in {self.folder}'}; give the matrix that Xenium "
+            "Explorer exports by `alignment`, or `aligned=True` if the image has the very pixels of the morphology image"
+        )
 
     @property
     def _image(self) -> Path:
@@ -113,7 +131,7 @@ class XeniumFolder:
         Raises:
             DataError: If a file cannot be used, all transcripts lie outside of the image, or no square holds enough.
         """
-        placement = self.placement()
+        placement, matrix = self.placement(), self.matrix_file
         um_per_px = self.um_per_px or placement.um_per_px
         scale = level0_scale(patches.resolution_um_per_px, um_per_px)
         stride_px = patches.patch_size_px if self.stride_px is None else self.stride_px
@@ -145,15 +163,15 @@ class XeniumFolder:
             counts=counts[kept],
             spatial=grid.centres(squares[kept]),
             um_per_px=um_per_px,
-            um_per_px_from=f"{self.alignment or 'the pixels of the morphology image'} and the {placement.morphology_um_per_px:g} "
+            um_per_px_from=f"{matrix or 'the pixels of the morphology image'} and the {placement.morphology_um_per_px:g} "
             f"µm/px of {EXPERIMENT_NAME}",
             spot_shape="square",
             spot_size_um=grid.side_px * um_per_px,
-            image=f"the image that {self.alignment or 'the morphology image'} is of, at full resolution",
+            image=f"the image that {matrix or 'the morphology image'} is of, at full resolution",
             files=self.files,
             notes={
                 "platform": "Xenium",
-                "alignment": None if self.alignment is None else self.alignment.name,
+                "alignment": None if matrix is None else matrix.name,
                 "morphology_um_per_px": placement.morphology_um_per_px,
                 "aligned_um_per_px": list(placement.sides_um),
                 "stride_px": stride_px,
@@ -171,7 +189,7 @@ class XeniumFolder:
             DataError: If the size of a px or the matrix cannot be read or used.
         """
         return ImageAlignment(
-            matrix=np.eye(3) if self.alignment is None else read_alignment(self.alignment),
+            matrix=np.eye(3) if self.matrix_file is None else read_alignment(self.matrix_file),
             morphology_um_per_px=read_pixel_size(self.folder / EXPERIMENT_NAME),
         )
 
@@ -211,16 +229,22 @@ class XeniumFolder:
             found = np.array(extents)
             (left, top), (right, bottom) = found[:, :2].min(axis=0), found[:, 2:].max(axis=0)
             raise DataError(
-                f"{self.alignment or self.folder / EXPERIMENT_NAME}: places all {table.num_kept:,} transcripts (x {left:.0f} to "
+                f"{self.matrix_file or self.folder / EXPERIMENT_NAME}: places all {table.num_kept:,} transcripts (x {left:.0f} to "
                 f"{right:.0f}, y {top:.0f} to {bottom:.0f} px) outside of {size}"
                 f"{hint or '; give the matrix of this very image, at its full resolution'}"
             )
         if 2 * num_inside < table.num_kept:
             warnings.warn(
-                f"{self.alignment or self.folder / EXPERIMENT_NAME}: places only {num_inside:,} of {table.num_kept:,} transcripts "
+                f"{self.matrix_file or self.folder / EXPERIMENT_NAME}: places only {num_inside:,} of {table.num_kept:,} transcripts "
                 f"inside of {size}; look at the picture of spots on the tissue{hint}",
                 stacklevel=3,
             )
+
+
+def _named_after(slide: Path) -> str | None:
+    """Names the matrix of an image as 10x Genomics does."""
+    begin, found, _ = slide.name.rpartition("image.")
+    return f"{begin}{_MATRIX_ENDING}" if found else None
 
 
 def read_pixel_size(file: str | Path) -> float:
