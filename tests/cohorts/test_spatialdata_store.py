@@ -1,4 +1,5 @@
 import math
+import shutil
 
 import h5py
 import numpy as np
@@ -166,6 +167,28 @@ def test_what_cannot_be_used(tmp_path):
     (tmp_path / "s.zarr" / "shapes" / "spots" / "shapes.parquet").write_bytes(b"no")
     with pytest.raises(DataError, match=r"s\.zarr: cannot be read as a SpatialData store"):
         SpatialDataStore(**options).read("S", PATCHES)
+
+
+def test_counts_of_a_layer(tmp_path):
+    write_store(tmp_path / "s.zarr", layer="counts")
+    options = {"folder": tmp_path / "s.zarr", "slide": slide_of(tmp_path), "image": "he"}
+    sample = SpatialDataStore(**options, counts_layer="counts").read("S", PATCHES)
+    assert sample.counts.toarray().tolist() == COUNTS.tolist()
+    assert any(
+        "layers/counts" in file.as_posix()
+        for file in SpatialDataStore(**options, counts_layer="counts").files
+    )
+    with pytest.raises(
+        DataError, match=r"counts are in layer 'counts': take them by `counts_layer='counts'`"
+    ):
+        SpatialDataStore(**options).read("S", PATCHES)
+
+
+def test_a_region_that_is_not_there(tmp_path):
+    write_store(tmp_path / "s.zarr")
+    shutil.rmtree(tmp_path / "s.zarr" / "shapes")
+    with pytest.raises(DataError, match=r"s\.zarr: (has no element 'spots'; it has he|cannot be read)"):
+        SpatialDataStore(folder=tmp_path / "s.zarr", slide=slide_of(tmp_path)).read("S", PATCHES)
 
 
 def test_tables_and_slides_that_do_not_belong(tmp_path):

@@ -66,6 +66,9 @@ def write_store(folder, *, shapes="circles", regions=("spots",), image=None, cou
         obs=obs,
         var=pd.DataFrame(index=["EPCAM", "CD4", "MS4A1"]),
     )
+    if "layer" in options:
+        table.layers[options["layer"]] = table.X.copy()
+        table.X = table.X.multiply(0.5).tocsr()
     if options.get("annotates", True):
         table = TableModel.parse(table, region=list(regions), region_key="region", instance_key="spot_id")
     pixels = image_pixels() if image is None else image

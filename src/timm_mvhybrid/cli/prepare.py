@@ -13,9 +13,10 @@ from ..cohorts.image_element import write_image_element
 from ..cohorts.placed_transcripts import write_placed_transcripts
 from ..cohorts.prepare import PreparedSample
 from ..cohorts.space_ranger import VisiumFolder
-from ..cohorts.spatialdata_store import SpatialDataStore, choose_element
+from ..cohorts.spatialdata_store import SpatialDataStore
 from ..cohorts.spot_sample import SpotSource, check_sample_id
 from ..cohorts.st_layout import write_st_task
+from ..cohorts.store_elements import choose_element
 from ..cohorts.visium_hd import VisiumHDFolder
 from ..cohorts.xenium import XeniumFolder
 from ..runtime.errors import ParameterError

@@ -15,7 +15,7 @@ from ..runtime.atomic_file import OutputFile, remove_leftovers
 from ..runtime.claim import claimed
 from ..runtime.errors import DataError, check_space, writing
 from ..runtime.extras import require
-from .spatialdata_store import EXTRA, choose_element, level0, open_store, quiet_spatialdata
+from .store_elements import EXTRA, choose_element, level0, open_store, quiet_spatialdata
 
 _TILE_PX = 512
 _ROW_TILES = 4

@@ -7,11 +7,8 @@ and its middle is at 0.5.
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,11 +21,10 @@ from ..data.plain_image import open_slide
 from ..runtime.errors import DataError, ParameterError
 from ..runtime.extras import require
 from ..runtime.names import unique_positions
-from .counts import counts_of, quiet_anndata
+from .counts import counts_of
 from .spot_sample import PatchOptions, SpotSample
+from .store_elements import EXTRA, affine_matrix, choose_element, level0, open_store, quiet_spatialdata
 
-EXTRA = "spatialdata"
-_ELEMENTS = ("tables", "shapes", "labels", "images")
 _DESCRIPTIONS = ("zarr.json", ".zmetadata", ".zattrs", ".zgroup", ".zarray")
 _ATTRIBUTES = "spatialdata_attrs"
 
@@ -79,11 +75,13 @@ class SpatialDataStore:
         if self.image is not None:
             choose_element(self.folder, "images", self.image)
         table = self.folder / "tables" / self.table_name
-        layer = "X" if self.counts_layer is None else "raw/X"
+        matrix = table / ("X" if self.counts_layer is None else "raw/X")
         if self.counts_layer not in (None, "raw"):
-            layer = f"layers/{self.counts_layer}"
+            matrix = next(
+                (layer for layer in table.glob("layers/*") if layer.name == self.counts_layer), matrix
+            )
         # the descriptions of arrays are in that of the store; what tells files apart is their path in the store
-        arrays = sorted(file for file in (table / layer).rglob("*") if file.is_file())
+        arrays = sorted(file for file in matrix.rglob("*") if file.is_file())
         chunks = [file for file in arrays if file.name not in _DESCRIPTIONS]
         described = [self.folder / name for name in _DESCRIPTIONS if (self.folder / name).is_file()]
         return (*described, *sorted((self.folder / "shapes").glob("*/shapes.parquet")), *chunks)
@@ -110,8 +108,8 @@ class SpatialDataStore:
         table = data.tables[name]
         region, rows, instances = self._annotated(where, table)
         counts = counts_of(where, table[rows], self.counts_layer)
-        element = data[region]
         system = self._system([region, *([] if self.image is None else [self.image])], data)
+        element = data[region]
         centres, sizes = _centres(self.folder / region, element, system)
         places = self._pick(region, centres, instances)
         matrix: NDArray[np.float64] = np.eye(3)
@@ -223,83 +221,6 @@ class SpatialDataStore:
                 f"{self._image}: has {dimensions[0]} × {dimensions[1]} px, and image '{self.image}' of {self.folder} {size[0]} × "
                 f"{size[1]}; give the slide that the image was read from"
             )
-
-
-@contextmanager
-def quiet_spatialdata() -> Iterator[None]:
-    """Silences what spatialdata, dask and zarr say about stores of earlier versions and about themselves."""
-    logger = logging.getLogger("spatialdata")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), quiet_anndata():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def open_store(folder: Path) -> Any:
-    """Opens a store, without its points; images stay on disk.
-
-    Raises:
-        DataError: If it cannot be read.
-        MissingPackageError: If spatialdata is not installed.
-    """
-    with quiet_spatialdata():
-        spatialdata = require("spatialdata", EXTRA)
-        try:
-            return spatialdata.read_zarr(folder, selection=_ELEMENTS)
-        except Exception as error:  # whatever zarr, anndata, geopandas, dask or pyarrow raise
-            raise DataError(
-                f"{folder}: cannot be read as a SpatialData store ({' '.join(str(error).split())[:200]}); write it again by "
-                "SpatialData.write"
-            ) from error
-
-
-def choose_element(folder: Path, kind: str, name: str | None) -> str:
-    """Chooses an element of a store by its folder.
-
-    Args:
-        folder: The store.
-        kind: ``tables`` or ``images``.
-        name: Its name; None takes the only one.
-
-    Raises:
-        DataError: If there is none of that name, or several and none is named.
-    """
-    if not folder.is_dir():
-        what = "is a file; unpack it" if folder.exists() else "no such folder"
-        raise DataError(f"{folder}: {what}, and give the folder of a SpatialData store (.zarr)")
-    inside = folder / kind
-    names = sorted(entry.name for entry in inside.iterdir() if entry.is_dir()) if inside.is_dir() else []
-    singular = kind.removesuffix("s")
-    if name is None and len(names) == 1:
-        return names[0]
-    if name is None and names:
-        raise DataError(f"{folder}: has the {kind} {', '.join(names)}; choose one by `{singular}`")
-    if name is None or name not in names:
-        asked = f"no {singular} '{name}'" if name is not None else f"no {singular}"
-        have = f"; it has {', '.join(names)}" if names else ""
-        raise DataError(
-            f"{folder}: {asked} in its folder {kind}{have}; is it a SpatialData store with {kind}?"
-        )
-    return name
-
-
-def level0(image: Any) -> Any:
-    """Takes the largest of an image element's scales, as an xarray (c, y, x)."""
-    return (
-        require("spatialdata", EXTRA).get_pyramid_levels(image, n=0) if hasattr(image, "children") else image
-    )
-
-
-def affine_matrix(element: Any, system: str) -> NDArray[np.float64]:
-    """Returns the map from an element's own coordinates to a coordinate system, (3, 3) for x and y."""
-    transformations = require("spatialdata.transformations", EXTRA)
-    found = transformations.get_transformation(element, to_coordinate_system=system)
-    # the matrix as stored may have its axes in another order, and more of them
-    return np.asarray(found.to_affine_matrix(("x", "y"), ("x", "y")), dtype=np.float64)
 
 
 def _centres(where: Path, element: Any, system: str) -> tuple[Any, float | None]:
