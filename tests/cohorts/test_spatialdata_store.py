@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 from support.generated_slides import write_slide
-from support.spatialdata_stores import COUNTS, PLACES, SHRINK, TURN, write_store
+from support.spatialdata_stores import COUNTS, HEIGHT, PLACES, SHRINK, TURN, WIDTH, write_store
 
 from timm_mvhybrid.cohorts.image_element import write_image_element
 from timm_mvhybrid.cohorts.prepare import prepare_sample
@@ -81,6 +81,12 @@ def test_size_of_a_px_from_the_pitch(tmp_path):
             study="A",
             patches=PATCHES,
         )
+    places = np.random.default_rng(0).uniform((0, 0), (WIDTH, HEIGHT), (5, 2))
+    write_store(tmp_path / "cells.zarr", places=places)
+    with pytest.raises(
+        DataError, match=r"table: the nearest neighbour .* so there is no one distance; leave `pitch_um`"
+    ):
+        SpatialDataStore(**{**options, "folder": tmp_path / "cells.zarr"}, pitch_um=100).read("S", PATCHES)
     with pytest.raises(ParameterError, match="`pitch_um` must be above 0, not -1"):
         SpatialDataStore(**options, pitch_um=-1)
 

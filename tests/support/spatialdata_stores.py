@@ -20,8 +20,10 @@ def image_pixels():
     return pixels
 
 
-def write_store(folder, *, shapes="circles", regions=("spots",), image=None, counts=COUNTS, **options):
-    """A store whose shapes lie on ``PLACES`` of its image in the coordinate system ``global``."""
+def write_store(
+    folder, *, shapes="circles", regions=("spots",), image=None, counts=COUNTS, places=PLACES, **options
+):
+    """A store whose shapes lie on ``places`` of its image in the coordinate system ``global``."""
     import anndata
     import geopandas
     import pandas as pd
@@ -32,7 +34,7 @@ def write_store(folder, *, shapes="circles", regions=("spots",), image=None, cou
 
     affine = Affine(TURN, input_axes=("x", "y"), output_axes=("x", "y"))
     names = [f"s{number}" for number in range(len(PLACES))]
-    inside = ((TURN @ np.c_[PLACES, np.ones(len(PLACES))].T)[:2].T) / SHRINK
+    inside = ((TURN @ np.c_[places, np.ones(len(places))].T)[:2].T) / SHRINK
     scale = Scale([SHRINK, SHRINK], axes=("x", "y"))
     elements = {}
     # in another order than the table has them

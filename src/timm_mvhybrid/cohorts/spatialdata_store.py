@@ -26,6 +26,8 @@ from .spot_sample import PatchOptions, SpotSample
 from .store_elements import EXTRA, affine_matrix, choose_element, level0, open_store, quiet_spatialdata
 
 _DESCRIPTIONS = ("zarr.json", ".zmetadata", ".zattrs", ".zgroup", ".zarray")
+_LARGEST_IRREGULARITY = 1.1
+"""Of distances to the nearest neighbour, between half of the spots and the nearest twentieth."""
 _ATTRIBUTES = "spatialdata_attrs"
 
 
@@ -246,10 +248,15 @@ def _pitch_px(where: Path, places: NDArray[np.float64]) -> float:
     if len(places) < 2:
         raise DataError(f"{where}: one spot has no neighbour; leave `pitch_um` out")
     distances, _ = require("scipy.spatial").cKDTree(places).query(places, k=2)
-    pitch = float(np.median(distances[:, 1]))
+    least, pitch = np.quantile(distances[:, 1], (0.05, 0.5)).tolist()
     if not pitch > 0:
         raise DataError(f"{where}: most spots have another at the same place; check the shapes")
-    return pitch
+    if pitch > _LARGEST_IRREGULARITY * least:
+        raise DataError(
+            f"{where}: the nearest neighbour of a spot is {least:.4g} px away for one in twenty and {pitch:.4g} px for half of them, "
+            "so there is no one distance; leave `pitch_um` out, and give `slide_resolution_um_per_px`"
+        )
+    return float(pitch)
 
 
 def _names(data: Any) -> list[str]:
