@@ -8,7 +8,8 @@ import pytest
 from support.generated_slides import write_slide
 from support.measured_cohorts import write_manifest
 from support.xenium_bundles import (
-    FEATURES,
+    CONTROLS,
+    GENES,
     PIXEL_SIZE_UM,
     SIZE_PX,
     scattered,
@@ -64,7 +65,7 @@ def test_counts_are_those_of_the_squares_and_none_is_lost(tmp_path, monkeypatch)
     make(tmp_path)
     places, features, qv = scattered()
     sample = source(tmp_path, min_transcripts=8).read("S", PATCHES)
-    assert sample.genes == ("ACTA2", "CD4", "EPCAM")
+    assert sample.genes == tuple(sorted(GENES))
     assert sample.um_per_px == pytest.approx(UM_PER_PX)
     assert (sample.spot_shape, sample.spot_size_um) == ("square", pytest.approx(32 * UM_PER_PX))
     wanted = histograms(places, features, qv, sample.genes, 32)
@@ -75,11 +76,16 @@ def test_counts_are_those_of_the_squares_and_none_is_lost(tmp_path, monkeypatch)
     np.testing.assert_allclose(sample.spatial, np.stack([columns, rows], axis=1) * 32.0 + 16)
     assert sample.barcodes == tuple(f"{x}x{y}" for x, y in zip(columns, rows, strict=True))
 
+    # that the example tells a permutation from its inverse
+    met = list(dict.fromkeys(features[np.isin(features, GENES)]))
+    ranks = np.array([sample.genes.index(name) for name in met])
+    assert ranks.tolist() != np.argsort(ranks).tolist()
+
     is_gene = np.isin(features, sample.genes)
     left_out = sample.notes["left_out"]
     assert left_out["num_controls"] == {
-        "negcontrol": (features == FEATURES[3]).sum(),
-        "unassigned": (features == FEATURES[4]).sum(),
+        "negcontrol": (features == CONTROLS[0]).sum(),
+        "unassigned": (features == CONTROLS[1]).sum(),
     }
     assert left_out["num_low_quality"] == (is_gene & (qv < 20)).sum()
     assert left_out["num_in_sparse_squares"] == wanted[~kept].sum()
@@ -177,7 +183,7 @@ def test_transcripts_feed_the_tokens_of_fine_tuning(tmp_path, monkeypatch):
     file = task / "transcripts" / "S.parquet"
     assert write_placed_transcripts(found, file) == prepared.notes["num_transcripts"]
     places, features, qv = scattered()
-    kept = np.isin(features, FEATURES[:3]) & (qv >= 20)
+    kept = np.isin(features, GENES) & (qv >= 20)
     table = read_transcripts(file)
     np.testing.assert_allclose(np.stack([table.x_px, table.y_px], axis=1), places[kept], rtol=0, atol=1e-9)
     assert [table.genes[gene] for gene in table.gene] == features[kept].tolist()
@@ -188,7 +194,7 @@ def test_transcripts_feed_the_tokens_of_fine_tuning(tmp_path, monkeypatch):
     with h5py.File(task / "patches" / "S.h5") as patches:
         order = [counts.barcodes.index(name.decode()) for name in patches["barcode"][:, 0]]
     np.testing.assert_array_equal(measured.counts.toarray(), counts.values[order].toarray())
-    assert measured.tokens.shape == (len(order), 256 * 3)
+    assert measured.tokens.shape == (len(order), 256 * 5)
     assert measured.area_um2 == pytest.approx((32 * UM_PER_PX) ** 2)
 
     before = file.stat().st_mtime_ns
@@ -203,7 +209,7 @@ def test_features_that_the_table_calls_no_genes(tmp_path):
     features = scattered()[1]
     make(tmp_path, columns={"is_gene": features != "CD4"})
     sample = source(tmp_path).read("S", PATCHES)
-    assert sample.genes == ("ACTA2", "EPCAM")
+    assert sample.genes == ("ACTA2", "EPCAM", "KRT8", "MS4A1")
     assert sample.notes["left_out"]["num_controls"]["no_gene"] == (features == "CD4").sum()
 
 

@@ -7,7 +7,8 @@ import numpy as np
 
 PIXEL_SIZE_UM = 0.2125
 SIZE_PX = (600, 400)
-FEATURES = ("EPCAM", "ACTA2", "CD4", "NegControlProbe_00042", "UnassignedCodeword_0007")
+GENES = ("EPCAM", "ACTA2", "CD4", "MS4A1", "KRT8")
+CONTROLS = ("NegControlProbe_00042", "UnassignedCodeword_0007")
 
 
 def turned(angle_deg=200.0, scales=(1.4, 1.2), shift=(310.0, 5200.0)):
@@ -31,7 +32,7 @@ def scattered(number=3000, seed=0, size=SIZE_PX):
     """Places all over an image, features and qualities."""
     rng = np.random.default_rng(seed)
     places = rng.uniform((0, 0), size, (number, 2))
-    features = np.array(FEATURES)[rng.choice(5, number, p=[0.5, 0.3, 0.1, 0.06, 0.04])]
+    features = np.array(GENES + CONTROLS)[rng.choice(7, number, p=[0.35, 0.25, 0.1, 0.1, 0.1, 0.06, 0.04])]
     return places, features, rng.choice([12.0, 20.0, 35.0], number, p=[0.2, 0.2, 0.6])
 
 
