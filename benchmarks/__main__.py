@@ -127,6 +127,26 @@ class Pathways(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PrepareVisiumHD(Settings):
+    """Bins of Visium HD added up beside dense arrays and pandas; a minute, and with --side-mm 8, 16 million bins, half an hour."""
+
+    side_mm: Annotated[float, arg(metavar="MM")] = 2.0
+    """Side of the generated sample in mm; bins are 2 µm wide."""
+    filled: Annotated[float, arg(metavar="FRACTION")] = 0.01
+    """Fraction of the values of bins × genes that are above 0."""
+    num_genes: Annotated[int, arg(metavar="N")] = 2000
+    """Genes of the generated sample."""
+    threads: int = 1
+    """Threads that linear algebra may use."""
+
+    def report(self) -> Report:
+        """Runs the benchmark."""
+        from .prepare_visium_hd import run
+
+        return run(self, self.side_mm, self.filled, self.num_genes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Finetune(Settings):
     """What the ST token costs beside the backbone alone, and a step of adapters beside one of all weights, on a CPU."""
 
@@ -205,7 +225,20 @@ class Readme:
     """Rewrite the table of ratios in README.md from the newest committed results."""
 
 
-Benchmark = Scan | EinFFT | Model | Data | Resize | Finetune | Export | Kernels | Pathways | Gpu | Pretrain
+Benchmark = (
+    Scan
+    | EinFFT
+    | Model
+    | Data
+    | Resize
+    | Finetune
+    | Export
+    | Kernels
+    | Pathways
+    | PrepareVisiumHD
+    | Gpu
+    | Pretrain
+)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -228,6 +261,7 @@ def main(args: Sequence[str] | None = None) -> int:
         | Annotated[Kernels, subcommand("kernels")]
         | Annotated[Evaluation, subcommand("evaluation")]
         | Annotated[Pathways, subcommand("pathways")]
+        | Annotated[PrepareVisiumHD, subcommand("prepare_visium_hd")]
         | Annotated[Gpu, subcommand("gpu")]
         | Annotated[Pretrain, subcommand("pretrain")]
         | Annotated[Readme, subcommand("readme")],

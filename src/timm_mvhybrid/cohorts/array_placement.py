@@ -51,17 +51,16 @@ class PlacementFit:
     def __init__(self) -> None:
         self._shift = np.zeros(5)
         self._sums = np.zeros((5, 5))
-        self._total = np.zeros(5)
         self._number = 0
 
     def add(self, rows: NDArray[np.int64], cols: NDArray[np.int64], spatial: NDArray[np.float64]) -> None:
         """Adds places, (N, 2) as x, y, of rows and columns."""
-        values = np.column_stack([rows, cols, spatial, np.ones(len(rows))]).astype(np.float64)
+        values = np.stack([rows, cols, *spatial.T, np.ones(len(rows))]).astype(np.float64)
         if not self._number:
             # sums of squares about a place amid the data keep the digits that count
-            self._shift[:4] = values[:, :4].mean(axis=0)
-        values[:, :4] -= self._shift[:4]
-        self._sums += values.T @ values
+            self._shift[:4] = values[:4].mean(axis=1)
+        values[:4] -= self._shift[:4, None]
+        self._sums += values @ values.T
         self._number += len(rows)
 
     def solve(self) -> Placement | None:

@@ -23,7 +23,7 @@ NAMES = (
 )
 """As versions of Space Ranger call it; the last two are compressed by who spreads the data."""
 
-_BATCH_ROWS = 1 << 20
+_BATCH_ROWS = 1 << 17
 _KIND = f"Space Ranger's table of positions, with the columns {', '.join(COLUMNS)}"
 
 

@@ -28,8 +28,8 @@ from .csv_tables import GZIP_MAGIC, read_tabs
 from .feature_table import FeatureTable
 
 _H5_DATASETS = ("barcodes", "data", "indices", "indptr", "shape", "features/id", "features/name")
-_BARCODES_AT_A_TIME = 1 << 19
-_VALUES_AT_A_TIME = 1 << 22
+_BARCODES_AT_A_TIME = 1 << 17
+_VALUES_AT_A_TIME = 1 << 20
 _KIND = "Space Ranger's matrix of counts (filtered_feature_bc_matrix.h5, or the folder filtered_feature_bc_matrix)"
 _MTX_FILES = {"matrix": "matrix.mtx", "features": "features.tsv", "barcodes": "barcodes.tsv"}
 
