@@ -51,23 +51,27 @@ def test_controls_and_low_quality_are_left_out_and_counted(tmp_path, kind, monke
     assert [found.genes[index] for index in found.gene] == ["EPCAM", "ACTA2", "CD4"]
     assert found.x_px.tolist() == [0, 3, 7]
     assert found.y_px.tolist() == [0, 6, 14]
-    assert found.num_controls == {"negcontrol": 1, "blank": 1, "unassigned": 1, "antisense": 1}
-    assert (found.num_low_quality, found.num_other_genes, found.num_without_place) == (1, 0, 0)
+    assert found.left_out.num_controls == {"negcontrol": 1, "blank": 1, "unassigned": 1, "antisense": 1}
+    assert (
+        found.left_out.num_low_quality,
+        found.left_out.num_other_genes,
+        found.left_out.num_without_place,
+    ) == (1, 0, 0)
 
 
 def test_asked_for_genes_keep_their_order(tmp_path):
     found = read_transcripts(write(tmp_path), genes=["NONE", "EPCAM"], min_qv=0)
     assert found.genes == ("NONE", "EPCAM")
     assert found.gene.tolist() == [1, 1]
-    assert found.num_other_genes == 2
-    assert found.num_low_quality == 0
+    assert found.left_out.num_other_genes == 2
+    assert found.left_out.num_low_quality == 0
 
 
 def test_transcripts_without_a_place_are_counted(tmp_path):
     places = np.arange(8.0)
     places[0] = np.nan
     found = read_transcripts(write(tmp_path, he_y=places))
-    assert found.num_without_place == 1
+    assert found.left_out.num_without_place == 1
     assert len(found) == 2
 
 

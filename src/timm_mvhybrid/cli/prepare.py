@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional, arg, subcommand
 
+from ..cohorts.hest_sample import HestFolder
+from ..cohorts.image_element import write_image_element
+from ..cohorts.placed_transcripts import write_placed_transcripts
 from ..cohorts.prepare import PreparedSample
 from ..cohorts.space_ranger import VisiumFolder
-from ..cohorts.spot_sample import SpotSource
+from ..cohorts.spatialdata_store import SpatialDataStore
+from ..cohorts.spot_sample import SpotSource, check_sample_id
 from ..cohorts.st_layout import write_st_task
+from ..cohorts.store_elements import choose_element
 from ..cohorts.visium_hd import VisiumHDFolder
+from ..cohorts.xenium import XeniumFolder
+from ..runtime.errors import ParameterError
 from .messages import report, status
-from .sample_command import SampleCommand, TaskOptions, say_what_matters
+from .sample_command import OneSample, SampleCommand, TaskOptions, say_what_matters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +44,99 @@ class VisiumHD(SampleCommand):
     def spot_source(self) -> SpotSource:
         """Says where bins and counts are."""
         return self.source
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Xenium(SampleCommand):
+    """Prepare a Xenium sample: transcripts are placed on the H&E image and counted in squares of a patch's size."""
+
+    source: Annotated[XeniumFolder, arg(name="")]
+    transcripts: bool = False
+    """Also write the transcripts with their places on the image, which 'finetune mint' pools in the tokens of a patch."""
+
+    def spot_source(self) -> XeniumFolder:
+        """Says where transcripts are."""
+        return dataclasses.replace(self.source, slide=self.slide, um_per_px=self.slide_resolution_um_per_px)
+
+    def after(self, prepared: PreparedSample) -> dict[str, Any]:
+        """Writes the transcripts."""
+        if not self.transcripts:
+            return {}
+        file = self.output / "transcripts" / f"{self.sample_id}.parquet"
+        num_transcripts = write_placed_transcripts(self.spot_source(), file)
+        return {"transcripts": str(file), "num_transcripts": num_transcripts}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hest(OneSample):
+    """Prepare a sample of HEST-1k as it is downloaded: wsis/ID.tif, st/ID.h5ad and metadata/ID.json."""
+
+    root: Annotated[Positional[Path], arg(metavar="FOLDER")]
+    """Folder of the data set, with wsis, st and metadata."""
+    study: Annotated[str | None, arg(metavar="NAME")] = None
+    """Study that it is of; by default the title of its data set in HEST's metadata."""
+    without_patient: bool = False
+    """Leave the patient out, which HEST's metadata name for some samples only: a task has all patients or none."""
+    counts_layer: Annotated[str | None, arg(metavar="NAME")] = None
+    """Layer of the h5ad that holds raw counts, or raw; by default X, where HEST has them."""
+
+    def spot_source(self) -> HestFolder:
+        """Says where the sample is."""
+        return HestFolder(folder=self.root, sample=self.sample_id, counts_layer=self.counts_layer)
+
+    def slide_image(self) -> Path:
+        """Says which image the spots lie on."""
+        return self.spot_source().slide
+
+    def origin(self) -> tuple[str, str | None]:
+        """Takes study and patient from HEST's metadata where they are not given."""
+        source = self.spot_source()
+        source.files  # noqa: B018 - what is missing is said before what the metadata lack
+        if self.without_patient and self.patient is not None:
+            raise ParameterError("`patient` and `without_patient` contradict each other; give one of both")
+        study = self.study or source.study
+        if study is None:
+            raise ParameterError(
+                f"`study` is missing, and {source.metadata or self.root / 'metadata'} does not state the title of the data set; "
+                "give it"
+            )
+        return study, None if self.without_patient else self.patient or source.patient
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpatialData(OneSample, TaskOptions):
+    """Prepare a sample of a SpatialData store (zarr): a table of counts, the shapes that it annotates, and an image."""
+
+    source: Annotated[SpatialDataStore, arg(name="")]
+    slide: Annotated[Path | None, arg(metavar="IMAGE")] = None
+    """Slide image at full resolution; by default the store's image is written to the task's folder wsis."""
+
+    def spot_source(self) -> SpatialDataStore:
+        """Says where spots and counts are."""
+        source = self.source
+        if self.slide is None:
+            source = dataclasses.replace(source, image=choose_element(source.folder, "images", source.image))
+        return dataclasses.replace(source, slide=self._path)
+
+    def slide_image(self) -> Path:
+        """Says which image the spots lie on; writes that of the store."""
+        if self.slide is None:
+            write_image_element(
+                self.source.folder,
+                self._path,
+                self.source.image,
+                um_per_px=self.slide_resolution_um_per_px,
+                overwrite=self.overwrite,
+            )
+        return self._path
+
+    @property
+    def _path(self) -> Path:
+        return self.slide or self.output / "wsis" / f"{check_sample_id(self.sample_id)}.tif"
+
+    def origin(self) -> tuple[str, str | None]:
+        """Says which study and patient the sample is of."""
+        return self.study, self.patient
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,9 +191,12 @@ class ST(TaskOptions):
 PrepareCommand = (
     Annotated[Visium, subcommand("visium")]
     | Annotated[VisiumHD, subcommand("visium-hd")]
+    | Annotated[Xenium, subcommand("xenium")]
     | Annotated[ST, subcommand("st")]
+    | Annotated[Hest, subcommand("hest")]
+    | Annotated[SpatialData, subcommand("spatialdata")]
 )
-"""One for each platform."""
+"""One for each platform, and for what others have prepared."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,26 +19,30 @@ from .progress import RunDisplay
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TaskOptions:
-    """Where samples go, and whose they are."""
+class OutputOptions:
+    """Where samples go, and how patches are cut."""
 
     output: Annotated[Path, arg(metavar="ROOT/TASK")]
     """Folder of the task in the HEST layout; samples are added to what it has."""
-    study: Annotated[str, arg(metavar="NAME")]
-    """Study that it is of: samples of one study share laboratory, stain and scanner."""
     patches: Annotated[PatchOptions, arg(name="")] = field(default_factory=PatchOptions)
     overwrite: bool = False
     """Replace what was prepared otherwise."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleCommand(TaskOptions, ABC):
-    """Fields of a command that prepares one sample; what is read stands in its subclass."""
+class TaskOptions(OutputOptions):
+    """Where samples go, and whose they are."""
+
+    study: Annotated[str, arg(metavar="NAME")]
+    """Study that it is of: samples of one study share laboratory, stain and scanner."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OneSample(OutputOptions, ABC):
+    """Fields of a command that prepares one sample; its subclasses say what is read, and where the rest is known from."""
 
     when_interrupted: ClassVar[str] = "nothing of this sample was written; run it again"
 
-    slide: Annotated[Path, arg(metavar="IMAGE")]
-    """Slide image of the sample at full resolution: a whole slide, or a JPEG, PNG or other image."""
     sample_id: Annotated[str, arg(name="sample", metavar="ID")]
     """Name of the sample, which its files get."""
     patient: Annotated[str | None, arg(metavar="NAME")] = None
@@ -55,28 +59,58 @@ class SampleCommand(TaskOptions, ABC):
     def spot_source(self) -> SpotSource:
         """Says where spots and counts are."""
 
+    @abstractmethod
+    def slide_image(self) -> Path:
+        """Says which image the spots lie on."""
+
+    @abstractmethod
+    def origin(self) -> tuple[str, str | None]:
+        """Says which study and patient the sample is of."""
+
+    def after(self, prepared: PreparedSample) -> dict[str, Any]:
+        """Writes what belongs to the sample besides, and returns facts about it."""
+        return {}
+
     def run(self) -> None:
         """Runs the command."""
+        study, patient = self.origin()
         with RunDisplay(description=f"reading {self.sample_id}") as display:
             prepared = prepare_sample(
                 self.spot_source(),
-                self.slide,
+                self.slide_image(),
                 self.output,
                 sample_id=self.sample_id,
-                study=self.study,
-                patient=self.patient,
+                study=study,
+                patient=patient,
                 patches=self.patches,
                 slide_resolution_um_per_px=self.slide_resolution_um_per_px,
                 leave_out=self.leave_out,
                 overwrite=self.overwrite,
                 on_patches=lambda done, total: display.show(f"cutting {self.sample_id}", done, total),
             )
+            more = self.after(prepared)
         say_what_matters(prepared)
-        facts = as_facts(prepared)
+        facts = {**as_facts(prepared), **more}
         if sys.stdout.isatty():
             # the record has them, for whoever wants them all
             del facts["notes"]
         report(facts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleCommand(OneSample, TaskOptions):
+    """Fields of a command that prepares one sample of a slide and a study that the user names."""
+
+    slide: Annotated[Path, arg(metavar="IMAGE")]
+    """Slide image of the sample at full resolution: a whole slide, or a JPEG, PNG or other image."""
+
+    def slide_image(self) -> Path:
+        """Says which image the spots lie on."""
+        return self.slide
+
+    def origin(self) -> tuple[str, str | None]:
+        """Says which study and patient the sample is of."""
+        return self.study, self.patient
 
 
 def as_facts(prepared: PreparedSample) -> dict[str, Any]:

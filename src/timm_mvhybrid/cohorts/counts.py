@@ -28,6 +28,7 @@ GENERATED_KEY = "generated"
 RAW = "raw"
 """Name under which AnnData's ``raw`` is asked for; its genes may be others than those of X."""
 
+_IN_TISSUE = {"0": False, "1": True, "false": False, "true": True}
 _LARGEST_EXACT_HALF = 2048
 """Half precision has 11 bits: every whole number up to 2^11, and not all above."""
 
@@ -42,6 +43,7 @@ class Counts:
         genes: Names of the genes.
         values: Raw counts, (spots, genes), SciPy CSR, float64.
         spatial: Centres in px of the slide, (spots, 2) as x, y; None where the file has none.
+        in_tissue: Whether a spot lies under tissue, (spots,) bool; None where the file does not say.
         generated: Whether the file says that it was generated.
     """
 
@@ -50,6 +52,7 @@ class Counts:
     genes: tuple[str, ...]
     values: Any
     spatial: NDArray[np.float64] | None = None
+    in_tissue: NDArray[np.bool_] | None = None
     generated: bool = False
 
     def rows(self, indices: Sequence[int]) -> Counts:
@@ -60,7 +63,16 @@ class Counts:
             barcodes=tuple(self.barcodes[index] for index in kept),
             values=self.values[kept],
             spatial=None if self.spatial is None else self.spatial[kept],
+            in_tissue=None if self.in_tissue is None else self.in_tissue[kept],
         )
+
+    def under_tissue(self) -> Counts:
+        """Takes the spots that lie under tissue; all where the file does not say; raises DataError if there are none."""
+        if self.in_tissue is None or self.in_tissue.all():
+            return self
+        if not self.in_tissue.any():
+            raise DataError(f"{self.path}: obs['in_tissue'] is 0 for every spot; give a sample with tissue")
+        return self.rows(np.flatnonzero(self.in_tissue).tolist())
 
 
 def read_counts(path: str | Path, layer: str | None = None, *, option: str = "counts_layer") -> Counts:
@@ -85,7 +97,11 @@ def read_counts(path: str | Path, layer: str | None = None, *, option: str = "co
                 f"{path}: a CSV has no layer '{layer}'; leave `{option}` out, or give an h5ad file"
             )
         return _checked(_read_csv(path), "the table", lambda: "write raw counts into it")
-    data = _open_h5ad(path)
+    return counts_of(path, _open_h5ad(path), layer, option=option)
+
+
+def counts_of(path: Path, data: Any, layer: str | None = None, *, option: str = "counts_layer") -> Counts:
+    """Takes the counts of an AnnData in memory, see ``read_counts``; ``path`` says where it is from."""
     where, matrix, genes = _select(path, data, layer, option)
     counts = Counts(
         path=path,
@@ -93,6 +109,7 @@ def read_counts(path: str | Path, layer: str | None = None, *, option: str = "co
         genes=tuple(map(str, genes)),
         values=_as_csr(path, where, matrix),
         spatial=_spatial(path, data),
+        in_tissue=_in_tissue(path, data),
         generated=bool(data.uns.get(GENERATED_KEY, False)),
     )
     return _checked(counts, where, lambda: _where_counts_are(data, option))
@@ -202,6 +219,17 @@ def _spatial(path: Path, data: Any) -> NDArray[np.float64] | None:
             f"{path}: obsm['spatial'] must hold x and y of each spot, not {centres.shape} {centres.dtype}"
         )
     return centres[:, :2].astype(np.float64)
+
+
+def _in_tissue(path: Path, data: Any) -> NDArray[np.bool_] | None:
+    """Reads the column that Space Ranger has; files keep it as numbers, switches or words."""
+    if "in_tissue" not in data.obs:
+        return None
+    words = [str(value).strip().lower().removesuffix(".0") for value in data.obs["in_tissue"]]
+    unknown = sorted({*words} - {*_IN_TISSUE})
+    if unknown:
+        raise DataError(f"{path}: obs['in_tissue'] holds '{unknown[0]}'; it must be 0 or 1 for each spot")
+    return np.array([_IN_TISSUE[word] for word in words], dtype=bool)
 
 
 def _read_csv(path: Path) -> Counts:

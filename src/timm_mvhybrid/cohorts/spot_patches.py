@@ -81,8 +81,8 @@ class SpotPatches(SlidePatches):
             return derived or stated or np.nan
         if abs(derived / stated - 1) > LARGEST_DISAGREEMENT:
             raise DataError(
-                f"{self.path}: states {stated:.4g} µm/px, and by the distances of the spots of sample "
-                f"'{sample.sample_id}' a px is {derived:.4g} µm, {abs(derived / stated - 1):.0%} apart; give {sample.image}, or "
+                f"{self.path}: states {stated:.4g} µm/px, and of sample '{sample.sample_id}' by {sample.um_per_px_from} a px is "
+                f"{derived:.4g} µm, {abs(derived / stated - 1):.0%} apart; give {sample.image}, or "
                 f"settle it with `slide_resolution_um_per_px={float(f'{derived:.4g}')}`"
             )
         return derived

@@ -61,6 +61,7 @@ class SpotSample:
         spatial: Centres in level-0 px of the slide image, (spots, 2) float64 as x, y.
         um_per_px: Size of a level-0 px of that image in µm, derived from what measured the spots; None takes what the
             image states.
+        um_per_px_from: What that was derived from, in words, for messages.
         spot_shape: Shape of what a spot measured.
         spot_size_um: Its diameter, or the side of its square, in µm; None where it is unknown.
         gene_ids: Identifier of each gene, such as Ensembl's; empty where there are none.
@@ -80,6 +81,7 @@ class SpotSample:
     counts: Any
     spatial: NDArray[np.float64]
     um_per_px: float | None = None
+    um_per_px_from: str = "the distances of its spots"
     spot_shape: Literal["circle", "square"] = "circle"
     spot_size_um: float | None = None
     gene_ids: tuple[str, ...] = ()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..cohorts.csv_tables import read_studies
 from ..cohorts.hest_layout import open_task, read_spots
 from ..cohorts.token_grid import pool_patches
-from ..cohorts.transcripts import Transcripts, read_transcripts
+from ..cohorts.transcripts import read_transcripts
 from ..data.h5_file import H5File, attributes, find_dataset, number
 from ..data.patch_h5 import PatchH5Source
 from ..runtime.errors import DataError
@@ -189,16 +189,9 @@ def _with_transcripts(
         tokens=tokens,
         area_um2=(side_px * um_per_px) ** 2,
         files=(patches, file),
-        notes=(_left_out(found, min_qv),),
-    )
-
-
-def _left_out(found: Transcripts, min_qv: float) -> str:
-    controls = ", ".join(f"{kind} {number:,}" for kind, number in sorted(found.num_controls.items()))
-    return (
-        f"{found.path}: {len(found):,} transcripts of {len(found.genes)} genes count; left out are "
-        f"{sum(found.num_controls.values()):,} of controls{f' ({controls})' if controls else ''}, {found.num_low_quality:,} "
-        f"below quality {min_qv:g} and {found.num_without_place:,} without a place"
+        notes=(
+            f"{file}: {len(found):,} transcripts of {num_genes} genes count; {found.left_out.describe(min_qv)}",
+        ),
     )
 
 
