@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import glob
 import io
 import os
 import secrets
+import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -23,6 +25,18 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.E
 def temporary_name(path: Path) -> Path:
     """Makes a hidden name next to a path."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what killed processes left of a file or folder under temporary names.
+
+    Only for whoever has claimed the path: what another process is writing has such a name, too.
+    """
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{8 * '[0-9a-f]'}.*"):
+        if leftover.suffix in (".tmp", ".old"):
+            # what cannot be removed harms nobody
+            with suppress(OSError):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 class OutputFile(io.RawIOBase):
