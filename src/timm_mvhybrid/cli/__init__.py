@@ -27,6 +27,7 @@ from .messages import naming, say, warnings_in_one_line
 from .models import ExportOnnx, Models
 from .phantom import Phantom
 from .plot import Plot
+from .predict import Predict
 from .pretrain import Pretrain, parse_pretrain
 from .report import Report
 from .tile import Tile
@@ -39,6 +40,7 @@ COMMANDS: dict[str, type[Any]] = {
     "finetune": Finetune,
     "plot": Plot,
     "evaluate": Evaluate,
+    "predict": Predict,
     "export-onnx": ExportOnnx,
     "export": Export,
     "publish": Publish,

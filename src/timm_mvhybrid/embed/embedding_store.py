@@ -119,7 +119,9 @@ def _opened(file: Path) -> Iterator[tuple[h5py.File, h5py.Dataset]]:
             found = content[name]
             shape = found.shape[1:] if found.shape[:1] == (1,) and found.ndim == 3 else found.shape
             if len(shape) != 2 or 0 in shape or found.dtype.kind != "f":
-                raise DataError(f"{file}: '{name}' must be (patches, dim) floats, not {found.shape} {found.dtype}")
+                raise DataError(
+                    f"{file}: '{name}' must be (patches, dim) floats, not {found.shape} {found.dtype}"
+                )
             yield content, found
     except OSError as error:
         raise DataError(f"{file}: cannot be opened as an h5 file ({error})") from error

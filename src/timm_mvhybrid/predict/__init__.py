@@ -8,12 +8,18 @@ from ..probes.reliability import GeneReliability
 from .errors import PredictorError
 from .expression_predictor import ExpressionPredictor
 from .prediction import EncoderRecord, Prediction
+from .slide_options import SlideOptions
+from .slides import PredictedSlide, predict_slide, predict_slides
 
 __all__ = [
     "Calibration",
     "EncoderRecord",
     "ExpressionPredictor",
     "GeneReliability",
+    "PredictedSlide",
     "Prediction",
     "PredictorError",
+    "SlideOptions",
+    "predict_slide",
+    "predict_slides",
 ]

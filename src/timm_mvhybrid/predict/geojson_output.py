@@ -36,20 +36,27 @@ def geojson_lines(found: SlidePrediction, columns: NDArray[np.int64]) -> Iterato
     """
     prediction = found.prediction
     names = [found.predictor.genes_[column] for column in columns]
-    corners = found.centres - found.stride_level0 / 2
+    corners = found.corners.tolist()
     seed = uuid.uuid5(uuid.NAMESPACE_URL, json.dumps(found.record, sort_keys=True))
     yield b'{"type":"FeatureCollection","features":[\n'
     for row, name in enumerate(found.patch_names):
         measurements: dict[str, float] = {"Distance to training data": _number(prediction.distance[row])}
         for gene, column in zip(names, columns, strict=True):
-            for suffix, values in (("", prediction.mean), (" lower", prediction.lower), (" upper", prediction.upper)):
+            for suffix, values in (
+                ("", prediction.mean),
+                (" lower", prediction.lower),
+                (" upper", prediction.upper),
+            ):
                 # JSON has no infinity, which bounds may be
                 if np.isfinite(values[row, column]):
                     measurements[gene + suffix] = _number(values[row, column])
         feature = {
             "type": "Feature",
             "id": str(uuid.uuid5(seed, name)),
-            "geometry": {"type": "Polygon", "coordinates": [_square(*corners[row].tolist(), found.stride_level0)]},
+            "geometry": {
+                "type": "Polygon",
+                "coordinates": [_square(corners[row], found.stride_level0)],
+            },
             "properties": {
                 "objectType": "tile",
                 "name": name,
@@ -62,8 +69,9 @@ def geojson_lines(found: SlidePrediction, columns: NDArray[np.int64]) -> Iterato
     yield b"\n]}\n"
 
 
-def _square(left: float, top: float, side: float) -> list[list[float]]:
+def _square(corner: tuple[float, float], side: float) -> list[list[float]]:
     """Goes around a square, closed, in the sense that RFC 7946 asks of an outer ring."""
+    left, top = corner
     right, bottom = left + side, top + side
     ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
     return [[round(value, 3) for value in point] for point in ring]

@@ -72,7 +72,7 @@ def save_predictor(predictor: ExpressionPredictor, folder: str | Path, *, overwr
         timm_mvhybrid_version=__version__,
     )
     content = json.loads(dump(description))
-    arrays = save(_arrays(predictor), metadata={"format": "np", _DIGEST: _digest(content)})
+    arrays = save(arrays_of(predictor), metadata={"format": "np", _DIGEST: _digest(content)})
     stated = {
         "format": "timm_mvhybrid expression predictor",
         "format_version": FORMAT_VERSION,
@@ -152,7 +152,8 @@ def find_folder(source: str | Path) -> Path:
     return folder
 
 
-def _arrays(predictor: ExpressionPredictor) -> dict[str, NDArray[Any]]:
+def arrays_of(predictor: ExpressionPredictor) -> dict[str, NDArray[Any]]:
+    """Lists the arrays of a fitted predictor, as its file holds them."""
     model, reliability = predictor.model_, predictor.reliability_
     found = {
         "mean": model.mean,

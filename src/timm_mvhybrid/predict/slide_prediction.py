@@ -49,7 +49,14 @@ class SlidePrediction:
     @property
     def centres(self) -> NDArray[np.float64]:
         """Middles of the patches in level-0 px, (patches, 2) as x, y."""
-        return self.coords + self.patch_size_level0 / 2
+        found: NDArray[np.float64] = self.coords + self.patch_size_level0 / 2
+        return found
+
+    @property
+    def corners(self) -> NDArray[np.float64]:
+        """Top-left corners of the squares that show the patches, in level-0 px; they are as far apart as wide."""
+        found: NDArray[np.float64] = self.centres - self.stride_level0 / 2
+        return found
 
     @property
     def picture_scale(self) -> float:

@@ -33,14 +33,20 @@ def result_page(result: Result, tables: Sequence[Table]) -> str:
 
 def result_warnings(results: Sequence[Result]) -> list[str]:
     """Finds what a reader must know before any number."""
+    return standing_warnings(
+        generated=[result.dataset for result in results if result.provenance.generated],
+        random=[model.label for result in results for model in result.models if model.weights == "random"],
+    )
+
+
+def standing_warnings(*, generated: Sequence[str], random: Sequence[str]) -> list[str]:
+    """Words what every page says of generated data and of models that were never trained, by their names."""
     warnings = []
-    generated = [result.dataset for result in results if result.provenance.generated]
     if generated:
         warnings.append(
             f"Generated data, drawn by a program and not measured: {', '.join(dict.fromkeys(generated))}. "
             "The numbers say nothing about tissue."
         )
-    random = [model.label for result in results for model in result.models if model.weights == "random"]
     if random:
         warnings.append(
             f"Random weights, never trained: {', '.join(dict.fromkeys(random))}. "

@@ -12,7 +12,6 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -78,7 +77,12 @@ def slide_map_section(shown: SlideMap) -> str:
     Returns:
         HTML without a frame; the page's script draws the map.
     """
-    views = [("mean", "Prediction"), ("lower", "Lower bound"), ("upper", "Upper bound"), ("width", "Interval width")]
+    views = [
+        ("mean", "Prediction"),
+        ("lower", "Lower bound"),
+        ("upper", "Upper bound"),
+        ("width", "Interval width"),
+    ]
     if shown.measured is not None:
         views.append(("measured", "Measured"))
     radios = "".join(
@@ -89,7 +93,11 @@ def slide_map_section(shown: SlideMap) -> str:
     num_hidden = int((~shown.predictable).sum())
     num_far, num = int(shown.far.sum()), len(shown.far)
     height, width = shown.picture.shape[:2]
-    hidden = f"Show {num_hidden} genes that cannot be predicted" if num_hidden != 1 else "Show 1 gene that cannot be predicted"
+    hidden = (
+        f"Show {num_hidden} genes that cannot be predicted"
+        if num_hidden != 1
+        else "Show 1 gene that cannot be predicted"
+    )
     switch = (
         f'<label class="check"><input type="checkbox" id="gene-all"{"" if shown.predictable.any() else " checked"}> '
         f"{hidden}</label>"

@@ -8,8 +8,12 @@ from typing import Any
 from .errors import MissingPackageError
 
 
-def require(module: str) -> Any:
-    """Imports a module of the ``evaluate`` extra where it is needed.
+def require(module: str, extra: str = "evaluate") -> Any:
+    """Imports a module of an extra where it is needed.
+
+    Args:
+        module: Its dotted name.
+        extra: The extra of this package that brings it.
 
     Raises:
         MissingPackageError: The package is not installed.
@@ -20,5 +24,5 @@ def require(module: str) -> Any:
         # an installed package that lacks one of its own dependencies is another problem, with another name
         name = missing.name or module
         raise MissingPackageError(
-            f"{name} is not installed; pip install 'timm-mvhybrid[evaluate]'"
+            f"{name} is not installed; pip install 'timm-mvhybrid[{extra}]'"
         ) from missing

@@ -49,6 +49,15 @@ class H5Output(AbstractContextManager["H5Output"]):
         """
         self._output.check()
 
+    def settle(self) -> None:
+        """Closes the file and waits until the disk has it, so that whatever can fail in ``finish`` fails here.
+
+        Raises:
+            OutputError: The disk did not take it.
+        """
+        self.file.close()
+        self._output.settle()
+
     def finish(self) -> None:
         """Closes the file and gives it its name.
 
@@ -56,5 +65,5 @@ class H5Output(AbstractContextManager["H5Output"]):
             OutputError: The disk did not take it, or another process wrote a file of that name that may not be
                 replaced.
         """
-        self.file.close()
+        self.settle()
         self._output.finish()
