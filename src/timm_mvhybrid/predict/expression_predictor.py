@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +14,7 @@ from ..probes.arrays import check_choice, check_rows, finite_matrix, labels_vect
 from ..probes.conformal import Calibration, conformal_width, grouped_quantiles
 from ..probes.reliability import GeneReliability, gene_reliability
 from ..probes.ridge_model import RidgeModel, ridge_models
+from ..probes.ridge_options import HEST_COMPONENTS, Alpha, Components
 from ..probes.splits import Fold, study_folds
 from ..runtime.errors import check_seed
 from ..runtime.extras import require
@@ -24,10 +25,6 @@ from .predictor_files import load_predictor, save_predictor
 
 FAR_LEVEL = 0.99
 """Fraction of the patches of left-out studies that count as near."""
-MAX_COMPONENTS = 256
-"""Principal components of HEST's recipe, and of a predictor where the data allow them."""
-Alpha = float | Literal["nested"] | None
-Components = int | Literal["auto"] | None
 
 
 class ExpressionPredictor:
@@ -141,6 +138,22 @@ class ExpressionPredictor:
             setattr(self, name, value)
         return self
 
+    def check_params(self) -> None:
+        """Refuses parameters that cannot be, as ``fit`` does first.
+
+        Raises:
+            PredictorError: A parameter has a value that it cannot have.
+        """
+        with as_predictor_errors():
+            check_choice("calibration", self.calibration, Calibration)
+        check_seed(self.seed)
+        if isinstance(self.alpha, str) and self.alpha != "nested":
+            raise PredictorError(f"`alpha` is {self.alpha!r}; give a number, 'nested', or None for HEST's")
+        if isinstance(self.alpha, int | float) and not 0 <= self.alpha < np.inf:
+            raise PredictorError(f"`alpha` is {self.alpha}; it must be 0 or above, and finite")
+        if not 0 < self.level < 1:
+            raise PredictorError(f"`level` must lie between 0 and 1, not {self.level}")
+
     def fit(
         self,
         features: ArrayLike,
@@ -171,7 +184,7 @@ class ExpressionPredictor:
                 (three for ``alpha='nested'``) or fewer spots than components, or a patient is in two studies.
         """
         with as_predictor_errors():
-            self._check_params()
+            self.check_params()
             X = finite_matrix("features", _two_dimensional("features", features), np.float32)
             y = finite_matrix("expression", expression, np.float64)
             num_spots = check_rows(features=X, expression=y)
@@ -292,16 +305,6 @@ class ExpressionPredictor:
         """
         return load_predictor(source, cls)
 
-    def _check_params(self) -> None:
-        check_choice("calibration", self.calibration, Calibration)
-        check_seed(self.seed)
-        if isinstance(self.alpha, str) and self.alpha != "nested":
-            raise PredictorError(f"`alpha` is {self.alpha!r}; give a number, 'nested', or None for HEST's")
-        if isinstance(self.alpha, int | float) and not 0 <= self.alpha < np.inf:
-            raise PredictorError(f"`alpha` is {self.alpha}; it must be 0 or above, and finite")
-        if not 0 < self.level < 1:
-            raise PredictorError(f"`level` must lie between 0 and 1, not {self.level}")
-
 
 def check_studies(study_of: NDArray[Any], alpha: Alpha) -> list[Fold]:
     """Makes the folds that leave out one study at a time, before time is spent on them.
@@ -326,7 +329,7 @@ def components_of(wanted: Components, dim: int, num_train: int) -> int:
     """
     most = min(dim, num_train)
     if wanted is None or wanted == "auto":
-        return most if wanted is None else min(MAX_COMPONENTS, most)
+        return most if wanted is None else min(HEST_COMPONENTS, most)
     if isinstance(wanted, str) or not 1 <= wanted <= most:
         raise PredictorError(
             f"`num_components` is {wanted!r}, and {num_train} training spots × {dim} features allow 1 to {most}; take "
