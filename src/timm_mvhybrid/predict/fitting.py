@@ -149,7 +149,8 @@ def _encoder(
     record: ModelRecord, weights_seed: int, patch_size_px: int, resolution: float | None
 ) -> EncoderRecord:
     return EncoderRecord(
-        name=record.name,
+        # where the folder lies is this machine's business
+        name=f"local-dir:{Path(record.name).name}" if record.name.startswith("local-dir:") else record.name,
         weights=record.weights,
         weights_sha256=record.weights_sha256,
         seed=weights_seed if record.weights == "random" else None,
