@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..probes.arrays import check_choice, check_rows, finite_matrix, labels_vector
+from ..probes.arrays import check_choice, check_rows, labels_vector
 from ..probes.conformal import Calibration, conformal_width, grouped_quantiles
 from ..probes.reliability import GeneReliability, gene_reliability
 from ..probes.ridge_model import RidgeModel, ridge_models
@@ -19,6 +19,7 @@ from ..probes.splits import Fold, study_folds
 from ..runtime.errors import check_seed
 from ..runtime.extras import require
 from ..runtime.provenance import Provenance
+from .arrays import feature_matrix, target_matrix
 from .errors import PredictorError, as_predictor_errors, not_fitted
 from .prediction import EncoderRecord, Prediction
 from .predictor_files import load_predictor, save_predictor
@@ -185,8 +186,8 @@ class ExpressionPredictor:
         """
         with as_predictor_errors():
             self.check_params()
-            X = finite_matrix("features", _two_dimensional("features", features), np.float32)
-            y = finite_matrix("expression", expression, np.float64)
+            X = feature_matrix(features)
+            y = target_matrix(expression)
             num_spots = check_rows(features=X, expression=y)
             names = _gene_names(genes, expression, y.shape[1])
             study_of = labels_vector("studies", studies, num_spots)
@@ -240,7 +241,7 @@ class ExpressionPredictor:
         if not hasattr(self, "model_"):
             raise not_fitted(type(self).__name__)
         with as_predictor_errors():
-            X = finite_matrix("features", _two_dimensional("features", features), np.float32)
+            X = feature_matrix(features)
             if X.shape[1] != self.n_features_in_:
                 raise PredictorError(
                     f"X has {X.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} features as "
@@ -336,17 +337,6 @@ def components_of(wanted: Components, dim: int, num_train: int) -> int:
             "fewer, 'auto', or None for all"
         )
     return int(wanted)
-
-
-def _two_dimensional(name: str, values: ArrayLike) -> Any:
-    """Refuses a single vector, which could be one patch or one feature."""
-    matrix = np.asarray(values)
-    if matrix.ndim != 2:
-        raise PredictorError(
-            f"{name}: must be (patches, features), not of shape {matrix.shape}; Reshape your data, a single patch with "
-            ".reshape(1, -1)"
-        )
-    return matrix
 
 
 def _gene_names(genes: Sequence[str] | None, expression: Any, num_genes: int) -> tuple[str, ...]:
