@@ -21,6 +21,7 @@ from .doctor import Doctor
 from .embed import Embed
 from .evaluate import Evaluate, task_command
 from .finetune import Finetune, flags_of_finetune, parse_finetune
+from .fit import Fit
 from .flags import Flags, UsageError, flags_of, parse_options
 from .hub import Export, Publish
 from .messages import naming, say, warnings_in_one_line
@@ -38,6 +39,7 @@ COMMANDS: dict[str, type[Any]] = {
     "tile": Tile,
     "pretrain": Pretrain,
     "finetune": Finetune,
+    "fit": Fit,
     "plot": Plot,
     "evaluate": Evaluate,
     "predict": Predict,

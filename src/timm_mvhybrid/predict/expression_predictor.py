@@ -5,29 +5,27 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..probes.arrays import check_choice, check_rows, finite_matrix, labels_vector
+from ..probes.arrays import check_choice, check_rows, labels_vector
 from ..probes.conformal import Calibration, conformal_width, grouped_quantiles
 from ..probes.reliability import GeneReliability, gene_reliability
 from ..probes.ridge_model import RidgeModel, ridge_models
+from ..probes.ridge_options import HEST_COMPONENTS, Alpha, Components
 from ..probes.splits import Fold, study_folds
 from ..runtime.errors import check_seed
 from ..runtime.extras import require
 from ..runtime.provenance import Provenance
+from .arrays import feature_matrix, target_matrix
 from .errors import PredictorError, as_predictor_errors, not_fitted
 from .prediction import EncoderRecord, Prediction
 from .predictor_files import load_predictor, save_predictor
 
 FAR_LEVEL = 0.99
 """Fraction of the patches of left-out studies that count as near."""
-MAX_COMPONENTS = 256
-"""Principal components of HEST's recipe, and of a predictor where the data allow them."""
-Alpha = float | Literal["nested"] | None
-Components = int | Literal["auto"] | None
 
 
 class ExpressionPredictor:
@@ -141,6 +139,22 @@ class ExpressionPredictor:
             setattr(self, name, value)
         return self
 
+    def check_params(self) -> None:
+        """Refuses parameters that cannot be, as ``fit`` does first.
+
+        Raises:
+            PredictorError: A parameter has a value that it cannot have.
+        """
+        with as_predictor_errors():
+            check_choice("calibration", self.calibration, Calibration)
+        check_seed(self.seed)
+        if isinstance(self.alpha, str) and self.alpha != "nested":
+            raise PredictorError(f"`alpha` is {self.alpha!r}; give a number, 'nested', or None for HEST's")
+        if isinstance(self.alpha, int | float) and not 0 <= self.alpha < np.inf:
+            raise PredictorError(f"`alpha` is {self.alpha}; it must be 0 or above, and finite")
+        if not 0 < self.level < 1:
+            raise PredictorError(f"`level` must lie between 0 and 1, not {self.level}")
+
     def fit(
         self,
         features: ArrayLike,
@@ -171,9 +185,9 @@ class ExpressionPredictor:
                 (three for ``alpha='nested'``) or fewer spots than components, or a patient is in two studies.
         """
         with as_predictor_errors():
-            self._check_params()
-            X = finite_matrix("features", _two_dimensional("features", features), np.float32)
-            y = finite_matrix("expression", expression, np.float64)
+            self.check_params()
+            X = feature_matrix(features)
+            y = target_matrix(expression)
             num_spots = check_rows(features=X, expression=y)
             names = _gene_names(genes, expression, y.shape[1])
             study_of = labels_vector("studies", studies, num_spots)
@@ -227,7 +241,7 @@ class ExpressionPredictor:
         if not hasattr(self, "model_"):
             raise not_fitted(type(self).__name__)
         with as_predictor_errors():
-            X = finite_matrix("features", _two_dimensional("features", features), np.float32)
+            X = feature_matrix(features)
             if X.shape[1] != self.n_features_in_:
                 raise PredictorError(
                     f"X has {X.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} features as "
@@ -292,16 +306,6 @@ class ExpressionPredictor:
         """
         return load_predictor(source, cls)
 
-    def _check_params(self) -> None:
-        check_choice("calibration", self.calibration, Calibration)
-        check_seed(self.seed)
-        if isinstance(self.alpha, str) and self.alpha != "nested":
-            raise PredictorError(f"`alpha` is {self.alpha!r}; give a number, 'nested', or None for HEST's")
-        if isinstance(self.alpha, int | float) and not 0 <= self.alpha < np.inf:
-            raise PredictorError(f"`alpha` is {self.alpha}; it must be 0 or above, and finite")
-        if not 0 < self.level < 1:
-            raise PredictorError(f"`level` must lie between 0 and 1, not {self.level}")
-
 
 def check_studies(study_of: NDArray[Any], alpha: Alpha) -> list[Fold]:
     """Makes the folds that leave out one study at a time, before time is spent on them.
@@ -326,24 +330,13 @@ def components_of(wanted: Components, dim: int, num_train: int) -> int:
     """
     most = min(dim, num_train)
     if wanted is None or wanted == "auto":
-        return most if wanted is None else min(MAX_COMPONENTS, most)
+        return most if wanted is None else min(HEST_COMPONENTS, most)
     if isinstance(wanted, str) or not 1 <= wanted <= most:
         raise PredictorError(
             f"`num_components` is {wanted!r}, and {num_train} training spots × {dim} features allow 1 to {most}; take "
             "fewer, 'auto', or None for all"
         )
     return int(wanted)
-
-
-def _two_dimensional(name: str, values: ArrayLike) -> Any:
-    """Refuses a single vector, which could be one patch or one feature."""
-    matrix = np.asarray(values)
-    if matrix.ndim != 2:
-        raise PredictorError(
-            f"{name}: must be (patches, features), not of shape {matrix.shape}; Reshape your data, a single patch with "
-            ".reshape(1, -1)"
-        )
-    return matrix
 
 
 def _gene_names(genes: Sequence[str] | None, expression: Any, num_genes: int) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from ..runtime.atomic_folder import OutputFolder
 from ..runtime.claim import claimed
 from ..runtime.codec import decode, dump
 from ..runtime.digest import file_sha256
+from ..runtime.errors import TimmMVHybridError
 from ..runtime.provenance import Provenance
 from ..version import __version__
 from ..weights.hub_download import download
@@ -65,7 +66,11 @@ def save_predictor(predictor: ExpressionPredictor, folder: str | Path, *, overwr
     description = _Description(
         genes=predictor.genes_,
         studies=predictor.studies_,
-        parameters=predictor.get_params(),
+        # NumPy's numbers are no JSON
+        parameters={
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in predictor.get_params().items()
+        },
         reliability_level=predictor.reliability_.level,
         encoder=predictor.encoder_,
         provenance=predictor.provenance_,
@@ -88,12 +93,15 @@ def save_predictor(predictor: ExpressionPredictor, folder: str | Path, *, overwr
 
 def load_predictor(source: str | Path, kind: type[_P]) -> _P:
     """Reads a predictor, see ``ExpressionPredictor.load``."""
-    description, arrays = _read(find_folder(source))
-    parameters = description.parameters
+    folder = find_folder(source)
+    description, arrays = _read(folder)
     try:
-        predictor = kind(**parameters)
-    except TypeError as error:
-        raise PredictorError(f"{source}: its parameters are not those of a predictor ({error})") from error
+        predictor = kind(**description.parameters)
+        predictor.check_params()
+    except (TypeError, TimmMVHybridError) as error:
+        raise PredictorError(
+            f"{folder / DESCRIPTION_FILE}: its parameters are not those of a predictor ({error}); {_COPY_AGAIN}"
+        ) from error
     predictor.genes_ = description.genes
     predictor.studies_ = description.studies
     predictor.n_features_in_ = len(arrays["mean"])
