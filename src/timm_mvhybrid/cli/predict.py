@@ -28,8 +28,8 @@ class Predict:
     """Folder to write NAME.h5ad and NAME.html of each slide to; each complete or absent, never half."""
     overwrite: bool = False
     """Replace what was predicted by another predictor or with other options."""
-    checkpoint: Annotated[Path | None, arg(metavar="FILE")] = None
-    """File of the weights that the predictor was fitted on, where they came from a file."""
+    checkpoint: Annotated[Path | None, arg(metavar="FILE|DIR")] = None
+    """Weights that the predictor was fitted on, where they came from a file or an exported folder."""
     options: Annotated[SlideOptions, arg(name="")] = field(default_factory=SlideOptions)
 
     def run(self) -> int:

@@ -10,6 +10,8 @@ from .errors import PredictorError
 from .expression_predictor import ExpressionPredictor
 from .prediction import EncoderRecord
 
+_FOLDER = "local-dir:"
+
 
 def encoder_of(predictor: ExpressionPredictor) -> EncoderRecord:
     """Takes the record of a predictor's model.
@@ -34,24 +36,28 @@ def load_encoder_of(predictor: ExpressionPredictor, checkpoint: str | Path | Non
 
     Args:
         predictor: A fitted predictor.
-        checkpoint: File of the weights, where they came from a file.
+        checkpoint: File of the weights, or exported folder, where they came from one.
 
     Raises:
         PredictorError: The weights are others than those that the predictor was fitted on, or their file is needed.
         EvaluationError: As in ``load_backbone``.
     """
     record = encoder_of(predictor)
-    if checkpoint is None and record.weights not in ("random", "pretrained"):
+    if checkpoint is None and (
+        record.name.startswith(_FOLDER) or record.weights not in ("random", "pretrained")
+    ):
+        kind = "folder" if record.name.startswith(_FOLDER) else "file"
         raise PredictorError(
-            f"the predictor was fitted on the weights {record.weights} (sha256 {record.weights_sha256[:12]}…); give that file "
-            "with `checkpoint=FILE`"
+            f"the predictor was fitted on the {kind} {record.name.removeprefix(_FOLDER) if kind == 'folder' else record.weights} "
+            f"(sha256 {record.weights_sha256[:12]}…); give that {kind} with `checkpoint={kind.upper()}`"
         )
-    if checkpoint is not None:
-        backbone = load_backbone(record.name, checkpoint=checkpoint)
-    elif record.weights == "pretrained":
-        backbone = load_backbone(record.name, pretrained=True)
+    if checkpoint is None:
+        is_random = record.weights == "random"
+        backbone = load_backbone(record.name, pretrained=not is_random, seed=record.seed or 0)
+    elif Path(checkpoint).is_dir():
+        backbone = load_backbone(f"{_FOLDER}{checkpoint}", pretrained=True)
     else:
-        backbone = load_backbone(record.name, seed=record.seed or 0)
+        backbone = load_backbone(record.name, checkpoint=checkpoint)
     check_weights(
         record, backbone, "the weights of" if checkpoint is None else f"{checkpoint}: the weights of"
     )
@@ -64,7 +70,9 @@ def check_weights(record: EncoderRecord, backbone: Backbone, subject: str = "the
     Raises:
         PredictorError: They are others.
     """
-    if backbone.name != record.name:
+    # folders may lie elsewhere today; their weights are what counts
+    in_folders = any(name.startswith(_FOLDER) for name in (backbone.name, record.name))
+    if backbone.name != record.name and not in_folders:
         raise PredictorError(
             f"the predictor was fitted on features of {record.name}, not of {backbone.name}; give that model"
         )

@@ -49,7 +49,7 @@ class SlidePrediction:
     @property
     def centres(self) -> NDArray[np.float64]:
         """Middles of the patches in level-0 px, (patches, 2) as x, y."""
-        found: NDArray[np.float64] = self.coords + self.patch_size_level0 / 2
+        found: NDArray[np.float64] = np.add(self.coords, self.patch_size_level0 / 2, dtype=np.float64)
         return found
 
     @property

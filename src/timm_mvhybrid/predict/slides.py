@@ -81,7 +81,7 @@ def predict_slide(
         output: Folder to write; made if absent.
         options: How the slide is cut, embedded and shown.
         backbone: The predictor's model, where it is loaded already.
-        checkpoint: File of its weights, where they came from a file.
+        checkpoint: File of its weights, or exported folder, where they came from one.
         overwrite: Replace what was predicted with another predictor or other options.
         on_batch: Called with the slide's name after every batch that is embedded.
 
