@@ -191,7 +191,9 @@ def test_map_choosers_and_keys_work_in_a_browser(tmp_path):
         "TO THE RIGHT at x 60, y 60 px: 0.00, from −1.00 to 2.00 log1p counts; distance"
     )
     assert found["readout"].endswith("0.00, far")
-    assert found["moved"].startswith("TO THE RIGHT at x 160, y 160 px: 0.99, from −0.01 to 2.99")  # within 9 / 510
+    assert found["moved"].startswith(
+        "TO THE RIGHT at x 160, y 160 px: 0.99, from −0.01 to 2.99"
+    )  # within 9 / 510
     assert found["returned"]
     assert found["pointed"].startswith("TO THE RIGHT at x 960, y 960 px: 9.00, from 8.00 to 11.00")
     assert float(found["opacity"]) == pytest.approx(0.2)

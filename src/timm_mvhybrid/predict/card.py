@@ -88,8 +88,8 @@ Intervals aim at covering {predictor.level:.0%} of the spots of a new study, ave
 is drawn like those of the fit ({predictor.calibration} residuals of left-out studies). They promise nothing for a single
 slide, spot or region, nor for stains, scanners or organs that the fit has not seen.
 
-A patch is far where its distance is above 1: farther from the training data than 99 % of the patches of left-out studies.
-Do not rely on predictions there."""
+A patch is far where its distance is above 1: farther from the training data than {predictor.far_level:.0%} of the patches of
+left-out studies. A slide of which many more are far differs from the training data, such as by its stain. Do not rely on predictions there."""
 
 
 def _genes(predictor: ExpressionPredictor) -> str:

@@ -24,9 +24,6 @@ from .errors import PredictorError, as_predictor_errors, not_fitted
 from .prediction import EncoderRecord, Prediction
 from .predictor_files import load_predictor, save_predictor
 
-FAR_LEVEL = 0.99
-"""Fraction of the patches of left-out studies that count as near."""
-
 
 class ExpressionPredictor:
     """Predicts gene expression from features of patches, with intervals, reliability and a distance.
@@ -43,6 +40,7 @@ class ExpressionPredictor:
         level: Coverage that intervals aim at, above 0 and below 1.
         calibration: ``pooled``: residuals of all left-out studies, each study weighing the same; ``hierarchical``: wider,
             with a guarantee for few studies. See ``conformal_width``.
+        far_level: Fraction of the patches of left-out studies that count as near, above 0 and below 1.
         num_resamples: Bootstrap resamples of each gene's interval.
         seed: Seed of the bootstrap.
 
@@ -55,7 +53,7 @@ class ExpressionPredictor:
         model_: The fit on all studies, a ``RidgeModel``.
         reliability_: For each gene its correlation in left-out studies, with interval; ``reliability_.predictable``.
         residual_quantiles_: Quantiles of absolute residuals of left-out studies, (201, genes), at 0, 0.5 %, ..., 100 %.
-        far_distance_: Distance that 99 % of the patches of left-out studies stay below.
+        far_distance_: Distance that the fraction ``far_level`` of the patches of left-out studies stays within.
         encoder_: The model whose features these are, an ``EncoderRecord``; None where the caller did not say.
         provenance_: Data, options and versions of the command that fitted it; None where a program did.
 
@@ -86,6 +84,7 @@ class ExpressionPredictor:
         num_components: Components = "auto",
         level: float = 0.8,
         calibration: Calibration = "pooled",
+        far_level: float = 0.95,
         num_resamples: int = 2000,
         seed: int = 0,
     ) -> None:
@@ -93,6 +92,7 @@ class ExpressionPredictor:
         self.num_components = num_components
         self.level = level
         self.calibration = calibration
+        self.far_level = far_level
         self.num_resamples = num_resamples
         self.seed = seed
 
@@ -152,8 +152,9 @@ class ExpressionPredictor:
             raise PredictorError(f"`alpha` is {self.alpha!r}; give a number, 'nested', or None for HEST's")
         if isinstance(self.alpha, int | float) and not 0 <= self.alpha < np.inf:
             raise PredictorError(f"`alpha` is {self.alpha}; it must be 0 or above, and finite")
-        if not 0 < self.level < 1:
-            raise PredictorError(f"`level` must lie between 0 and 1, not {self.level}")
+        for name in ("level", "far_level"):
+            if not 0 < getattr(self, name) < 1:
+                raise PredictorError(f"`{name}` must lie between 0 and 1, not {getattr(self, name)}")
 
     def fit(
         self,
@@ -217,7 +218,7 @@ class ExpressionPredictor:
         self.model_ = fitted
         self.reliability_ = reliability
         self.residual_quantiles_ = quantiles.astype(np.float32)
-        self.far_distance_ = float(conformal_width(near, FAR_LEVEL, len(folds))[0])
+        self.far_distance_ = float(conformal_width(near, self.far_level, len(folds))[0])
         self.encoder_ = encoder
         self.provenance_ = provenance
         return self

@@ -61,6 +61,7 @@ def fit_expression(
         num_components=options.num_components,
         level=options.level,
         calibration=options.calibration,
+        far_level=options.far_level,
         num_resamples=options.num_resamples,
         seed=options.bootstrap_seed,
     )

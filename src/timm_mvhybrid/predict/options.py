@@ -37,6 +37,7 @@ class FitOptions:
         level: Coverage (0 to 1) that intervals aim at.
         calibration: Residuals of left-out studies, each study weighing the same (pooled), or wider, with a guarantee for
             few studies (hierarchical).
+        far_level: Fraction (0 to 1) of the patches of left-out studies that count as near to the training data.
         num_resamples: Bootstrap resamples of each gene's correlation.
         bootstrap_seed: Seed of the bootstrap.
         embedding: How patches are embedded.
@@ -53,6 +54,7 @@ class FitOptions:
     num_components: ComponentsOption = "auto"
     level: Annotated[float, arg(metavar="FRACTION")] = 0.8
     calibration: Calibration = "pooled"
+    far_level: Annotated[float, arg(metavar="FRACTION")] = 0.95
     num_resamples: Annotated[int, arg(metavar="N")] = NUM_RESAMPLES
     bootstrap_seed: int = 0
     embedding: Annotated[EmbeddingOptions, arg(name="")] = field(

@@ -18,8 +18,8 @@ class Prediction:
             fitted it.
         lower: Lower bound of the interval, of the same shape.
         upper: Upper bound.
-        distance: How far each patch lies from the training data, (patches,) float32: 1 is what 99 % of the patches of
-            left-out studies stay below.
+        distance: How far each patch lies from the training data, (patches,) float32: 1 is what 95 % of the patches of
+            left-out studies stay within, or the predictor's ``far_level``.
         far: Whether it lies farther than that, (patches,) bool; the intervals of such patches promise nothing.
     """
 

@@ -77,7 +77,8 @@ def save_predictor(predictor: ExpressionPredictor, folder: str | Path, *, overwr
         timm_mvhybrid_version=__version__,
     )
     content = json.loads(dump(description))
-    arrays = save(arrays_of(predictor), metadata={"format": "np", _DIGEST: _digest(content)})
+    # a single entry, because safetensors writes several in an order that differs from run to run
+    arrays = save(arrays_of(predictor), metadata={_DIGEST: _digest(content)})
     stated = {
         "format": "timm_mvhybrid expression predictor",
         "format_version": FORMAT_VERSION,
@@ -234,11 +235,12 @@ def _read(folder: Path) -> tuple[_Description, dict[str, NDArray[Any]]]:
 
 
 def _check_shapes(file: Path, description: _Description, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Refuses arrays that do not fit each other or the description, before anything is computed from them."""
     num_genes, num_studies = len(description.genes), len(description.studies)
-    dim, num_components = (
-        arrays["components"].shape[::-1] if arrays.get("components", np.empty(0)).ndim == 2 else (0, 0)
+    num_components, num_leading, dim = (
+        len(arrays[name]) if name in arrays and arrays[name].ndim else 0
+        for name in ("coefficients", "variances", "mean")
     )
-    num_leading = len(arrays.get("variances", ()))
     wanted: dict[str, tuple[int, ...]] = {
         "mean": (dim,),
         "scale": (dim,),
@@ -255,11 +257,21 @@ def _check_shapes(file: Path, description: _Description, arrays: Mapping[str, ND
         "reliability_lower": (num_genes,),
         "reliability_upper": (num_genes,),
     }
-    for name in sorted({*wanted, *arrays}):
-        found = arrays[name].shape if name in arrays else None
-        if name not in wanted or found != wanted[name] or 0 in found or num_leading > num_components:
+    unlike = sorted(set(wanted) ^ set(arrays))
+    if unlike:
+        verb = "lacks" if unlike[0] in wanted else "holds"
+        raise PredictorError(f"{file}: {verb} the array '{unlike[0]}'; {_COPY_AGAIN}")
+    for name, shape in wanted.items():
+        found = arrays[name]
+        dtype = np.float32 if name == "residual_quantiles" else np.float64
+        if found.shape != shape or found.dtype != dtype or 0 in shape:
             raise PredictorError(
-                f"{file}: the array '{name}' has the shape {found}, not {wanted.get(name)}; {_COPY_AGAIN}"
+                f"{file}: the array '{name}' is {found.dtype} of shape {found.shape}, not {np.dtype(dtype)} of shape {shape}; "
+                f"{_COPY_AGAIN}"
             )
-        if not name.startswith("reliability") and not np.isfinite(arrays[name]).all():
+        if not name.startswith("reliability") and not np.isfinite(found).all():
             raise PredictorError(f"{file}: the array '{name}' holds NaN or infinite values; fit again")
+    if num_leading > num_components:
+        raise PredictorError(
+            f"{file}: the array 'variances' has {num_leading} of {num_components} components; {_COPY_AGAIN}"
+        )

@@ -15,7 +15,7 @@ from .fold_statistics import FoldStatistics
 from .ridge import ridge_setting
 from .ridge_statistics import RidgeFactors, factorise
 
-EXPLAINED = 0.9
+EXPLAINED = 0.5
 """Fraction of the variance whose components count one by one in the distance; the rest counts as one spread."""
 _BLOCK_ROWS = 8192
 
@@ -30,7 +30,7 @@ class RidgeModel:
         mean: Of the training features, (D,).
         scale: One over their deviation, (D,); 1 where a feature is constant.
         components: Principal components of the standardised features, (k, D), by falling variance.
-        variances: Variance of the leading components, (q,) with q ≤ k, which together explain 90 %.
+        variances: Variance of the leading components, (q,) with q ≤ k, which together explain half of it.
         residual_variance: Mean variance of the directions beyond these.
         coefficients: Of the components, (k, genes).
         intercept: Means of the training targets, (genes,).
@@ -51,8 +51,8 @@ class RidgeModel:
 
         The distance is that of Mahalanobis under probabilistic PCA: with scores s of the leading q components, their
         variances λ, and r² the squared length of what the standardised features have beyond them,
-        d² = Σ s²/λ + r²/σ². Directions of little variance share one σ², so that rounding and noise of the smallest
-        components do not decide.
+        d² = Σ s²/λ + r²/σ². Directions of little variance share one σ². A stain that differs moves features along leading
+        components, and standardising the many small ones, whose spread differs between studies anyway, would drown it.
 
         Source: Tipping & Bishop, Probabilistic principal component analysis (1999).
 
