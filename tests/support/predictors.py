@@ -84,7 +84,7 @@ def slide_prediction(*, side: int = 6, stride: int = 32, genes: tuple[str, ...] 
         resolution_um_per_px=0.5,
     )
     predictor = fit(rng.normal(size=(120, 16)).astype(np.float32), encoder=encoder, genes=genes)
-    features = rng.normal(size=(side * side, 16)).astype(np.float32)
+    features = 0.3 * rng.normal(size=(side * side, 16)).astype(np.float32)
     features[:side] += 50
     coords = np.array([(stride * x + 8, stride * y + 16) for y in range(side) for x in range(side)])
     size = (stride * side + 60, stride * side + 90)

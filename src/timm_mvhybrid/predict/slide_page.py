@@ -9,11 +9,10 @@ from ..report.page import page, section, standing_warnings
 from ..report.slide_map import PART, SlideMap, slide_map_section
 from ..report.table import Table, number_cell, text_cell, to_html
 from ..runtime.provenance import collect_provenance
-from .expression_predictor import FAR_LEVEL
 from .slide_prediction import SlidePrediction
 
 _LARGE_FAR = 0.2
-"""Fraction of far patches from which the page warns."""
+"""Fraction of far patches from which the page warns; of left-out studies a few percent are."""
 
 
 def slide_page(
@@ -61,7 +60,7 @@ def slide_page(
     level = (found.record.get("options") or {}).get("level") or predictor.level
     hint = (
         f"Predicted, not measured; the bounds aim to cover {level:.0%} of what would be measured. r is the correlation of predicted with measured expression in studies that were left out "
-        f"of the fit. Hatched patches lie farther from the training data than {FAR_LEVEL:.0%} of those of left-out studies: "
+        f"of the fit. Hatched patches lie farther from the training data than {predictor.far_level:.0%} of those of left-out studies: "
         "their intervals promise nothing."
     )
     return page(

@@ -337,8 +337,7 @@ def predictor_digest(predictor: ExpressionPredictor) -> str:
     stated = {
         "genes": predictor.genes_,
         "studies": predictor.studies_,
-        "level": predictor.level,
-        "calibration": predictor.calibration,
+        "parameters": predictor.get_params(),
         "encoder": predictor.encoder_,
     }
     found = hashlib.sha256(dump(stated).encode())
