@@ -41,7 +41,7 @@ from timm_mvhybrid.predict.slide_prediction import PICTURE_PX, SlidePrediction
 from timm_mvhybrid.probes.expression_metrics import expression_metrics
 from timm_mvhybrid.runtime.atomic_file import write_file
 
-NUM_GENES, NUM_DRAWN = 50, 4
+NUM_DRAWN = 4
 PATCH_UM = 112
 SOURCE = "HER2ST: Andersson et al., Nat Commun 12, 6012 (2021), CC BY 4.0"
 
@@ -83,6 +83,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--model", default="test_mvhybrid", help="encoder (default: %(default)s)")
     parser.add_argument("--checkpoint", type=Path, help="file of its weights; random ones by default")
+    parser.add_argument("--genes", type=int, default=50, help="most variable genes (default: %(default)s)")
     parser.add_argument(
         "--size", type=int, default=224, help="side of the patches in px (default: %(default)s)"
     )
@@ -106,7 +107,7 @@ def leave_out(section: str, patient_of: dict[str, str], task: Path, options: arg
     fold = fold_task(task, options.output / f"fit_without_{section}", others)
     backbone = load_backbone(options.model, checkpoint=options.checkpoint)
     embedding = EmbeddingOptions(cache=options.output / "cache", num_workers="auto")
-    fit_options = FitOptions(studies=fold / "sections.csv", num_genes=NUM_GENES, embedding=embedding)
+    fit_options = FitOptions(studies=fold / "sections.csv", num_genes=options.genes, embedding=embedding)
     predictor = fit_expression(fold, backbone, fit_options)
     assert predictor is not None
     predictor.save(options.output / f"predictor_without_{section}", overwrite=True)
@@ -207,8 +208,9 @@ def draw(found: Found, file: Path) -> None:
     r_of = dict(zip(found.columns.tolist(), found.r.tolist(), strict=True))
     x, y = shown.centres.T * shown.picture_scale
     margin = 0.06 * np.ptp(x)
+    height = 0.6 + 2.4 * (np.ptp(y) + 2 * margin) / (np.ptp(x) + 2 * margin)
     figure, axes = pyplot.subplots(
-        2, len(best), figsize=(3.1 * len(best), 6.6), squeeze=False, layout="constrained"
+        2, len(best), figsize=(3.1 * len(best), 2 * height), squeeze=False, layout="constrained"
     )
     for column, gene in enumerate(best.tolist()):
         rows = (("measured", found.measured[:, gene]), ("predicted", shown.prediction.mean[:, gene]))

@@ -52,14 +52,15 @@ def slide_page(
         provenance["Predictor"] = predictor.provenance_
     is_random = encoder is not None and encoder.weights == "random"
     is_generated = predictor.provenance_ is not None and predictor.provenance_.generated
-    side = found.patch_size_level0 * found.um_per_px
+    side, stride = (length * found.um_per_px for length in (found.patch_size_level0, found.stride_level0))
+    apart = "" if found.stride_level0 == found.patch_size_level0 else f", {stride:.0f} µm apart"
     lead = (
-        f"{len(found.coords):,} patches of {side:.0f} µm, {found.stride_level0 * found.um_per_px:.0f} µm apart; features of "
-        f"{name}; {len(genes)} of {len(predictor.genes_):,} genes"
+        f"{len(found.coords):,} patches of {side:.0f} µm{apart}; features of {name}; {len(genes)} of "
+        f"{len(predictor.genes_):,} genes"
     )
     level = (found.record.get("options") or {}).get("level") or predictor.level
     hint = (
-        f"Predicted, not measured; the bounds aim to cover {level:.0%} of what would be measured. r is the correlation of predicted with measured expression in studies that were left out "
+        f"{'Predicted, not measured' if measured is None else 'Predicted beside what was measured'}; the bounds aim to cover {level:.0%} of what would be measured. r is the correlation of predicted with measured expression in studies that were left out "
         f"of the fit. Hatched patches lie farther from the training data than {predictor.far_level:.0%} of those of left-out studies: "
         "their intervals promise nothing."
     )
