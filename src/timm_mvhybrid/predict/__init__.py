@@ -7,13 +7,18 @@ from ..probes.conformal import Calibration
 from ..probes.reliability import GeneReliability
 from .errors import PredictorError
 from .expression_predictor import ExpressionPredictor
+from .fitting import FitSummary, fit_expression
+from .options import FitOptions
 from .prediction import EncoderRecord, Prediction
 
 __all__ = [
     "Calibration",
     "EncoderRecord",
     "ExpressionPredictor",
+    "FitOptions",
+    "FitSummary",
     "GeneReliability",
     "Prediction",
     "PredictorError",
+    "fit_expression",
 ]
