@@ -7,6 +7,8 @@ from ..probes.conformal import Calibration
 from ..probes.reliability import GeneReliability
 from .errors import PredictorError
 from .expression_predictor import ExpressionPredictor
+from .fitting import FitSummary, fit_expression
+from .options import FitOptions
 from .prediction import EncoderRecord, Prediction
 from .slide_options import SlideOptions
 from .slides import PredictedSlide, predict_slide, predict_slides
@@ -15,11 +17,14 @@ __all__ = [
     "Calibration",
     "EncoderRecord",
     "ExpressionPredictor",
+    "FitOptions",
+    "FitSummary",
     "GeneReliability",
     "PredictedSlide",
     "Prediction",
     "PredictorError",
     "SlideOptions",
+    "fit_expression",
     "predict_slide",
     "predict_slides",
 ]
