@@ -113,6 +113,17 @@ class Evaluation(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Predict(Settings):
+    """Prediction of a slide beside embedding it alone, and its memory; about 8 minutes."""
+
+    def report(self) -> Report:
+        """Runs the benchmark."""
+        from .predict import run
+
+        return run(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Pathways(Settings):
     """Scores of gene sets beside decoupler's and gseapy's; about 15 minutes."""
 
@@ -205,7 +216,9 @@ class Readme:
     """Rewrite the table of ratios in README.md from the newest committed results."""
 
 
-Benchmark = Scan | EinFFT | Model | Data | Resize | Finetune | Export | Kernels | Pathways | Gpu | Pretrain
+Benchmark = (
+    Scan | EinFFT | Model | Data | Resize | Finetune | Export | Kernels | Pathways | Predict | Gpu | Pretrain
+)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -228,6 +241,7 @@ def main(args: Sequence[str] | None = None) -> int:
         | Annotated[Kernels, subcommand("kernels")]
         | Annotated[Evaluation, subcommand("evaluation")]
         | Annotated[Pathways, subcommand("pathways")]
+        | Annotated[Predict, subcommand("predict")]
         | Annotated[Gpu, subcommand("gpu")]
         | Annotated[Pretrain, subcommand("pretrain")]
         | Annotated[Readme, subcommand("readme")],
