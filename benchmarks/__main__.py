@@ -113,6 +113,17 @@ class Evaluation(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Predict(Settings):
+    """Prediction of a slide beside embedding it alone, and its memory; about 8 minutes."""
+
+    def report(self) -> Report:
+        """Runs the benchmark."""
+        from .predict import run
+
+        return run(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Pathways(Settings):
     """Scores of gene sets beside decoupler's and gseapy's; about 15 minutes."""
 
@@ -236,6 +247,7 @@ Benchmark = (
     | Kernels
     | Pathways
     | PrepareVisiumHD
+    | Predict
     | Gpu
     | Pretrain
 )
@@ -262,6 +274,7 @@ def main(args: Sequence[str] | None = None) -> int:
         | Annotated[Evaluation, subcommand("evaluation")]
         | Annotated[Pathways, subcommand("pathways")]
         | Annotated[PrepareVisiumHD, subcommand("prepare_visium_hd")]
+        | Annotated[Predict, subcommand("predict")]
         | Annotated[Gpu, subcommand("gpu")]
         | Annotated[Pretrain, subcommand("pretrain")]
         | Annotated[Readme, subcommand("readme")],

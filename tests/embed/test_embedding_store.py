@@ -8,7 +8,7 @@ from support.generated_patches import random_patches, write_hest
 
 from timm_mvhybrid.cohorts.bags import read_bags
 from timm_mvhybrid.data import DataError, open_source
-from timm_mvhybrid.embed.embedding_store import EmbeddingWriter, read_embeddings
+from timm_mvhybrid.embed.embedding_store import EmbeddingWriter, read_batches, read_embeddings
 from timm_mvhybrid.evaluate import EvaluationError, check_output
 
 
@@ -94,3 +94,34 @@ def test_what_is_not_embeddings_is_refused(tmp_path, values, message):
         file["embeddings"] = values
     with pytest.raises(DataError, match=rf"a\.h5: .*{message}"):
         read_embeddings(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("num_rows", [1, 4, 5, 11, 100])
+@pytest.mark.parametrize("as_bag", [False, True])
+def test_batches_are_the_rows_in_their_order(tmp_path, num_rows, as_bag):
+    expected = np.random.default_rng(0).normal(size=(11, 3)).astype(np.float32)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["features"] = expected[None] if as_bag else expected
+    batches = list(read_batches(tmp_path / "a.h5", num_rows))
+    assert [len(batch) for batch in batches] == [
+        min(num_rows, 11 - start) for start in range(0, 11, num_rows)
+    ]
+    np.testing.assert_array_equal(np.concatenate(batches), expected)
+    np.testing.assert_array_equal(read_embeddings(tmp_path / "a.h5").embeddings, expected)
+
+
+def test_a_batch_with_a_value_that_is_not_finite_names_its_patch(tmp_path):
+    values = np.ones((11, 3), np.float32)
+    values[7, 1] = np.nan
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["embeddings"] = values
+    batches = read_batches(tmp_path / "a.h5", 4)
+    assert len(next(batches)) == 4
+    with pytest.raises(DataError, match=r"a\.h5: patch 7 holds NaN or infinite values"):
+        next(batches)
+
+
+def test_no_batch_is_read_of_what_is_no_embedding_file(tmp_path):
+    (tmp_path / "a.h5").write_bytes(b"no h5")
+    with pytest.raises(DataError, match=r"a\.h5: cannot be opened as an h5 file"):
+        next(read_batches(tmp_path / "a.h5"))

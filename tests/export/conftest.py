@@ -1,27 +1,8 @@
-"""One server and one client process for all tests of the room, emptied before each."""
+"""A server, a client, and an exported folder for all tests of the room."""
 
 import pytest
 from support.exports import exported
-from support.hub_client import hub_client
-from support.hub_server import HubServer
-
-
-@pytest.fixture(scope="session")
-def process(tmp_path_factory):
-    """A server and a client that share no process."""
-    home = str(tmp_path_factory.mktemp("home"))
-    with HubServer() as server, hub_client(HF_ENDPOINT=server.url, HF_HOME=home) as call:
-        yield server, call
-
-
-@pytest.fixture
-def hub(process):
-    server, call = process
-    server.repositories.clear()
-    server.blobs.clear()
-    server.faults.clear()
-    server.requests.clear()
-    return server, call
+from support.hub_fixtures import hub, process  # noqa: F401 - fixtures
 
 
 @pytest.fixture(scope="session")

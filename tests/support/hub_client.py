@@ -135,3 +135,10 @@ def set_organization(name):
     import timm_mvhybrid.hub
 
     timm_mvhybrid.hub.set_organization(name)
+
+
+def predict(source, features):
+    """Loads a predictor and returns what it predicts."""
+    from timm_mvhybrid.predict import ExpressionPredictor
+
+    return ExpressionPredictor.load(source).predict(features).upper.tolist()

@@ -21,12 +21,14 @@ from .doctor import Doctor
 from .embed import Embed
 from .evaluate import Evaluate, task_command
 from .finetune import Finetune, flags_of_finetune, parse_finetune
+from .fit import Fit
 from .flags import Flags, UsageError, flags_of, parse_options
 from .hub import Export, Publish
 from .messages import naming, say, warnings_in_one_line
 from .models import ExportOnnx, Models
 from .phantom import Phantom
 from .plot import Plot
+from .predict import Predict
 from .prepare import Prepare
 from .pretrain import Pretrain, parse_pretrain
 from .report import Report
@@ -39,8 +41,10 @@ COMMANDS: dict[str, type[Any]] = {
     "prepare": Prepare,
     "pretrain": Pretrain,
     "finetune": Finetune,
+    "fit": Fit,
     "plot": Plot,
     "evaluate": Evaluate,
+    "predict": Predict,
     "export-onnx": ExportOnnx,
     "export": Export,
     "publish": Publish,

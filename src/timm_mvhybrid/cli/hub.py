@@ -8,7 +8,9 @@ from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional, arg
 
+from ..export.publish import BACKBONE
 from ..hub import export, publish
+from ..predict.publishing import PREDICTOR
 from ..training.settings import JsonObject
 from .flags import spelled_once
 from .messages import report
@@ -61,12 +63,12 @@ class Export:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Publish:
-    """Publish an exported folder on the Hub, download it again and verify it."""
+    """Publish an exported folder or a predictor on the Hub, download it again and verify it."""
 
     when_interrupted: ClassVar[str] = "run it again to finish"
 
     folder: Annotated[Positional[Path], arg(metavar="DIR")]
-    """What 'timm-mvhybrid export' wrote."""
+    """What 'timm-mvhybrid export' or 'timm-mvhybrid fit' wrote."""
     repo: Annotated[str, arg(metavar="ORG/NAME")]
     """The repository; it is made if there is none."""
     private: bool = False
@@ -78,7 +80,13 @@ class Publish:
 
     def run(self) -> None:
         """Runs the command."""
+        is_predictor = (self.folder / PREDICTOR.config_file).is_file()
         summary = publish(
-            self.folder, self.repo, private=self.private, revision=self.revision, dry_run=self.dry_run
+            self.folder,
+            self.repo,
+            private=self.private,
+            revision=self.revision,
+            dry_run=self.dry_run,
+            kind=PREDICTOR if is_predictor else BACKBONE,
         )
         report(dataclasses.asdict(summary))

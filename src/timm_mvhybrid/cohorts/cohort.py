@@ -14,6 +14,7 @@ from ..data import DataError
 from ..runtime.errors import EvaluationError
 from ..runtime.extras import require
 from .csv_tables import read_genes, read_studies
+from .gene_panels import PanelMethod, select_genes
 from .hest_layout import HestSample, HestSplit, HestTask, read_sample
 
 
@@ -102,6 +103,20 @@ class ExpressionCohort:
         """Finds the spots of samples."""
         wanted = [self.samples.index(sample) for sample in samples]
         return np.flatnonzero(np.isin(self.sample_of, wanted))
+
+    def select_genes(
+        self, rows: NDArray[np.int64], method: PanelMethod, num_genes: int, *, n_top_per_slide: int = 2000
+    ) -> list[str]:
+        """Selects genes on some spots, sample by sample, see ``gene_panels.select_genes``.
+
+        Raises:
+            EvaluationError: If there are not that many genes to choose from.
+        """
+        sample_of = self.sample_of[rows]
+        counts = [self.counts[rows[sample_of == sample]] for sample in np.unique(sample_of)]
+        return select_genes(
+            counts, [self.genes] * len(counts), method, num_genes, n_top_per_slide=n_top_per_slide
+        )
 
     def log_counts(self, genes: Sequence[str]) -> NDArray[np.float64]:
         """Computes the targets.

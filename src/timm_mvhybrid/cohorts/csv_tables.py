@@ -89,15 +89,23 @@ def patients(
 
 
 def read_genes(file: str | Path) -> list[str]:
-    """Reads a gene panel as HEST writes it; raises DataError for other files, and where a gene occurs twice."""
+    """Reads a gene panel as HEST writes it, or a text file (``.txt``) with one gene in each line.
+
+    Raises:
+        DataError: If it is another file, names no gene, or one twice.
+    """
     file = Path(file)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8-sig")
+        if file.suffix.lower() == ".txt":
+            content = {"genes": [line.strip() for line in text.splitlines() if line.strip()]}
+        else:
+            content = json.loads(text)
     except (OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read as JSON ({error})") from error
+        raise DataError(f"{file}: cannot be read as JSON, or as .txt ({error})") from error
     genes = content.get("genes") if isinstance(content, dict) else None
     if not isinstance(genes, list) or not genes or not all(isinstance(gene, str) for gene in genes):
-        raise DataError(f'{file}: must hold {{"genes": ["...", ...]}}')
+        raise DataError(f'{file}: must hold {{"genes": ["...", ...]}}, or as .txt one gene in each line')
     unique_positions(file, "gene", genes, "list each gene once")
     return genes
 

@@ -120,6 +120,20 @@ def open_task(root: str | Path, task: str | None = None) -> HestTask:
     return HestTask(path=path, files=files, splits=tuple(splits))
 
 
+def task_panel(task: HestTask) -> Path:
+    """Finds the list of genes that a task brings along.
+
+    Raises:
+        DataError: If it brings none, or several.
+    """
+    found = sorted(task.path.glob("var_*genes.json"))
+    if len(found) != 1:
+        raise DataError(
+            f"{task.path}: has {len(found)} files var_<k>genes.json; name one as `panel`, or give `panel='hvg'`"
+        )
+    return found[0]
+
+
 def _find_task(root: Path, task: str | None) -> Path:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")

@@ -17,7 +17,7 @@ from .slide import Slide
 from .slide_source import SlideSource
 from .source import PatchSource, open_source, source_digest
 from .tar import TarSource
-from .tile_store import TiledSlide, TilingSummary, tile_slides
+from .tile_store import TiledSlide, TilingSummary, slides_by_name, tile_slides
 from .tissue import TilingOptions
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "open_slide",
     "open_source",
     "read_manifest",
+    "slides_by_name",
     "source_digest",
     "tile_slides",
 ]

@@ -72,14 +72,19 @@ class PatchSource(Protocol):
         """Closes what this process holds open; the next read opens it again."""
 
 
-def source_digest(source: PatchSource) -> str:
-    """Hashes a source, SHA-256 in hex: its file, or its files and their names, and which patches are taken of it."""
+def source_digest(source: PatchSource, file_digest: str | None = None) -> str:
+    """Hashes a source, SHA-256 in hex: its file, or its files and their names, and which patches are taken of it.
+
+    Args:
+        source: The patches.
+        file_digest: SHA-256 of its file where that is known already; slides are large.
+    """
     if source.path.is_dir() and source.paths is not None:
         found = hashlib.sha256()
         for name in source.paths:
             found.update(f"{name}\n{file_sha256(source.path / name)}\n".encode())
         return found.hexdigest()
-    found = hashlib.sha256(file_sha256(source.path).encode())
+    found = hashlib.sha256((file_digest or file_sha256(source.path)).encode())
     found.update(f"{len(source)} {source.patch_size_px} {source.resolution_um_per_px}".encode())
     if source.coords is not None:
         found.update(source.coords.tobytes())

@@ -112,7 +112,7 @@ def tile_slides(
     """
     options = options or TilingOptions()
     folder = Path(output)
-    outputs = _outputs(folder, slides)
+    outputs = {slide: folder / f"{name}.h5" for name, slide in slides_by_name(slides, ".h5").items()}
     tile = partial(
         _tile,
         options=options,
@@ -135,8 +135,16 @@ def tile_slides(
     return TilingSummary(manifest=folder / MANIFEST_NAME, slides=tuple(finished[slide] for slide in outputs))
 
 
-def _outputs(folder: Path, slides: Sequence[str | Path]) -> dict[Path, Path]:
-    """Names each slide's patch file by the slide's, without suffix."""
+def slides_by_name(slides: Sequence[str | Path], suffix: str) -> dict[str, Path]:
+    """Names slides without their suffixes, as their outputs in one folder are named.
+
+    Args:
+        slides: The slides.
+        suffix: Of the outputs, for messages.
+
+    Raises:
+        DataError: There is no slide, or two have the same name.
+    """
     if not slides:
         raise DataError("no slide given")
     named: dict[str, Path] = {}
@@ -144,9 +152,9 @@ def _outputs(folder: Path, slides: Sequence[str | Path]) -> dict[Path, Path]:
         other = named.setdefault(slide.stem, slide)
         if other is not slide:
             raise DataError(
-                f"{other} and {slide} would both become {slide.stem}.h5; tile them into different folders"
+                f"{other} and {slide} would both become {slide.stem}{suffix}; write them into different folders"
             )
-    return {slide: folder / f"{name}.h5" for name, slide in named.items()}
+    return named
 
 
 def _run(

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,13 +18,15 @@ from timm.data.config import resolve_data_config
 from tyro.conf import arg
 
 from ..data import DataError, PatchSource
+from ..runtime.atomic_file import remove_leftovers
+from ..runtime.claim import claimed
 from ..runtime.digest import tensors_sha256
 from ..runtime.errors import EvaluationError, writing
 from ..runtime.provenance import ModelRecord
 from ..runtime.ranks import Ranks
 from ..version import __version__
 from .backbone import Backbone
-from .embedding_store import read_embeddings
+from .embedding_store import read_barcodes, read_batches, read_embeddings
 from .embeddings import BatchReport, EmbeddingSummary, ForwardOptions, write_embeddings
 from .model_input import choose_device, choose_input_size
 from .pooling import check_pooling
@@ -104,29 +106,27 @@ def embed_sources(
     """
     check_pooling(backbone.model, options.pool)
     weights = weights_digest(backbone)
-    transforms = {name: _transform(backbone, source, options) for name, source in sources.items()}
+    transforms = {name: transform_of(backbone, source, options) for name, source in sources.items()}
     files = {
-        name: _cache_file(options.folder, backbone.name, weights, transforms[name], name, digests[name])
+        name: cache_file(options.folder, backbone.name, weights, transforms[name], name, digests[name])
         for name in sources
     }
     # every rank looks before any writes, so that all agree on what is missing
-    missing = [name for name, source in sources.items() if _read(files[name], source) is None]
+    missing = [name for name, source in sources.items() if not _fits(files[name], source)]
     ranks.gather(None)
     mine = [missing[index] for index in ranks.share([len(sources[name]) for name in missing])]
-    for name in mine:
-        with writing(files[name].parent):
-            files[name].parent.mkdir(parents=True, exist_ok=True)
-    summaries = [
-        # another evaluation of the same patches would write the same file, so nobody claims it
-        write_embeddings(
+    own_options = replace(options, device=ranks.own_device(options.device))
+    written = [
+        embed_into_cache(
             sources[name],
             backbone,
             files[name],
-            **options.arguments() | {"device": ranks.own_device(options.device)},
+            own_options,
             on_batch=None if on_batch is None else partial(on_batch, name),
         )
         for name in mine
     ]
+    summaries = [summary for summary in written if summary is not None]
     everywhere: list[EmbeddingSummary] = [summary for part in ranks.gather(summaries) for summary in part]
     embeddings: dict[str, NDArray[np.float32]] = {}
     if ranks.is_first:
@@ -155,7 +155,47 @@ def embed_sources(
     return record, embeddings
 
 
-def _transform(backbone: Backbone, source: PatchSource, options: EmbeddingOptions) -> dict[str, Any]:
+def embed_into_cache(
+    source: PatchSource,
+    backbone: Backbone,
+    file: Path,
+    options: EmbeddingOptions,
+    *,
+    on_batch: Callable[[BatchReport], None] | None = None,
+) -> EmbeddingSummary | None:
+    """Embeds a source into a file of the cache, unless the file is there, whole and of this source.
+
+    Where another process is writing the same file, this one waits for it. What a killed one left is removed.
+
+    Args:
+        source: The patches.
+        backbone: The model.
+        file: What ``cache_file`` names.
+        options: How to embed.
+        on_batch: Called after every batch.
+
+    Returns:
+        What was done; None where the file was there.
+
+    Raises:
+        DataError: As ``embed``.
+        EvaluationError: As ``embed``.
+        OutputError: The cache cannot be written.
+    """
+    # before the claim, so that a cache that may only be read serves
+    if _fits(file, source):
+        return None
+    with writing(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    with claimed(file, wait=True):
+        remove_leftovers(file)
+        if _fits(file, source):
+            return None
+        return write_embeddings(source, backbone, file, **options.arguments(), on_batch=on_batch)
+
+
+def transform_of(backbone: Backbone, source: PatchSource, options: EmbeddingOptions) -> dict[str, Any]:
+    """Says how patches become what enters a model, and its features one vector; the cache is keyed by it."""
     config = resolve_data_config({}, model=backbone.model)
     return {
         "input_size_px": list(choose_input_size(backbone.model, source.patch_size_px, options.input_size)),
@@ -166,13 +206,33 @@ def _transform(backbone: Backbone, source: PatchSource, options: EmbeddingOption
     }
 
 
-def _cache_file(
+def cache_file(
     folder: Path, model: str, weights: str, transform: dict[str, Any], source: str, digest: str
 ) -> Path:
+    """Names the file that keeps the embeddings of a source.
+
+    Args:
+        folder: The cache.
+        model: Timm name of the model.
+        weights: Their digest, see ``weights_digest``.
+        transform: What ``transform_of`` gives.
+        source: Name of the source.
+        digest: SHA-256 of its patches.
+    """
     key = {"model": model, "weights": weights, "transform": transform, "version": __version__}
     hashed = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     safe_model, safe_source = (re.sub(r"[^\w.-]+", "_", name) for name in (model, source))
     return folder / f"{safe_model}-{hashed[:16]}" / f"{safe_source}-{digest[:16]}.h5"
+
+
+def _fits(file: Path, source: PatchSource) -> bool:
+    """Finds out whether a file of the cache is there, whole and of this source; reads a few rows at a time."""
+    if not file.is_file():
+        return False
+    try:
+        return sum(map(len, read_batches(file))) == len(source) and read_barcodes(file) == source.barcodes
+    except DataError:
+        return False
 
 
 def _read(file: Path, source: PatchSource) -> NDArray[np.float32] | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from ..runtime.errors import EvaluationError, check_space
 from ..runtime.h5_output import H5Output
 
 _ROWS_PER_CHUNK = 256
+_ROWS_PER_BATCH = 16 * _ROWS_PER_CHUNK
 _EMBEDDINGS = "embeddings"
 # CLAM and TRIDENT call them features
 _DATASETS = ("features", _EMBEDDINGS)
@@ -55,30 +57,82 @@ def read_embeddings(file: str | Path) -> StoredEmbeddings:
         DataError: If the file cannot be read or holds no embeddings, or values are not finite.
     """
     file = Path(file)
+    with _opened(file) as (content, stored):
+        found = np.asarray(stored[()])
+        barcodes = _barcodes(content)
+        about = {
+            key: str(content.attrs.get(key, "unknown")) for key in ("model", "weights", "weights_sha256")
+        }
+    if found.ndim == 3:
+        found = found[0]
+    _check_finite(file, found)
+    embeddings = found.astype(np.float32, copy=False)
+    return StoredEmbeddings(path=file, embeddings=embeddings, barcodes=barcodes, **about)
+
+
+def read_batches(file: str | Path, num_rows: int = _ROWS_PER_BATCH) -> Iterator[NDArray[np.float32]]:
+    """Reads an embedding h5 a few rows at a time, so that memory does not grow with the number of patches.
+
+    Args:
+        file: As in ``read_embeddings``.
+        num_rows: Rows of each batch, the last one's excepted.
+
+    Yields:
+        (num_rows, D) float32, finite, in the file's order.
+
+    Raises:
+        DataError: As ``read_embeddings``, at the first batch that is damaged.
+    """
+    file = Path(file)
+    with _opened(file) as (_, stored):
+        is_bag = stored.ndim == 3
+        for start in range(0, stored.shape[-2], num_rows):
+            rows = slice(start, start + num_rows)
+            found = np.asarray(stored[0, rows] if is_bag else stored[rows])
+            _check_finite(file, found, start)
+            yield found.astype(np.float32, copy=False)
+
+
+def read_barcodes(file: str | Path) -> list[str] | None:
+    """Reads the barcodes of an embedding h5; None where there are none.
+
+    Raises:
+        DataError: As ``read_embeddings``.
+    """
+    with _opened(Path(file)) as (content, _):
+        return _barcodes(content)
+
+
+def _barcodes(content: h5py.File) -> list[str] | None:
+    named = "barcodes" in content and h5py.check_string_dtype(content["barcodes"].dtype) is not None
+    return content["barcodes"].asstr()[()].ravel().tolist() if named else None
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[tuple[h5py.File, h5py.Dataset]]:
+    """Opens an embedding h5 and finds its embeddings, (N, D) or (1, N, D)."""
     try:
         with h5py.File(file, "r") as content:
             name = next((name for name in _DATASETS if name in content), None)
             if name is None:
                 raise DataError(f"{file}: has neither 'features' nor 'embeddings'")
-            found = np.asarray(content[name][()])
-            named = "barcodes" in content and h5py.check_string_dtype(content["barcodes"].dtype) is not None
-            barcodes = content["barcodes"].asstr()[()].ravel().tolist() if named else None
-            about = {
-                key: str(content.attrs.get(key, "unknown")) for key in ("model", "weights", "weights_sha256")
-            }
+            found = content[name]
+            shape = found.shape[1:] if found.shape[:1] == (1,) and found.ndim == 3 else found.shape
+            if len(shape) != 2 or 0 in shape or found.dtype.kind != "f":
+                raise DataError(
+                    f"{file}: '{name}' must be (patches, dim) floats, not {found.shape} {found.dtype}"
+                )
+            yield content, found
     except OSError as error:
         raise DataError(f"{file}: cannot be opened as an h5 file ({error})") from error
-    if found.ndim == 3 and found.shape[0] == 1:
-        found = found[0]
-    if found.ndim != 2 or found.size == 0 or found.dtype.kind != "f":
-        raise DataError(f"{file}: '{name}' must be (patches, dim) floats, not {found.shape} {found.dtype}")
+
+
+def _check_finite(file: Path, found: NDArray[Any], start: int = 0) -> None:
     finite = np.isfinite(found).all(axis=1)
     if not finite.all():
         raise DataError(
-            f"{file}: patch {int((~finite).argmax())} holds NaN or infinite values; embed the patches again"
+            f"{file}: patch {start + int((~finite).argmax())} holds NaN or infinite values; embed the patches again"
         )
-    embeddings = found.astype(np.float32, copy=False)
-    return StoredEmbeddings(path=file, embeddings=embeddings, barcodes=barcodes, **about)
 
 
 def check_output(output: str | Path, *, overwrite: bool, source: str | Path | None = None) -> None:

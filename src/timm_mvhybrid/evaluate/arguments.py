@@ -1,4 +1,4 @@
-"""Arguments that tasks share: models, seed, and values that are spelled in one word on the command line."""
+"""Arguments that tasks share: models and seed."""
 
 from __future__ import annotations
 
@@ -8,26 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from tyro.constructors import PrimitiveConstructorSpec
-
 from ..embed.backbone import Backbone, TokenKind, load_backbone, load_tokens
 from ..runtime.errors import EvaluationError, check_seed
-
-
-def word(metavar: str, read: Callable[[str], Any], write: Callable[[Any], str] = str) -> Any:
-    """Tells the command line how a value is spelled in one word."""
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=metavar,
-        instance_from_str=lambda words: read(words[0]),
-        is_instance=lambda value: True,
-        str_from_instance=lambda value: [write(value)],
-    )
-
-
-def comma_separated(metavar: str) -> Any:
-    """Tells the command line that texts are given in one word, separated by commas."""
-    return word(metavar, lambda text: tuple(part.strip() for part in text.split(",")), ",".join)
+from ..runtime.option_words import comma_separated
 
 
 @contextmanager

@@ -115,7 +115,7 @@ def _finetuning(records: RunRecords, companions: tuple[str, ...]) -> list[str]:
         for name, panel in (panels.items() if isinstance(panels, Mapping) else ())
     ]
     head = ("panel", "platform", "genes predicted", "genes measured", "unit", "training patches")
-    parts = [f"## Molecular fine-tuning: {str(resolved['method']).upper()}", _table(head, rows)]
+    parts = [f"## Molecular fine-tuning: {str(resolved['method']).upper()}", markdown_table(head, rows)]
     held_out = resolved.get("held_out")
     if isinstance(held_out, Mapping):
         studies = ", ".join(map(str, held_out.get("studies", ())))
@@ -158,7 +158,7 @@ def _architecture(
     }
     paper = config.get("paper_ids", _NOT_RECORDED)
     origin = f"Source: {paper} ({config.get('origin_url', '')}); implementation: timm_mvhybrid {__version__}."
-    return f"## Architecture\n\n{_table(('', ''), rows.items())}\n\n{origin}"
+    return f"## Architecture\n\n{markdown_table(('', ''), rows.items())}\n\n{origin}"
 
 
 def _data(records: RunRecords) -> str:
@@ -166,17 +166,21 @@ def _data(records: RunRecords) -> str:
     found = flatten(records.data)
     for key in ("name", "obtained", "license"):
         found.setdefault(key, _NOT_RECORDED)
-    return _table(("", ""), found.items())
+    return markdown_table(("", ""), found.items())
 
 
 def _recipe(records: RunRecords, exported_step: int | None) -> str:
     rows = list(flatten(records.recipe).items())
-    text = _table(("setting", "value"), rows[:_MAX_ROWS]) if rows else f"Configuration: {_NOT_RECORDED}."
+    text = (
+        markdown_table(("setting", "value"), rows[:_MAX_ROWS]) if rows else f"Configuration: {_NOT_RECORDED}."
+    )
     if len(rows) > _MAX_ROWS:
         text += f"\n\nand {len(rows) - _MAX_ROWS} more settings in the run's config.json."
     step = _NOT_RECORDED if exported_step is None else str(exported_step)
     environment = flatten(records.environment)
-    machine = _table(("", ""), environment.items()) if environment else f"Environment: {_NOT_RECORDED}."
+    machine = (
+        markdown_table(("", ""), environment.items()) if environment else f"Environment: {_NOT_RECORDED}."
+    )
     return f"{text}\n\nStep of the checkpoint: {step}.\n\n{machine}"
 
 
@@ -194,12 +198,12 @@ def _metrics(records: RunRecords) -> str:
             )
             for entry in records.evaluations
         ]
-        text = _table(("metric", "value", "interval", "data", "digest of the data", "protocol"), rows)
+        text = markdown_table(("metric", "value", "interval", "data", "digest of the data", "protocol"), rows)
     else:
         text = f"Downstream results: {_NOT_RECORDED}."
     if not records.last_metrics:
         return f"{text}\n\nTraining metrics: {_NOT_RECORDED}."
-    training = _table(("metric", "value"), flatten(records.last_metrics).items())
+    training = markdown_table(("metric", "value"), flatten(records.last_metrics).items())
     return (
         f"{text}\n\nLast line of the training log at this checkpoint. Protocol: values of the training objective on the "
         f"training data; they say nothing about a downstream task.\n\n{training}"
@@ -230,7 +234,7 @@ The architecture: MV_Hybrid, arXiv 2508.00383.
 ```"""
 
 
-def _table(head: tuple[str, ...], rows: Iterable[Iterable[str]]) -> str:
+def markdown_table(head: tuple[str, ...], rows: Iterable[Iterable[str]]) -> str:
     """Lays rows out as a Markdown table."""
 
     def line(cells: Iterable[str]) -> str:

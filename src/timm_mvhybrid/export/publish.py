@@ -20,11 +20,12 @@ from huggingface_hub import (
 )
 from huggingface_hub.utils import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
-from ..models import CheckpointError, NotPublishedError
+from ..models import NotPublishedError
 from ..models.loading import CONFIG_FILE
-from ..runtime.errors import writing
+from ..runtime.errors import TimmMVHybridError, writing
 from ..version import __version__
 from ..weights.hub_download import HubError, download, explain
+from ..weights.weights_file import COPY_AGAIN
 from .companions import stated_companions
 from .errors import ExportError
 from .export import CARD_FILE, FILES
@@ -60,6 +61,31 @@ class PublishSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FolderKind:
+    """A kind of folder that can be published: of a backbone, or of what other rooms write.
+
+    Attributes:
+        noun: What it holds, for the commit's message.
+        config_file: The file that every such folder has and that others lack; a tag is looked up by it.
+        files: Folder → names of the files to publish, the configuration among them.
+        verify: Folder and remedy → what it holds, or an error that names the file at fault.
+    """
+
+    noun: str
+    config_file: str
+    files: Callable[[Path], tuple[str, ...]]
+    verify: Callable[[Path, str], Verified]
+
+
+BACKBONE = FolderKind(
+    noun="Weights",
+    config_file=CONFIG_FILE,
+    files=lambda folder: (*FILES, *stated_companions(folder)),
+    verify=lambda folder, remedy: verify(folder, remedy=remedy),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Remote:
     """The repository as it is: whether it exists, the main branch's commit, and the commit that the tag names."""
 
@@ -74,6 +100,7 @@ class _Work:
     """What is to be done: the files that differ, by name, with what they become; and the tag, unless it is there."""
 
     repo: str
+    kind: FolderKind
     private: bool
     remote: _Remote
     changed: dict[str, bytes]
@@ -87,11 +114,12 @@ def publish(
     private: bool = False,
     revision: str | None = None,
     dry_run: bool = False,
+    kind: FolderKind = BACKBONE,
 ) -> PublishSummary:
     """Publishes an exported folder, and verifies what the Hub then gives back.
 
     Only configuration, weights (safetensors), model card, and the ST model or adapters of fine-tuning are uploaded, in one
-    commit. Files that the repository
+    commit; of other kinds of folders, what the kind says. Files that the repository
     already holds are not; run again, nothing happens but the verification. A tag is never moved. The token is the one
     that huggingface_hub finds in its own places.
 
@@ -101,6 +129,7 @@ def publish(
         private: Whether the repository must be private; one that exists and is public is refused.
         revision: Tag to set on the published commit; None for no tag.
         dry_run: Whether to look only.
+        kind: What the folder holds.
 
     Returns:
         What was done, or would be.
@@ -113,29 +142,29 @@ def publish(
         raise ExportError(f"'{revision}' cannot be a tag; choose a name such as v1.0")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise ExportError(f"'{repo}' is not a repository's name; write ORGANISATION/NAME")
-    local = verify(folder)
-    contents = _contents(folder, repo)
+    local = kind.verify(folder, COPY_AGAIN)
+    contents = _contents(folder, repo, kind)
     if get_token() is None and not dry_run:
         raise HubError(
             f"{repo}: publishing needs a token and none is set; log in with 'hf auth login', or set HF_TOKEN to one that "
             "may write"
         )
-    remote = _look(repo, revision, tuple(contents))
+    remote = _look(repo, revision, tuple(contents), kind)
     changed = {
         name: content for name, content in contents.items() if not _same(content, remote.etags.get(name))
     }
     if remote.exists and private:
-        _check_private(repo)
+        _check_private(repo, kind)
     if remote.tagged is not None and (changed or remote.tagged != remote.commit):
         raise HubError(
             f"{repo}@{revision}: the tag exists and names other files, and tags are never moved; choose a new `revision`"
         )
     tag = revision if remote.tagged is None else None
-    work = _Work(repo=repo, private=private, remote=remote, changed=changed, tag=tag)
+    work = _Work(repo=repo, kind=kind, private=private, remote=remote, changed=changed, tag=tag)
     commit = None if changed else remote.commit
     if not dry_run:
         commit = _carry_out(work)
-        _verify_remote(repo, revision or commit, local, tuple(contents))
+        _verify_remote(repo, revision or commit, local, tuple(contents), kind)
     return PublishSummary(
         repo=repo,
         url=f"{constants.ENDPOINT}/{repo}",
@@ -148,17 +177,17 @@ def publish(
     )
 
 
-def _contents(folder: Path, repo: str) -> dict[str, bytes]:
+def _contents(folder: Path, repo: str, kind: FolderKind) -> dict[str, bytes]:
     """Reads the files to publish; the card learns the repository's name."""
     try:
-        contents = {name: (folder / name).read_bytes() for name in (*FILES, *stated_companions(folder))}
+        contents = {name: (folder / name).read_bytes() for name in kind.files(folder)}
     except OSError as error:
         raise ExportError(f"{error.filename}: cannot be read ({error.strerror}); export again") from error
     contents[CARD_FILE] = contents[CARD_FILE].replace(REPOSITORY_PLACEHOLDER.encode(), repo.encode())
     return contents
 
 
-def _look(repo: str, revision: str | None, names: tuple[str, ...]) -> _Remote:
+def _look(repo: str, revision: str | None, names: tuple[str, ...], kind: FolderKind) -> _Remote:
     """Asks what the repository holds, by the requests that a download makes."""
     etags: dict[str, str | None] = {}
     commit = tagged = None
@@ -177,7 +206,7 @@ def _look(repo: str, revision: str | None, names: tuple[str, ...]) -> _Remote:
             etags[name], commit = metadata.etag, metadata.commit_hash
     if revision is not None:
         try:
-            tagged = get_hf_file_metadata(hf_hub_url(repo, CONFIG_FILE, revision=revision)).commit_hash
+            tagged = get_hf_file_metadata(hf_hub_url(repo, kind.config_file, revision=revision)).commit_hash
         except (EntryNotFoundError, RevisionNotFoundError):
             tagged = None
         except Exception as error:
@@ -191,10 +220,10 @@ def _same(content: bytes, etag: str | None) -> bool:
     return etag in (hashlib.sha256(content).hexdigest(), git)
 
 
-def _check_private(repo: str) -> None:
+def _check_private(repo: str, kind: FolderKind) -> None:
     """Raises HubError if a stranger sees the repository."""
     try:
-        get_hf_file_metadata(hf_hub_url(repo, CONFIG_FILE), token=False)
+        get_hf_file_metadata(hf_hub_url(repo, kind.config_file), token=False)
     except (EntryNotFoundError, RevisionNotFoundError):
         pass
     except RepositoryNotFoundError:
@@ -229,13 +258,13 @@ def _carry_out(work: _Work) -> str:
     if not work.remote.exists:
         _ask(repo, "creating it", lambda: api.create_repo(repo, private=work.private, exist_ok=True))
         if work.private:
-            _check_private(repo)
+            _check_private(repo, work.kind)
     if work.changed or commit is None:
         operations = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
             for name, content in work.changed.items()
         ]
-        message = f"Weights exported by timm_mvhybrid {__version__}"
+        message = f"{work.kind.noun} exported by timm_mvhybrid {__version__}"
         info = _ask(repo, "uploading", lambda: api.create_commit(repo, operations, commit_message=message))
         commit = info.oid
     if work.tag is not None:
@@ -252,13 +281,15 @@ def _ask(repo: str, act: str, request: Callable[[], _T]) -> _T:
         raise explain(error, repo, f"{repo}: {act} failed", action="publish") from error
 
 
-def _verify_remote(repo: str, revision: str, local: Verified, names: tuple[str, ...]) -> None:
+def _verify_remote(
+    repo: str, revision: str, local: Verified, names: tuple[str, ...], kind: FolderKind
+) -> None:
     """Downloads into an empty cache what was published, and verifies it."""
     with writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as cache:
         try:
             paths = [download(repo, name, revision=revision, cache_dir=cache) for name in names]
-            found = verify(paths[0].parent, remedy="publish again")
-        except CheckpointError as error:
+            found = kind.verify(paths[0].parent, "publish again")
+        except TimmMVHybridError as error:
             raise HubError(
                 f"{repo}@{revision}: was uploaded, but what the Hub gives back does not verify: {error}"
             ) from error

@@ -11,12 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..runtime.errors import EvaluationError
 from .arrays import check_choice, check_rows, finite_matrix, labels_vector
+from .fold_statistics import FoldStatistics
 from .ridge import RidgePreset, ridge_probe, ridge_setting
-from .ridge_statistics import RidgeStatistics, factorise
+from .ridge_statistics import factorise
 
 RidgeSolver = Literal["auto", "recipe", "shared", "exact"]
-NESTED_ALPHAS = tuple(float(10.0**power) for power in range(-3, 7))
-"""Penalties that nested cross-validation chooses from."""
 # scikit-learn's own bounds for taking the covariance's eigenvectors, and for the full decomposition
 _MAX_FEATURES_COVARIANCE, _MAX_SIDE_FULL, _RANDOMISED_FRACTION = 1000, 500, 0.8
 
@@ -92,7 +91,7 @@ def ridge_folds(
     group_of = np.zeros(num_rows, np.int64)
     if groups is not None and alpha == "nested":
         group_of = np.unique(labels_vector("groups", groups, num_rows), return_inverse=True)[1]
-    parts = _Parts(features, targets, folds, group_of)
+    parts = FoldStatistics(features, targets, folds, group_of)
     results = []
     for index, (train, test) in enumerate(folds):
         chosen = np.arange(targets.shape[1]) if columns is None else np.asarray(columns[index])
@@ -123,70 +122,3 @@ def ridge_folds(
             )
         )
     return results
-
-
-class _Parts:
-    """Statistics of the coarsest parts of the rows that every fold and group treats as one."""
-
-    def __init__(
-        self, X: NDArray[Any], y: NDArray[np.float64], folds: Sequence[Any], group_of: NDArray[np.int64]
-    ) -> None:
-        self.X, self.y = X, y
-        membership = np.zeros((len(X), len(folds) + 1), dtype=np.int64)
-        membership[:, -1] = group_of
-        for index, (train, _) in enumerate(folds):
-            membership[train, index] = 1
-        self.kinds, self.part_of = np.unique(membership, axis=0, return_inverse=True)
-        self.part_of = self.part_of.ravel()
-        self.origin: NDArray[np.float64] = X.mean(axis=0, dtype=np.float64)
-        self._statistics: dict[int, RidgeStatistics] = {}
-
-    def part(self, part: int) -> RidgeStatistics:
-        if part not in self._statistics:
-            rows = self.part_of == part
-            self._statistics[part] = RidgeStatistics.of(
-                self.X[rows].astype(np.float64) - self.origin, self.y[rows]
-            )
-        return self._statistics[part]
-
-    def train(self, fold: int, *, without: int | None = None, only: int | None = None) -> RidgeStatistics:
-        kept = self.kinds[:, fold] == 1
-        if without is not None:
-            kept &= self.kinds[:, -1] != without
-        if only is not None:
-            kept &= self.kinds[:, -1] == only
-        return RidgeStatistics.total([self.part(int(part)) for part in np.flatnonzero(kept)])
-
-    def nested_alpha(
-        self, fold: int, columns: NDArray[np.int64], preset: RidgePreset, num_components: int | None
-    ) -> float:
-        groups = np.unique(self.kinds[self.kinds[:, fold] == 1, -1])
-        if len(groups) < 2:
-            raise EvaluationError(
-                f"fold {fold}: `alpha='nested'` needs at least two groups to train on, and there is {len(groups)}; give "
-                "`alpha` as a number"
-            )
-        squared_error = np.zeros(len(NESTED_ALPHAS))
-        for group in groups:
-            train = self.train(fold, without=int(group)).select(columns)
-            held_out = self.train(fold, only=int(group)).select(columns)
-            dim = len(train.x)
-            # inner folds are smaller, and must not fail where the outer fold would not
-            kept = None if num_components is None else min(num_components, train.num, dim)
-            factors = factorise(
-                train, self.origin, ridge_setting(train.num, dim, len(columns), preset, kept, None)
-            )
-            for index, candidate in enumerate(NESTED_ALPHAS):
-                weights, constants = factors.weights(candidate, early_stopping=False)
-                # the statistics are of features less the origin
-                shifted = constants + self.origin @ weights
-                squared_error[index] += _squared_error(held_out, weights, shifted)
-        return NESTED_ALPHAS[int(squared_error.argmin())]
-
-
-def _squared_error(
-    statistics: RidgeStatistics, weights: NDArray[np.float64], constants: NDArray[np.float64]
-) -> float:
-    fitted = np.sum(weights * (statistics.xx @ weights - 2 * statistics.xy))
-    by_constants = 2 * statistics.x @ weights + statistics.num * constants - 2 * statistics.y
-    return float(fitted + constants @ by_constants + statistics.yy.sum())

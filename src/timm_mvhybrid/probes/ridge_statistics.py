@@ -59,6 +59,8 @@ class RidgeFactors:
 
     Attributes:
         sigma: Singular values of the (scaled and centred, with PCA) features, falling, (k,).
+        scale: What each feature is multiplied by, (D,); 1 without PCA, and where a feature is constant.
+        trace: Sum of the squares of all singular values, those of components that were dropped included.
         basis: Maps features to the basis V, (D, k): scaled and rotated.
         shift: Subtracted from features first, (D,): their mean with PCA or an intercept, otherwise zero.
         b: Targets in the basis U, (k, genes).
@@ -67,26 +69,30 @@ class RidgeFactors:
     """
 
     sigma: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    trace: float
     basis: NDArray[np.float64]
     shift: NDArray[np.float64]
     b: NDArray[np.float64]
     b_outside: NDArray[np.float64]
     y_mean: NDArray[np.float64]
 
+    def coefficients(self, alpha: float, *, early_stopping: bool) -> NDArray[np.float64]:
+        """Solves for the coefficients of the basis, (k, genes)."""
+        if early_stopping:
+            return diagonal_lsqr(
+                self.sigma, self.b, self.b_outside, float(np.sqrt(alpha)), TOLERANCE, MAX_ITERATIONS
+            )
+        squared = np.square(self.sigma) + alpha
+        # without a penalty, directions that the features do not span get no weight
+        shrink = np.divide(self.sigma, squared, out=np.zeros_like(squared), where=squared > 0)
+        return shrink[:, None] * self.b
+
     def weights(
         self, alpha: float, *, early_stopping: bool
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Solves for weights, (D, genes), and constants, (genes,): prediction = X · weights + constants."""
-        if early_stopping:
-            scores = diagonal_lsqr(
-                self.sigma, self.b, self.b_outside, float(np.sqrt(alpha)), TOLERANCE, MAX_ITERATIONS
-            )
-        else:
-            squared = np.square(self.sigma) + alpha
-            # without a penalty, directions that the features do not span get no weight
-            shrink = np.divide(self.sigma, squared, out=np.zeros_like(squared), where=squared > 0)
-            scores = shrink[:, None] * self.b
-        weights = self.basis @ scores
+        weights = self.basis @ self.coefficients(alpha, early_stopping=early_stopping)
         return weights, self.y_mean - self.shift @ weights
 
 
@@ -112,6 +118,7 @@ def factorise(
         scale[~constant] = 1 / np.sqrt(variance[~constant])
         gram = gram * np.outer(scale, scale)
     eigenvalues, vectors = np.linalg.eigh(gram)
+    trace = float(eigenvalues.clip(0).sum())
     # the largest first
     eigenvalues = eigenvalues[::-1][: setting.num_components]
     vectors = vectors[:, ::-1][:, : setting.num_components]
@@ -124,6 +131,8 @@ def factorise(
     total = statistics.yy - num * np.square(y_mean) if setting.fit_intercept else statistics.yy
     return RidgeFactors(
         sigma=sigma,
+        scale=scale,
+        trace=trace,
         basis=basis,
         shift=x_mean + origin if centred else np.zeros_like(x_mean),
         b=b,

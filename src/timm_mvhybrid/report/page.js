@@ -70,25 +70,26 @@ function drawSpots(map, values, [low, high], title) {
   });
   return picture;
 }
+const text = (tag, content) => Object.assign(document.createElement(tag), { textContent: content });
+const signed = (value, digits) => value.toFixed(digits).replace("-", "−");
+function colourKey(range, unit) {
+  const bar = document.createElement("div");
+  bar.className = "key";
+  const ramp = document.createElement("i");
+  ramp.style.background = `linear-gradient(90deg, ${[0, 0.25, 0.5, 0.75, 1].map(colour).join(", ")})`;
+  bar.append(text("span", signed(range[0], 2)), ramp, text("span", `${signed(range[1], 2)} ${unit}`));
+  return bar;
+}
 const mapData = document.getElementById("map-data");
 if (mapData) {
   const maps = JSON.parse(mapData.textContent);
   const selects = Object.fromEntries(["gene", "sample", "protocol"].map((key) => [key, document.getElementById(`map-${key}`)]));
   const own = document.getElementById("map-own");
   const target = document.getElementById("map-panels");
-  const text = (tag, content) => Object.assign(document.createElement(tag), { textContent: content });
   function panel(title, note, picture) {
     const box = document.createElement("div");
     box.append(text("h3", title), Object.assign(text("p", note), { className: "hint" }), picture);
     return box;
-  }
-  function key(range) {
-    const bar = document.createElement("div");
-    bar.className = "key";
-    const ramp = document.createElement("i");
-    ramp.style.background = `linear-gradient(90deg, ${[0, 0.25, 0.5, 0.75, 1].map(colour).join(", ")})`;
-    bar.append(text("span", range[0].toFixed(2)), ramp, text("span", `${range[1].toFixed(2)} log1p`));
-    return bar;
   }
   function draw() {
     const chosen = maps.filter((map) => Object.entries(selects).every(([name, select]) => map[name] === select.value));
@@ -101,13 +102,13 @@ if (mapData) {
     const shared = limits(first.measured);
     const title = `${first.gene} on ${first.sample}`;
     const measured = panel("Measured", `${first.x.length} spots`, drawSpots(first, first.measured, shared, `${title}, measured`));
-    measured.append(key(shared));
+    measured.append(colourKey(shared, "log1p"));
     target.append(measured);
     for (const map of chosen) {
       const range = own.checked ? limits(map.predicted) : shared;
-      const note = map.pcc === null ? "no correlation on this sample" : `PCC on this sample ${map.pcc.toFixed(3).replace("-", "−")}`;
+      const note = map.pcc === null ? "no correlation on this sample" : `PCC on this sample ${signed(map.pcc, 3)}`;
       const box = panel(map.model, note, drawSpots(map, map.predicted, range, `${title}, predicted by ${map.model}`));
-      box.append(key(range));
+      box.append(colourKey(range, "log1p"));
       target.append(box);
     }
   }

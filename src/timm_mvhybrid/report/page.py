@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
+from typing import Any
 
 from ..runtime.provenance import Provenance
 from .presentation import presentation_of
@@ -32,14 +33,20 @@ def result_page(result: Result, tables: Sequence[Table]) -> str:
 
 def result_warnings(results: Sequence[Result]) -> list[str]:
     """Finds what a reader must know before any number."""
+    return standing_warnings(
+        generated=[result.dataset for result in results if result.provenance.generated],
+        random=[model.label for result in results for model in result.models if model.weights == "random"],
+    )
+
+
+def standing_warnings(*, generated: Sequence[str], random: Sequence[str]) -> list[str]:
+    """Words what every page says of generated data and of models that were never trained, by their names."""
     warnings = []
-    generated = [result.dataset for result in results if result.provenance.generated]
     if generated:
         warnings.append(
             f"Generated data, drawn by a program and not measured: {', '.join(dict.fromkeys(generated))}. "
             "The numbers say nothing about tissue."
         )
-    random = [model.label for result in results for model in result.models if model.weights == "random"]
     if random:
         warnings.append(
             f"Random weights, never trained: {', '.join(dict.fromkeys(random))}. "
@@ -74,11 +81,12 @@ def page(
     sections: Sequence[str],
     provenance: dict[str, Provenance],
     footer: str = "The same numbers stand in results.json.",
+    parts: Sequence[str] = (),
 ) -> str:
-    """Writes a whole page."""
-    here = files(__package__)
-    style = (here / "page.css").read_text(encoding="utf-8")
-    script = (here / "page.js").read_text(encoding="utf-8")
+    """Writes a whole page; `parts` names further style sheets and scripts of this room that its sections need."""
+    names = [file.name for file in files(__package__).iterdir() if file.name.split(".")[0] in parts]
+    style = _joined("page.css", *(name for name in sorted(names) if name.endswith(".css")))
+    script = _joined("page.js", *(name for name in sorted(names) if name.endswith(".js")))
     warned = "".join(f'<p class="warning">{escape(warning)}</p>' for warning in warnings)
     noted = "".join(f"<li>{escape(note)}</li>" for note in notes)
     body = "".join(sections)
@@ -90,7 +98,7 @@ def page(
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:">
 <title>{escape(title)}</title>
 <style>
 {style}</style>
@@ -105,6 +113,18 @@ def page(
 </body>
 </html>
 """
+
+
+def json_element(name: str, value: Any) -> str:
+    """Writes data that the page's script finds by the element's id."""
+    # "</" would end the script element within which the data stand
+    data = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    data = data.replace("</", "<\\/").replace("<!--", "<\\u0021--")
+    return f'<script type="application/json" id="{escape(name)}">{data}</script>'
+
+
+def _joined(*names: str) -> str:
+    return "".join((files(__package__) / name).read_text(encoding="utf-8") for name in names)
 
 
 def _provenance(name: str, provenance: Provenance) -> str:

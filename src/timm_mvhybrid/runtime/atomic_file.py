@@ -30,12 +30,13 @@ def temporary_name(path: Path) -> Path:
 def remove_leftovers(path: Path) -> None:
     """Removes what killed processes left of a file or folder under temporary names.
 
-    The caller has claimed the path, so that no other process is writing it.
+    Only for whoever has claimed the path: what another process is writing has such a name, too.
     """
-    for left in path.parent.glob(f".{glob.escape(path.name)}.????????.*"):
-        if left.suffix in (".tmp", ".old"):
-            with writing(left):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{8 * '[0-9a-f]'}.*"):
+        if leftover.suffix in (".tmp", ".old"):
+            # what cannot be removed harms nobody
+            with suppress(OSError):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 class OutputFile(io.RawIOBase):

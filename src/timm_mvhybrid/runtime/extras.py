@@ -12,7 +12,7 @@ def require(module: str, extra: str = "evaluate") -> Any:
     """Imports a module of an extra where it is needed.
 
     Args:
-        module: Its full name.
+        module: Its dotted name.
         extra: The extra of this package that brings it.
 
     Raises:

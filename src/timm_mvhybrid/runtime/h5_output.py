@@ -65,5 +65,5 @@ class H5Output(AbstractContextManager["H5Output"]):
             OutputError: The disk did not take it, or another process wrote a file of that name that may not be
                 replaced.
         """
-        self.file.close()
+        self.settle()
         self._output.finish()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 
+from ...report.page import json_element
 from .spot_maps import ExpressionMap
 
 
@@ -32,14 +32,11 @@ def maps_section(
             ),
         )
     )
-    # "</" would end the script element within which the data stand
-    data = json.dumps([_values(one) for one in maps], separators=(",", ":"), ensure_ascii=False)
-    data = data.replace("</", "<\\/").replace("<!--", "<\\u0021--")
     return f"""<div class="controls">{choices}
 <button type="button" id="map-previous">Previous gene</button><button type="button" id="map-next">Next gene</button>
 <label class="check"><input type="checkbox" id="map-own"{" checked" if stretched else ""}> stretch colours of each prediction</label></div>
 <figure data-plot="maps"><div class="maps" id="map-panels" aria-live="polite"></div></figure>
-<script type="application/json" id="map-data">{data}</script>"""
+{json_element("map-data", [_values(one) for one in maps])}"""
 
 
 def _distinct(values: Iterable[str]) -> list[str]:

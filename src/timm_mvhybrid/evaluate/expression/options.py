@@ -14,23 +14,12 @@ from ...probes.expression_metrics import NanPolicy
 from ...probes.resampling import NUM_RESAMPLES
 from ...probes.ridge import RidgePreset
 from ...probes.ridge_folds import RidgeSolver
+from ...probes.ridge_options import AlphaOption, ComponentsOption
 from ...runtime.errors import check_seed
-from ..arguments import BackboneOptions, word
+from ...runtime.option_words import word
+from ..arguments import BackboneOptions
 
-HEST_COMPONENTS = 256
-"""Principal components of HEST's recipe."""
-
-Components = int | Literal["auto"] | None
-Alpha = float | Literal["nested"] | None
 Panel = PanelMethod | Literal["task"] | Path
-
-
-def _components(text: str) -> Components:
-    return "auto" if text == "auto" else None if text == "none" else int(text)
-
-
-def _alpha(text: str) -> Alpha:
-    return "nested" if text == "nested" else None if text == "recipe" else float(text)
 
 
 def _panel(text: str) -> Panel:
@@ -64,12 +53,8 @@ class ProbeOptions:
     """
 
     preset: RidgePreset = "hest"
-    num_components: Annotated[
-        Components, word("auto|none|N", _components, lambda value: "none" if value is None else str(value))
-    ] = "auto"
-    alpha: Annotated[
-        Alpha, word("recipe|nested|VALUE", _alpha, lambda value: "recipe" if value is None else str(value))
-    ] = None
+    num_components: ComponentsOption = "auto"
+    alpha: AlphaOption = None
     solver: RidgeSolver = "auto"
     nan_policy: NanPolicy = "omit"
     num_folds: Annotated[int, arg(metavar="N")] = 10

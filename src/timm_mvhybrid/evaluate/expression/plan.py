@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...cohorts.cohort import ExpressionCohort, read_cohort
-from ...cohorts.gene_panels import PanelMethod, select_genes
-from ...cohorts.hest_layout import HestTask
+from ...cohorts.gene_panels import PanelMethod
+from ...cohorts.hest_layout import HestTask, task_panel
 from ...probes.ridge import ridge_setting
+from ...probes.ridge_options import HEST_COMPONENTS
 from ...probes.splits import Fold, patient_folds, random_folds, study_folds
-from ...runtime.errors import DataError, EvaluationError
+from ...runtime.errors import EvaluationError
 from ..arguments import errors_in
-from .options import HEST_COMPONENTS, ExpressionOptions, ProbeOptions
+from .options import ExpressionOptions, ProbeOptions
 
 Protocol = Literal["csv", "random", "loso", "patient"]
 
@@ -92,14 +93,7 @@ def _panel_file(task: HestTask, options: ExpressionOptions) -> Path | None:
     """Finds the list of genes; None where they are to be selected."""
     if options.panel in get_args(PanelMethod):
         return None
-    if options.panel != "task":
-        return Path(options.panel)
-    found = sorted(task.path.glob("var_*genes.json"))
-    if len(found) != 1:
-        raise DataError(
-            f"{task.path}: has {len(found)} files var_<k>genes.json; name one as `panel`, or give `panel='hvg'`"
-        )
-    return found[0]
+    return task_panel(task) if options.panel == "task" else Path(options.panel)
 
 
 def _choose_protocols(cohort: ExpressionCohort, wanted: Sequence[str]) -> list[Protocol]:
@@ -176,15 +170,9 @@ def _choose_genes(
     if cohort.panel is not None:
         return [list(cohort.panel)] * len(folds)
     everything = np.arange(len(cohort.sample_of))
-    panels = []
-    for rows in [everything] if options.select_on_all_samples else [fold.train for fold in folds]:
-        counts = [
-            cohort.counts[rows[cohort.sample_of[rows] == slide]]
-            for slide in np.unique(cohort.sample_of[rows])
-        ]
-        names = [cohort.genes] * len(counts)
-        method: Any = options.panel
-        panels.append(
-            select_genes(counts, names, method, options.num_genes, n_top_per_slide=options.n_top_per_slide)
-        )
+    method: Any = options.panel
+    panels = [
+        cohort.select_genes(rows, method, options.num_genes, n_top_per_slide=options.n_top_per_slide)
+        for rows in ([everything] if options.select_on_all_samples else [fold.train for fold in folds])
+    ]
     return panels * len(folds) if options.select_on_all_samples else panels

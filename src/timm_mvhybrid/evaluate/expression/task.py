@@ -12,13 +12,14 @@ from ...cohorts.hest_layout import open_task
 from ...data import PatchH5Source
 from ...embed.backbone import Backbone
 from ...embed.models import embed_models, embedding_dims
+from ...probes.ridge_options import HEST_COMPONENTS
 from ...report import Metric, Result, ScoreSheet
 from ...runtime.digest import file_sha256
 from ...runtime.provenance import hash_files
 from ...runtime.ranks import Ranks
 from ...runtime.stage import OnStage
 from ..task import OnBatch, Progress, Task, register_task
-from .options import HEST_COMPONENTS, ExpressionCommand, ExpressionOptions, ProbeOptions
+from .options import ExpressionCommand, ExpressionOptions, ProbeOptions
 from .plan import ExpressionPlan, make_plan
 from .scoring import score_protocol
 from .showing import ExpressionPresentation
