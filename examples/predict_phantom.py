@@ -1,7 +1,7 @@
 """A generated cohort of eight studies → a predictor → new studies, plain and in another stain: what do its intervals cover?
 
 Draws a phantom, embeds its patches, and fits two predictors of expression: one with the penalty that leaving studies out
-chooses, one with the weak penalty of HEST's recipe. Then draws studies that neither has seen, twice: stained as
+chooses (nested), one with the weak penalty of HEST's recipe. Then draws studies that neither has seen, twice: stained as
 differently as the eight are among themselves, and far more differently. Prints for each how many spots lie within the
 intervals that aim at 80 %, and how many patches the distance calls far from the training data; draws both as a picture.
 
@@ -27,7 +27,8 @@ from timm_mvhybrid.synthetic.sample import cohort_genes
 
 STRONG_SHIFT = 4.0
 """Differences of stain and scanner between shifted studies, in multiples of those between the studies of the fit."""
-PENALTIES = {"chosen by studies left out": "nested", "HEST's recipe": None}
+PENALTIES = {"nested": "nested", "recipe": None}
+"""Penalties as `--alpha` names them."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def main() -> None:
     )
     parser.add_argument("--model", default="mvhybrid_tiny_patch16_256", help="name of a timm model")
     parser.add_argument("--studies", type=int, default=8, help="studies of the fit (default: 8)")
-    parser.add_argument("--new-studies", type=int, default=8, help="studies to predict (default: 8)")
+    parser.add_argument("--new-studies", type=int, default=4, help="studies to predict (default: 4)")
     parser.add_argument("--spots", type=int, default=48, help="spots of each study's sample (default: 48)")
     parser.add_argument("--genes", type=int, default=120, help="genes (default: 120)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the cohort (default: 0)")
@@ -200,7 +201,7 @@ def main() -> None:
         )
         if fitted is None:  # under torchrun, the first rank alone fits
             return
-        fitted.save(given.output / f"predictor_{alpha or 'recipe'}", overwrite=True)
+        fitted.save(given.output / f"predictor_{penalty}", overwrite=True)
         predictors[penalty] = fitted
         told = fitted.reliability_
         console.print(

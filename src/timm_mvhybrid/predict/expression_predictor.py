@@ -14,12 +14,13 @@ from ..probes.arrays import check_choice, check_rows, labels_vector
 from ..probes.conformal import Calibration, conformal_width, grouped_quantiles
 from ..probes.reliability import GeneReliability, gene_reliability
 from ..probes.ridge_model import RidgeModel, ridge_models
-from ..probes.ridge_options import HEST_COMPONENTS, Alpha, Components
-from ..probes.splits import Fold, study_folds
+from ..probes.ridge_options import Alpha, Components
+from ..probes.splits import Fold
 from ..runtime.errors import check_seed
 from ..runtime.extras import require
 from ..runtime.provenance import Provenance
 from .arrays import feature_matrix, target_matrix
+from .cohort_checks import check_patients, check_studies, components_of, gene_names
 from .errors import PredictorError, as_predictor_errors, not_fitted
 from .prediction import EncoderRecord, Prediction
 from .predictor_files import load_predictor, save_predictor
@@ -190,11 +191,11 @@ class ExpressionPredictor:
             X = feature_matrix(features)
             y = target_matrix(expression)
             num_spots = check_rows(features=X, expression=y)
-            names = _gene_names(genes, expression, y.shape[1])
+            names = gene_names(genes, expression, y.shape[1])
             study_of = labels_vector("studies", studies, num_spots)
             folds = check_studies(study_of, self.alpha)
             if patients is not None:
-                _check_patients(labels_vector("patients", patients, num_spots), study_of)
+                check_patients(labels_vector("patients", patients, num_spots), study_of)
             num_components = components_of(
                 self.num_components, X.shape[1], min(len(fold.train) for fold in folds)
             )
@@ -306,58 +307,3 @@ class ExpressionPredictor:
             HubError: It cannot be downloaded.
         """
         return load_predictor(source, cls)
-
-
-def check_studies(study_of: NDArray[Any], alpha: Alpha) -> list[Fold]:
-    """Makes the folds that leave out one study at a time, before time is spent on them.
-
-    Raises:
-        EvaluationError: There are fewer than two studies, or three for a nested choice of the penalty.
-    """
-    folds = study_folds(study_of)
-    if alpha == "nested" and len(folds) < 3:
-        raise PredictorError(
-            "`alpha='nested'` needs at least three studies, so that two are left when one is left out, and there are "
-            f"{len(folds)} ({', '.join(fold.name for fold in folds)}); give `alpha` as a number"
-        )
-    return folds
-
-
-def components_of(wanted: Components, dim: int, num_train: int) -> int:
-    """Resolves the number of principal components for features of this length and the smallest train part.
-
-    Raises:
-        PredictorError: More are asked for than there are.
-    """
-    most = min(dim, num_train)
-    if wanted is None or wanted == "auto":
-        return most if wanted is None else min(HEST_COMPONENTS, most)
-    if isinstance(wanted, str) or not 1 <= wanted <= most:
-        raise PredictorError(
-            f"`num_components` is {wanted!r}, and {num_train} training spots × {dim} features allow 1 to {most}; take "
-            "fewer, 'auto', or None for all"
-        )
-    return int(wanted)
-
-
-def _gene_names(genes: Sequence[str] | None, expression: Any, num_genes: int) -> tuple[str, ...]:
-    given = getattr(expression, "columns", None) if genes is None else genes
-    names = tuple(f"gene_{index}" for index in range(num_genes)) if given is None else tuple(map(str, given))
-    if len(names) != num_genes:
-        raise PredictorError(
-            f"genes: {len(names)} names for {num_genes} columns of expression; name each once"
-        )
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise PredictorError(f"genes: '{twice}' occurs more than once; make the names unique")
-    return names
-
-
-def _check_patients(patient_of: NDArray[Any], study_of: NDArray[Any]) -> None:
-    study: dict[Any, Any] = {}
-    for patient, its in zip(patient_of.tolist(), study_of.tolist(), strict=True):
-        if study.setdefault(patient, its) != its:
-            raise PredictorError(
-                f"patients: '{patient}' has spots in the studies '{study[patient]}' and '{its}', so leaving a study out "
-                "would leak; give both studies one name"
-            )

@@ -19,7 +19,8 @@ from ..runtime.digest import file_sha256
 from ..runtime.errors import EvaluationError
 from ..runtime.provenance import ModelRecord, collect_provenance, hash_files
 from ..runtime.ranks import Ranks
-from .expression_predictor import ExpressionPredictor, check_studies, components_of
+from .cohort_checks import check_studies, components_of
+from .expression_predictor import ExpressionPredictor
 from .options import FitOptions
 from .prediction import EncoderRecord
 
