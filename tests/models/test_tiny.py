@@ -41,7 +41,8 @@ def make_model(name, dtype=torch.float64):
             if key.endswith(("A_log", "A_b_log")):
                 continue  # the models' own, which is no draw
             if "dt" in key and parameter.ndim == 1:
-                parameter.copy_(torch.linspace(-4, 0, parameter.numel()))
+                # in float64: kernels of float32 differ in the last digit
+                parameter.copy_(torch.linspace(-4, 0, parameter.numel(), dtype=torch.float64))
             elif parameter.ndim > 1:
                 fan_in = math.prod(parameter.shape[1:])
                 parameter.copy_(draw(parameter.shape, index) / math.sqrt(fan_in))
