@@ -57,11 +57,11 @@ hub-olah:         ## downloads through olah, a server that others wrote, in an e
 
 CLONES = $(foreach name,HEST TRIDENT CLAM,$(if $($(name)),--clone $(name)=$($(name))))
 
-pipelines:        ## our models in other people's pipelines, an environment each; PIPELINES="slide2vec ..." for some, HEST= TRIDENT= CLAM=FOLDER of clones
-	$(PYTHON) tests/pipelines/run.py $(PIPELINES) $(CLONES)
+pipelines:        ## our models in other people's pipelines, an environment each; PIPELINES="slide2vec ..." for some, JOBS=2 for two at a time, HEST= TRIDENT= CLAM=FOLDER of clones
+	$(PYTHON) tests/pipelines/run.py $(PIPELINES) $(CLONES) $(if $(JOBS),--jobs $(JOBS))
 
 pipelines-oldest: ## the same with the oldest timm that each pipeline takes
-	$(PYTHON) tests/pipelines/run.py --oldest-timm $(PIPELINES) $(CLONES)
+	$(PYTHON) tests/pipelines/run.py --oldest-timm $(PIPELINES) $(CLONES) $(if $(JOBS),--jobs $(JOBS))
 
 findings:         ## surprises about outside software: does each still hold? FINDINGS="NAME ..." for some
 	PYTHON="$(PYTHON)" bash findings/run.sh $(FINDINGS)

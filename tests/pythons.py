@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,24 +126,42 @@ class Outcome:
         return self.release == "not at hand" or (self.passed > 0 and self.failed == 0)
 
 
-def run_suite(version, arguments):
-    """Installs and runs the suite on one version; an installation that fails is a failure of that version alone."""
+@dataclass
+class Installed:
+    """A version with what the suite needs; no ``python`` where it is not at hand or could not be installed."""
+
+    outcome: Outcome
+    folder: tempfile.TemporaryDirectory
+    python: Path | None = None
+
+
+def install_version(version):
+    """Installs what the suite needs on one version; a failure is that version's alone."""
+    installed = Installed(Outcome(version), tempfile.TemporaryDirectory())
     found = find_python(version)
-    if found is None:
-        print(f"\n!!! Python {version} is not at hand: it is NOT tested\n", flush=True)
-        return Outcome(version)
-    release, interpreter = found
-    outcome = Outcome(version, ".".join(map(str, release)))
-    print(f"\n== Python {outcome.release}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
+    if found is not None:
+        release, interpreter = found
+        outcome = installed.outcome
+        outcome.release = ".".join(map(str, release))
         start = time.monotonic()
         try:
-            python = install(interpreter, Path(folder, "environment"))
+            installed.python = install(interpreter, Path(installed.folder.name, "environment"))
         except subprocess.CalledProcessError as error:
-            print(f"cannot be installed: {error}")
+            print(f"Python {version} cannot be installed: {error}")
             outcome.failed, outcome.packages = 1, "cannot be installed"
-            return outcome
         outcome.install_s = time.monotonic() - start
+    return installed
+
+
+def run_suite(installed, arguments):
+    """Runs the suite on one version and removes its environment."""
+    outcome, python = installed.outcome, installed.python
+    if outcome.release == "not at hand":
+        print(f"\n!!! Python {outcome.version} is not at hand: it is NOT tested\n", flush=True)
+    with installed.folder as folder:
+        if python is None:
+            return outcome
+        print(f"\n== Python {outcome.release}", flush=True)
         site = [str(path) for path in Path(folder).glob("environment/lib/python*/site-packages")]
         versions = {
             item.metadata["Name"]: item.version for item in importlib.metadata.distributions(path=site)
@@ -162,6 +181,19 @@ def run_suite(version, arguments):
         # pytest can end badly without a test that failed
         outcome.failed = max(counts["failed"], int(status != 0))
     return outcome
+
+
+def run_suites(versions, arguments):
+    """Runs the suite on one version after the other; the next one is installed meanwhile."""
+    outcomes = []
+    with ThreadPoolExecutor(1) as installer:
+        coming = installer.submit(install_version, versions[0])
+        for following in [*versions[1:], None]:
+            installed = coming.result()
+            if following is not None:
+                coming = installer.submit(install_version, following)
+            outcomes.append(run_suite(installed, arguments))
+    return outcomes
 
 
 def print_table(outcomes):
@@ -195,7 +227,7 @@ def main():
         parser.error(f"not supported: {', '.join(unknown)}; supported are {', '.join(supported)}")
     if options.naming:
         arguments += tests_that_name(options.naming)
-    outcomes = [run_suite(version, arguments) for version in versions]
+    outcomes = run_suites(list(versions), arguments)
     print_table(outcomes)
     return 0 if all(one.is_good for one in outcomes) else 1
 

@@ -19,6 +19,8 @@ import sys
 import time
 import venv
 import xml.etree.ElementTree as ElementTree
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -132,10 +134,23 @@ def run_tests(name, python, folder, options, clone):
             "PYTHONPATH": os.pathsep.join([str(clone), str(clone / "src")]),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-    try:
-        subprocess.run(command, cwd=folder, env=environment, check=False, timeout=TEST_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        print(f"{name}: the tests took longer than {TEST_TIMEOUT_S} s")
+    # what several write at once would be a muddle: then each is shown when it has ended
+    output = folder / "output.txt"
+    with output.open("w") if options.jobs > 1 else nullcontext() as written:
+        try:
+            subprocess.run(
+                command,
+                cwd=folder,
+                env=environment,
+                check=False,
+                timeout=TEST_TIMEOUT_S,
+                stdout=written,
+                stderr=subprocess.STDOUT if written else None,
+            )
+        except subprocess.TimeoutExpired:
+            print(f"{name}: the tests took longer than {TEST_TIMEOUT_S} s")
+    if options.jobs > 1:
+        print(f"\n== {name}\n{output.read_text()}", flush=True)
     return count_tests(report), json.loads(measured.read_text()) if measured.exists() else {}
 
 
@@ -217,6 +232,13 @@ def main():
         "--oldest-timm", action="store_true", help="with the oldest timm that package and pipeline take"
     )
     parser.add_argument("--folder", type=Path, help="images to embed in place of tiles of the slide shipped")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="pipelines at a time; 1 where times matter (default: 1)",
+    )
     parser.add_argument("--fresh", action="store_true", help="make the environments anew")
     parser.add_argument(
         "--build", type=Path, default=ROOT / "build" / "pipelines", help="folder of environments and results"
@@ -229,6 +251,8 @@ def main():
         help=f"a clone that a pipeline needs; NAME is {', '.join(CLONES)}",
     )
     options = parser.parse_args()
+    if options.jobs < 1:
+        parser.error(f"--jobs is {options.jobs}; at least one pipeline must run")
     options.clone = dict(options.clone or [])
     unknown = sorted(set(options.names) - set(NAMES))
     if unknown:
@@ -248,10 +272,16 @@ def main():
     build = options.build.absolute()
     build.mkdir(parents=True, exist_ok=True)
     results = []
-    for name in names:
-        print(f"\n== {name}", flush=True)
-        results.append(try_pipeline(name, build, options))
-        save(results, build / "results.json")
+
+    def try_one(name):
+        if options.jobs == 1:
+            print(f"\n== {name}", flush=True)
+        return try_pipeline(name, build, options)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for result in pool.map(try_one, names):
+            results.append(result)
+            save(results, build / "results.json")
     print_table(results)
     return 0 if all(is_good(result) for result in results) else 1
 
