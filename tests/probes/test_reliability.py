@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
-from timm_mvhybrid.evaluate import bootstrap_interval, study_folds
+from timm_mvhybrid.evaluate import study_folds
 from timm_mvhybrid.probes.reliability import gene_reliability
+from timm_mvhybrid.probes.resampling import correlation_interval
 from timm_mvhybrid.runtime.errors import EvaluationError
 
 
@@ -22,7 +23,7 @@ def test_correlations_are_within_studies_and_averaged_over_them():
     np.testing.assert_allclose(found.by_study, expected, rtol=1e-9)
     np.testing.assert_allclose(found.r, expected.mean(axis=0), rtol=1e-9)
     for gene in range(4):
-        interval = bootstrap_interval(expected[:, gene], num_resamples=300, seed=3)
+        interval = correlation_interval(expected[:, gene], [9, 7, 5], num_resamples=300, seed=3)
         np.testing.assert_allclose(
             [found.lower[gene], found.upper[gene]], [interval.low, interval.high], rtol=1e-9
         )
@@ -45,6 +46,18 @@ def test_genes_that_are_constant_have_no_correlation_there():
     np.testing.assert_array_equal(found.predictable, [True, False, False])
     assert np.isnan(found.lower[1:]).all()
     assert np.isnan(found.upper[1:]).all()
+
+
+@pytest.mark.parametrize("num_studies", [2, 3, 8])
+def test_noise_is_seldom_called_predictable(num_studies):
+    rng = np.random.default_rng(2)
+    studies = np.repeat(np.arange(num_studies), 60)
+    y, predicted = rng.normal(size=(2, len(studies), 800))
+    found = gene_reliability(y, predicted, study_folds(studies), num_resamples=400)
+    # at most 2.5 % of 800 by the normal distribution, and four binomial deviations
+    assert found.predictable.mean() <= 0.025 + 4 * np.sqrt(0.025 * 0.975 / 800)
+    predicted += 0.5 * y
+    assert gene_reliability(y, predicted, study_folds(studies), num_resamples=400).predictable.mean() > 0.95
 
 
 def test_tables_of_different_shapes_are_refused():

@@ -28,8 +28,8 @@ def write_card(predictor: ExpressionPredictor) -> str:
         "## Features\n\n" + _encoder(predictor),
         "## Fit\n\n" + _fit(predictor),
         _intervals(predictor),
-        "## Genes\n\nPearson correlation within each left-out study, mean over studies, and a bootstrap interval over "
-        f"studies at {reliability.level:.0%}. A gene is predictable where the interval lies above 0.\n\n{_genes(predictor)}",
+        "## Genes\n\nPearson correlation within each left-out study, mean over studies, and its interval at "
+        f"{reliability.level:.0%} from resampling studies and spots. A gene is predictable where the interval lies above 0.\n\n{_genes(predictor)}",
     ]
     data = ModelCardData(
         library_name="timm_mvhybrid",

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .arrays import check_rows, finite_matrix
 from .expression_metrics import expression_metrics
-from .resampling import LEVEL, NUM_RESAMPLES, bootstrap_interval
+from .resampling import LEVEL, NUM_RESAMPLES, correlation_interval
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -23,7 +23,8 @@ class GeneReliability:
         by_study: Pearson correlation of predicted with measured expression over the spots of each, (studies, genes); NaN
             where the gene is constant there.
         r: Mean over the studies, (genes,); NaN where no study has one.
-        lower: Lower end of its bootstrap interval over studies, (genes,); NaN with fewer than two studies.
+        lower: Lower end of its interval, see :func:`~.resampling.correlation_interval`, (genes,); NaN with fewer than two
+            studies.
         upper: Upper end.
         level: Confidence of the interval.
     """
@@ -51,7 +52,7 @@ def gene_reliability(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> GeneReliability:
-    """Correlates predicted with measured expression within each left-out study, and resamples the studies.
+    """Correlates predicted with measured expression within each left-out study, and resamples studies and spots.
 
     Studies are few and share most of what they were trained on, so the intervals tend to be too narrow.
 
@@ -82,9 +83,10 @@ def gene_reliability(
     sums = np.where(present, by_study, 0.0).sum(axis=0)
     r = np.divide(sums, num_present, out=np.full(len(sums), np.nan), where=num_present > 0)
     lower, upper = np.full(len(r), np.nan), np.full(len(r), np.nan)
+    num_spots = [len(test) for _, test in folds]
     for gene in range(len(r)):
-        found = bootstrap_interval(
-            by_study[:, gene], level=level, num_resamples=num_resamples, seed=seed, over="studies"
+        found = correlation_interval(
+            by_study[:, gene], num_spots, level=level, num_resamples=num_resamples, seed=seed
         )
         if found is not None:
             lower[gene], upper[gene] = found.low, found.high

@@ -111,10 +111,7 @@ def bootstrap_interval(
         EvaluationError: If the level is not between 0 and 1, there is no resample, or values have other dimensions.
     """
     table = np.asarray(values, dtype=np.float64)
-    if not 0 < level < 1 or num_resamples < 1:
-        raise EvaluationError(
-            f"`level` must lie between 0 and 1, not {level}, and `num_resamples` be at least 1, not {num_resamples}"
-        )
+    _check_resampling(level, num_resamples)
     if table.ndim not in (1, 2):
         raise EvaluationError(f"values must be (folds,) or (folds, genes), not {table.shape}")
     if over is None:
@@ -139,6 +136,70 @@ def bootstrap_interval(
     means = (weights * fold_means).sum(axis=1)[total > 0] / total[total > 0]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(low=float(low), high=float(high), level=level, num_resamples=num_resamples, over=over)
+
+
+def correlation_interval(
+    correlations: ArrayLike,
+    num_items: ArrayLike,
+    *,
+    level: float = LEVEL,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Interval | None:
+    """Resamples a mean of correlations on two levels: studies with replacement, and each one's correlation about itself.
+
+    A resample of two studies alone would take the lower of both as the lower end, and so call a quarter of all columns of
+    noise positive. Each correlation drawn is therefore drawn again from tanh(artanh r + ε / √(n − 3)), ε normal, which is
+    how the correlation of n items scatters. Neighbouring spots are alike, and studies few, so that the interval tends to
+    be too narrow all the same.
+
+    Source: Fisher's z-transform; bootstrap of clusters and within clusters, Davison & Hinkley, *Bootstrap Methods and
+    their Application* (1997), section 3.8.
+
+    Args:
+        correlations: One for each study, (studies,); NaN is left out.
+        num_items: Items that each is of, (studies,).
+        level: Confidence.
+        num_resamples: Resamples.
+        seed: Seed.
+
+    Returns:
+        The interval of the mean; None where fewer than two studies have a correlation.
+
+    Raises:
+        EvaluationError: If the level is not between 0 and 1, there is no resample, or lengths differ.
+    """
+    r, n = (np.asarray(x, dtype=np.float64) for x in (correlations, num_items))
+    _check_resampling(level, num_resamples)
+    if r.ndim != 1 or r.shape != n.shape:
+        raise EvaluationError(
+            f"correlations and num_items must be (studies,) both, not {r.shape} and {n.shape}"
+        )
+    r, n = r[~np.isnan(r)], n[~np.isnan(r)]
+    if len(r) < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(r), size=(num_resamples, len(r)))
+    # a correlation of three items says nothing, and one of exactly 1 has no transform
+    z = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
+    deviation = 1 / np.sqrt(np.maximum(n - 3, 0.1))
+    noise = rng.standard_normal(drawn.shape)
+    means = np.tanh(z[drawn] + deviation[drawn] * noise).mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(
+        low=float(low),
+        high=float(high),
+        level=level,
+        num_resamples=num_resamples,
+        over="studies and spots",
+    )
+
+
+def _check_resampling(level: float, num_resamples: int) -> None:
+    if not 0 < level < 1 or num_resamples < 1:
+        raise EvaluationError(
+            f"`level` must lie between 0 and 1, not {level}, and `num_resamples` be at least 1, not {num_resamples}"
+        )
 
 
 def summarise(
