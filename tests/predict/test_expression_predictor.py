@@ -7,8 +7,9 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from timm_mvhybrid.evaluate import bootstrap_interval, expression_metrics
+from timm_mvhybrid.evaluate import expression_metrics
 from timm_mvhybrid.predict import ExpressionPredictor, Prediction
+from timm_mvhybrid.probes.resampling import correlation_interval
 from timm_mvhybrid.synthetic import PhantomOptions, draw_sample
 from timm_mvhybrid.synthetic.genes import draw_counts
 from timm_mvhybrid.synthetic.sample import cohort_genes, draw_study
@@ -51,7 +52,8 @@ def test_everything_it_says_follows_from_leaving_studies_out():
         np.testing.assert_allclose(found.upper[:, gene] - found.mean[:, gene], width, rtol=1e-4)
         np.testing.assert_allclose(found.mean[:, gene] - found.lower[:, gene], width, rtol=1e-4)
         r = [expression_metrics(y[STUDIES == s, gene], left_out[STUDIES == s, gene]).pcc for s in "abcd"]
-        interval = bootstrap_interval(r, num_resamples=200, seed=9)
+        num_spots = [(STUDIES == s).sum() for s in "abcd"]
+        interval = correlation_interval(r, num_spots, num_resamples=200, seed=9)
         told = predictor.reliability_
         np.testing.assert_allclose(
             [told.r[gene], told.lower[gene], told.upper[gene]],
