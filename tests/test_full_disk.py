@@ -30,6 +30,7 @@ from timm_mvhybrid.training.run_directory import RunDirectory
 pytestmark = pytest.mark.slow
 EMBED = ["embed", "hest.h5", "--model", "test_mvhybrid", "--output", "small/out.h5", "--device", "cpu", "--num-workers", "0"]  # fmt: skip
 TILE = ["tile", "one.tif", "--output", "small/store", "--patch-size", "128"]
+PREPARE = ["prepare", "visium", "visium/outs", "--slide", "visium/full.png", "--output", "small/T", "--sample", "V", "--study", "A"]  # fmt: skip
 PHANTOM = ["phantom", "small/cohort", "--studies", "1", "--samples", "1", "--spots", "2", "--genes", "4"]
 EVALUATE = [
     "evaluate",
@@ -62,6 +63,7 @@ CASES = {
     "tile, the thumbnail": (0, TILE, "small/store/thumbnails/one.png", {"small/store/tiling.jsonl"}),
     "tile, the patches": (65536, TILE, "small/store/one.h5", {"small/store/tiling.jsonl", "small/store/thumbnails/one.png"}),
     "tile, compressed patches": (24576, [*TILE, "--compression", "lzf"], "small/store/one.h5", {"small/store/tiling.jsonl", "small/store/thumbnails/one.png"}),
+    "prepare": (65536, PREPARE, "small/T/patches/V.h5", set()),
     "phantom, a slide": (0, PHANTOM, "small/cohort/PHANTOM/wsis/GEN01-01.tif", set()),
     "phantom, patches": (2**18, PHANTOM, "small/cohort/PHANTOM/patches/GEN01-01.h5", set()),
     "export": (65536, EXPORT, r"/\S+/small/export/model\.safetensors", set()),
@@ -74,7 +76,13 @@ CASES = {
     "pretrain, its log": (16384, PRETRAIN, "small/run/metrics.jsonl", {f"small/run/{name}" for name in ("config.json", "environment.json", "starts.jsonl", "metrics.jsonl")}),
     "pretrain, a checkpoint": (2**20, PRETRAIN, "small/run/checkpoints/step_00000002", {f"small/run/{name}" for name in ("config.json", "environment.json", "starts.jsonl", "metrics.jsonl")}),
 }  # fmt: skip
-NEEDED = {"export-onnx": "onnxruntime", "plot": "matplotlib", "pretrain": "lightly", "phantom": "anndata"}
+NEEDED = {
+    "export-onnx": "onnxruntime",
+    "plot": "matplotlib",
+    "prepare": "anndata",
+    "pretrain": "lightly",
+    "phantom": "anndata",
+}
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +91,10 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("full")
     write_hest(folder / "hest.h5", random_patches(24))
     write_slide(folder / "one.tif")
+    if _is_installed("prepare"):
+        from support.space_ranger_folders import visium
+
+        visium(folder / "visium")
     for label, level in (("light", 220), ("dark", 60)):
         (folder / "images" / label).mkdir(parents=True)
         for index in range(3):

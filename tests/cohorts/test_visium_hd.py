@@ -163,6 +163,7 @@ def test_squares_that_overlap_or_leave_gaps(side, stride):
             reached[window] = True
             expected = (counts * mask[..., None])[window].sum(axis=(0, 1))
             np.testing.assert_array_equal(sums.values[number_of[i, j]].toarray().ravel(), expected)
+    assert sums.num_repeated == 0
     of_genes = counts[..., is_gene].sum(axis=2)
     assert sums.num_counts == of_genes.sum()
     assert sums.num_outside_tissue == of_genes[~mask].sum()
@@ -242,6 +243,11 @@ def transpose(folder, square):
         file["matrix/shape"][...] = file["matrix/shape"][()][::-1]
 
 
+def repeat(folder, square):
+    with h5py.File(square / "filtered_feature_bc_matrix.h5", "r+") as file:
+        file["matrix/barcodes"][3] = file["matrix/barcodes"][700]
+
+
 def cut(name):
     def edit(folder, square):
         (file,) = square.rglob(name)
@@ -264,6 +270,7 @@ def cut(name):
         (edit_factors(bin_size_um=16), "states bin_size_um 16, and by"),
         (edit_factors(microns_per_pixel="x"), "cannot be read as Space Ranger's scale factors"),
         (transpose, "is transposed"),
+        (repeat, "1 barcodes occur more than once; give the matrix of one sample"),
         (cut("*.parquet"), r"tissue_positions\.parquet: is truncated or damaged"),
         (cut("*.h5"), r"matrix\.h5: cannot be opened as an h5 file .*it should be Space Ranger's"),
     ],

@@ -94,12 +94,14 @@ class BinSums:
         num_counts: Counts of genes in the matrix.
         num_outside_tissue: Those of bins outside tissue.
         num_in_no_square: Those of bins in tissue that no square holds: squares with too little tissue, and gaps.
+        num_repeated: Bins that occur more than once.
     """
 
     values: Any
     num_counts: int
     num_outside_tissue: int
     num_in_no_square: int
+    num_repeated: int
 
 
 def sum_bins(
@@ -128,8 +130,11 @@ def sum_bins(
     total = sparse.csr_matrix((num_squares, len(is_gene)))
     pending: list[Any] = []
     everything = outside = in_no_square = 0.0
+    seen, num_bins = np.zeros(in_tissue.shape, dtype=bool), 0
     for chunk in chunks:
         rows, cols = place(chunk.barcodes)
+        seen[rows, cols] = True
+        num_bins += len(rows)
         of_bin = chunk.values @ genes
         is_inside = in_tissue[rows, cols]
         kept = np.flatnonzero(is_inside)
@@ -155,6 +160,7 @@ def sum_bins(
         num_counts=round(everything),
         num_outside_tissue=round(outside),
         num_in_no_square=round(in_no_square),
+        num_repeated=num_bins - np.count_nonzero(seen),
     )
 
 

@@ -147,6 +147,10 @@ class VisiumHDFolder:
             number_of,
             matrix.features.gene_of >= 0,
         )
+        if sums.num_repeated:
+            raise DataError(
+                f"{matrix.path}: {sums.num_repeated} barcodes occur more than once; give the matrix of one sample"
+            )
         first_rows, first_cols = (place * stride for place in np.nonzero(wanted))
         middle = (side - 1) / 2
         _warn_of_tilt(positions, placement)
