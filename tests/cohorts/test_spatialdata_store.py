@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 from support.generated_slides import write_slide
+from support.limited_disks import refusing
 from support.spatialdata_stores import COUNTS, HEIGHT, PLACES, SHRINK, TURN, WIDTH, write_store
 
 from timm_mvhybrid.cohorts.image_element import write_image_element
@@ -13,7 +14,7 @@ from timm_mvhybrid.cohorts.prepare import prepare_sample
 from timm_mvhybrid.cohorts.spatialdata_store import SpatialDataStore
 from timm_mvhybrid.cohorts.spot_sample import PatchOptions
 from timm_mvhybrid.data.plain_image import open_slide
-from timm_mvhybrid.runtime.errors import DataError, ParameterError
+from timm_mvhybrid.runtime.errors import DataError, OutputError, ParameterError
 
 pytest.importorskip("spatialdata")
 
@@ -116,6 +117,14 @@ def test_the_image_is_written_as_it_is(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="exists already"):
         slide_of(tmp_path, um_per_px=0.4)
     assert slide.read_bytes() == b"no"
+
+
+def test_an_image_that_the_disk_does_not_take_leaves_nothing(tmp_path, monkeypatch):
+    write_store(tmp_path / "s.zarr")
+    monkeypatch.setattr("timm_mvhybrid.cohorts.image_element.OutputFile", refusing(2000))
+    with pytest.raises(OutputError, match=r"he\.tif: cannot be written \(No space left on device"):
+        slide_of(tmp_path)
+    assert not list(tmp_path.glob("*he.tif*.tmp")) + list(tmp_path.glob("he.tif"))
 
 
 def test_images_without_names_of_colours(tmp_path):

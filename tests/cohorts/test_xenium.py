@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 from support.generated_slides import write_slide
+from support.limited_disks import refusing
 from support.measured_cohorts import write_manifest
 from support.xenium_bundles import (
     CONTROLS,
@@ -19,7 +20,7 @@ from support.xenium_bundles import (
     write_matrix,
 )
 
-from timm_mvhybrid.cohorts import transcripts
+from timm_mvhybrid.cohorts import placed_transcripts, transcripts
 from timm_mvhybrid.cohorts.counts import read_counts
 from timm_mvhybrid.cohorts.image_alignment import ImageAlignment
 from timm_mvhybrid.cohorts.placed_transcripts import write_placed_transcripts
@@ -29,7 +30,7 @@ from timm_mvhybrid.cohorts.transcripts import read_transcripts
 from timm_mvhybrid.cohorts.xenium import XeniumFolder, read_pixel_size
 from timm_mvhybrid.finetune.cohort_entry import open_entries
 from timm_mvhybrid.finetune.measured import read_cohort
-from timm_mvhybrid.runtime.errors import DataError, ParameterError
+from timm_mvhybrid.runtime.errors import DataError, OutputError, ParameterError
 
 pytest.importorskip("pyarrow")
 
@@ -331,3 +332,14 @@ def test_matrix_that_is_named_after_the_image_or_the_only_one(tmp_path):
         "x_if_imagealignment.csv",
         pytest.approx(UM_PER_PX),
     )
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1000, 40000])
+def test_transcripts_that_the_disk_does_not_take_leave_nothing(tmp_path, monkeypatch, num_bytes):
+    make(tmp_path)
+    monkeypatch.setattr(placed_transcripts, "OutputFile", refusing(num_bytes))
+    with pytest.raises(OutputError, match=r"S\.parquet: cannot be written \(No space left on device"):
+        write_placed_transcripts(source(tmp_path), tmp_path / "T" / "S.parquet")
+    assert not [
+        path for path in (tmp_path / "T").iterdir() if "parquet" in path.name and path.suffix != ".lock"
+    ]

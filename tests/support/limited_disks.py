@@ -1,6 +1,7 @@
 """Disks that take no more: a limit on the size of files in a process of its own, and a small tmpfs."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -13,6 +14,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+
+from timm_mvhybrid.runtime.atomic_file import OutputFile
 
 SIZE = 64 * 2**20
 BALLAST = "ballast"
@@ -36,6 +39,18 @@ def _limited(check, sizes):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
         check(size)
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+def refusing(num_bytes):
+    """A class in place of ``OutputFile`` whose disk is full after so many bytes."""
+
+    class Refusing(OutputFile):
+        def write(self, content, /):
+            if self._position + memoryview(content).nbytes > num_bytes and self._failure is None:
+                self._failure = OSError(errno.ENOSPC, "No space left on device")
+            return super().write(content)
+
+    return Refusing
 
 
 @cache
