@@ -196,7 +196,7 @@ def test_other_weights_are_refused(shared, tmp_path):
     def run(**given):
         return predict_slide(shared / "slide.tif", predictor, tmp_path / "out", options(tmp_path), **given)
 
-    with pytest.raises(PredictorError, match=r"the weights mine.safetensors \(sha256 .*`checkpoint=FILE`"):
+    with pytest.raises(PredictorError, match=r"the file mine.safetensors \(sha256 .*`checkpoint=FILE`"):
         run()
     with pytest.raises(
         PredictorError, match=r"other.safetensors: the weights of test_vit12 have the sha256 .{13}, and"
