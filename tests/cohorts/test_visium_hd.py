@@ -9,7 +9,7 @@ from scipy import sparse
 from support import space_ranger_folders as folders
 from support.space_ranger_folders import MARKER, RED, UM_PER_PX, visium_hd
 
-from timm_mvhybrid.cohorts import PatchOptions, VisiumHDFolder, bin_sums, prepare_sample, tenx_matrix
+from timm_mvhybrid.cohorts import PatchOptions, VisiumHDFolder, prepare_sample, tenx_matrix
 from timm_mvhybrid.cohorts.bin_sums import BinNames, SquareGrid, sum_bins
 from timm_mvhybrid.cohorts.hest_layout import open_task, read_sample
 from timm_mvhybrid.cohorts.tenx_matrix import MatrixChunk
@@ -25,7 +25,6 @@ def small_chunks(monkeypatch):
     """Makes the same happen to a few thousand bins as to millions."""
     monkeypatch.setattr(tenx_matrix, "_BARCODES_AT_A_TIME", 1000)
     monkeypatch.setattr(tenx_matrix, "_VALUES_AT_A_TIME", 700)
-    monkeypatch.setattr(bin_sums, "_FEWEST_PENDING", 300)
 
 
 def by_hand(folder, first_row, first_col, side):

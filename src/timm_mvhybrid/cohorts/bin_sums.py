@@ -14,8 +14,6 @@ from ..runtime.extras import require
 from .tenx_matrix import MatrixChunk
 
 _NAME = re.compile(rb"([^\d].*_)(\d+)_(\d+)(-\d+)")
-_FEWEST_PENDING = 1 << 22
-"""Values of sums that wait to be added to the rest; fewer are not worth it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +125,7 @@ def sum_bins(
     """
     sparse = require("scipy.sparse")
     num_squares, genes = int(number_of.max()) + 1, is_gene.astype(np.float64)
-    total = sparse.csr_matrix((num_squares, len(is_gene)))
-    pending: list[Any] = []
+    parts = [sparse.csr_matrix((num_squares, len(is_gene)))]
     everything = outside = in_no_square = 0.0
     seen, num_bins = np.zeros(in_tissue.shape, dtype=bool), 0
     for chunk in chunks:
@@ -149,12 +146,16 @@ def sum_bins(
             (np.ones(len(bins)), (squares, kept[bins])),
             shape=(num_squares, len(rows)),
         )
-        pending.append(membership @ chunk.values)
-        if sum(part.nnz for part in pending) > max(total.nnz, _FEWEST_PENDING):
-            total = sum(pending, total)
-            pending.clear()
-    total = sum(pending, total)
-    total.sort_indices()
+        part = membership @ chunk.values
+        # what SciPy adds fast
+        part.sort_indices()
+        # small sums are added to small ones, so that the largest is not copied for each chunk
+        while parts and parts[-1].nnz <= 2 * part.nnz:
+            part = parts.pop() + part
+        parts.append(part)
+    total = parts.pop()
+    while parts:
+        total = parts.pop() + total
     return BinSums(
         values=total,
         num_counts=round(everything),
