@@ -114,7 +114,7 @@ def prepare_sample(
 
     Examples:
         >>> prepare_sample(
-        ...     VisiumFolder("run/outs"), "scan.svs", "ROOT/BREAST", sample_id="B1", study="ours"
+        ...     VisiumFolder(folder=Path("run/outs")), "scan.svs", "ROOT/BREAST", sample_id="B1", study="ours"
         ... )  # doctest: +SKIP
     """
     task, slide = Path(output), Path(slide)
