@@ -201,7 +201,7 @@ def prepare(folder: Path, side_px: int, stride_px: int) -> int:
     file.parent.mkdir(parents=True)
     rng = np.random.default_rng(2)
     with h5py.File(file, "w") as content:
-        stored = content.create_dataset("embeddings", (len(source), dim), np.float32, chunks=(256, dim))
+        stored = content.create_dataset("embeddings", (len(source), dim), np.float32, chunks=(64, dim))
         for start in range(0, len(source), 4096):
             rows = min(4096, len(source) - start)
             stored[start : start + rows] = rng.normal(size=(rows, dim))
