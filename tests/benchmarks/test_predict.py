@@ -7,14 +7,15 @@ pytest.importorskip("anndata")
 
 
 def test_a_smoke_run_reports_speed_and_memory(monkeypatch):
-    # in this process: nothing is judged here
-    monkeypatch.setattr(
-        predict, "_peak_bytes", lambda folder, side: predict.memory_main(folder / f"memory_{side}", side)
-    )
+    def peak_bytes(folder, side_px, stride_px):
+        # in this process: nothing is judged here
+        return predict.prepare(folder, side_px, stride_px), predict.memory_main(folder, stride_px)
+
+    monkeypatch.setattr(predict, "_peak_bytes", peak_bytes)
     report = predict.run(Settings(quick=True, threads=1))
     assert set(report.figures) == {goal.figure for goal in predict.GOALS}
     assert [row[0] for row in report.tables[0].rows] == [predict.EMBED, predict.PREDICT]
-    assert [row[0] for row in report.tables[1].rows] == ["400", "1,600"]
+    assert [row[0] for row in report.tables[1].rows] == ["100", "361"]
     assert not report.judged
 
 

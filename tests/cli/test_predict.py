@@ -139,16 +139,16 @@ def test_a_newer_format_is_refused(folder, capsys, tmp_path):
 
 
 def test_an_interruption_keeps_what_is_done_and_says_how_to_go_on(folder, capsys, monkeypatch):
-    from timm_mvhybrid.predict import slides
+    from timm_mvhybrid.predict import slide_run
 
-    write = slides.write_slide
+    write = slide_run.write_slide
 
     def interrupt(found, files, options):
         if found.name == "two":
             raise KeyboardInterrupt
         write(found, files, options)
 
-    monkeypatch.setattr(slides, "write_slide", interrupt)
+    monkeypatch.setattr(slide_run, "write_slide", interrupt)
     assert predict("one.tif", "two.tif") == 130
     assert capsys.readouterr().err.splitlines()[-1].endswith("run it again to go on")
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["one.h5ad", "one.html"]

@@ -214,3 +214,15 @@ def test_embeddings_of_other_patches_are_noticed(found, sizes):
     batches = [np.zeros((size, 16), np.float32) for size in sizes]
     with pytest.raises(EvaluationError, match="embeddings of 36 patches"):
         predict_batches(found.predictor, batches, 36)
+
+
+@pytest.mark.parametrize("sizes", [(36,), (10, 26), (1, 34, 1)])
+def test_batches_are_predicted_as_all_at_once(found, sizes):
+    features = np.random.default_rng(3).normal(size=(36, 16)).astype(np.float32)
+    expected = found.predictor.predict(features, level=0.5)
+    batches = np.split(features, np.cumsum(sizes)[:-1])
+    predicted = predict_batches(found.predictor, batches, 36, level=0.5)
+    for name in ("mean", "lower", "upper", "distance"):
+        # matrix products of other sizes round differently: 16 products of size 1
+        np.testing.assert_allclose(getattr(predicted, name), getattr(expected, name), atol=1e-5)
+    np.testing.assert_array_equal(predicted.far, expected.far)

@@ -247,7 +247,7 @@ def test_a_slide_that_fails_is_reported_and_the_others_are_predicted(shared, tmp
 
 
 def test_what_can_be_known_before_is_said_before(shared, tmp_path, monkeypatch):
-    monkeypatch.setattr("timm_mvhybrid.predict.slides.load_encoder_of", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("timm_mvhybrid.predict.slide_run.load_encoder_of", lambda *_: pytest.fail("too late"))
 
     def run(slides=("slide.tif",), output="out", predictor="predictor", **changes):
         predict_slides(

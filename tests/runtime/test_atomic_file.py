@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support.limited_disks import at_every_byte
 
-from timm_mvhybrid.runtime.atomic_file import OutputFile, write_file, write_files
+from timm_mvhybrid.runtime.atomic_file import OutputFile, remove_leftovers, write_file, write_files
 from timm_mvhybrid.runtime.atomic_folder import OutputFolder
 from timm_mvhybrid.runtime.errors import OutputError, TimmMVHybridError, check_space, is_of_the_disk
 from timm_mvhybrid.runtime.h5_output import H5Output
@@ -238,3 +238,16 @@ def test_a_network_that_fails_is_not_a_disk():
     assert not is_of_the_disk(PermissionError(errno.EPERM, ""))
     assert not is_of_the_disk(ConnectionRefusedError(errno.ECONNREFUSED, ""))
     assert not is_of_the_disk(ValueError())
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_that_is_named_alike(tmp_path):
+    name = "a[1].zarr"  # brackets are a pattern to glob
+    (tmp_path / f".{name}.0123abcd.tmp").mkdir()
+    (tmp_path / f".{name}.0123abcd.tmp" / "half").write_text("half")
+    (tmp_path / f".{name}.0123abcd.old").mkdir()
+    (tmp_path / f".{name}.89abcdef.tmp").write_text("half")
+    others = {name, ".a1.zarr.0123abcd.tmp", f".{name}.lock", f".{name}.0123abcd.h5", f".{name}.tmp"}
+    for other in others:
+        (tmp_path / other).write_text("")
+    remove_leftovers(tmp_path / name)
+    assert {path.name for path in tmp_path.iterdir()} == others

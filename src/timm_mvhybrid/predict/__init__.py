@@ -11,7 +11,8 @@ from .fitting import FitSummary, fit_expression
 from .options import FitOptions
 from .prediction import EncoderRecord, Prediction
 from .slide_options import SlideOptions
-from .slides import PredictedSlide, predict_slide, predict_slides
+from .slide_run import PredictedSlide
+from .slides import predict_slide, predict_slides
 
 __all__ = [
     "Calibration",

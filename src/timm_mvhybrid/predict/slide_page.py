@@ -35,16 +35,17 @@ def slide_page(
         corners=found.corners,
         cell_px=found.stride_level0,
         genes=genes,
-        mean=prediction.mean[:, columns],
-        lower=prediction.lower[:, columns],
-        upper=prediction.upper[:, columns],
+        columns=columns,
+        mean=prediction.mean,
+        lower=prediction.lower,
+        upper=prediction.upper,
         r=reliability.r[columns],
         r_lower=reliability.lower[columns],
         r_upper=reliability.upper[columns],
         predictable=reliability.predictable[columns],
         distance=prediction.distance,
         far=prediction.far,
-        measured=None if measured is None else measured[:, columns],
+        measured=measured,
         r_note=f"({reliability.level:.0%} interval, over {len(predictor.studies_)} left-out studies)",
     )
     provenance = {"Prediction": collect_provenance(seed=0, options=found.record, data={})}
@@ -103,7 +104,10 @@ def _doubts(found: SlidePrediction, columns: NDArray[np.int64]) -> list[str]:
 
 def _table(found: SlidePrediction, columns: NDArray[np.int64]) -> Table:
     reliability, prediction = found.predictor.reliability_, found.prediction
-    width = (prediction.upper - prediction.lower).mean(axis=0) / 2
+
+    def half_width(gene: int) -> float:
+        return float((prediction.upper[:, gene] - prediction.lower[:, gene]).mean()) / 2
+
     order = columns[np.argsort(-reliability.r[columns], kind="stable")]
     return Table.of(
         "genes",
@@ -118,7 +122,7 @@ def _table(found: SlidePrediction, columns: NDArray[np.int64]) -> Table:
             ("to", lambda gene: number_cell(float(reliability.upper[gene]), 2)),
             ("Mean", lambda gene: number_cell(float(prediction.mean[:, gene].mean()), 2)),
             ("Deviation", lambda gene: number_cell(float(prediction.mean[:, gene].std()), 2)),
-            ("Interval ±", lambda gene: number_cell(float(width[gene]), 2)),
+            ("Interval ±", lambda gene: number_cell(half_width(gene), 2)),
         ],
         num_text_columns=2,
     )

@@ -126,7 +126,10 @@
     drawReliability();
     const far = isFar.reduce((sum, one) => sum + one, 0);
     lines.setAttribute("aria-label", `${gene.name}, ${VIEWS[view()]}, on ${data.num} patches of the slide, ${far} of them far from the training data`);
-    byId("map-key").replaceChildren(colourKey(scale(gene, view()), data.unit));
+    const values = views(gene)[view()], first = values[0];
+    const same = values.every((value) => value === first || Math.abs(value - first) < 1e-6);
+    const words = `${signed(first, 2).replace("Infinity", "∞")} ${data.unit} everywhere`;
+    byId("map-key").replaceChildren(same ? Object.assign(text("div", words), { className: "key" }) : colourKey(scale(gene, view()), data.unit));
     if (marked >= 0) read();
   }
   function read() {

@@ -38,16 +38,17 @@ class SlideMap:
         corners: Top-left corners of what is coloured for each patch, level-0 px, (N, 2) as x, y.
         cell_px: Side of that in level-0 px; where patches overlap, smaller than a patch.
         genes: Names, G.
-        mean: Predictions, (N, G).
-        lower: Lower bounds, (N, G).
-        upper: Upper bounds, (N, G).
+        columns: The column of each gene in the four matrices, (G,); these are not copied.
+        mean: Predictions, (N, genes).
+        lower: Lower bounds, (N, genes).
+        upper: Upper bounds, (N, genes).
         r: Correlation of each gene on data that were left out, (G,); NaN where there is none.
         r_lower: Its lower bound, (G,).
         r_upper: Its upper bound, (G,).
         predictable: Whether a gene can be predicted at all, (G,) bool.
         distance: Of each patch to the training data, (N,).
         far: Whether that is too far to trust the intervals, (N,) bool.
-        measured: What was measured at the same places, (N, G), where that is known.
+        measured: What was measured at the same places, (N, genes), where that is known.
         unit: Of the values.
         r_note: What the correlation was measured on and what its bounds are, such as "over left-out studies, 95 %".
     """
@@ -57,6 +58,7 @@ class SlideMap:
     corners: NDArray[np.float64]
     cell_px: float
     genes: Sequence[str]
+    columns: NDArray[np.int64]
     mean: NDArray[np.float32]
     lower: NDArray[np.float32]
     upper: NDArray[np.float32]
@@ -146,8 +148,8 @@ def _data(shown: SlideMap) -> dict[str, Any]:
     genes = []
     # the most reliable come first; NaN sorts last
     for index in np.argsort(-shown.r, kind="stable"):
-        name = shown.genes[index]
-        mean, lower, upper = (values[:, index] for values in (shown.mean, shown.lower, shown.upper))
+        name, column = shown.genes[index], shown.columns[index]
+        mean, lower, upper = (values[:, column] for values in (shown.mean, shown.lower, shown.upper))
         gene = {
             "name": name,
             "r": [_number(values[index]) for values in (shown.r, shown.r_lower, shown.r_upper)],
@@ -157,7 +159,7 @@ def _data(shown: SlideMap) -> dict[str, Any]:
             "above": quantised(upper - mean),
         }
         if shown.measured is not None:
-            gene["measured"] = quantised(shown.measured[:, index])
+            gene["measured"] = quantised(shown.measured[:, column])
         genes.append(gene)
     return {
         "size": [width, height],
