@@ -39,7 +39,7 @@ def test_predict_phantom(tmp_path):
             f"({predictor.alpha_:g}): r = {np.nanmean(predictor.reliability_.r):.2f} in left-out studies"
             in shown
         )
-    rows = re.findall(r"│ ([^│]+?) +│ (plain|shifted stain) +│ +([\d.]+)% │", result.stdout)
+    rows = re.findall(r"│ (\w+) +│ (plain|shifted stain) +│ +([\d.]+)% +│", result.stdout)
     assert len(rows) == 4
     assert all(0 <= float(covered) <= 100 for _, _, covered in rows)
     picture = np.asarray(Image.open(tmp_path / "coverage.png").convert("RGB"))
