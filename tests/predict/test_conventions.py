@@ -38,6 +38,7 @@ EXPECTED = {
 
 
 def test_scikit_learns_own_checks():
+    pytest.importorskip("sklearn", minversion="1.6")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         done = check_estimator(
@@ -47,7 +48,7 @@ def test_scikit_learns_own_checks():
             on_fail=None,
         )
     assert len(done) > 40
-    assert {one["check_name"] for one in done if one["status"] == "xfail"} == set(EXPECTED)
+    assert {one["check_name"] for one in done if one["status"] == "xfail"} <= set(EXPECTED)
     failed = {one["check_name"]: str(one["exception"]) for one in done if one["status"] == "failed"}
     assert failed == {}
 
