@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import save_file
+from support.exports import exported
 from support.generated_slides import write_slide
 from support.predictors import MODEL, PATCH_PX, fitted_predictor
 
@@ -309,3 +310,23 @@ def test_bounds_aim_at_the_level_that_is_asked_for(shared, tmp_path):
     # float32 rounds a sum of size 4 by 2^-22
     np.testing.assert_allclose(found[None], half_width(), atol=1e-6)
     np.testing.assert_allclose(found[0.5], half_width(0.5), atol=1e-6)
+
+
+def test_an_exported_folder_may_lie_elsewhere_today(shared, tmp_path):
+    folder, _ = exported(tmp_path / "then", MODEL)
+    backbone = load_backbone(f"local-dir:{folder}", pretrained=True)
+    # as the command records it
+    predictor = fitted_predictor(tmp_path, backbone=backbone, name=f"local-dir:{MODEL}")
+    moved = folder.rename(tmp_path / "today")
+
+    def run(**given):
+        return predict_slide(shared / "slide.tif", predictor, tmp_path / "out", options(tmp_path), **given)
+
+    with pytest.raises(
+        PredictorError, match=r"fitted on the folder test_vit12 \(sha256 .*`checkpoint=FOLDER`"
+    ):
+        run()
+    other, _ = exported(tmp_path / "other", MODEL, seed=2)
+    with pytest.raises(PredictorError, match="have the sha256"):
+        run(checkpoint=other)
+    assert run(checkpoint=moved).status == "predicted"
