@@ -90,7 +90,9 @@ def test_backward_runs_what_forward_ran(monkeypatch):
         y = scan()
     chosen = []
     backward = plain.backward
-    monkeypatch.setattr(plain, "backward", lambda *args: chosen.append("cpu") or backward(*args))
+    monkeypatch.setattr(
+        plain, "backward", lambda *args, **named: chosen.append("cpu") or backward(*args, **named)
+    )
     with ops.use_implementation("reference"):
         y.sum().backward()
     assert chosen == ["cpu"]
