@@ -76,7 +76,7 @@ def test_two_processes_equal_one(one, two):
 
 
 @needs_cpu_sharding
-def test_a_run_of_two_processes_goes_on_with_two_bit_for_bit_and_with_one_closely(two, tmp_path):
+def test_a_run_of_two_processes_goes_on_with_two_bit_for_bit_and_with_one_closely(two, tmp_path, capsys):
     for ranks, tolerance in ((2, 0.0), (1, 1e-6)):
         config = change(two, output=tmp_path / f"{ranks}")
         file = write_config(config, tmp_path / f"{ranks}.json")
@@ -84,7 +84,11 @@ def test_a_run_of_two_processes_goes_on_with_two_bit_for_bit_and_with_one_closel
             (config.output / "checkpoints").mkdir(parents=True, exist_ok=True)
             (config.output / name).write_bytes((two.output / name).read_bytes())
         _copy(two.output / "checkpoints/step_00000004", config.output / "checkpoints/step_00000004")
-        _, errors = run(file, ranks=ranks)
+        if ranks == 2:
+            _, errors = run(file, ranks=2)
+        else:
+            train(config)
+            errors = capsys.readouterr().err
         assert "resumed after step 4" in errors
         assert largest_difference(student(config.output), student(two.output)) <= tolerance
 
@@ -104,7 +108,7 @@ def test_a_run_killed_while_it_writes_goes_on_to_the_same_weights_bit_for_bit(on
     kill(process)
     assert not (config.output / "teacher.safetensors").exists()
     assert all(find_damage(checkpoints / f"step_{step:08d}") is None for step in finished_steps(checkpoints))
-    run(file)
+    train(config, show_progress=False)
     assert largest_difference(student(config.output), student(one.output)) == 0
     assert largest_difference(teacher(config.output), teacher(one.output)) == 0
     assert [line["step"] for line in lines(config.output)] == list(range(1, NUM_STEPS + 1))
@@ -133,25 +137,24 @@ def test_a_signal_saves_the_step_and_exits_with_75_or_through_torchrun_and_the_r
 
 
 @needs_cpu_sharding
-def test_sharding_and_precision_leave_the_scan_parameters_in_float32(patches, tmp_path):
+def test_what_is_sharded_in_bfloat16_keeps_scan_parameters_in_float32_and_is_probed(patches, tmp_path):
+    for label in "ab":
+        (tmp_path / "set" / label).mkdir(parents=True)
+        for number in range(4):
+            colour = (40 * number, 100, 200 if label == "a" else 20)
+            Image.new("RGB", (64, 64), colour).save(tmp_path / "set" / label / f"{number}.png")
+    changes = {"num_steps": 2, "monitor__probe": tmp_path / "set", "monitor__probe_every_steps": 1}
     config = small(
-        tmp_path / "run", patches, parallel__precision="bf16", parallel__sharding="hybrid", **CHANGES
+        tmp_path / "run",
+        patches,
+        parallel__precision="bf16",
+        parallel__sharding="hybrid",
+        **CHANGES,
+        **changes,
     )
     config = change(config, parallel__shard_size=2, parallel__activation_checkpointing=True)
     _, errors = run(write_config(config, tmp_path / "config.json"), ranks=2)
     values = student(config.output)
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in values.values())
     assert "Traceback" not in errors
-
-
-@needs_cpu_sharding
-def test_a_probe_meets_weights_that_are_sharded_in_bfloat16(patches, tmp_path):
-    for label in "ab":
-        (tmp_path / "set" / label).mkdir(parents=True)
-        for number in range(4):
-            colour = (40 * number, 100, 200 if label == "a" else 20)
-            Image.new("RGB", (64, 64), colour).save(tmp_path / "set" / label / f"{number}.png")
-    changes = {"num_steps": 2, "parallel__precision": "bf16", "monitor__probe": tmp_path / "set"}
-    config = small(tmp_path / "run", patches, **changes, monitor__probe_every_steps=1)
-    run(write_config(config, tmp_path / "config.json"), ranks=2)
     assert [line["step"] for line in lines(config.output) if "probe/knn_accuracy" in line] == [1, 2]
