@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.extras import require
+from ..runtime.read_ahead import read_ahead
 from .tenx_matrix import MatrixChunk
 
 _NAME = re.compile(rb"([^\d].*_)(\d+)_(\d+)(-\d+)")
@@ -128,7 +129,8 @@ def sum_bins(
     parts = [sparse.csr_matrix((num_squares, len(is_gene)))]
     everything = outside = in_no_square = 0.0
     seen, num_bins = np.zeros(in_tissue.shape, dtype=bool), 0
-    for chunk in chunks:
+    # HDF5 unpacks the next chunk while this one is summed
+    for chunk in read_ahead(chunks):
         rows, cols = place(chunk.barcodes)
         seen[rows, cols] = True
         num_bins += len(rows)

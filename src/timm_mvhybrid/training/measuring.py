@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -14,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..runtime.errors import PretrainError, TimmMVHybridError
+from ..runtime.read_ahead import read_ahead
 from .config import ParallelConfig
 from .parallelize import DTYPES
 from .world import World
@@ -88,15 +88,10 @@ def embed_rows(
     batches = [own[start : start + batch_size] for start in range(0, num_own, batch_size)]
     embedded: dict[str, list[Tensor]] = {}
     unreadable: list[str] = []
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        waiting = reader.submit(read, batches[0])
-        for following in (*batches[1:], None):
-            batch, errors = waiting.result()
-            if following is not None:
-                waiting = reader.submit(read, following)
-            unreadable += errors
-            for name, value in embed(batch).items():
-                embedded.setdefault(name, []).append(value.detach().float())
+    for batch, errors in read_ahead(map(read, batches)):
+        unreadable += errors
+        for name, value in embed(batch).items():
+            embedded.setdefault(name, []).append(value.detach().float())
     messages = [unreadable]
     if world_size > 1:
         messages = [[] for _ in range(world_size)]
