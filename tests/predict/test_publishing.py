@@ -5,8 +5,10 @@ import json
 
 import numpy as np
 import pytest
+from support.generated_slides import write_slide
 from support.hub_client import command, predict
 from support.hub_server import READ_TOKEN, TOKEN
+from support.predictors import fitted_predictor
 
 from timm_mvhybrid.predict import ExpressionPredictor
 
@@ -45,6 +47,29 @@ def test_what_is_published_predicts_the_same_to_the_bit(hub, folder, features):
     expected = ExpressionPredictor.load(folder).predict(features).upper.tolist()
     for source in (f"hf-hub:{REPO}", f"hf-hub:{REPO}@v1.0", f"hf-hub:{REPO}@{summary['commit']}"):
         assert call(predict, source, features).value == expected
+
+
+def test_the_command_takes_a_published_predictor_at_a_revision(hub, tmp_path):
+    anndata = pytest.importorskip("anndata")
+    _, call = hub
+    fitted_predictor(tmp_path).save(tmp_path / "fitted")
+    assert published(hub, tmp_path / "fitted", "--revision", "v1.0").value == 0
+    write_slide(tmp_path / "one.tif")
+
+    def predicted(predictor, output):
+        arguments = ["--predictor", predictor, "--output", output, "--cache", tmp_path / "cache"]
+        arguments += ["--num-workers", "0", "--device", "cpu"]
+        outcome = call(command, "predict", *map(str, [tmp_path / "one.tif", *arguments]))
+        assert (outcome.error, outcome.value) == ("", 0), outcome.printed
+        return anndata.read_h5ad(output / "one.h5ad").layers["upper"]
+
+    found = predicted(f"hf-hub:{REPO}@v1.0", tmp_path / "from_hub")
+    np.testing.assert_array_equal(found, predicted(tmp_path / "fitted", tmp_path / "from_folder"))
+    refused = call(
+        command, "predict", str(tmp_path / "one.tif"), "--predictor", f"hf-hub:{REPO}@v9", "--output", "out"
+    )
+    assert refused.value == 1
+    assert "has no such revision" in refused.printed
 
 
 def test_publishing_again_uploads_nothing_and_a_tag_stays(hub, folder, features):
