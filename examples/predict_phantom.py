@@ -4,6 +4,7 @@ Draws a phantom, embeds its patches, and fits two predictors of expression: one 
 chooses (nested), one with the weak penalty of HEST's recipe. Then draws studies that neither has seen, twice: stained as
 differently as the eight are among themselves, and far more differently. Prints for each how many spots lie within the
 intervals that aim at 80 %, and how many patches the distance calls far from the training data; draws both as a picture.
+The slide of one new study becomes a page with a map of each gene, as `timm-mvhybrid predict` makes it.
 
     python examples/predict_phantom.py --output outputs/predict_phantom
 """
@@ -20,8 +21,9 @@ from timm_mvhybrid.cohorts.hest_writer import write_sample
 from timm_mvhybrid.data import PatchH5Source
 from timm_mvhybrid.embed.backbone import Backbone
 from timm_mvhybrid.evaluate import EmbeddingOptions, embed_models, load_backbone
-from timm_mvhybrid.predict import ExpressionPredictor, FitOptions, fit_expression
+from timm_mvhybrid.predict import ExpressionPredictor, FitOptions, SlideOptions, fit_expression, predict_slide
 from timm_mvhybrid.report.drawing import chart_style
+from timm_mvhybrid.runtime.atomic_file import write_file
 from timm_mvhybrid.synthetic import MARK, TASK, PhantomOptions, draw_sample, write_phantom
 from timm_mvhybrid.synthetic.sample import cohort_genes
 
@@ -219,6 +221,22 @@ def main() -> None:
     picture = given.output / "coverage.png"
     draw(outcomes, 0.8, picture)
     console.print(f"picture: {picture}", soft_wrap=True)
+
+    unseen = draw_sample(options, given.studies, 0)
+    slide = given.output / f"{unseen.sample_id}.tif"
+    write_file(slide, unseen.slide_file)
+    predicted = predict_slide(
+        slide,
+        predictors["nested"],
+        given.output / "maps",
+        # the scanners of the cohort differ, and patches of the coarser ones were enlarged for the fit, too
+        SlideOptions(batch_size=16, cache=given.output / "embeddings", enlarge=True),
+        backbone=backbone,
+        overwrite=True,
+    )
+    console.print(
+        f"page: {given.output / 'maps' / slide.stem}.html ({predicted.num_patches} patches)", soft_wrap=True
+    )
 
 
 if __name__ == "__main__":

@@ -44,3 +44,6 @@ def test_predict_phantom(tmp_path):
     assert all(0 <= float(covered) <= 100 for _, _, covered in rows)
     picture = np.asarray(Image.open(tmp_path / "coverage.png").convert("RGB"))
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50  # points and letters, not a blank canvas
+    page = tmp_path / "maps" / "GEN04-01.html"
+    assert f"page: {page} (" in result.stdout
+    assert "Generated data, drawn by a program and not measured" in page.read_text()
