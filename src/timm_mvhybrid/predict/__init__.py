@@ -3,7 +3,6 @@
 ``ExpressionPredictor`` takes features and targets as NumPy arrays; to use one that was fitted takes NumPy alone.
 """
 
-from ..probes.conformal import Calibration
 from ..probes.reliability import GeneReliability
 from .errors import PredictorError
 from .expression_predictor import ExpressionPredictor
@@ -15,7 +14,6 @@ from .slide_run import PredictedSlide
 from .slides import predict_slide, predict_slides
 
 __all__ = [
-    "Calibration",
     "EncoderRecord",
     "ExpressionPredictor",
     "FitOptions",
