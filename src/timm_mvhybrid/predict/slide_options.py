@@ -102,7 +102,7 @@ def tissue_patches(slide: Path, tiling: TilingOptions, *, enlarge: bool) -> Slid
     wanted = tiling.resolution_um_per_px
     if native is not None and native > LARGEST_ENLARGEMENT * wanted and not enlarge:
         raise DataError(
-            f"{slide}: the slide has {native:g} µm/px, {native / wanted - 1:.0%} coarser than the {wanted:g} µm/px that the "
+            f"{slide}: the slide has {native:.4g} µm/px, {native / wanted - 1:.0%} coarser than the {wanted:g} µm/px that the "
             "predictor was fitted at, and enlarging adds no detail; give a finer scan, or accept it with `enlarge=True`"
         )
     return SlideSource(slide, tiling)
