@@ -51,7 +51,7 @@ def register(
     those further outputs, then whichever arguments of ``forward`` it needs, by name; it returns one gradient for
     each tensor argument of ``forward``, in their order, and any empty tensor for one that was None. A last argument
     ``needed`` (int) tells it which of these gradients are asked for, see :func:`is_needed`; for the others it returns
-    whatever costs nothing. Weights that are frozen, as under adapters, then cost no time.
+    whatever costs nothing, so that weights that are frozen, as under adapters, need not be differentiated.
 
     Args:
         name: Name of the operator.
