@@ -48,7 +48,7 @@ def run(settings: Settings) -> Report:
     Returns:
         The report.
     """
-    side_px, patch_px, model = (128, 64, "test_vit12") if settings.quick else (256 * 22, 256, MODEL)
+    side_px, patch_px, model = (128, 64, "test_vit12") if settings.quick else (256 * 16, 256, MODEL)
     strides = (48, 24) if settings.quick else (48, 16)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -60,7 +60,7 @@ def run(settings: Settings) -> Report:
             Contender(name=PREDICT, call=lambda: _predict(folder, source, backbone, predictor)),
         ]
         times = measure(contenders, settings.effort(min_rounds=3, max_rounds=9))
-        side = 480 if settings.quick else 4800
+        side = 480 if settings.quick else 3600
         peaks = dict(_peak_bytes(folder / f"stride_{stride}", side, stride) for stride in strides)
     ratio = times.ratio(EMBED, PREDICT)
     (few, low), (many, high) = peaks.items()

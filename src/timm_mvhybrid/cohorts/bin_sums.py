@@ -125,32 +125,31 @@ def sum_bins(
         is_gene: Which features are genes, (features,); what is left out is counted of these.
     """
     sparse = require("scipy.sparse")
-    num_squares, genes = int(number_of.max()) + 1, is_gene.astype(np.float64)
+    num_squares = int(number_of.max()) + 1
     parts = [sparse.csr_matrix((num_squares, len(is_gene)))]
-    everything = outside = in_no_square = 0.0
+    everything = outside = in_no_square = 0
     seen, num_bins = np.zeros(in_tissue.shape, dtype=bool), 0
     # HDF5 unpacks the next chunk while this one is summed
     for chunk in read_ahead(chunks):
         rows, cols = place(chunk.barcodes)
         seen[rows, cols] = True
         num_bins += len(rows)
-        of_bin = chunk.values @ genes
         is_inside = in_tissue[rows, cols]
         kept = np.flatnonzero(is_inside)
         bins, squares = grid.members(rows[kept], cols[kept], number_of)
         is_summed = np.zeros(len(kept), dtype=bool)
         is_summed[bins] = True
-        everything += of_bin.sum()
-        outside += of_bin[~is_inside].sum()
-        in_no_square += of_bin[kept[~is_summed]].sum()
+        everything += _num_counts(chunk.values, is_gene)
+        outside += _num_counts(chunk.values[~is_inside], is_gene)
+        in_no_square += _num_counts(chunk.values[kept[~is_summed]], is_gene)
         membership = sparse.csr_matrix(
             # float64 is exact to 2^53, where 32 bits would overflow
             (np.ones(len(bins)), (squares, kept[bins])),
             shape=(num_squares, len(rows)),
         )
         part = membership @ chunk.values
-        # what SciPy adds fast
-        part.sort_indices()
+        # in the order of features SciPy adds them fast; there and back takes less time than sorting
+        part = part.tocsc().tocsr()
         # small sums are added to small ones, so that the largest is not copied for each chunk
         while parts and parts[-1].nnz <= 2 * part.nnz:
             part = parts.pop() + part
@@ -160,11 +159,16 @@ def sum_bins(
         total = parts.pop() + total
     return BinSums(
         values=total,
-        num_counts=round(everything),
-        num_outside_tissue=round(outside),
-        num_in_no_square=round(in_no_square),
+        num_counts=everything,
+        num_outside_tissue=outside,
+        num_in_no_square=in_no_square,
         num_repeated=num_bins - np.count_nonzero(seen),
     )
+
+
+def _num_counts(values: Any, is_gene: NDArray[np.bool_]) -> int:
+    """Adds the counts of genes up, exactly."""
+    return round(values.data.sum(dtype=np.float64, where=True if is_gene.all() else is_gene[values.indices]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,17 +203,18 @@ class BinNames:
         length = len(self.pattern)
         if barcodes.dtype.itemsize != length or not len(barcodes):
             return None
-        letters = np.ascontiguousarray(barcodes).view(np.uint8).reshape(-1, length)
+        # (length, bins), so that each place of the name is compared in one piece of memory
+        letters = np.ascontiguousarray(np.ascontiguousarray(barcodes).view(np.uint8).reshape(-1, length).T)
         digits = {*range(*self.rows), *range(*self.cols)}
         for index, letter in enumerate(self.pattern):
-            if index not in digits and (letters[:, index] != letter).any():
+            if index not in digits and (letters[index] != letter).any():
                 return None
         found = []
         for begin, end in (self.rows, self.cols):
-            value = np.zeros(len(letters), dtype=np.int64)
+            value = np.zeros(len(barcodes), dtype=np.int64)
             for index in range(begin, end):
                 # below "0" wraps around to above 9
-                digit = letters[:, index] - np.uint8(ord("0"))
+                digit = letters[index] - np.uint8(ord("0"))
                 if (digit > 9).any():
                     return None
                 value = value * 10 + digit

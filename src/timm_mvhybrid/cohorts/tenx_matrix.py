@@ -11,6 +11,7 @@ import io
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.h5_file import H5File
+from ..data.h5_vector import H5Vector
+from ..runtime.cores import num_usable_cores
 from ..runtime.errors import DataError
 from ..runtime.extras import require
 from .counts import not_counts
@@ -160,6 +163,10 @@ class H5Matrix(TenXMatrix):
 
     def chunks(self) -> Iterator[MatrixChunk]:
         """Yields the counts, some spots at a time."""
+        with ThreadPoolExecutor(num_usable_cores()) as threads:
+            yield from self._chunks(*(H5Vector(self._group[name], threads) for name in ("data", "indices")))
+
+    def _chunks(self, data: H5Vector, indices: H5Vector) -> Iterator[MatrixChunk]:
         for start in range(0, self.num_barcodes, _BARCODES_AT_A_TIME):
             stop = min(start + _BARCODES_AT_A_TIME, self.num_barcodes)
             with _reading(self.path):
@@ -174,13 +181,14 @@ class H5Matrix(TenXMatrix):
                 # as many spots as have so many values, and one at least
                 end = int(np.searchsorted(ends, ends[begin] + _VALUES_AT_A_TIME, side="right")) - 1
                 end = min(max(end, begin + 1), len(barcodes))
-                yield MatrixChunk(barcodes=barcodes[begin:end], values=self._values(ends[begin : end + 1]))
+                values = self._values(data, indices, ends[begin : end + 1])
+                yield MatrixChunk(barcodes=barcodes[begin:end], values=values)
                 begin = end
 
-    def _values(self, ends: NDArray[np.int64]) -> Any:
+    def _values(self, of_data: H5Vector, of_indices: H5Vector, ends: NDArray[np.int64]) -> Any:
         first, last = int(ends[0]), int(ends[-1])
         with _reading(self.path):
-            data, indices = (self._group[name][first:last] for name in ("data", "indices"))
+            data, indices = (vector.read(first, last) for vector in (of_data, of_indices))
         num_features = len(self._ids)
         if len(indices) and not (0 <= int(indices.min()) and int(indices.max()) < num_features):
             raise DataError(
