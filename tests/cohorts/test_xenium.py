@@ -18,6 +18,7 @@ from support.xenium_bundles import (
     um_per_px,
     write_bundle,
     write_matrix,
+    write_panel,
 )
 
 from timm_mvhybrid.cohorts import placed_transcripts, transcripts
@@ -27,7 +28,7 @@ from timm_mvhybrid.cohorts.placed_transcripts import write_placed_transcripts
 from timm_mvhybrid.cohorts.prepare import prepare_sample
 from timm_mvhybrid.cohorts.spot_sample import PatchOptions
 from timm_mvhybrid.cohorts.transcripts import read_transcripts
-from timm_mvhybrid.cohorts.xenium import XeniumFolder, read_pixel_size
+from timm_mvhybrid.cohorts.xenium import XeniumFolder, read_gene_panel, read_pixel_size
 from timm_mvhybrid.finetune.cohort_entry import open_entries
 from timm_mvhybrid.finetune.measured import read_cohort
 from timm_mvhybrid.runtime.errors import DataError, OutputError, ParameterError
@@ -212,6 +213,32 @@ def test_features_that_the_table_calls_no_genes(tmp_path):
     sample = source(tmp_path).read("S", PATCHES)
     assert sample.genes == ("ACTA2", "EPCAM", "KRT8", "MS4A1")
     assert sample.notes["left_out"]["num_controls"]["no_gene"] == (features == "CD4").sum()
+
+
+def test_genes_of_the_panel_without_a_transcript_have_counts_of_0(tmp_path):
+    make(tmp_path)
+    without = source(tmp_path, min_transcripts=8).read("S", PATCHES)
+    panel = [("gene", name) for name in ("AAA1", "CD4", "EPCAM", "ZZZ9")] + [("negative_control_probe", "N1")]
+    write_panel(tmp_path / "outs", panel)
+    sample = source(tmp_path, min_transcripts=8).read("S", PATCHES)
+    assert sample.genes == ("AAA1", *sorted(GENES), "ZZZ9")
+    assert sample.notes["num_genes_without_transcript"] == 2
+    assert [file.name for file in sample.files][2] == "gene_panel.json"
+    counts = sample.counts.toarray()
+    assert (counts[:, [0, -1]] == 0).all()
+    np.testing.assert_array_equal(counts[:, 1:-1], without.counts.toarray())
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[1]", "{}", '{"payload": {"targets": [3]}}', '{"payload": {"targets": []}}', '{"payload": 1}', "{"],
+)
+def test_panels_that_are_none(tmp_path, content):
+    file = tmp_path / "gene_panel.json"
+    file.write_text(content)
+    problem = "cannot be read as JSON" if content == "{" else r"lists no genes .* or move it away"
+    with pytest.raises(DataError, match=rf"^{re.escape(str(file))}: {problem}"):
+        read_gene_panel(file)
 
 
 def test_what_is_missing_is_named(tmp_path):

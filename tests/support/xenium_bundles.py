@@ -59,6 +59,16 @@ def write_bundle(folder, places_px, features, qv, matrix, columns=None):
     return folder
 
 
+def write_panel(folder, targets):
+    """Writes the panel: pairs of what a target is called and its name."""
+    listed = [
+        {"codewords": [number], "type": {"data": {"id": f"T{number}", "name": name}, "descriptor": kind}}
+        for number, (kind, name) in enumerate(targets)
+    ]
+    content = {"metadata": {}, "payload": {"panel": {}, "targets": listed}}
+    (folder / "gene_panel.json").write_text(json.dumps(content))
+
+
 def write_matrix(file, matrix):
     """As Xenium Explorer exports it."""
     lines = [",".join(repr(float(value)) for value in row) for row in np.asarray(matrix)[:2]]

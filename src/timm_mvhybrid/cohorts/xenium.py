@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from .transcripts import UM_COLUMNS, TranscriptBatch, TranscriptTable, renumbere
 
 EXPERIMENT_NAME = "experiment.xenium"
 TRANSCRIPTS_NAME = "transcripts.parquet"
+PANEL_NAME = "gene_panel.json"
 
 _MATRIX_ENDING = "imagealignment.csv"
 _COARSEST_UM_PER_PX = 5.0
@@ -84,8 +85,9 @@ class XeniumFolder:
                 raise DataError(
                     f"{path}: missing, which {what}; give the whole output folder of Xenium Onboard Analysis"
                 )
-        matrix = self.matrix_file
-        return (experiment, transcripts) if matrix is None else (experiment, transcripts, matrix)
+        panel, matrix = self.folder / PANEL_NAME, self.matrix_file
+        optional = ([panel] if panel.is_file() else []) + ([] if matrix is None else [matrix])
+        return (experiment, transcripts, *optional)
 
     @property
     def matrix_file(self) -> Path | None:
@@ -124,6 +126,9 @@ class XeniumFolder:
     def read(self, sample_id: str, patches: PatchOptions) -> SpotSample:
         """Counts transcripts in squares of the size of a patch, from the image's top left corner on.
 
+        Genes are those of the panel (gene_panel.json, where there is one) and those that have transcripts: a gene that was
+        measured and not seen has counts of 0, so that samples of one panel have the same genes.
+
         Returns:
             Squares that hold enough, in rows. Where they do not overlap, the sum of all counts and of what ``notes`` says
             was left out for its place is the number of transcripts that count.
@@ -141,9 +146,12 @@ class XeniumFolder:
         counted, table = SquareCounts(grid), self.table()
         for batch in self.placed(table, placement):
             counted.add(batch.x, batch.y, batch.gene)
-        genes = tuple(sorted(table.genes))
+        panel = self.folder / PANEL_NAME
+        unseen = sorted(set(read_gene_panel(panel) if panel.is_file() else ()).difference(table.genes))
+        numbered = (*table.genes, *unseen)
+        genes = tuple(sorted(numbered))
         squares, counts = counted.table(len(genes))
-        counts = counts[:, np.argsort(renumbered(table.genes, genes))]
+        counts = counts[:, np.argsort(renumbered(numbered, genes))]
         totals = np.asarray(counts.sum(axis=1)).ravel()
         kept = totals >= self.min_transcripts
         if not kept.any():
@@ -178,6 +186,7 @@ class XeniumFolder:
                 "min_qv": self.min_qv,
                 "min_transcripts": self.min_transcripts,
                 "num_transcripts": table.num_kept,
+                "num_genes_without_transcript": len(unseen),
                 "left_out": left_out,
             },
         )
@@ -247,6 +256,28 @@ def _named_after(slide: Path) -> str | None:
     return f"{begin}{_MATRIX_ENDING}" if found else None
 
 
+def read_gene_panel(file: str | Path) -> list[str]:
+    """Reads the names of the genes that a run can find from ``gene_panel.json``; its controls are left out.
+
+    Raises:
+        DataError: If the file is no JSON, or lists no genes.
+    """
+    file = Path(file)
+    genes = []
+    try:
+        for target in _read_json(file)["payload"]["targets"]:
+            if target["type"]["descriptor"] == "gene":
+                genes.append(str(target["type"]["data"]["name"]))
+    except (KeyError, TypeError, IndexError):
+        genes = []
+    if not genes:
+        raise DataError(
+            f"{file}: lists no genes (payload, targets, each with type, descriptor 'gene' and a name); copy it again from the "
+            "output folder of Xenium Onboard Analysis, or move it away to take the genes that have transcripts"
+        )
+    return genes
+
+
 def read_pixel_size(file: str | Path) -> float:
     """Reads the size of a px of the morphology image, µm, from ``experiment.xenium``.
 
@@ -254,12 +285,7 @@ def read_pixel_size(file: str | Path) -> float:
         DataError: If the file is no JSON, lacks ``pixel_size``, or states what no microscope has.
     """
     file = Path(file)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{file}: cannot be read as JSON ({getattr(error, 'strerror', None) or error}); copy it again"
-        ) from error
+    content = _read_json(file)
     facts = content if isinstance(content, dict) else {}
     value = facts.get("pixel_size")
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _COARSEST_UM_PER_PX:
@@ -269,3 +295,12 @@ def read_pixel_size(file: str | Path) -> float:
             f"{f' (written by {version})' if version else ''}; it must be µm in a px of the morphology image, such as 0.2125"
         )
     return float(value)
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{file}: cannot be read as JSON ({getattr(error, 'strerror', None) or error}); copy it again"
+        ) from error
