@@ -213,6 +213,39 @@ def test_constant_features_have_no_say():
         np.testing.assert_allclose(padded.prediction, plain.prediction, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.7])
+@pytest.mark.parametrize("num_components", [5, 8])
+def test_features_that_vary_only_where_a_fold_is_tested_have_no_say(value, num_components):
+    X, y = draw()
+    groups = np.arange(len(X)) % 3
+    switched_on = np.where(groups == 0, X[:, 0], np.float32(value))
+    wider = np.concatenate([X, switched_on[:, None]], axis=1)
+    (fold,) = (one for one in study_folds(groups) if (groups[one.test] == 0).all())
+    for solver in ("shared", "exact"):
+        (plain,) = ridge_folds(X, y, [fold], num_components=num_components, solver=solver)
+        # the other folds cut the spots into parts, whose statistics are joined
+        padded = ridge_folds(wider, y, study_folds(groups), num_components=num_components, solver=solver)
+        (found,) = (
+            one.prediction
+            for other, one in zip(study_folds(groups), padded, strict=True)
+            if np.array_equal(other.test, fold.test)
+        )
+        np.testing.assert_allclose(found, plain.prediction, rtol=1e-6, atol=1e-6)
+
+
+def test_features_that_vary_little_around_far_values_keep_their_digits():
+    rng = np.random.default_rng(0)
+    groups = np.arange(120) % 3
+    fine = rng.normal(size=120)
+    # float32 has steps of 6e-5 at 1000; group 0 is where the others are tested
+    X = (np.where(groups == 0, 0.0, 1000.0) + fine).astype(np.float32)[:, None]
+    y = np.asarray(X[:, 0] - np.where(groups == 0, 0.0, 1000.0), dtype=np.float64)[:, None]
+    (fold,) = (one for one in study_folds(groups) if (groups[one.test] == 0).all())
+    (found,) = ridge_folds(X, y, [fold], num_components=1, alpha=0.0, solver="exact", preset="intercept")
+    # the slope is 1 and the line passes through 1000 and 0: variance 1 of squares of 1e6 leaves ten digits
+    np.testing.assert_allclose(found.prediction, X[fold.test].astype(np.float64) - 1000.0, rtol=1e-9)
+
+
 def test_each_fold_predicts_its_own_genes():
     X, y = draw_factors()
     folds = random_folds(len(X), 2)

@@ -1,4 +1,4 @@
-"""Sums over spots for many folds, taken once for each part of the spots that all folds treat alike."""
+"""Means and products over spots for many folds, taken once for each part of the spots that all folds treat alike."""
 
 from __future__ import annotations
 
@@ -24,9 +24,6 @@ class FoldStatistics:
         y: Targets, (N, genes).
         folds: Pairs of train and test rows, such as ``Fold``.
         group_of: Number of what a nested choice must not split, (N,); zeros where there is none.
-
-    Attributes:
-        origin: Mean of the features, (D,), which is subtracted before sums are taken.
     """
 
     def __init__(
@@ -39,20 +36,17 @@ class FoldStatistics:
             membership[train, index] = 1
         self.kinds, self.part_of = np.unique(membership, axis=0, return_inverse=True)
         self.part_of = self.part_of.ravel()
-        self.origin: NDArray[np.float64] = X.mean(axis=0, dtype=np.float64)
         self._statistics: dict[int, RidgeStatistics] = {}
 
     def part(self, part: int) -> RidgeStatistics:
-        """Sums over one part, computed when it is first asked for."""
+        """Those of one part, computed when they are first asked for."""
         if part not in self._statistics:
             rows = self.part_of == part
-            self._statistics[part] = RidgeStatistics.of(
-                self.X[rows].astype(np.float64) - self.origin, self.y[rows]
-            )
+            self._statistics[part] = RidgeStatistics.of(self.X[rows].astype(np.float64), self.y[rows])
         return self._statistics[part]
 
     def train(self, fold: int, *, without: int | None = None, only: int | None = None) -> RidgeStatistics:
-        """Sums over a fold's train part, without one of its groups, or over that group only."""
+        """Those of a fold's train part, without one of its groups, or of that group only."""
         kept = self.kinds[:, fold] == 1
         if without is not None:
             kept &= self.kinds[:, -1] != without
@@ -81,20 +75,9 @@ class FoldStatistics:
             dim = len(train.x)
             # inner folds are smaller, and must not fail where the outer fold would not
             kept = None if num_components is None else min(num_components, train.num, dim)
-            factors = factorise(
-                train, self.origin, ridge_setting(train.num, dim, len(columns), preset, kept, None)
-            )
+            factors = factorise(train, ridge_setting(train.num, dim, len(columns), preset, kept, None))
             for index, candidate in enumerate(NESTED_ALPHAS):
-                weights, constants = factors.weights(candidate, early_stopping=False)
-                # the statistics are of features less the origin
-                shifted = constants + self.origin @ weights
-                squared_error[index] += _squared_error(held_out, weights, shifted)
+                squared_error[index] += held_out.squared_error(
+                    *factors.weights(candidate, early_stopping=False)
+                )
         return NESTED_ALPHAS[int(squared_error.argmin())]
-
-
-def _squared_error(
-    statistics: RidgeStatistics, weights: NDArray[np.float64], constants: NDArray[np.float64]
-) -> float:
-    fitted = np.sum(weights * (statistics.xx @ weights - 2 * statistics.xy))
-    by_constants = 2 * statistics.x @ weights + statistics.num * constants - 2 * statistics.y
-    return float(fitted + constants @ by_constants + statistics.yy.sum())

@@ -60,8 +60,8 @@ def ridge_folds(
 ) -> list[RidgeFold]:
     """Fits and predicts every fold of ``ridge_probe``.
 
-    Sums over spots (XᵀX, XᵀY) are computed once for each part of the spots that all folds treat alike; each fold adds
-    those of its train part and takes the eigenvectors of one D × D matrix.
+    Means and products over spots (XᵀX, XᵀY) are computed once for each part of the spots that all folds treat alike; each
+    fold joins those of its train part and takes the eigenvectors of one D × D matrix.
 
     Args:
         X: Embeddings, (N, D).
@@ -113,7 +113,7 @@ def ridge_folds(
                 alpha=setting.alpha,
             )
         else:
-            factors = factorise(parts.train(index).select(chosen), parts.origin, setting)
+            factors = factorise(parts.train(index).select(chosen), setting)
             weights, constants = factors.weights(setting.alpha, early_stopping=how == "shared")
             prediction = features[test].astype(np.float64) @ weights + constants
         results.append(

@@ -116,7 +116,7 @@ def ridge_models(
         kept = min(len(train), features.shape[1]) if num_components is None else num_components
         penalty = statistics.nested_alpha(index, chosen, "intercept", kept) if alpha == "nested" else alpha
         setting = ridge_setting(len(train), features.shape[1], targets.shape[1], "intercept", kept, penalty)
-        factors = factorise(statistics.train(index), statistics.origin, setting)
+        factors = factorise(statistics.train(index), setting)
         models.append(_model(factors, len(train), setting.alpha))
     return models
 

@@ -1,8 +1,8 @@
-"""Sums over spots that a ridge regression can be solved from, and that add up over groups of spots."""
+"""Means and products over spots that a ridge regression can be solved from, and that join over groups of spots."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,16 @@ _EPS = float(np.finfo(np.float64).eps)
 class RidgeStatistics:
     """Sufficient statistics of features X and targets Y over some spots.
 
+    Products are of differences from the means, so that they keep their digits wherever the means lie, and a feature that
+    is constant over these spots has a product of 0, though it may vary elsewhere.
+
     Attributes:
         num: Number of spots.
-        x: Sum of features, (D,).
-        y: Sum of targets, (genes,).
-        xx: XᵀX, (D, D).
-        xy: XᵀY, (D, genes).
-        yy: Sum of squared targets, (genes,).
+        x: Mean of features, (D,).
+        y: Mean of targets, (genes,).
+        xx: (X - x)ᵀ(X - x), (D, D).
+        xy: (X - x)ᵀ(Y - y), (D, genes).
+        yy: Sum of squares of Y - y, (genes,).
     """
 
     num: int
@@ -35,22 +38,40 @@ class RidgeStatistics:
 
     @staticmethod
     def of(X: NDArray[np.float64], Y: NDArray[np.float64]) -> RidgeStatistics:
-        """Computes the sums; features near their mean over all spots let differences of sums keep their digits."""
-        return RidgeStatistics(
-            num=len(X), x=X.sum(axis=0), y=Y.sum(axis=0), xx=X.T @ X, xy=X.T @ Y, yy=np.square(Y).sum(axis=0)
-        )
+        """Computes them of all spots at once."""
+        x, y = X.mean(axis=0), Y.mean(axis=0)
+        X, Y = X - x, Y - y
+        return RidgeStatistics(num=len(X), x=x, y=y, xx=X.T @ X, xy=X.T @ Y, yy=np.square(Y).sum(axis=0))
 
     @staticmethod
     def total(parts: list[RidgeStatistics]) -> RidgeStatistics:
-        """Adds statistics up."""
-        names = [field.name for field in fields(RidgeStatistics)]
+        """Joins those of parts of the spots: products within parts, and those of the parts' means.
+
+        Source: Chan, Golub & LeVeque, Updating formulae and a pairwise algorithm for computing sample variances (1979).
+        """
+        shares = np.array([part.num for part in parts], dtype=np.float64)
+        num = int(shares.sum())
+        x, y = (np.stack([getattr(part, name) for part in parts]) for name in ("x", "y"))
+        x_mean, y_mean = (shares @ means / num for means in (x, y))
+        x, y = ((means - mean) * np.sqrt(shares)[:, None] for means, mean in ((x, x_mean), (y, y_mean)))
         return RidgeStatistics(
-            **{name: np.sum([getattr(part, name) for part in parts], axis=0) for name in names}
+            num=num,
+            x=x_mean,
+            y=y_mean,
+            xx=np.sum([part.xx for part in parts], axis=0) + x.T @ x,
+            xy=np.sum([part.xy for part in parts], axis=0) + x.T @ y,
+            yy=np.sum([part.yy for part in parts], axis=0) + np.square(y).sum(axis=0),
         )
 
     def select(self, columns: NDArray[np.int64]) -> RidgeStatistics:
         """Keeps some of the targets."""
         return replace(self, y=self.y[columns], xy=self.xy[:, columns], yy=self.yy[columns])
+
+    def squared_error(self, weights: NDArray[np.float64], constants: NDArray[np.float64]) -> float:
+        """Sums the squared errors of the prediction X · weights + constants."""
+        fitted = np.sum(weights * (self.xx @ weights - 2 * self.xy))
+        bias = self.x @ weights + constants - self.y
+        return float(fitted + self.yy.sum() + self.num * np.square(bias).sum())
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -96,25 +117,19 @@ class RidgeFactors:
         return weights, self.y_mean - self.shift @ weights
 
 
-def factorise(
-    statistics: RidgeStatistics, origin: NDArray[np.float64], setting: RidgeSetting
-) -> RidgeFactors:
-    """Scales, centres and rotates by the sums of a train part from whose features ``origin``, (D,), was subtracted."""
-    num = statistics.num
-    x_mean, y_mean = statistics.x / num, statistics.y / num
+def factorise(statistics: RidgeStatistics, setting: RidgeSetting) -> RidgeFactors:
+    """Scales, centres and rotates by the statistics of a train part."""
+    num, x_mean, y_mean = statistics.num, statistics.x, statistics.y
     centred = setting.num_components is not None or setting.fit_intercept
-    if centred:
-        gram = statistics.xx - num * np.outer(x_mean, x_mean)
-        cross = statistics.xy - num * np.outer(x_mean, y_mean)
-    else:
-        gram = statistics.xx + np.outer(statistics.x, origin) + np.outer(origin, statistics.x)
-        gram += num * np.outer(origin, origin)
-        cross = statistics.xy + np.outer(origin, statistics.y)
+    gram, cross = statistics.xx, statistics.xy
+    if not centred:
+        gram = gram + num * np.outer(x_mean, x_mean)
+        cross = cross + num * np.outer(x_mean, y_mean)
     scale = np.ones(len(x_mean))
     if setting.num_components is not None:
-        variance = np.diag(gram).clip(0) / num
+        variance = np.diag(gram) / num
         # features that vary by rounding only keep their scale, as in scikit-learn
-        constant = variance <= num * _EPS * variance + (num * _EPS * (x_mean + origin)) ** 2
+        constant = variance <= num * _EPS * variance + (num * _EPS * x_mean) ** 2
         scale[~constant] = 1 / np.sqrt(variance[~constant])
         gram = gram * np.outer(scale, scale)
     eigenvalues, vectors = np.linalg.eigh(gram)
@@ -128,13 +143,13 @@ def factorise(
     b = np.divide(
         basis.T @ cross, sigma[:, None], out=np.zeros((len(sigma), cross.shape[1])), where=spanned[:, None]
     )
-    total = statistics.yy - num * np.square(y_mean) if setting.fit_intercept else statistics.yy
+    total = statistics.yy if setting.fit_intercept else statistics.yy + num * np.square(y_mean)
     return RidgeFactors(
         sigma=sigma,
         scale=scale,
         trace=trace,
         basis=basis,
-        shift=x_mean + origin if centred else np.zeros_like(x_mean),
+        shift=x_mean if centred else np.zeros_like(x_mean),
         b=b,
         b_outside=np.sqrt((total - np.square(b).sum(axis=0)).clip(0)),
         y_mean=y_mean if setting.fit_intercept else np.zeros_like(y_mean),
