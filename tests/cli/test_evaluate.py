@@ -13,7 +13,8 @@ from timm_mvhybrid.cli import main
 from timm_mvhybrid.cohorts.counts import quiet_anndata
 from timm_mvhybrid.evaluate import read_result
 
-MODEL = ["--model", "test_vit12", "--device", "cpu", "--num-workers", "0", "--cache", "cache"]
+EMBEDDED = ["--device", "cpu", "--num-workers", "0", "--cache", "cache"]
+MODEL = ["--model", "test_vit12", "--baselines", "none", *EMBEDDED]
 
 
 @pytest.fixture
@@ -60,6 +61,62 @@ def test_expression(folder, capsys):
         assert (folder / "out" / name).stat().st_size > 100
     assert evaluate("expression", *arguments) == 1
     assert "--overwrite" in capsys.readouterr().err
+
+
+def test_baselines_are_shown_beside_the_models_unless_told_not_to(folder, capsys):
+    write_task(folder, num_samples=2)
+    options = [
+        "TASK",
+        "--num-genes",
+        "5",
+        "--protocols",
+        "csv",
+        "--map-genes",
+        "1",
+        "--global-pool",
+        "token",
+        *EMBEDDED,
+    ]
+    assert evaluate("expression", *options, "--model", "test_vit12", "--num-components", "30") == 1
+    assert "model test_vit12" in capsys.readouterr().err
+    names = ["test_vit12", "baseline:colour", "baseline:mean", "baseline:position"]
+    # baselines take the components that they have
+    assert evaluate("expression", *options, "--model", "test_vit12", "--num-components", "23") == 0
+    captured = capsys.readouterr()
+    assert "the weights of test_vit12 are random" in captured.err
+    scores = {one["model"]: one for one in json.loads(captured.out)["scores"]}
+    assert list(scores) == names
+    assert scores["baseline:mean"]["pcc"] is None
+    result = read_result("out")
+    assert [model.label for model in result.models] == names
+    components = {fold.model: fold.facts["num_components"] for fold in result.folds}
+    assert components == dict(zip(names, (23, 22, 1, 20), strict=True))
+    page = Path("out", "index.html").read_text()
+    assert all(name in page for name in names)
+    # as models, in the order in which they are named, and none beside them
+    named = "baseline:position,test_vit12,baseline:colour"
+    assert evaluate("expression", *options, "--model", named, "--baselines", "colour", output="named") == 0
+    assert [model.label for model in read_result("named").models] == named.split(",")
+    capsys.readouterr()
+    assert evaluate("expression", *options, "--model", "test_vit12", "--baselines", "color", output="no") == 1
+    assert (
+        "--baselines has 'color'; choose from colour, mean, position, or none alone"
+        in capsys.readouterr().err
+    )
+
+
+def test_images_have_the_baseline_of_colours(folder, capsys):
+    write_images(folder / "images")
+    options = ["images", "--model", "test_vit12", "--num-folds", "2", *EMBEDDED]
+    assert evaluate("classification", *options, "--num-neighbours", "3") == 0
+    scores = json.loads(capsys.readouterr().out)["scores"]
+    assert list(dict.fromkeys(score["model"] for score in scores)) == ["test_vit12", "baseline:colour"]
+    assert evaluate("retrieval", *options, output="retrieval") == 0
+    scores = json.loads(capsys.readouterr().out)["scores"]
+    # light and dark images differ in colour
+    assert [score["accuracy"] for score in scores if score["model"] == "baseline:colour"] == [1.0]
+    assert evaluate("retrieval", *options, "--model", "baseline:position", output="no") == 1
+    assert "only `evaluate expression` takes it" in capsys.readouterr().err
 
 
 def move_counts(data, kind):

@@ -57,6 +57,8 @@ def evaluate(run, images, output, *more):
         "3",
         "--device",
         "cpu",
+        "--baselines",
+        "none",
     ]
     words += ["--cache", str(output) + "-cache", "--num-workers", "0", "--output", str(output), *more]
     return main(["evaluate", "classification", str(images), *words])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..models import NotPublishedError, create_model, load_weights
 from ..runtime.digest import file_sha256
 from ..runtime.errors import EvaluationError, ParameterError, check_seed
+from .baselines import PREFIX, baseline_model
 
 Transform = Callable[[Any], Tensor]
 """PIL image → (3, height, width), normalised."""
@@ -35,8 +36,8 @@ class Backbone:
     Attributes:
         model: Any timm model.
         name: Its timm name.
-        weights: ``random``, ``pretrained`` or the checkpoint's file name.
-        weights_sha256: SHA-256 of the weights' file in hex; ``random`` or ``unknown`` where there is no such file.
+        weights: ``random``, ``pretrained``, the checkpoint's file name, or ``none`` of a baseline.
+        weights_sha256: SHA-256 of the weights' file in hex; ``random``, ``unknown`` or ``none`` where there is no such file.
     """
 
     model: nn.Module
@@ -56,7 +57,8 @@ def load_backbone(
     """Builds a timm model and fills it with weights.
 
     Args:
-        name: Any model timm knows, this package's included.
+        name: Any model timm knows, this package's included, or a baseline without weights: ``baseline:colour``,
+            ``baseline:mean``, ``baseline:position``.
         pretrained: Take the weights that timm downloads.
         checkpoint: Take the weights of this file.
         seed: Seed of random weights, used if neither is given; the global generator is left as it was.
@@ -72,6 +74,10 @@ def load_backbone(
     check_seed(seed)
     if pretrained and checkpoint is not None:
         raise ParameterError("`pretrained` and `checkpoint` exclude each other")
+    if name.startswith(PREFIX):
+        if checkpoint is not None or model_args:
+            raise ParameterError(f"{name} has no weights and no arguments; leave `checkpoint` and others out")
+        return Backbone(model=baseline_model(name).eval(), name=name, weights="none", weights_sha256="none")
     if not timm.is_model(name.split(".")[0]) and not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
         close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3, cutoff=0.6)
         guess = f"did you mean {', '.join(close)}? " if close else ""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ...cohorts.cohort import ExpressionCohort, read_cohort
 from ...cohorts.gene_panels import PanelMethod
 from ...cohorts.hest_layout import HestTask, task_panel
+from ...embed.baselines import PREFIX
 from ...probes.ridge import ridge_setting
 from ...probes.ridge_options import HEST_COMPONENTS
 from ...probes.splits import Fold, patient_folds, random_folds, study_folds
@@ -128,9 +129,7 @@ def _plan_protocol(
     genes = sorted(set().union(*panels))
     targets = cohort.log_counts(genes)
     num_components = {
-        label: min(HEST_COMPONENTS, dim, *(len(fold.train) for fold in folds))
-        if probe.num_components == "auto"
-        else probe.num_components
+        label: _num_components(probe.num_components, label, dim, min(len(fold.train) for fold in folds))
         for label, dim in dims.items()
     }
     for label, dim in dims.items():
@@ -149,6 +148,13 @@ def _plan_protocol(
         targets=targets,
         num_components=num_components,
     )
+
+
+def _num_components(wanted: int | Literal["auto"] | None, label: str, dim: int, num_train: int) -> int | None:
+    """Lowers what was not asked for explicitly; baselines are narrower than models, and take what they have."""
+    if wanted == "auto":
+        return min(HEST_COMPONENTS, dim, num_train)
+    return min(wanted, dim) if wanted is not None and label.startswith(PREFIX) else wanted
 
 
 def _make_folds(protocol: Protocol, cohort: ExpressionCohort, probe: ProbeOptions) -> list[Fold]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ...cohorts.hest_layout import open_task
 from ...data import PatchH5Source
 from ...embed.backbone import Backbone
+from ...embed.baselines import BASELINES
 from ...embed.models import embed_models, embedding_dims
 from ...probes.ridge_options import HEST_COMPONENTS
 from ...report import Metric, Result, ScoreSheet
@@ -21,6 +22,7 @@ from ...runtime.stage import OnStage
 from ..task import OnBatch, Progress, Task, register_task
 from .options import ExpressionCommand, ExpressionOptions, ProbeOptions
 from .plan import ExpressionPlan, make_plan
+from .positions import place_positions
 from .scoring import score_protocol
 from .showing import ExpressionPresentation
 
@@ -67,23 +69,28 @@ def evaluate_expression(
     """
     options, embeddings = options or ExpressionOptions(), embeddings or {}
     options.embedding.check()
-    dims = embedding_dims(backbones, options.embedding.pool, embeddings)
     task = open_task(root, options.task)
+    sources = {name: PatchH5Source(task.files[name][0]) for name in task.samples}
+    placed = place_positions(backbones, embeddings, sources)
+    dims = embedding_dims(placed.backbones, options.embedding.pool, placed.embeddings)
     plan = make_plan(task, options, dims) if Ranks.from_environment().is_first else None
 
-    sources = {name: PatchH5Source(task.files[name][0]) for name in task.samples}
     digests = {name: file_sha256(source.path) for name, source in sources.items()}
     data = {f"patches/{name}.h5": digest for name, digest in digests.items()}
     if plan is not None:
         data |= hash_files(task.path, plan.cohort.files)
     models, embedded = embed_models(
-        sources, backbones, options.embedding, digests=digests, given=embeddings, on_batch=on_batch
+        sources,
+        placed.backbones,
+        options.embedding,
+        digests=digests,
+        given=placed.embeddings,
+        on_batch=on_batch,
     )
     if plan is None:
         return None
-    features = {
-        label: np.concatenate([by_sample[name] for name in sources]) for label, by_sample in embedded.items()
-    }
+    models = placed.in_order(models)
+    features = {one.label: np.concatenate([embedded[one.label][name] for name in sources]) for one in models}
 
     probe = options.probe
     sheet = ScoreSheet(
@@ -106,7 +113,10 @@ def evaluate_expression(
         options=options,
         data=data,
         generated=plan.cohort.generated,
-        notes=_notes(plan, set().union(*(solvers for _, solvers in outcomes)), sheet, probe),
+        notes=[
+            *_notes(plan, set().union(*(solvers for _, solvers in outcomes)), sheet, probe),
+            *([placed.note] if placed.note else []),
+        ],
         compared=_COMPARED,
     )
 
@@ -122,7 +132,7 @@ class Expression(ExpressionPresentation, Task[ExpressionCommand]):
         options.options.embedding.check()
         return evaluate_expression(
             options.root,
-            options.models.load(options.options.probe.seed, progress.on_warning),
+            options.models.load(options.options.probe.seed, progress.on_warning, shown=BASELINES),
             options.options,
             on_batch=progress.on_batch,
             on_stage=progress.on_stage,
