@@ -15,6 +15,7 @@ from support.hest_tasks import write_studies, write_task
 
 from timm_mvhybrid.cohorts.hest_layout import open_task, read_sample
 from timm_mvhybrid.data import DataError
+from timm_mvhybrid.embed.baselines import COLOUR, MEAN, POSITION
 from timm_mvhybrid.evaluate import (
     Backbone,
     EmbeddingOptions,
@@ -474,3 +475,62 @@ def test_two_ranks_share_the_samples_and_find_the_same(tmp_path):
     assert together.scores == alone.scores
     assert together.models[0].num_cached == 0
     assert not list((tmp_path / "shared").rglob("*.tmp"))
+
+
+def test_baselines_are_models_and_stand_where_they_are_named(task, studies, tmp_path):
+    names = [POSITION, "test_vit12", COLOUR, MEAN]
+    chosen = options(
+        tmp_path, studies=studies, protocols=("random", "loso"), probe={"num_components": "auto"}
+    )
+    found = evaluate_expression(task, [load_backbone(name) for name in names], chosen)
+    assert [model.label for model in found.models] == names
+    scores = {(one.model, one.protocol, one.metric): one.mean for one in found.summaries}
+    assert np.isnan(scores[MEAN, "random", "pcc"])
+    assert np.isfinite(scores[POSITION, "random", "pcc"])
+    # the genes follow the colours
+    assert scores[COLOUR, "random", "pcc"] > scores[POSITION, "random", "pcc"]
+    # baselines lower the number of components silently
+    assert "None" not in next(note for note in found.notes if "principal components" in note)
+    facts = {fold.model: fold.facts["num_components"] for fold in found.folds}
+    assert (facts[MEAN], facts[COLOUR], facts[POSITION]) == (None, 22, 40)
+
+
+@pytest.mark.parametrize("preset", ["hest", "intercept"])
+def test_the_mean_is_that_of_the_train_part_whatever_the_preset(task, studies, tmp_path, preset):
+    panel = tmp_path / "genes.json"
+    panel.write_text('{"genes": ["G00", "G01"]}')
+    chosen = options(tmp_path, studies=studies, protocols=("loso",), panel=panel, probe={"preset": preset})
+    found = evaluate_expression(task, [load_backbone(MEAN)], chosen)
+    samples = [read_sample(open_task(task), name) for name in STUDIES]
+    measured = [
+        np.log1p(one.counts.toarray()[:, [one.genes.index(gene) for gene in ("G00", "G01")]].astype(float))
+        for one in samples
+    ]
+    errors = found.fold_values(MEAN, "loso", "mse")
+    for study in "abc":
+        test, train = (
+            np.concatenate(
+                [
+                    one
+                    for one, its in zip(measured, STUDIES.values(), strict=True)
+                    if (its == study) is is_test
+                ]
+            )
+            for is_test in (True, False)
+        )
+        expected = np.square(test - train.mean(axis=0)).mean()
+        assert errors[study] == pytest.approx(expected, rel=1e-9)
+
+
+def test_positions_of_patches_without_coordinates_are_left_out_and_said(tmp_path):
+    task = write_task(tmp_path, num_samples=2)
+    with h5py.File(task / "patches" / "S1.h5", "a") as file:
+        del file["coords"]
+    chosen = options(tmp_path, protocols=("random",))
+    found = evaluate_expression(task, [load_backbone(MEAN), load_backbone(POSITION)], chosen)
+    assert [model.label for model in found.models] == [MEAN]
+    assert (
+        found.notes[-1] == "baseline:position is left out, because the patches of 'S1' have no coordinates."
+    )
+    with pytest.raises(EvaluationError, match=r"^baseline:position is left out"):
+        evaluate_expression(task, [load_backbone(POSITION)], chosen)

@@ -99,6 +99,12 @@ def test_many_folds_are_sampled():
     assert compare_paired(values, rng.normal(size=30)).p_value > 0.01
 
 
+@pytest.mark.parametrize("values", [[3.0], [3.0, np.nan]])
+def test_one_fold_alone_shows_nothing(values):
+    found = compare_paired(values, [1.0] * len(values))
+    assert (found.difference, found.num_folds, found.p_value) == (2.0, 1, 1.0)
+
+
 def test_different_folds_cannot_be_paired():
     with pytest.raises(EvaluationError, match="same folds and genes"):
         compare_paired([1.0, 2.0], [1.0])

@@ -295,7 +295,7 @@ def _sign_flip_p_value(differences: NDArray[np.float64], seed: int) -> float:
     # sums in another order differ by rounding; what equals the observed sum must count
     bound = observed - 1e-12 * np.abs(differences).sum()
     if num <= _MAX_EXACT_FOLDS:
-        signs = np.array(list(product((1.0, -1.0), repeat=num - 1))).reshape(-1, num - 1)
+        signs = np.array(list(product((1.0, -1.0), repeat=num - 1))).reshape(2 ** (num - 1), num - 1)
         sums = differences[0] + signs @ differences[1:]
         return float(np.mean(np.abs(sums) >= bound))
     drawn = np.random.default_rng(seed).choice((-1.0, 1.0), size=(2**_MAX_EXACT_FOLDS, num))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ...cohorts.hest_layout import open_task
 from ...data import PatchH5Source
 from ...embed.backbone import Backbone
-from ...embed.baselines import BASELINES
+from ...embed.baselines import BASELINES, PREFIX
 from ...embed.models import embed_models, embedding_dims
 from ...probes.ridge_options import HEST_COMPONENTS
 from ...report import Metric, Result, ScoreSheet
@@ -153,7 +153,9 @@ def _notes(
         )
     for protocol in plan.protocols:
         lowered = {
-            fold.facts["num_components"] for fold in sheet.folds if fold.protocol == protocol.protocol
+            fold.facts["num_components"]
+            for fold in sheet.folds
+            if fold.protocol == protocol.protocol and not fold.model.startswith(PREFIX)
         } - {HEST_COMPONENTS}
         if probe.num_components == "auto" and lowered:
             notes.append(
