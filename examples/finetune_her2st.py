@@ -37,6 +37,14 @@ from timm_mvhybrid.probes.ridge import ridge_probe
 from timm_mvhybrid.ssl.crops import whole_patch
 
 NUM_GENES, NUM_COMPONENTS = 50, 16
+LABELS = (
+    "22 statistics of colour and contrast",
+    "frozen encoder, class token",
+    "MINT, class token",
+    "MINT, ST token",
+    "MINT, class and ST token",
+    "STAMP, class token",
+)
 
 
 def main() -> int:
@@ -106,7 +114,33 @@ def groups_of(task: Path, leave_out: str) -> dict[str, str]:
 
 
 def fold(options, task, samples, groups, group, seed):
-    """Yields label and correlation of everything that is compared, with one section or patient left out."""
+    """Yields label and correlation of everything that is compared, with one section or patient left out.
+
+    What was measured is kept in the run's folder, so that a stopped script goes on where it was.
+    """
+    start = options.checkpoint.stem if options.checkpoint else "random"
+    run = options.output / f"{options.model}_{start}_{options.size}px_{options.steps}_{group}_{seed}"
+    kept = run / "scores.json"
+    scores = json.loads(kept.read_text()) if kept.exists() else {}
+    contenders = [(measure_before, LABELS[:2]), (measure_mint, LABELS[2:5])]
+    if options.pathways is not None:
+        contenders.append((measure_stamp, LABELS[5:]))
+    images = score = None
+    for measure, labels in contenders:
+        if not all(label in scores for label in labels):
+            if score is None:
+                images, score = prepare(task, samples, groups, group)
+            weights = options.output / f"base_{options.model}_{start}_{seed}.safetensors"
+            found = measure(options, task, group, seed, run, weights, images, score)
+            scores |= dict(zip(labels, found, strict=True))
+            run.mkdir(parents=True, exist_ok=True)
+            kept.with_suffix(".part").write_text(json.dumps(scores, indent=2))
+            kept.with_suffix(".part").replace(kept)
+        yield from ((label, scores[label]) for label in labels)
+
+
+def prepare(task, samples, groups, group):
+    """Reads all patches, and returns them with a function that scores their features on what is left out."""
     cohort = ExpressionCohort.of(samples)
     train = [number for number, name in enumerate(cohort.samples) if groups[name] != group]
     genes = select_at_most(
@@ -125,30 +159,35 @@ def fold(options, task, samples, groups, group, seed):
         found = ridge_probe(
             features[is_train], targets[is_train], features[~is_train], num_components=NUM_COMPONENTS
         )
-        return expression_metrics(targets[~is_train], found, "zero").pcc
+        return float(expression_metrics(targets[~is_train], found, "zero").pcc)
 
-    yield (
-        "22 statistics of colour and contrast",
-        score(np.stack([colour_statistics(np.asarray(x)) for x in images])),
-    )
+    return images, score
+
+
+def measure_before(options, task, group, seed, run, weights, images, score):
+    """Scores colour statistics, and the encoder as all methods find it."""
     arguments = {"img_size": options.size}
     frozen = load_backbone(options.model, checkpoint=options.checkpoint, seed=seed, **arguments).model
-    weights = options.output / f"base_{options.model}_{seed}.safetensors"
     save_base(frozen, weights)
-    yield "frozen encoder, class token", score(embed(frozen, images, options.size)["class"])
+    colour = np.stack([colour_statistics(np.asarray(image)) for image in images])
+    return score(colour), score(embed(frozen, images, options.size)["class"])
 
-    run = options.output / f"{options.model}_{options.size}px_{options.steps}_{group}_{seed}"
+
+def measure_mint(options, task, group, seed, run, weights, images, score):
+    """Fine-tunes by MINT, and scores class token, ST token and both."""
     run_mint(settings(MINT_PRESETS, options, task, group, seed, weights, run / "mint"))
     found = embed(finetune.load(run / "mint"), images, options.size)
-    yield "MINT, class token", score(found["class"])
-    yield "MINT, ST token", score(found["st"])
-    yield "MINT, class and ST token", score(np.concatenate([found["class"], found["st"]], axis=1))
-    if options.pathways is not None:
-        run_stamp(settings(STAMP_PRESETS, options, task, group, seed, weights, run / "stamp"))
-        tuned = load_backbone(
-            options.model, checkpoint=run / "stamp" / "encoder.safetensors", **arguments
-        ).model
-        yield "STAMP, class token", score(embed(tuned, images, options.size)["class"])
+    both = np.concatenate([found["class"], found["st"]], axis=1)
+    return score(found["class"]), score(found["st"]), score(both)
+
+
+def measure_stamp(options, task, group, seed, run, weights, images, score):
+    """Fine-tunes by STAMP, and scores the class token."""
+    run_stamp(settings(STAMP_PRESETS, options, task, group, seed, weights, run / "stamp"))
+    tuned = load_backbone(
+        options.model, checkpoint=run / "stamp" / "encoder.safetensors", img_size=options.size
+    ).model
+    return (score(embed(tuned, images, options.size)["class"]),)
 
 
 def settings(presets, options, task, group, seed, weights, output):
@@ -173,8 +212,12 @@ def settings(presets, options, task, group, seed, weights, output):
         license="CC BY 4.0",
     )
     config = presets["smoke"](output=output, data=data)
+    method = "stamp" if presets is STAMP_PRESETS else "mint"
+    # its own validation is for its curves; the table needs none of it
+    seldom = dataclasses.replace(getattr(config, method), validate_every_steps=options.steps)
     return dataclasses.replace(
         config,
+        **{method: seldom},
         seed=seed,
         num_steps=options.steps,
         model=EncoderConfig(name=options.model, weights=weights),
