@@ -111,5 +111,4 @@ def test_damaged_adapters_and_adapters_alone_are_not_published(hub, aligned, tmp
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert "adapter_model.safetensors: its sha256 is not the one" in call(publish, file.parent, REPO).error
     alone = call(publish, aligned / "run" / "adapters", REPO, token=TOKEN)
-    assert "config.json" in alone.error
-    assert ExportError.__name__ in alone.kinds
+    assert f"{aligned / 'run' / 'adapters' / 'config.json'}: no such file" in alone.error
