@@ -105,12 +105,11 @@ class OneWayAttention(_Module):
             self._kept = None
         with _without_dropout(self):
             q, k, v = self._heads(self.qkv(x.st))
-            q, k = self.q_norm(q), self.k_norm(k)
-            keys, values = kept["k_norm"], self._heads(kept["qkv"])[2]
-            st = self._project(self._read(q, k, v, keys, values), x.st)
+            k = torch.cat([kept["k_norm"], self.k_norm(k)], dim=2)
+            v = torch.cat([self._heads(kept["qkv"])[2], v], dim=2)
+            st = self._project(self._attend(self.q_norm(q), k, v), x.st)
             if x.write is not None:
-                keys, values = torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)
-                seen = self._project(self._attend(kept["q_norm"], keys, values), x.tokens)
+                seen = self._project(self._attend(kept["q_norm"], k, v), x.tokens)
                 # exactly the tokens' own output where nothing is written
                 tokens = tokens + x.write * (seen - tokens)
         return x._replace(tokens=tokens, st=st)
@@ -122,22 +121,6 @@ class OneWayAttention(_Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attends without dropout; returns (batch, length, dim)."""
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-    def _read(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Attends with one query to keys and values and to its own; returns (batch, 1, dim).
-
-        The keys of all heads lie side by side, and so do the queries of one matrix a sample, each head's in rows of its
-        own: two products read keys and values where they are, which attention of [keys; k] would copy first.
-        """
-        num_heads = q.shape[1]
-        own = torch.eye(num_heads, dtype=q.dtype, device=q.device)
-        queries = (q * q.shape[-1] ** -0.5).transpose(2, 3) * own[:, None]
-        scores = keys.transpose(1, 2).flatten(2) @ queries.flatten(1, 2)
-        to_itself = (q * k).sum(3) * q.shape[-1] ** -0.5
-        weights = torch.cat([scores.transpose(1, 2), to_itself], dim=2).softmax(2)
-        read = (weights[..., :-1] @ values.transpose(1, 2).flatten(2)).unflatten(2, (num_heads, -1))
-        read = read.diagonal(dim1=1, dim2=2).mT + weights[..., -1:] * v.squeeze(2)
-        return read.flatten(1).unsqueeze(1)
 
     def _project(self, y: Tensor, x: Tensor) -> Tensor:
         """Does what follows attention, on tokens y that were made of tokens x."""
@@ -164,9 +147,6 @@ class OneWayDiffAttention(OneWayAttention):
         y = self.sub_norm(first - self._compute_lambda().type_as(q) * second) * (1 - self.lambda_init)
         attended: Tensor = y.transpose(1, 2).flatten(2)
         return attended
-
-    def _read(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        return self._attend(q, torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2))
 
 
 class OneWayMlp(_Module):
