@@ -1,12 +1,13 @@
 """The fast adapted layer against peft's own."""
 
 import copy
+import importlib
 
 import pytest
 import torch
 from torch import nn
 
-from timm_mvhybrid.finetune import lora
+from timm_mvhybrid.finetune import lora, low_rank
 
 peft = pytest.importorskip("peft")
 
@@ -110,3 +111,85 @@ def test_a_layer_whose_adapter_is_off_is_pefts_business():
     layer._disable_adapters = own._disable_adapters = True
     assert torch.equal(layer(x), own(x))
     assert torch.equal(layer(x), layer.base_layer(x))
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    pytest.importorskip("numba")
+    return importlib.import_module("timm_mvhybrid.finetune.low_rank_kernels")
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 2, 1), (130, 37, 41, 3), (203, 64, 24, 8)])
+@pytest.mark.parametrize("threshold", [0, 9830])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_compiled_kernels_are_the_formula(kernels, shape, threshold, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    rows, length, width, rank = shape
+    scale, seed = 2.0, (5 << 40) + 3
+    x, A, B = torch.randn(rows, length), torch.randn(rank, length), torch.randn(width, rank)
+    bias, grad = torch.randn(width), torch.randn(rows, width)
+    identity = torch.eye(length)
+    m, _ = kernels.start_of(torch.ones_like(x), None, identity, identity, 1.0, seed, threshold)
+    assert set(m.unique().tolist()) <= {0.0, 1.0}
+    y, inner = kernels.start_of(x, bias, A, B, scale, seed, threshold)
+    grads = kernels.gradients(grad, x, A, B, inner, scale, seed, threshold, needs_x=True)
+
+    def formula(x, A, B, bias, grad):
+        """Both passes in float64; of magnitudes, what no sum of so many terms can be off by more than a multiple of."""
+        inner = x @ A.T
+        passed = grad @ B * scale
+        return bias + scale * inner @ B.T, passed.T @ x, scale * grad.T @ inner, passed @ A * m.double()
+
+    given = [tensor.double() for tensor in (x * m, A, B, bias, grad)]
+    terms = 2 * (rows + length + width + rank + 8)
+    bounds = [terms * torch.finfo(torch.float32).eps * z for z in formula(*map(torch.abs, given))]
+    for found, expected, bound in zip((y, *grads), formula(*given), bounds, strict=True):
+        assert ((found - expected).abs() <= bound).all()
+    assert kernels.gradients(grad, x, A, B, inner, scale, seed, threshold, needs_x=False)[2] is None
+
+
+def test_what_the_kernels_drop_is_as_often_and_as_independent_as_it_should_be(kernels):
+    x = torch.ones(2000, 65)
+    draw = [kernels.start_of(x, None, torch.eye(65), torch.eye(65), 1.0, seed, 16384)[0] for seed in (1, 2)]
+    again = kernels.start_of(x, None, torch.eye(65), torch.eye(65), 1.0, 1, 16384)[0]
+    assert torch.equal(draw[0], again)
+    first, other = (dropped - 0.75 for dropped in draw)
+    # of means of n products of two independent draws, each of variance 3 / 16
+    for product in (
+        first[:-1] * first[1:],
+        first[:, :-1] * first[:, 1:],
+        first[:, :33] * first[:, -33:],
+        first[:, :32] * first[:, 33:],
+        first * other,
+    ):
+        assert abs(product.mean().item()) < 5 * 3 / 16 / product.numel() ** 0.5
+    assert abs(first.mean().item()) < 5 * (3 / 16 / first.numel()) ** 0.5
+    assert (first.mean(dim=0).abs() < 5 * (3 / 16 / 2000) ** 0.5).all()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_adapter_that_has_learned_nothing_changes_no_bit_of_float32(bias):
+    torch.manual_seed(0)
+    for length, width, rows in ((64, 192, 130), (384, 96, 257), (33, 7, 5)):
+        layer = nn.Linear(length, width, bias=bias)
+        x = torch.randn(rows, length)
+        expected = layer(x)
+        adapted = lora(nn.ModuleDict({"fc1": layer}), dropout=0.2).base_model.model["fc1"].train()
+        assert torch.equal(adapted(x), expected)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_without_numba_the_layer_computes_the_same_distribution(dropout, monkeypatch):
+    _, layer = pair(dropout=dropout, dtype=torch.float32)
+    x = torch.randn(400, 12)
+    compiled = results(layer, x, seed=3)
+    monkeypatch.setattr(low_rank, "_kernels", lambda: None)
+    plain = results(layer, x, seed=3)
+    if not dropout:
+        for found, expected in zip(plain, compiled, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+        return
+    base = layer.base_layer(x)
+    # both are unbiased: their means over rows differ by what the noise of 400 rows may do
+    spread = (compiled[0] - base).std(dim=0) / 20
+    assert ((plain[0] - compiled[0]).mean(dim=0).abs() < 6 * 1.5 * spread).all()

@@ -111,6 +111,43 @@ def load_st(name, cache):
         return finetune.load(name, cache_dir=cache).features(images)["st"][0].tolist()
 
 
+def load_merged(name, cache):
+    """Loads an encoder by timm's own function and returns its class features of an image."""
+    import timm
+
+    import timm_mvhybrid
+
+    assert timm_mvhybrid.__version__
+    return _class_features(timm.create_model(name, pretrained=True, cache_dir=cache).eval())
+
+
+def load_adapted(name, cache, weights):
+    """Adds published adapters, or none, to a base with weights of a file, or others, and returns its class features."""
+    import timm
+    import torch
+    from safetensors.torch import load_file
+
+    from timm_mvhybrid import finetune
+
+    torch.manual_seed(8)
+    base = timm.create_model("test_mvhybrid", img_size=64, num_classes=0).eval()
+    if weights is not None:
+        base.load_state_dict(load_file(weights))
+    if name is None:
+        return _class_features(base)
+    return _class_features(
+        finetune.load_adapters(base, name, model_args={"img_size": 64}, cache_dir=cache).get_base_model()
+    )
+
+
+def _class_features(model):
+    import torch
+
+    images = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
+    with torch.no_grad():
+        return model.forward_features(images)[0, 0].tolist()
+
+
 def publish(folder, repo, **options):
     from dataclasses import asdict
 

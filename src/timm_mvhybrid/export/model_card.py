@@ -137,7 +137,8 @@ def _finetuning(records: RunRecords, companions: tuple[str, ...]) -> list[str]:
     if "base.json" in companions:
         parts.append(
             "The adapters are merged into `model.safetensors`; they lie beside it too (`adapter_model.safetensors`), for the "
-            "base that `base.json` names: `timm_mvhybrid.finetune.load_adapters(base, FOLDER)` checks it."
+            f'base that `base.json` names: `timm_mvhybrid.finetune.load_adapters(base, "hf-hub:{REPOSITORY_PLACEHOLDER}")` '
+            "checks it."
         )
     return ["\n\n".join(parts)]
 

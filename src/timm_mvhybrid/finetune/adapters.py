@@ -20,6 +20,7 @@ from ..runtime.digest import tensors_sha256
 from ..version import __version__
 from .errors import FinetuneError
 from .low_rank import speed_up
+from .published_folder import folder_of
 
 TARGETS = ("qkv", "attn.proj", "fc1", "fc2", "in_proj", "out_proj")
 """Layers that are adapted by default: the large products of attention, MLPs and state-space mixers."""
@@ -160,23 +161,30 @@ def save_adapters(model: Any, folder: str | Path, *, model_args: Mapping[str, An
 
 
 def load_adapters(
-    model: nn.Module, folder: str | Path, *, model_args: Mapping[str, Any] | None = None
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    model_args: Mapping[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Any:
     """Adds saved adapters to the base that they were trained on.
 
     Args:
         model: The base, with its weights; changed in place.
-        folder: Of :func:`save_adapters`.
+        folder: Of :func:`save_adapters`, an exported folder, or ``hf-hub:organisation/name`` of a published one, with
+            ``@revision`` after it or not.
         model_args: Options other than the architecture's own that ``model`` was created with.
+        cache_dir: Where downloads are kept; None for huggingface_hub's own.
 
     Returns:
         The ``peft.PeftModel``, in the model's mode, with adapters that can be trained on.
 
     Raises:
         FinetuneError: The files are missing or damaged, or the model is another base; then it is as it was.
+        HubError: They cannot be downloaded.
     """
     library = _peft()
-    folder = Path(folder)
+    folder = folder_of(folder, (BASE_FILE, CONFIG_FILE, WEIGHTS_FILE), cache_dir=cache_dir)
     facts, config = (_read_json(folder / name) for name in (BASE_FILE, CONFIG_FILE))
     for key, own in (("model", _architecture(model)), ("model_args", dict(model_args or {}))):
         if facts.get(key) != own:

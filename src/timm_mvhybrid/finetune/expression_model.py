@@ -18,10 +18,10 @@ from ..models import create_model
 from ..models.loading import CONFIG_FILE, WEIGHTS_FILE, load_weights
 from ..runtime.digest import tensors_sha256
 from ..weights.fingerprint import synthetic_image
-from ..weights.hub_download import download
 from ..weights.weights_file import check_finite, read_weights
 from .errors import FinetuneError
 from .mint_student import pooled
+from .published_folder import folder_of
 from .st_model import STModel
 
 _TOLERANCE = 1e-4
@@ -233,15 +233,7 @@ def _check_features(model: STModel, stated: list[float], file: Path) -> None:
 
 
 def _folder(source: str, cache_dir: str | Path | None) -> Path:
-    for prefix in ("hf-hub:", "hf_hub:"):
-        if source.startswith(prefix):
-            repo, _, revision = source.removeprefix(prefix).partition("@")
-            # all of one commit
-            config = download(repo, CONFIG_FILE, revision=revision or None, cache_dir=cache_dir)
-            for name in (WEIGHTS_FILE, ST_FILE):
-                download(repo, name, revision=config.parent.name, cache_dir=cache_dir)
-            return config.parent
-    folder = Path(source.removeprefix("local-dir:"))
+    folder = folder_of(source, (CONFIG_FILE, WEIGHTS_FILE, ST_FILE), cache_dir=cache_dir)
     if not folder.is_dir():
         raise FinetuneError(
             f"{folder}: no such folder; give an exported folder, or that of a finished run of MINT"

@@ -9,6 +9,7 @@ pass, and a few rows are worked on at a time, so that what is made of them stays
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,6 +94,13 @@ class _AdaptedLinear(torch.autograd.Function):
         # of the generator that a step seeds, on the CPU, so that nothing waits for a GPU
         ctx.seed = int(torch.randint(1 << 62, ())) if threshold else 0
         rows = x.reshape(-1, x.shape[-1])
+        ctx.kernels = _kernels_for(rows)
+        if ctx.kernels is not None:
+            y, inner = ctx.kernels.start_of(rows, b, A, B, ctx.scale, ctx.seed, threshold)
+            # the layer's product last: then it is the only one that reads what others wrote
+            y.addmm_(rows, W.T)
+            ctx.save_for_backward(x, W, A, B, inner)
+            return y.view(*x.shape[:-1], len(W))
         y = F.linear(rows, W, b)
         inner = rows.new_empty(len(rows), len(A))
         for part, kept in _parts(rows, threshold, ctx.seed):
@@ -106,6 +114,12 @@ class _AdaptedLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None, None]:
         x, W, A, B, inner = ctx.saved_tensors
         flat, rows = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        if ctx.kernels is not None:
+            grad_A, grad_B, grad_x = ctx.kernels.gradients(
+                flat, rows, A, B, inner, ctx.scale, ctx.seed, ctx.threshold, needs_x=ctx.needs_input_grad[0]
+            )
+            grad_x = None if grad_x is None else grad_x.addmm_(flat, W).view(x.shape)
+            return grad_x, None, None, grad_A, grad_B, None, None
         # with the narrow matrix first: the other way round takes a CPU four times as long
         grad_inner = (B.T @ flat.T).mul_(ctx.scale)
         grad_B = (inner.T @ flat).mul_(ctx.scale).T
@@ -119,6 +133,19 @@ class _AdaptedLinear(torch.autograd.Function):
             elif grad_x is not None:
                 grad_x[part].addcmul_(own.T @ A, kept)
         return (None if grad_x is None else grad_x.view(x.shape)), None, None, grad_A, grad_B, None, None
+
+
+def _kernels_for(rows: Tensor) -> Any:
+    """The compiled kernels, for what they can do; None for all else, and where Numba is missing."""
+    return _kernels() if rows.device.type == "cpu" and rows.dtype == torch.float32 and len(rows) else None
+
+
+@functools.cache
+def _kernels() -> Any:
+    try:
+        return importlib.import_module(".low_rank_kernels", __package__)
+    except (ImportError, RuntimeError):  # the latter where it may keep nothing that it compiles
+        return None
 
 
 def _parts(rows: Tensor, threshold: int, seed: int) -> Iterator[tuple[slice, Tensor | None]]:

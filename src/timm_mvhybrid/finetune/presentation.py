@@ -59,16 +59,22 @@ class FinetunePresentation(Presentation):
         losses: Any = result.arrays["loss"]
         found = [
             _table(
-                "drift", "Features of held-out patches beside those of the frozen encoder.", _DRIFT, probe
+                "drift",
+                "Similarity",
+                "Features of held-out patches beside those of the frozen encoder.",
+                _DRIFT,
+                probe,
             ),
             _table(
                 "alignment",
+                "Measure",
                 "Images and pathway scores of held-out patches; retrieval among all.",
                 _ALIGNMENT,
                 probe,
             ),
             _table(
                 "losses",
+                "Loss",
                 "Losses of training, each times its weight"
                 + (
                     "; a contrast that stays at ln(batch) has learned nothing."
@@ -115,7 +121,7 @@ def _labelled(labels: Mapping[str, str], curves: Curves) -> dict[str, dict[int, 
     }
 
 
-def _table(name: str, caption: str, labels: Mapping[str, str], curves: Curves) -> Table:
+def _table(name: str, head: str, caption: str, labels: Mapping[str, str], curves: Curves) -> Table:
     """Makes a table of the first, the best known and the last value of curves."""
     rows = []
     for label, points in _labelled(labels, curves).items():
@@ -129,4 +135,4 @@ def _table(name: str, caption: str, labels: Mapping[str, str], curves: Curves) -
                     number_cell(last, 0),
                 )
             )
-    return Table(name=name, caption=caption, columns=("", "First", "Last", "Step"), rows=tuple(rows))
+    return Table(name=name, caption=caption, columns=(head, "First", "Last", "Step"), rows=tuple(rows))

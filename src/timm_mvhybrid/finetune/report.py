@@ -147,8 +147,8 @@ def _notes(resolved: Mapping[str, Any], config: Mapping[str, Any], step: int, me
         notes.append(f"The run is at step {step} of {config['num_steps']}.")
     if measured:
         notes.append(
-            f"Held out by {held_out['by']}: {held_out['num_groups']}, {resolved['num_validation_patches']} measured patches; "
-            "genes, statistics and the ridge regression come from training samples alone."
+            f"Held out by {held_out['by']}: {held_out['num_groups']}, with {resolved['num_validation_patches']} measured "
+            "patches; genes, statistics and the ridge regression come from training samples alone."
         )
     else:
         notes.append("Nothing was held out, so nothing was measured of the encoder.")

@@ -121,21 +121,24 @@ def _models(result: Result) -> Table:
         embedded = model.num_patches - model.num_cached
         return number_cell(embedded / model.seconds if model.seconds > 0 else None, 1)
 
-    return Table.of(
-        "models",
-        "Models: weights, embedded patches, those taken from the cache, and the fraction of time spent waiting "
-        "for patches.",
-        result.models,
-        [
-            ("Label", lambda model: text_cell(model.label)),
-            ("Name", lambda model: text_cell(model.name)),
-            ("Weights", lambda model: text_cell(model.weights)),
-            ("SHA-256", lambda model: text_cell(model.weights_sha256[:12])),
-            ("Dim", lambda model: number_cell(model.embedding_dim, 0)),
+    columns: list[tuple[str, Callable[[ModelRecord], Cell]]] = [
+        ("Label", lambda model: text_cell(model.label)),
+        ("Name", lambda model: text_cell(model.name)),
+        ("Weights", lambda model: text_cell(model.weights)),
+        ("SHA-256", lambda model: text_cell(model.weights_sha256[:12])),
+        ("Dim", lambda model: number_cell(model.embedding_dim, 0)),
+    ]
+    caption = "Models and weights."
+    # a page on a run of training embedded nothing
+    if any(model.num_patches for model in result.models):
+        caption = (
+            "Models: weights, embedded patches, those taken from the cache, and the fraction of time spent waiting "
+            "for patches."
+        )
+        columns += [
             ("Patches", lambda model: number_cell(model.num_patches, 0)),
             ("Cached", lambda model: number_cell(model.num_cached, 0)),
             ("Patches/s", speed),
             ("Waiting, %", lambda model: number_cell(100 * model.data_wait_share, 1)),
-        ],
-        num_text_columns=4,
-    )
+        ]
+    return Table.of("models", caption, result.models, columns, num_text_columns=4)
