@@ -71,9 +71,7 @@ def frozen_gain(layer: Any, images: Tensor, omega: ArrayLike) -> FrozenGain:
     """
     frequencies = np.atleast_1d(np.asarray(omega, dtype=np.float64))
     if frequencies.ndim != 1:
-        raise ParameterError(
-            f"`omega` has shape {frequencies.shape}; it must be a number, or (frequencies,)"
-        )
+        raise ParameterError(f"`omega` has shape {frequencies.shape}; it must be a number, or (frequencies,)")
     mixer, tokens = tokens_entering(layer, images)
     found = [_gains(record, frequencies) for record in record_scans(mixer, tokens)]
     with_skip, without, settled = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))

@@ -23,7 +23,9 @@ WORK_ELEMENTS = 1 << 23
 """Elements of the tangents of one pass, in tokens × channels × gratings × images."""
 
 
-def grating(frequency: float, orientation: Orientation, size: tuple[int, int], *, num_channels: int = 3) -> Tensor:
+def grating(
+    frequency: float, orientation: Orientation, size: tuple[int, int], *, num_channels: int = 3
+) -> Tensor:
     """Draws a cosine grating, of amplitude 1 in every channel.
 
     Args:
@@ -92,7 +94,9 @@ def jacobian_gain(model: nn.Module, images: Tensor, gratings: Tensor) -> NDArray
         model.eval()
         with forward_mode_attention(), torch.no_grad():
             for image in images.to(parameter).split(1):
-                found = [_derivatives(model, image, part) for part in directions.split(_per_pass(model, image))]
+                found = [
+                    _derivatives(model, image, part) for part in directions.split(_per_pass(model, image))
+                ]
                 rows.append(torch.cat(found))
     finally:
         for module, training in modes:

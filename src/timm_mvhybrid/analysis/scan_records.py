@@ -85,9 +85,7 @@ def tokens_entering(layer: Any, images: Tensor) -> tuple[nn.Module, Tensor]:
         model, number = layer
         blocks = model.blocks
         if not 0 <= number < len(blocks):
-            raise ParameterError(
-                f"`layer` names block {number}; the model has blocks 0 to {len(blocks) - 1}"
-            )
+            raise ParameterError(f"`layer` names block {number}; the model has blocks 0 to {len(blocks) - 1}")
         mixer = mixer_of(blocks[number])
         found: list[Tensor] = []
         handle = mixer.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))

@@ -26,9 +26,7 @@ def num_poles(eigenvalues: str, d_state: int) -> int:
     if eigenvalues not in EIGENVALUES:
         raise ParameterError(f"`eigenvalues` is {eigenvalues!r}; allowed are 'real' and 'complex'")
     if eigenvalues == "complex" and d_state % 2:
-        raise ParameterError(
-            f"`d_state` is {d_state}; complex eigenvalues come in pairs, so it must be even"
-        )
+        raise ParameterError(f"`d_state` is {d_state}; complex eigenvalues come in pairs, so it must be even")
     return d_state // 2 if eigenvalues == "complex" else d_state
 
 

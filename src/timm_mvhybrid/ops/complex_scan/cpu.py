@@ -162,9 +162,7 @@ class _Work:
         torch.cos(angle, out=cosines).mul_(size)
         torch.sin(angle, out=sines).mul_(size)
         states = self._view(self._states)
-        torch.mul(
-            _per_channel(driven, times, groups).unsqueeze(-2), _of(b, times).unsqueeze(-1), out=states
-        )
+        torch.mul(_per_channel(driven, times, groups).unsqueeze(-2), _of(b, times).unsqueeze(-1), out=states)
         planes = self._planes(self._states)
         turns = self._planes(self._turns)
         for t in self._order(reverse):
