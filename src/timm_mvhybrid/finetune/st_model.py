@@ -219,6 +219,12 @@ def _check(backbone: nn.Module) -> None:
             f"`backbone` is a {name}; an ST token goes into timm's VisionTransformers, ours among them (of a wrapped "
             "model give the VisionTransformer inside)"
         )
+    for block in backbone.blocks:
+        if getattr(getattr(block, "mixer", None), "A_imag", None) is not None:
+            raise FinetuneError(
+                "`backbone` has complex eigenvalues; an ST token reads the states of real ones: give a model without "
+                "`eigenvalues='complex'`"
+            )
     for method in ("forward_features", "_run_chunk"):
         own = getattr(type(backbone), method, None)
         if own not in (getattr(kind, method, None) for kind in (VisionTransformer, HybridVisionTransformer)):
