@@ -35,7 +35,7 @@ def closed_form(A_log, A_imag, delta, B, C, D, channel):
         A = A + 1j * A_imag[channel].detach().numpy()
         B, C = B[:half] + 1j * B[half:], C[:half] + 1j * C[half:]
         A, B, C = (np.concatenate([x, x.conj()]) for x in (A, B, C))
-    return np.abs(transfer_function(A, float(delta[channel]), B, C, D, OMEGA))
+    return np.abs(transfer_function(A, delta[channel].item(), B, C, D, OMEGA))
 
 
 @pytest.mark.parametrize("eigenvalues", ["real", "complex"])
@@ -55,7 +55,7 @@ def test_constant_coefficients_give_the_closed_form(mixer_class, eigenvalues):
         B, C = scanned.B[0, 0, 0], scanned.C[0, 0, 0]
         for channel in range(exact.d_inner):
             index = number * exact.d_inner + channel
-            for skip, names in ((float(D[channel]), ("total", "coherent")), (None, ())):
+            for skip, names in ((D[channel].item(), ("total", "coherent")), (None, ())):
                 expected = closed_form(A_log, A_imag, delta, B, C, skip, channel)
                 for name in names or ("total_without_skip", "coherent_without_skip"):
                     np.testing.assert_allclose(getattr(found, name)[0, index], expected, rtol=1e-6)

@@ -12,7 +12,7 @@ from timm_mvhybrid.runtime.errors import ParameterError
 
 def wave(rows, columns, size=16):
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    return torch.cos(2 * math.pi * (rows * y + columns * x) / size).double()[None, None]
+    return torch.cos(2 * math.pi * (rows * y + columns * x).double() / size)[None, None]
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,8 @@ def test_norms_are_those_of_all_parameters_of_a_kind():
 def test_blocks_are_measured_and_hooks_are_gone():
     model = build(channel_mixer="einfft")
     images = torch.randn(2, 3, 64, 64)
-    outputs = model.forward_intermediates(images, return_prefix_tokens=True, intermediates_only=True)
+    with torch.no_grad():
+        outputs = model.forward_intermediates(images, return_prefix_tokens=True, intermediates_only=True)
     found = block_measures(model, lambda: model.forward_features(images))
     maps, prefix = outputs[1]
     tokens = torch.cat([prefix, maps.flatten(2).transpose(1, 2)], dim=1)

@@ -10,13 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..models import HybridVisionTransformer
 from ..runtime.errors import EvaluationError
 from ..runtime.provenance import collect_provenance
 from .comparing import Values, compared
 from .findings import Curves, Findings, Records
 from .options import Advance, AnalysisOptions, silent
-from .scan_records import ScanRecord, record_scans, tokens_entering
+from .scan_records import ScanRecord, record_scans, tokens_of_scans
 from .subjects import Instance, instances
 
 QUANTILES = (0.05, 0.5, 0.95)
@@ -82,18 +81,14 @@ def analyse_eigenvalues(options: AnalysisOptions, *, advance: Advance = silent) 
 
 
 def _layers(instance: Instance, images: Tensor) -> tuple[list[dict[str, Any]], NDArray[np.float64]]:
-    model = instance.model
-    places = model.ssm_places if isinstance(model, HybridVisionTransformer) else []
-    if not any(places):
+    entering = tokens_of_scans(instance.model, images)
+    if not entering:
         raise EvaluationError(
             f"model '{instance.subject.label}' has no state-space block, and so no eigenvalues; leave it out"
         )
     rows = []
     memories = []
-    for index, ssm in enumerate(places):
-        if not ssm:
-            continue
-        mixer, tokens = tokens_entering((model, index), images)
+    for index, (mixer, tokens) in entering.items():
         for record in record_scans(mixer, tokens):
             row, by_image = _scan_row(record)
             memories.append(by_image)

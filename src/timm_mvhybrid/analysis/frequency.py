@@ -19,6 +19,7 @@ from .findings import Curves, Findings, Records
 from .frozen import frozen_gain
 from .jacobian import Orientation, grating, jacobian_gain
 from .options import Advance, AnalysisOptions, silent
+from .scan_records import tokens_of_scans
 from .spectrum import token_spectrum
 from .subjects import Instance, instances
 
@@ -203,22 +204,21 @@ class _Collected:
             self._known(instance)[f"last_block_{name}"].append(last)
 
     def scans(self, instance: Instance, images: Tensor, omega: NDArray[np.float64]) -> None:
-        for block, ssm in enumerate(getattr(instance.model, "ssm_places", ())):
-            if ssm:
-                found = frozen_gain((instance.model, block), images, omega)
-                self.scan_rows += [
-                    {
-                        **_named(instance),
-                        "block": block,
-                        "omega": float(w),
-                        **{
-                            name: float(np.sqrt(np.square(getattr(found, name)[..., index]).mean()))
-                            for name in ("total", "coherent", "total_without_skip", "coherent_without_skip")
-                        },
-                        "settled": float(found.settled.mean()),
-                    }
-                    for index, w in enumerate(omega)
-                ]
+        for block, (mixer, tokens) in tokens_of_scans(instance.model, images).items():
+            found = frozen_gain(mixer, tokens, omega)
+            self.scan_rows += [
+                {
+                    **_named(instance),
+                    "block": block,
+                    "omega": float(w),
+                    **{
+                        name: float(np.sqrt(np.square(getattr(found, name)[..., index]).mean()))
+                        for name in ("total", "coherent", "total_without_skip", "coherent_without_skip")
+                    },
+                    "settled": float(found.settled.mean()),
+                }
+                for index, w in enumerate(omega)
+            ]
 
     def charts(self, options: FrequencyOptions) -> tuple[Curves, ...]:
         """Draws gains over cycles by orientation, spectra over blocks, and the gain of the scans' states."""

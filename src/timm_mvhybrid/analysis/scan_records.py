@@ -87,13 +87,7 @@ def tokens_entering(layer: Any, images: Tensor) -> tuple[nn.Module, Tensor]:
         if not 0 <= number < len(blocks):
             raise ParameterError(f"`layer` names block {number}; the model has blocks 0 to {len(blocks) - 1}")
         mixer = mixer_of(blocks[number])
-        found: list[Tensor] = []
-        handle = mixer.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
-        try:
-            model(images)
-        finally:
-            handle.remove()
-        return mixer, torch.cat(found)
+        return mixer, _entering(model, images, {number: mixer})[number]
     mixer = mixer_of(layer)
     if images.ndim != 3:
         raise ParameterError(
@@ -101,6 +95,42 @@ def tokens_entering(layer: Any, images: Tensor) -> tuple[nn.Module, Tensor]:
             "d_model), or give (model, number of the block) as `layer` and images"
         )
     return mixer, layer.norm1(images) if isinstance(layer, SSMBlock) else images
+
+
+def tokens_of_scans(model: Any, images: Tensor) -> dict[int, tuple[nn.Module, Tensor]]:
+    """Runs a model once and keeps what enters the mixers of its state-space blocks.
+
+    Args:
+        model: Any model; one without state-space blocks has none.
+        images: (batch, 3, height, width), normalised.
+
+    Returns:
+        Number of the block → its mixer, and the tokens that enter it, (batch, length, d_model), in scan order.
+    """
+    mixers = {
+        number: block.mixer
+        for number, block in enumerate(getattr(model, "blocks", ()))
+        if isinstance(block, SSMBlock)
+    }
+    if not mixers:
+        return {}
+    return {number: (mixers[number], tokens) for number, tokens in _entering(model, images, mixers).items()}
+
+
+@torch.no_grad()
+def _entering(model: Any, images: Tensor, mixers: dict[int, nn.Module]) -> dict[int, Tensor]:
+    found: dict[int, list[Tensor]] = {number: [] for number in mixers}
+
+    def keep(number: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, inputs: found[number].append(inputs[0])
+
+    handles = [mixer.register_forward_pre_hook(keep(number)) for number, mixer in mixers.items()]
+    try:
+        model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {number: torch.cat(parts) for number, parts in found.items()}
 
 
 @torch.no_grad()

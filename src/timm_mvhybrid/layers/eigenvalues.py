@@ -3,6 +3,7 @@
 import math
 
 import torch
+from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
 from ..ops.complex_scan import complex_scan
@@ -45,6 +46,7 @@ def initialize_eigenvalues(A_log: Tensor, A_imag: Tensor | None) -> None:
         A_imag.copy_((math.pi * numbers).expand_as(A_imag))
 
 
+@register_notrace_function
 def scan(
     tokens: ScanTokens,
     A_log: Tensor,
@@ -53,7 +55,7 @@ def scan(
     step_bias: Tensor | None,
     reverse: bool = False,
 ) -> Tensor:
-    """Runs the scan that the eigenvalues ask for, A = −exp(A_log) or −exp(A_log) ± i A_imag; scriptable."""
+    """Runs the scan that the eigenvalues ask for, A = −exp(A_log) or −exp(A_log) ± i A_imag; a leaf for FX, and scriptable."""
     rates = -torch.exp(at_least_float32(A_log))
     if A_imag is None:
         return selective_scan_tokens(

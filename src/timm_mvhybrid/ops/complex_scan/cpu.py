@@ -6,6 +6,7 @@ scalar code on a CPU. Forward keeps the state at the start of every chunk only; 
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,10 +63,10 @@ def backward(grad_y: Tensor, states: Tensor, inputs: Inputs) -> Gradients:
     """Differentiates :func:`forward`.
 
     With planes of real and imaginary parts, the turn R_t = exp(δ_t A) (cos δ_t w, sin δ_t w), ȳ the gradient of y and
-    C' = (2 Re C, −2 Im C), the adjoint state is g_t = C'_t ȳ_t + R_{t+1}ᵀ g_{t+1}, and with p_t = R_t h_{t−1}::
+    C' = (2 Re C, −2 Im C), the adjoint state is g_t = C'_t ȳ_t + s_{t+1} with s_t = R_tᵀ g_t, and::
 
         dC'_t = Σ_d ȳ_t h_t        dB_t = Σ_d g_t δ_t u_t        d(δu)_t = Σ_n g_t B_t
-        q_t = Re g Re p + Im g Im p        r_t = Im g Re p − Re g Im p
+        q_t + i r_t = s_t · conj h_{t−1}
         dδ_t = Σ_n (q_t A + r_t w) + u_t d(δu)_t        dA = Σ_t q_t δ_t        dw = Σ_t r_t δ_t
     """
     u, delta, A, w, B, C, D, delta_bias, reverse = inputs
@@ -97,11 +98,11 @@ def backward(grad_y: Tensor, states: Tensor, inputs: Inputs) -> Gradients:
             driven_chunk, b_chunk = _per_channel(driven, times, groups), _of(b, times)
             grad_B[rows, times] = torch.matmul(g, driven_chunk.unsqueeze(-1)).squeeze(-1).transpose(0, 1)
             grad_driven[:, times] = torch.matmul(b_chunk.unsqueeze(-2), g).flatten(2).transpose(0, 1)
-            carried = work.turned_back(g[-1 if reverse else 0], first=-1 if reverse else 0)
-            q, r = work.slopes(h_chunk, g, driven_chunk, b_chunk)
+            carried = work.carried(reverse)
+            q, r = work.slopes(h, reverse)
             step_chunk = _per_channel(step, times, groups).unsqueeze(-2)
-            grad_A += (q * step_chunk).sum((0, 1))
-            grad_w += (r * step_chunk).sum((0, 1))
+            grad_A += torch.mul(q, step_chunk, out=work.spare()).sum((0, 1))
+            grad_w += torch.mul(r, step_chunk, out=work.spare()).sum((0, 1))
             grad_step[:, times] = q.mul_(rates).addcmul_(r, angles).sum(-2).flatten(2).transpose(0, 1)
         grad_step.addcmul_(grad_driven, x)
         torch.mul(grad_driven, step, out=grad_u[rows])
@@ -123,6 +124,15 @@ def backward(grad_y: Tensor, states: Tensor, inputs: Inputs) -> Gradients:
     )
 
 
+class _Steps(NamedTuple):
+    """Views of a buffer's steps: both planes, the first one with its axis, real and imaginary parts."""
+
+    both: tuple[Tensor, ...]
+    first: tuple[Tensor, ...]
+    real: tuple[Tensor, ...]
+    imaginary: tuple[Tensor, ...]
+
+
 class _Work:
     """Room for the turns, states and adjoints of a chunk, (steps, rows, groups, 2 pairs, channels), used again and again."""
 
@@ -136,9 +146,10 @@ class _Work:
             rates, *[room] * num_buffers, *[(rows, *token_shape)] * (2 if num_buffers == 2 else 3)
         )
         self._turns, self._states, *others = found[:num_buffers]
-        self._adjoints, self._products = others if others else (self._turns, self._states)
+        self._adjoints, self._turned_back = others if others else (self._turns, self._states)
         self.tokens = found[num_buffers:]
         self._size = (0, 0)
+        self._views: dict[tuple[Tensor, int, int], _Steps] = {}
 
     def _view(self, buffer: Tensor) -> Tensor:
         steps, rows = self._size
@@ -163,54 +174,58 @@ class _Work:
         torch.sin(angle, out=sines).mul_(size)
         states = self._view(self._states)
         torch.mul(_per_channel(driven, times, groups).unsqueeze(-2), _of(b, times).unsqueeze(-1), out=states)
-        planes = self._planes(self._states)
-        turns = self._planes(self._turns)
+        now, turn = self._steps(self._states), self._steps(self._turns)
+        real, imaginary = h[:, :, 0], h[:, :, 1]
         for t in self._order(reverse):
-            now, turn = planes[t], turns[t]
-            now.addcmul_(turn[:, :, :1], h)
-            now[:, :, 0].addcmul_(turn[:, :, 1], h[:, :, 1], value=-1.0)
-            now[:, :, 1].addcmul_(turn[:, :, 1], h[:, :, 0])
-            h = now
+            now.both[t].addcmul_(turn.first[t], h)
+            now.real[t].addcmul_(turn.imaginary[t], imaginary, value=-1.0)
+            now.imaginary[t].addcmul_(turn.imaginary[t], real)
+            h, real, imaginary = now.both[t], now.real[t], now.imaginary[t]
         return states
 
     def adjoints(self, c: Tensor, grad: Tensor, carried: Tensor | None, reverse: bool) -> Tensor:
-        """Computes the adjoint states of the chunk whose turns are here."""
+        """Computes the adjoint states g of the chunk whose turns are here, and s_t = R_tᵀ g_t, which go to the step before."""
         adjoints = self._view(self._adjoints)
         torch.mul(c.unsqueeze(-1), grad.unsqueeze(-2), out=adjoints)
-        planes = self._planes(self._adjoints)
-        later: int | None = None
+        now, back, turn = (self._steps(buffer) for buffer in (self._adjoints, self._turned_back, self._turns))
         for t in reversed(self._order(reverse)):
-            now = planes[t]
-            if later is not None:
-                self._turn_back(now, planes[later], later)
-            elif carried is not None:
-                now.add_(carried)
-            later = t
+            if carried is not None:
+                now.both[t].add_(carried)
+            carried = torch.mul(turn.first[t], now.both[t], out=back.both[t])
+            back.real[t].addcmul_(turn.imaginary[t], now.imaginary[t])
+            back.imaginary[t].addcmul_(turn.imaginary[t], now.real[t], value=-1.0)
         return adjoints
 
-    def turned_back(self, g: Tensor, first: int) -> Tensor:
-        """What the adjoint state at a chunk's first step is for the chunk before."""
-        g = g.unflatten(2, (2, self.pairs))
-        found = torch.zeros_like(g)
-        self._turn_back(found, g, first)
-        return found
+    def carried(self, reverse: bool) -> Tensor:
+        """Copies what the adjoint states of this chunk are for the chunk before."""
+        return self._steps(self._turned_back).both[self._order(reverse)[0]].clone()
 
-    def _turn_back(self, into: Tensor, g: Tensor, t: int) -> None:
-        """Adds R_tᵀ g."""
-        turn = self._planes(self._turns)[t]
-        into.addcmul_(turn[:, :, :1], g)
-        into[:, :, 0].addcmul_(turn[:, :, 1], g[:, :, 1])
-        into[:, :, 1].addcmul_(turn[:, :, 1], g[:, :, 0], value=-1.0)
-
-    def slopes(self, states: Tensor, g: Tensor, driven: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes q and r of :func:`backward`; overwrites the states."""
-        states.addcmul_(driven.unsqueeze(-2), b.unsqueeze(-1), value=-1.0)
-        p, adjoints = (v.unflatten(3, (2, self.pairs)) for v in (states, g))
-        q, r = self._planes(self._products).unbind(3)
-        torch.mul(adjoints[:, :, :, 0], p[:, :, :, 0], out=q).addcmul_(adjoints[:, :, :, 1], p[:, :, :, 1])
-        torch.mul(adjoints[:, :, :, 1], p[:, :, :, 0], out=r)
-        r.addcmul_(adjoints[:, :, :, 0], p[:, :, :, 1], value=-1.0)
+    def slopes(self, start: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+        """Computes q and r of :func:`backward` from s and the states before each step; overwrites the turns."""
+        s, states = (self._planes(buffer) for buffer in (self._turned_back, self._states))
+        q, r = self._planes(self._turns).unbind(3)
+        last = self._size[0] - 1
+        edge = last if reverse else 0
+        later, before = (slice(0, last), slice(1, None)) if reverse else (slice(1, None), slice(0, last))
+        for steps, h in ((later, states[before]), (slice(edge, edge + 1), start.unsqueeze(0))):
+            real, imaginary = h.unbind(3)
+            s_real, s_imaginary = s[steps].unbind(3)
+            torch.mul(s_real, real, out=q[steps]).addcmul_(s_imaginary, imaginary)
+            torch.mul(s_imaginary, real, out=r[steps]).addcmul_(s_real, imaginary, value=-1.0)
         return q, r
+
+    def spare(self) -> Tensor:
+        """Room for one number a pair, where the states were."""
+        return self._planes(self._states).select(3, 0)
+
+    def _steps(self, buffer: Tensor) -> _Steps:
+        """Views the steps of a chunk one by one; the views, as costly as the arithmetic, are made once."""
+        key = (buffer, *self._size)
+        if key not in self._views:
+            planes = self._planes(buffer)
+            parts = (planes, planes[:, :, :, :1], planes.select(3, 0), planes.select(3, 1))
+            self._views[key] = _Steps(*(part.unbind(0) for part in parts))
+        return self._views[key]
 
     def _order(self, reverse: bool) -> list[int]:
         steps = range(self._size[0])
