@@ -25,15 +25,17 @@ def line_chart(
 
     Args:
         title: What is shown, for those who cannot see it.
-        curves: Name → points (x, y), in the order of x; what is not finite, or not above 0 on a logarithmic scale, is left
-            out.
+        curves: Name → points (x, y), in the order of x; what is not finite is left out.
         x_label: At the horizontal axis, with its unit.
         y_label: At the vertical axis, with its unit.
-        logarithmic: Whether the vertical axis shows powers of ten.
+        logarithmic: Whether the vertical axis shows powers of ten, where the numbers span a factor of ten or more; zeros and
+            negative numbers are then left out.
 
     Returns:
         The SVG; None where no curve has two points.
     """
+    heights = [y for points in curves.values() for _, y in points if math.isfinite(y) and y > 0]
+    logarithmic = logarithmic and bool(heights) and max(heights) >= 10 * min(heights)
     known = {
         name: [
             (x, math.log10(y) if logarithmic else y)
