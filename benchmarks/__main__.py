@@ -173,6 +173,17 @@ class Finetune(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Analysis(Settings):
+    """Gains of gratings in batches beside one derivative each, and the complex scan beside the real one; 3 minutes."""
+
+    def report(self) -> Report:
+        """Runs the benchmark."""
+        from .analysis import run
+
+        return run(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Gpu(Settings):
     """Scans and training steps on a GPU beside mamba-ssm's kernels, timm's ViT and the memory floor."""
 
@@ -243,6 +254,7 @@ Benchmark = (
     | Data
     | Resize
     | Finetune
+    | Analysis
     | Export
     | Kernels
     | Pathways
@@ -269,6 +281,7 @@ def main(args: Sequence[str] | None = None) -> int:
         | Annotated[Data, subcommand("data")]
         | Annotated[Resize, subcommand("resize")]
         | Annotated[Finetune, subcommand("finetune")]
+        | Annotated[Analysis, subcommand("analysis")]
         | Annotated[Export, subcommand("export")]
         | Annotated[Kernels, subcommand("kernels")]
         | Annotated[Evaluation, subcommand("evaluation")]

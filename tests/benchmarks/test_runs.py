@@ -143,6 +143,7 @@ def test_scan_smoke_run(tmp_path, monkeypatch):
         "model",
         "data",
         "resize",
+        "analysis",
         pytest.param(
             "finetune",
             marks=pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs peft"),

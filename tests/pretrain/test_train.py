@@ -336,3 +336,27 @@ def test_starting_from_a_runs_teacher_starts_from_its_weights(patches, finished,
         {name: value for name, value in student(tmp_path / "run").items() if name != "mask_token"},
         teacher(finished),
     )
+
+
+@pytest.mark.parametrize("std", [0.0, 0.02])
+def test_norms_by_kind_are_logged_without_a_trace_and_a_mask_token_that_stays_zero_is_warned_of(
+    patches, tmp_path, capsys, std
+):
+    arguments = {"channel_mixer": "mlp", "mask_token_std": std, "depth": 2, "ssm_depth": 2}
+    recipe = {"num_steps": 2, "model__arguments": arguments, "checkpoint__every_steps": 2}
+    train(small(tmp_path / "watched", patches, **recipe, monitor__by_kind=True), show_progress=False)
+    warned = "the mask token starts at 0" in capsys.readouterr().err
+    assert warned == (std == 0.0)
+    first, last = lines(tmp_path / "watched")
+    assert {
+        f"grad_norm_by_kind/{kind}" for kind in ("mask_token", "in_proj", "A_log", "channel_mixer", "heads")
+    } <= last.keys()
+    # whole and before clipping, as the norms of the parts are
+    parts = [value for name, value in first.items() if name.startswith("grad_norm_by_kind/")]
+    whole = [value for name, value in first.items() if name.startswith("grad_norm/")]
+    assert sum(x * x for x in parts) == pytest.approx(sum(x * x for x in whole), rel=1e-4)
+    assert last["block_rms/01"] > 0
+    assert last["delta/max"] >= last["delta/min"] > 0
+    train(small(tmp_path / "plain", patches, **recipe), show_progress=False)
+    assert not [name for name in lines(tmp_path / "plain")[0] if "by_kind" in name]
+    assert equal(teacher(tmp_path / "watched"), teacher(tmp_path / "plain"))

@@ -17,6 +17,7 @@ from ..runtime.errors import TimmMVHybridError, one_sentence
 from ..runtime.implementation_request import check_request, requested_by_environment
 from ..runtime.standard_output import standard_output
 from ..version import __version__
+from .analyse import Analyse
 from .doctor import Doctor
 from .embed import Embed
 from .evaluate import Evaluate, task_command
@@ -45,6 +46,7 @@ COMMANDS: dict[str, type[Any]] = {
     "plot": Plot,
     "evaluate": Evaluate,
     "predict": Predict,
+    "analyse": Analyse,
     "export-onnx": ExportOnnx,
     "export": Export,
     "publish": Publish,

@@ -252,8 +252,8 @@ def _json_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _round(name: str, tensor: Tensor) -> Tensor:
-    """Rounds a matrix to bfloat16; vectors and the decay rates (A_log, and A_b_log of Vim) are kept."""
-    keep = tensor.ndim <= 1 or name.endswith(("A_log", "A_b_log"))
+    """Rounds a matrix to bfloat16; vectors and the eigenvalues (A_log, A_imag, and those of Vim with _b) are kept."""
+    keep = tensor.ndim <= 1 or name.endswith(("A_log", "A_b_log", "A_imag", "A_b_imag"))
     return tensor if keep else tensor.to(torch.bfloat16)
 
 

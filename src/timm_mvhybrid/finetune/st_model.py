@@ -9,7 +9,7 @@ from timm.models import VisionTransformer, checkpoint
 from torch import Tensor, nn
 
 from ..layers import SSMBlock
-from ..layers.token_order import to_scan_order, to_timm_order
+from ..layers.token_order import in_order
 from ..models import HybridVisionTransformer
 from ..models.chunks import num_chunks
 from .errors import FinetuneError
@@ -190,23 +190,24 @@ def _run(
     backbone: Any, tokens: Tensor, st_token: Tensor, write_gates: Tensor | None, st_start: int
 ) -> tuple[Tensor, Tensor]:
     """Runs the blocks, in the order of tokens that each expects; returns ordinary tokens in timm's, and ST token."""
-    ssm_depth = backbone.ssm_depth if isinstance(backbone, HybridVisionTransformer) else 0
+    ours = isinstance(backbone, HybridVisionTransformer)
+    places = backbone.ssm_places if ours else [False] * len(backbone.blocks)
+    scanned = False
     num_prefix = backbone.num_prefix_tokens
     recompute = backbone.grad_checkpointing and torch.is_grad_enabled()
     st = st_token.expand(len(tokens), -1, -1).to(tokens.dtype)
-    if ssm_depth:
-        tokens = to_scan_order(tokens, num_prefix)
     for index, block in enumerate(backbone.blocks):
-        if ssm_depth and index == ssm_depth:
-            tokens = to_timm_order(tokens, num_prefix)
+        if places[index] != scanned:
+            scanned = not scanned
+            tokens = in_order(tokens, num_prefix, scanned)
         given: Any = tokens
         if index >= st_start:
             write = None if write_gates is None else write_gates[index - st_start].tanh()
             given = WithST(tokens, st, write)
         found = checkpoint(block, given) if recompute else block(given)
         tokens, st = (found.tokens, found.st) if index >= st_start else (found, st)
-    if ssm_depth >= len(backbone.blocks):
-        tokens = to_timm_order(tokens, num_prefix)
+    if scanned:
+        tokens = in_order(tokens, num_prefix, False)
     return tokens, st
 
 
@@ -218,6 +219,12 @@ def _check(backbone: nn.Module) -> None:
             f"`backbone` is a {name}; an ST token goes into timm's VisionTransformers, ours among them (of a wrapped "
             "model give the VisionTransformer inside)"
         )
+    for block in backbone.blocks:
+        if getattr(getattr(block, "mixer", None), "A_imag", None) is not None:
+            raise FinetuneError(
+                "`backbone` has complex eigenvalues; an ST token reads the states of real ones: give a model without "
+                "`eigenvalues='complex'`"
+            )
     for method in ("forward_features", "_run_chunk"):
         own = getattr(type(backbone), method, None)
         if own not in (getattr(kind, method, None) for kind in (VisionTransformer, HybridVisionTransformer)):

@@ -84,7 +84,8 @@ def _register(
             f"`global_pool` is {plan.global_pool!r}; presets give the class token: leave it out, and choose by "
             "`output_variant`"
         )
-    first_attention, depth, dim = plan.ssm_depth, len(plan.blocks), plan.num_features
+    places, depth, dim = plan.ssm_places, len(plan.blocks), plan.num_features
+    attention = [index for index, ssm in enumerate(places) if not ssm]
     dims = {"cls": dim, "cls_patch_mean": 2 * dim}
 
     class Encoder(base):
@@ -112,16 +113,17 @@ def _register(
         def encode_tiles_attention(
             self, batch: Tensor, *, blocks: tuple[int, ...] = (-1,), include_registers: bool = False
         ) -> Tensor:
-            scans = [block for block in blocks if -depth <= block < first_attention - depth * (block < 0)]
+            scans = [block for block in blocks if -depth <= block < depth and places[block]]
             if scans:
+                one_piece = attention == list(range(attention[0], attention[-1] + 1))
+                which = f"{attention[0]} to {attention[-1]}" if one_piece else ", ".join(map(str, attention))
                 raise ParameterError(
-                    f"`attention_blocks` names {', '.join(map(str, scans))}; of the {depth} blocks of {model_name} the "
-                    f"first {first_attention} are state-space blocks, which have no attention: choose from "
-                    f"{first_attention} to {depth - 1}"
+                    f"`attention_blocks` names {', '.join(map(str, scans))}; of the {depth} blocks of {model_name} "
+                    f"{sum(places)} are state-space blocks, which have no attention: choose from {which}"
                 )
             return super().encode_tiles_attention(batch, blocks=blocks, include_registers=include_registers)
 
-    if first_attention == depth:
+    if not attention:
         # slide2vec takes a method as unsupported if it is the base class's own
         setattr(Encoder, "encode_tiles_attention", encoders.TileEncoder.encode_tiles_attention)  # noqa: B010  (a method, to mypy)
     Encoder.__name__ = Encoder.__qualname__ = f"Encoder[{preset}]"

@@ -24,7 +24,8 @@ class KeepsFloat32(nn.Module):
     float32_parameters: tuple[str, ...] = ()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        own = [self._parameters[name] for name in self.float32_parameters]
+        # one that this module goes without is None, and no parameter
+        own = [self._parameters.get(name) for name in self.float32_parameters]
         kept = {id(x) for p in own if p is not None for x in (p, p.grad) if x is not None}
 
         def apply(x: Tensor) -> Tensor:

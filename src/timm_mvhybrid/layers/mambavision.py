@@ -7,16 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.depthwise import depthwise_conv_silu
-from ..ops.precision import at_least_float32
-from ..ops.selective_scan import selective_scan_tokens
 from ..runtime.errors import ParameterError
+from .eigenvalues import frequencies, initialize_eigenvalues, num_poles, scan
 from .float32 import KeepsFloat32, float32_unless_wider
 from .scan_tokens import ScanTokens
 from .step_size import initial_step_bias
 
 
 class MambaVisionMixer(KeepsFloat32):
-    """Mixes tokens in raster order by a scan with negative real eigenvalues.
+    """Mixes tokens in raster order by a scan, whose eigenvalues are negative and real unless asked for otherwise.
 
     ``[x | z] = in_proj(tokens)``; both halves pass a depthwise convolution and SiLU; x is scanned with the step
     sizes, B and C that ``x_proj`` reads from it; ``out_proj`` joins the scan's output and z.
@@ -30,14 +29,16 @@ class MambaVisionMixer(KeepsFloat32):
         d_state: States a channel.
         d_conv: Taps of the convolutions.
         expand: Width of x and z together, in units of ``d_model``.
+        eigenvalues: "real", as published, or "complex": ``d_state`` / 2 conjugate pairs −exp(A_log) ± i A_imag, which have
+            as many parameters, from S4D-Lin's start.
         device: Where the parameters are made.
         dtype: Their dtype; ``A_log`` and ``D`` are at least float32 and stay so when the module is cast.
 
     Raises:
-        ParameterError: ``expand * d_model`` is odd.
+        ParameterError: ``expand * d_model`` is odd, or ``eigenvalues`` does not fit.
     """
 
-    float32_parameters = ("A_log", "D")
+    float32_parameters = ("A_log", "A_imag", "D")
 
     def __init__(
         self,
@@ -45,6 +46,7 @@ class MambaVisionMixer(KeepsFloat32):
         d_state: int = 16,
         d_conv: int = 4,
         expand: int = 2,
+        eigenvalues: str = "real",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -63,7 +65,8 @@ class MambaVisionMixer(KeepsFloat32):
         self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False, **dd)
         self.dt_proj = nn.Linear(self.dt_rank, self.d_inner, **dd)
         state_dd: dict[str, Any] = {"device": device, "dtype": float32_unless_wider(dtype)}
-        self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state, **state_dd))
+        self.A_log = nn.Parameter(torch.empty(self.d_inner, num_poles(eigenvalues, d_state), **state_dd))
+        self.A_imag = frequencies(self.A_log, eigenvalues)
         self.D = nn.Parameter(torch.empty(self.d_inner, **state_dd))
         self.out_proj = nn.Linear(2 * self.d_inner, d_model, bias=False, **dd)
         self.reset_parameters()
@@ -71,9 +74,7 @@ class MambaVisionMixer(KeepsFloat32):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Initialises the scan by Mamba's textbook rules; the projections initialise themselves."""
-        self.A_log.copy_(
-            torch.arange(1, self.d_state + 1, device=self.A_log.device).log().expand_as(self.A_log)
-        )
+        initialize_eigenvalues(self.A_log, self.A_imag)
         self.D.fill_(1.0)
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         bias = self.dt_proj.bias
@@ -95,14 +96,5 @@ class MambaVisionMixer(KeepsFloat32):
 
     def scan(self, tokens: ScanTokens, z: Tensor) -> Tensor:
         """Mixes tokens by what ``scan_inputs`` computed of them."""
-        y = selective_scan_tokens(
-            tokens.x,
-            tokens.dt,
-            -torch.exp(at_least_float32(self.A_log)),
-            tokens.B,
-            tokens.C,
-            self.D,
-            None,
-            self.dt_proj.bias,
-        )
+        y = scan(tokens, self.A_log, self.A_imag, self.D, self.dt_proj.bias)
         return self.out_proj(torch.cat([y, z], dim=-1))

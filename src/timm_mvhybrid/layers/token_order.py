@@ -32,3 +32,8 @@ def to_timm_order(x: Tensor, num_prefix_tokens: int) -> Tensor:
     first = (x.shape[1] - num_prefix_tokens) // 2
     last = first + num_prefix_tokens
     return torch.cat([x[:, first:last], x[:, :first], x[:, last:]], dim=1)
+
+
+def in_order(x: Tensor, num_prefix_tokens: int, scan: bool) -> Tensor:
+    """Brings tokens from timm's order into the scan's, or from the scan's into timm's; scriptable."""
+    return to_scan_order(x, num_prefix_tokens) if scan else to_timm_order(x, num_prefix_tokens)

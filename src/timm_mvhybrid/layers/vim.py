@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.causal_conv import causal_conv_silu
-from ..ops.precision import at_least_float32
-from ..ops.selective_scan import selective_scan_tokens
+from .eigenvalues import frequencies, initialize_eigenvalues, num_poles, scan
 from .float32 import KeepsFloat32, float32_unless_wider
 from .scan_tokens import ScanTokens
 from .step_size import StepProjection, initial_step_bias
@@ -27,11 +26,16 @@ class VimMixer(KeepsFloat32):
         d_state: States a channel.
         d_conv: Taps of the causal convolutions.
         expand: Width of a direction in units of ``d_model``.
+        eigenvalues: "real", as published, or "complex": ``d_state`` / 2 conjugate pairs −exp(A_log) ± i A_imag in each
+            direction, which have as many parameters, from S4D-Lin's start.
         device: Where the parameters are made.
         dtype: Their dtype; the decay rates and skips are at least float32 and stay so when the module is cast.
+
+    Raises:
+        ParameterError: ``eigenvalues`` does not fit.
     """
 
-    float32_parameters = ("A_log", "A_b_log", "D", "D_b")
+    float32_parameters = ("A_log", "A_imag", "A_b_log", "A_b_imag", "D", "D_b")
 
     def __init__(
         self,
@@ -39,6 +43,7 @@ class VimMixer(KeepsFloat32):
         d_state: int = 16,
         d_conv: int = 4,
         expand: int = 2,
+        eigenvalues: str = "real",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -55,8 +60,11 @@ class VimMixer(KeepsFloat32):
         self.dt_proj = StepProjection(self.dt_rank, self.d_inner, **dd)
         self.dt_proj_b = StepProjection(self.dt_rank, self.d_inner, **dd)
         state_dd: dict[str, Any] = {"device": device, "dtype": float32_unless_wider(dtype)}
-        self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state, **state_dd))
-        self.A_b_log = nn.Parameter(torch.empty(self.d_inner, d_state, **state_dd))
+        poles = num_poles(eigenvalues, d_state)
+        self.A_log = nn.Parameter(torch.empty(self.d_inner, poles, **state_dd))
+        self.A_b_log = nn.Parameter(torch.empty(self.d_inner, poles, **state_dd))
+        self.A_imag = frequencies(self.A_log, eigenvalues)
+        self.A_b_imag = frequencies(self.A_b_log, eigenvalues)
         self.D = nn.Parameter(torch.empty(self.d_inner, **state_dd))
         self.D_b = nn.Parameter(torch.empty(self.d_inner, **state_dd))
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False, **dd)
@@ -65,12 +73,9 @@ class VimMixer(KeepsFloat32):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Initialises both scans by Mamba's textbook rules; the projections initialise themselves."""
-        rates = torch.arange(1, self.d_state + 1, device=self.A_log.device).log()
-        for A_log, D, dt_proj in (
-            (self.A_log, self.D, self.dt_proj),
-            (self.A_b_log, self.D_b, self.dt_proj_b),
-        ):
-            A_log.copy_(rates.expand_as(A_log))
+        initialize_eigenvalues(self.A_log, self.A_imag)
+        initialize_eigenvalues(self.A_b_log, self.A_b_imag)
+        for D, dt_proj in ((self.D, self.dt_proj), (self.D_b, self.dt_proj_b)):
             D.fill_(1.0)
             nn.init.uniform_(dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
             bias = dt_proj.bias
@@ -97,24 +102,11 @@ class VimMixer(KeepsFloat32):
 
     def scan(self, tokens: ScanTokens, tokens_b: ScanTokens, z: Tensor) -> Tensor:
         """Mixes tokens by what ``scan_inputs`` computed of them."""
-        y = self._scan(tokens, self.A_log, self.D, self.dt_proj.bias, False)
-        y_b = self._scan(tokens_b, self.A_b_log, self.D_b, self.dt_proj_b.bias, True)
+        y = scan(tokens, self.A_log, self.A_imag, self.D, self.dt_proj.bias)
+        y_b = scan(tokens_b, self.A_b_log, self.A_b_imag, self.D_b, self.dt_proj_b.bias, True)
         return self.join(y, y_b, z)
 
     def join(self, y: Tensor, y_b: Tensor, z: Tensor) -> Tensor:
         """Gates and averages the outputs of both scans, (batch, length, d_inner) each, and projects them."""
         # gating does not depend on the direction, so both share one gate
         return self.out_proj((y + y_b) * F.silu(z) * 0.5)
-
-    def _scan(self, tokens: ScanTokens, A_log: Tensor, D: Tensor, step_bias: Tensor, reverse: bool) -> Tensor:
-        return selective_scan_tokens(
-            tokens.x,
-            tokens.dt,
-            -torch.exp(at_least_float32(A_log)),
-            tokens.B,
-            tokens.C,
-            D,
-            None,
-            step_bias,
-            reverse,
-        )

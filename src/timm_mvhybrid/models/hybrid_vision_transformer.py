@@ -15,7 +15,7 @@ from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ..layers.token_order import to_scan_order, to_timm_order
+from ..layers.token_order import in_order
 from ..runtime.errors import ParameterError
 from ..weights.position_grid import resample_position
 from .base_vision_transformer import BaseVisionTransformer
@@ -23,22 +23,23 @@ from .chunks import num_chunks
 from .initialization import INIT_SCHEMES, initialize, reset_parameters, scale_output_projections
 from .masks import mask_patches, resolve_attention_mask
 from .options import (
-    CHANNEL_LABELS,
     CHANNEL_MIXERS,
     GLOBAL_POOLS,
-    MIXER_LABELS,
     POS_EMBEDS,
     SSM_MIXERS,
     check_choice,
     check_size,
+    check_std,
     default_norm,
+    describe_layout,
     make_ssm_block,
     num_ssm_blocks,
+    ssm_places,
 )
 
 
 class HybridVisionTransformer(BaseVisionTransformer):
-    """A timm VisionTransformer whose leading blocks may mix their tokens by a state-space scan.
+    """A timm VisionTransformer some of whose blocks, the leading ones unless asked, may mix their tokens by a state-space scan.
 
     Everything a caller sees is in timm's order. Attention blocks are timm's own; state-space blocks are
     ``SSMBlock``. A forward hook on a state-space block sees scan order.
@@ -56,11 +57,14 @@ class HybridVisionTransformer(BaseVisionTransformer):
         num_heads: Attention heads.
         mlp_ratio: Hidden width of an MLP in units of ``embed_dim``.
         ssm_mixer: Sequence mixer of the leading blocks: "mambavision", "vim" or "hydra"; None for attention alone.
-        ssm_depth: Number of leading state-space blocks; "half" for ceil(depth / 2), "all" for every block.
+        ssm_depth: Number of state-space blocks; "half" for ceil(depth / 2), "all" for every block.
+        ssm_position: Where they are: "first", "last", or "alternate", spread evenly from the first block.
         channel_mixer: Channel mixer of the state-space blocks: "einfft", "mlp", or "none".
-        ssm_kwargs: Further arguments of the sequence mixer (``d_state``, ``d_conv``, ``expand``, ``headdim``, ...).
+        ssm_kwargs: Further arguments of the sequence mixer (``d_state``, ``expand``, ``eigenvalues``, ...).
         init: "official" (the published models' initial weights) or "mamba" (textbook initial weights of the mixers).
         mask_token: Whether to make the parameter that replaces masked patches.
+        mask_token_std: Standard deviation that it starts with; 0 as published, 0.02 where there is neither EinFFT nor
+            position embedding: a mask token of 0 stays 0 there, and every LayerNorm multiplies its gradient.
         class_token: Whether there is a class token.
         reg_tokens: Number of register tokens, next to the class token.
         pos_embed: "learn" or "none". A model without position embedding takes any image size unresampled.
@@ -86,6 +90,7 @@ class HybridVisionTransformer(BaseVisionTransformer):
     """
 
     has_ssm: Final[bool]
+    ssm_places: list[bool]
 
     def __init__(
         self,
@@ -100,10 +105,12 @@ class HybridVisionTransformer(BaseVisionTransformer):
         mlp_ratio: float = 4.0,
         ssm_mixer: str | None = "mambavision",
         ssm_depth: int | str = "half",
+        ssm_position: str = "first",
         channel_mixer: str = "einfft",
         ssm_kwargs: dict[str, Any] | None = None,
         init: str = "official",
         mask_token: bool = False,
+        mask_token_std: float = 0.0,
         class_token: bool = True,
         reg_tokens: int = 0,
         pos_embed: str = "none",
@@ -137,12 +144,13 @@ class HybridVisionTransformer(BaseVisionTransformer):
             raise ParameterError(
                 "`global_pool` is 'token', but `class_token` is False; use 'avg', 'max', 'avgmax', 'map' or ''"
             )
-        num_ssm = num_ssm_blocks(ssm_depth, depth, ssm_mixer)
+        check_std("mask_token_std", mask_token_std)
+        places = ssm_places(num_ssm_blocks(ssm_depth, depth, ssm_mixer), depth, ssm_position)
         if norm_layer is None:
             norm_layer = default_norm(ssm_mixer)
 
         def make_block(*, depth: int, **options: Any) -> nn.Module:
-            if depth >= num_ssm:
+            if not places[depth]:
                 return Block(depth=depth, **options)
             return make_ssm_block(SSM_MIXERS[str(ssm_mixer)], channel_mixer, ssm_kwargs or {}, options)
 
@@ -175,8 +183,9 @@ class HybridVisionTransformer(BaseVisionTransformer):
         )
         # set by what loads verified weights
         self.weights_sha256 = ""
-        self.has_ssm = num_ssm > 0
-        self.ssm_depth = num_ssm
+        self.has_ssm = any(places)
+        self.ssm_depth, self.ssm_position, self.ssm_places = sum(places), ssm_position, places
+        self.mask_token_std = mask_token_std
         self.ssm_mixer, self.channel_mixer, self.init = ssm_mixer, channel_mixer, init
         if patch_drop_rate > 0:
             # a scan reads the patches that are left in their order
@@ -211,13 +220,7 @@ class HybridVisionTransformer(BaseVisionTransformer):
     @torch.jit.ignore
     def layout(self) -> str:
         """Describes the blocks, for instance "12 × MambaVision + EinFFT, 12 × attention + MLP"."""
-        num_ssm = min(self.ssm_depth, len(self.blocks))
-        parts = []
-        if num_ssm and self.ssm_mixer is not None:
-            parts.append(f"{num_ssm} × {MIXER_LABELS[self.ssm_mixer]}{CHANNEL_LABELS[self.channel_mixer]}")
-        if len(self.blocks) > num_ssm:
-            parts.append(f"{len(self.blocks) - num_ssm} × attention + MLP")
-        return ", ".join(parts)
+        return describe_layout(self.ssm_places[: len(self.blocks)], self.ssm_mixer, self.channel_mixer)
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         """Joins prefix tokens, patch tokens and position embedding, in timm's order.
@@ -276,16 +279,16 @@ class HybridVisionTransformer(BaseVisionTransformer):
     ) -> tuple[Tensor, list[Tensor]]:
         """Runs them on images that are taken together.
 
-        Tokens are in scan order from the first state-space block to the last, and in timm's order after it, so that
-        attention maps and hooks inside the attention half are in timm's order.
+        Tokens are in scan order in state-space blocks, and in timm's order in the others, so that attention maps and hooks
+        inside attention blocks are in timm's order.
         """
         tapped: list[Tensor] = []
-        if self.has_ssm:
-            x = to_scan_order(x, self.num_prefix_tokens)
+        scanned = False
         for i, block in enumerate(self.blocks):
             if i < num_blocks:
-                if self.has_ssm and i == self.ssm_depth:
-                    x = to_timm_order(x, self.num_prefix_tokens)
+                if self.ssm_places[i] != scanned:
+                    scanned = not scanned
+                    x = in_order(x, self.num_prefix_tokens, scanned)
                 if self.grad_checkpointing and not torch.jit.is_scripting():
                     x = checkpoint(block, x) if attn_mask is None else checkpoint(block, x, attn_mask)
                 elif self.has_ssm:
@@ -293,11 +296,8 @@ class HybridVisionTransformer(BaseVisionTransformer):
                 else:
                     x = block(x, attn_mask=attn_mask)
                 if i in taps:
-                    in_scan_order = self.has_ssm and i < self.ssm_depth
-                    tapped.append(to_timm_order(x, self.num_prefix_tokens) if in_scan_order else x)
-        if self.has_ssm and num_blocks <= self.ssm_depth:
-            x = to_timm_order(x, self.num_prefix_tokens)
-        return x, tapped
+                    tapped.append(in_order(x, self.num_prefix_tokens, False) if scanned else x)
+        return in_order(x, self.num_prefix_tokens, False) if scanned else x, tapped
 
     def forward_features(
         self,

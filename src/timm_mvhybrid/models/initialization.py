@@ -32,7 +32,7 @@ def initialize(model: Any, scheme: str, ssm_mixer: str | None) -> None:
     "mamba": the mixers keep the textbook initialisation of their ``reset_parameters``; all else as in "official".
 
     Class and register tokens and a position embedding are normal with standard deviation 0.02; in models of attention
-    alone the tokens start at 1e-6, as DINOv2's. The mask token starts at 0.
+    alone the tokens start at 1e-6, as DINOv2's. The mask token is normal with ``model.mask_token_std``, 0 as published.
 
     Args:
         model: The backbone.
@@ -60,7 +60,11 @@ def initialize(model: Any, scheme: str, ssm_mixer: str | None) -> None:
         if parameter is not None:
             nn.init.normal_(parameter, std=std)
     if model.mask_token is not None:
-        nn.init.zeros_(model.mask_token)
+        if model.mask_token_std > 0:
+            nn.init.normal_(model.mask_token, std=model.mask_token_std)
+        else:
+            # draws nothing, so that all else starts as it always has
+            nn.init.zeros_(model.mask_token)
 
 
 @torch.no_grad()

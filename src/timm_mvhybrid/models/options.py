@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 from timm.layers import LayerNorm, Mlp, to_2tuple
@@ -20,6 +21,7 @@ SSM_MIXERS: dict[str, type[nn.Module]] = {
 CHANNEL_MIXERS = ("einfft", "mlp", "none")
 GLOBAL_POOLS = ("", "avg", "avgmax", "max", "token", "map")
 POS_EMBEDS = ("", "none", "learn")
+SSM_POSITIONS = ("first", "last", "alternate")
 MIXER_LABELS = {"mambavision": "MambaVision", "vim": "Vim", "hydra": "Hydra"}
 CHANNEL_LABELS = {"einfft": " + EinFFT", "mlp": " + MLP", "none": ""}
 
@@ -73,6 +75,39 @@ def num_ssm_blocks(ssm_depth: int | str, depth: int, ssm_mixer: str | None) -> i
             f"`ssm_depth` is {ssm_depth!r}, but `ssm_mixer` is None; set it to one of {sorted(SSM_MIXERS)}"
         )
     return count
+
+
+def ssm_places(num_ssm: int, depth: int, position: str) -> list[bool]:
+    """Says of each block whether it is a state-space block.
+
+    "first" and "last" put them together at an end; "alternate" spreads them evenly, beginning with one.
+    """
+    check_choice("ssm_position", position, SSM_POSITIONS)
+    if position == "alternate":
+        # as many among the first i blocks as i · num_ssm / depth, rounded up
+        return [-(-(i + 1) * num_ssm // depth) > -(-i * num_ssm // depth) for i in range(depth)]
+    first = 0 if position == "first" else depth - num_ssm
+    return [first <= i < first + num_ssm for i in range(depth)]
+
+
+def describe_layout(places: list[bool], ssm_mixer: str | None, channel_mixer: str) -> str:
+    """Describes the blocks, for instance "12 × MambaVision + EinFFT, 12 × attention + MLP"."""
+    names = {False: "attention + MLP"}
+    if ssm_mixer is not None:
+        names[True] = f"{MIXER_LABELS[ssm_mixer]}{CHANNEL_LABELS[channel_mixer]}"
+    runs = [(names[ssm], len(list(run))) for ssm, run in groupby(places)]
+    period = runs[:2]
+    repeats = len(runs) // 2
+    if repeats > 1 and runs == period * repeats:
+        inner = ", ".join(f"{count} × {name}" for name, count in period)
+        return f"{repeats} × ({inner})"
+    return ", ".join(f"{count} × {name}" for name, count in runs)
+
+
+def check_std(name: str, value: float) -> None:
+    """Raises ParameterError for a standard deviation that is not a finite number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ParameterError(f"`{name}` is {value!r}; it must be a number of at least 0")
 
 
 def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:

@@ -12,23 +12,29 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 
 from ..data import Samples
 from ..data.samples import CorruptSample
+from ..training.measuring import sharded_type, undisturbed
 from ..training.objective import Alarm, Objective
 from ..training.optimizer import parameter_groups
 from ..training.parallelize import parallelize
 from ..training.schedules import cosine_schedule, linear_warmup
+from ..training.step import as_numbers
 from ..training.teacher_file import write_teacher
 from ..training.world import World
 from ..weights.position_grid import PATCH_GRID, grid_of
 from .augmentation import DeviceAugmentation
+from .by_kind import block_measures, gradient_norms, starts_at_zero
 from .compute_losses import Losses, compute_losses
 from .config import DistillationConfig, MaskConfig
 from .crops import CropBatch
 from .loader import make_loader
 from .losses import DINOv2Loss
-from .masking import masks_of_step
+from .masking import MaskedPatches, masks_of_step
 from .monitor import CollapseAlarm, FeatureWindow, prototype_usage, teacher_entropy
 from .photometric import PhotometricOptions
 from .student_teacher import Network, build_pair, update_teacher
+
+WATCHED_IMAGES = 8
+"""Crops on which blocks are measured."""
 
 
 class Views(NamedTuple):
@@ -94,6 +100,7 @@ class SelfDistillation(Objective):
         torch.manual_seed(config.seed)
         self.student, self.teacher = self.build_networks()
         self.trained = self.student
+        self._zero_mask_token = mask is not None and starts_at_zero(self.student.backbone)
         for network, recompute in ((self.student, True), (self.teacher, False)):
             network.to(world.device)
             parallelize(network, world.mesh, config.parallel, recompute=recompute)
@@ -113,6 +120,8 @@ class SelfDistillation(Objective):
         )
         self._features = FeatureWindow()
         self._targets: Tensor | None = None
+        self._norms: dict[str, Tensor] = {}
+        self._watched: tuple[Tensor, Tensor | None] | None = None
 
     def build_networks(self) -> tuple[Network, Network]:
         """Builds student and teacher on the CPU; torch's random numbers are seeded."""
@@ -197,7 +206,18 @@ class SelfDistillation(Objective):
             # not the losses, which hold the graph
             self._targets = found.class_targets
             self._features.add(found.teacher_features)
+            if self.config.monitor.by_kind:
+                mask = None if views.mask is None else views.mask[:WATCHED_IMAGES]
+                self._watched = (views.global_crops[:WATCHED_IMAGES], mask)
         return found
+
+    def after_backward(self, step: int) -> None:
+        """Measures the gradients by kind of parameter, where they are logged."""
+        monitor = self.config.monitor
+        if monitor.by_kind and (
+            (step + 1) % monitor.log_every_steps == 0 or step + 1 == self.config.num_steps
+        ):
+            self._norms = gradient_norms(self.student)
 
     def after_step(self, step: int) -> None:
         """Moves the teacher towards the student."""
@@ -229,7 +249,35 @@ class SelfDistillation(Objective):
             "teacher/entropy": teacher_entropy(probabilities),
             "teacher/prototype_usage": prototype_usage(probabilities),
             **self._features.summary(),
+            **self._by_kind(),
         }
+
+    def _by_kind(self) -> dict[str, float]:
+        """Measures gradients by kind and blocks of the student, after the step, without a trace in the training."""
+        norms = {f"grad_norm_by_kind/{kind}": norm for kind, norm in as_numbers(self._norms).items()}
+        # compiled blocks do not notice hooks
+        if self._watched is None or self.config.parallel.compile:
+            return norms
+        crops, mask = self._watched
+        masked = None if mask is None else MaskedPatches.of(mask, crops.device)
+        with (
+            undisturbed(self.student, self.world.device),
+            sharded_type(self.world, self.config.parallel),
+        ):
+            measured = block_measures(
+                self.student.backbone, lambda: self.student(crops, masked=masked, hide=True)
+            )
+        return {**norms, **measured}
+
+    def warnings(self) -> Sequence[str]:
+        """Warns of a mask token that stays 0, whose gradient grows with every block."""
+        if not self._zero_mask_token:
+            return ()
+        return (
+            "the mask token starts at 0 and stays 0 through the state-space blocks, because the model has neither EinFFT nor "
+            "a position embedding: every LayerNorm multiplies its gradient by 1/√eps = 316 or so, and the first steps may be "
+            "clipped to nothing; start it with `model.arguments={'mask_token_std': 0.02}`",
+        )
 
     def check(self, step: int, metrics: Mapping[str, float]) -> Alarm | None:
         """Notices features that have collapsed."""

@@ -131,6 +131,8 @@ class _Run:
             if start:
                 progress.say(f"resumed after step {start} of {config.num_steps}")
             else:
+                for warning in self.objective.warnings():
+                    self.report.warn(warning)
                 baseline = self.objective.baseline()
                 if baseline is not None and self.log is not None:
                     self.log.write(0, probe=baseline.scores)

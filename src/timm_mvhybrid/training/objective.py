@@ -96,6 +96,10 @@ class Objective(ABC):
             Scalars of this process by name, ``total`` among them, which is differentiated; the others are logged.
         """
 
+    def after_backward(self, step: int) -> None:
+        """Looks at the whole gradients of a step, before they are clipped; every process calls it."""
+        return None
+
     def after_step(self, step: int) -> None:
         """Follows the optimiser, such as a teacher its student; not called where a float16 overflow skipped the step."""
         return None
@@ -149,6 +153,10 @@ class Objective(ABC):
     def check(self, step: int, metrics: Mapping[str, float]) -> Alarm | None:
         """Judges the numbers of a line of the log."""
         return None
+
+    def warnings(self) -> Sequence[str]:
+        """Names what a user should know before the first step of a run."""
+        return ()
 
     def baseline(self) -> Evaluation | None:
         """Evaluates what the run starts from, before its first step; nothing of it may change what is learned.

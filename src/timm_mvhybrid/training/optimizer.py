@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 # wrappers that put a name of their own into their parameters' names
 _WRAPPERS = re.compile(r"_checkpoint_wrapped_module\.|_orig_mod\.|(?<=^)module\.")
-_STATE_SPACE = re.compile(r"(?:A_log|A_b_log|D|D_b|dt_bias|complex_(?:weight|bias)_\d)$")
+_STATE_SPACE = re.compile(r"(?:A_log|A_b_log|A_imag|A_b_imag|D|D_b|dt_bias|complex_(?:weight|bias)_\d)$")
 
 
 def parameter_groups(

@@ -56,6 +56,7 @@ PANELS = (
     Panel("Effective rank (RankMe)", r".*rankme"),
     Panel("Spread of features (std · √dim)", r".*feature_std"),
     Panel("Teacher entropy, prototype usage", r".*(entropy|usage).*", "fraction of the maximum"),
+    Panel("Gradient norm by kind", r"grad_norm_by_kind/.*", logarithmic=True),
     Panel("Gradient norm", r".*grad(ient)?_norm.*", logarithmic=True),
     Panel("Learning rate", r".*(learning_rate|_lr|\blr)", exact=True),
     Panel("Weight decay", r".*weight_decay", exact=True),

@@ -131,6 +131,7 @@ class TrainStep:
                     sums[name] = sums.get(name, 0.0) + value.detach() / accumulate
         with throughput.measure("compute"):
             state.loss_scale.unscale(objective.trained.parameters())
+            objective.after_backward(step)
             norms = as_numbers(clip_gradients(objective.trained, self.config.optimizer.clip_norm))
         # a gradient is not finite if any process's loss is not, and its norm is the same for all of them
         finite = all(value < float("inf") for value in norms.values())
