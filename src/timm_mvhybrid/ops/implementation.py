@@ -171,7 +171,9 @@ def implementation_status() -> ImplementationStatus:
             )
         )
     failure = cache_failure()
-    notes = (f"compiled again in each process, because they cannot be kept on disk: numba's kernels ({failure})",)
+    notes = (
+        f"compiled again in each process, because they cannot be kept on disk: numba's kernels ({failure})",
+    )
     return ImplementationStatus(requested=_requested, scans=tuple(scans), notes=notes if failure else ())
 
 

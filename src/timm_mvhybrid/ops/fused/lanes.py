@@ -20,7 +20,7 @@ from numba.core.datamodel import models
 from numba.core.datamodel.registry import register_default
 from numba.extending import intrinsic, overload
 
-LANES = 16
+LANES = 32
 """Numbers in a vector: the channels that a kernel takes at a time."""
 
 SOFTPLUS_THRESHOLD = 20.0
@@ -93,9 +93,7 @@ class Expression:
     def where_above(self, bound: float, above: Term, otherwise: Term) -> "Expression":
         """Picks ``above`` where this exceeds the bound, the other elsewhere and where this is NaN."""
         chosen = self.builder.fcmp_ordered(">", self.value, self.constant(bound))
-        return Expression(
-            self.builder, self.builder.select(chosen, self._of(above), self._of(otherwise))
-        )
+        return Expression(self.builder, self.builder.select(chosen, self._of(above), self._of(otherwise)))
 
     def at_most(self, bound: float) -> "Expression":
         """The smaller of this and the bound; NaN stays."""
@@ -133,7 +131,10 @@ def _slope_of_power(f: Any) -> Any:
 
 
 # 2^(f + 1) = 2 + f · slope on −½ … ½: relative error 3e-9 of degree 6, and less than a rounding of float64 of degree 12
-_POWER = {False: _interpolated(_slope_of_power, 5, -0.5, 0.5), True: _interpolated(_slope_of_power, 11, -0.5, 0.5)}
+_POWER = {
+    False: _interpolated(_slope_of_power, 5, -0.5, 0.5),
+    True: _interpolated(_slope_of_power, 11, -0.5, 0.5),
+}
 # log(1 + w) = 2 s Σ s^2k / (2k + 1) with s = w / (2 + w) ≤ ⅓
 _LOGARITHM = {False: [2 / (2 * k + 1) for k in range(8)], True: [2 / (2 * k + 1) for k in range(17)]}
 # Adding it leaves the nearest integer in the last bits, 1.5 · 2^mantissa, and there with an exponent's bias. The bias is

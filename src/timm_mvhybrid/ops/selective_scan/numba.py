@@ -39,7 +39,14 @@ def forward(inputs: Inputs, save_states: bool) -> Outputs:
     arguments = [batch, length, groups, d_state, channels, reverse, delta_softplus, save_states]
     arguments += [number for x in tensors for number in _place(x)]
     arguments += [_address(x) for x in (rates, b, c, skip, bias)]
-    arguments += [y.data_ptr(), y.element_size(), last_state.data_ptr(), states.data_ptr(), aligned(room), room_bytes]
+    arguments += [
+        y.data_ptr(),
+        y.element_size(),
+        last_state.data_ptr(),
+        states.data_ptr(),
+        aligned(room),
+        room_bytes,
+    ]
     if y.numel():
         compiled(numba_forward.__name__, _name(dtype)).run(arguments, num_threads)
     elif last_state.numel():
@@ -61,7 +68,11 @@ def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inp
     d_state, channels = rates.shape[1:]
     blocks = groups * -(-channels // LANES)
     # a row of the batch is a task; where there are fewer rows than threads, a part of its channels is
-    parts = 1 if batch >= torch.get_num_threads() else min(blocks, -(-2 * torch.get_num_threads() // max(1, batch)))
+    parts = (
+        1
+        if batch >= torch.get_num_threads()
+        else min(blocks, -(-2 * torch.get_num_threads() // max(1, batch)))
+    )
     part_blocks = -(-blocks // parts)
     parts = -(-blocks // part_blocks)
 

@@ -70,7 +70,9 @@ def room_rows(d_state: int, blocks: int) -> int:
 
 
 @njit  # type: ignore[misc]
-def load_tokens(p: int, place: int, tile: int, real: Any, image: int, start: int, steps: int, channel: int, width: int) -> None:
+def load_tokens(
+    p: int, place: int, tile: int, real: Any, image: int, start: int, steps: int, channel: int, width: int
+) -> None:
     """Reads a block of channels of a few tokens of the tensor at a place."""
     size, token = load_integer(p + 8 * place + 8), load_integer(p + 8 * place + 24)
     source = load_integer(p + 8 * place) + image * load_integer(p + 8 * place + 16)
@@ -78,7 +80,9 @@ def load_tokens(p: int, place: int, tile: int, real: Any, image: int, start: int
 
 
 @njit  # type: ignore[misc]
-def store_tokens(p: int, place: int, tile: int, real: Any, image: int, start: int, steps: int, channel: int, width: int) -> None:
+def store_tokens(
+    p: int, place: int, tile: int, real: Any, image: int, start: int, steps: int, channel: int, width: int
+) -> None:
     """Writes a block of channels of a few tokens of the tensor at a place."""
     size, token = load_integer(p + 8 * place + 8), load_integer(p + 8 * place + 24)
     target = load_integer(p + 8 * place) + image * load_integer(p + 8 * place + 16)

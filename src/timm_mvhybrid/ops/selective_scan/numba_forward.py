@@ -10,7 +10,19 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from ..fused.lanes import LANES, exp2, load, load_integer, load_number, silu, size_of, softplus, spread, store, take_next
+from ..fused.lanes import (
+    LANES,
+    exp2,
+    load,
+    load_integer,
+    load_number,
+    silu,
+    size_of,
+    softplus,
+    spread,
+    store,
+    take_next,
+)
 from ..fused.tiles import fill_tile, load_tile, store_tile
 from .cpu import CHUNK
 
