@@ -34,7 +34,7 @@ Term = Union["Expression", float]
 Codegen = Callable[[Any, Any, Any, Sequence[Any]], Any]
 
 
-class Vector(types.Type):  # type: ignore[misc]
+class Vector(types.Type):
     """The type of ``LANES`` numbers.
 
     Attributes:
@@ -47,7 +47,7 @@ class Vector(types.Type):  # type: ignore[misc]
 
 
 @register_default(Vector)
-class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Vector) -> None:
         super().__init__(manager, kind, ir.VectorType(_SCALARS[kind.scalar], LANES))
 

@@ -26,7 +26,7 @@ BFLOAT16 = 2
 """Bytes of a number by which memory is known to hold bfloat16; any other size is that of the tile's own type."""
 
 
-@njit  # type: ignore[misc]
+@njit
 def fill_tile(tile: int, real: Any, rows: int, number: Any) -> None:
     """Writes one number everywhere; ``real`` is any number of the tile's type, here and below."""
     size = size_of(real)
@@ -34,7 +34,7 @@ def fill_tile(tile: int, real: Any, rows: int, number: Any) -> None:
         store(tile + row * LANES * size, spread(number))
 
 
-@njit  # type: ignore[misc]
+@njit
 def load_tile(tile: int, real: Any, rows: int, source: int, stride: int, size: int, width: int) -> None:
     """Reads rows that are ``stride`` bytes apart."""
     row_bytes = LANES * size_of(real)
@@ -54,7 +54,7 @@ def load_tile(tile: int, real: Any, rows: int, source: int, stride: int, size: i
                     store_number(here + lane * size_of(real), load_number(there + lane * size, real))
 
 
-@njit  # type: ignore[misc]
+@njit
 def store_tile(tile: int, real: Any, rows: int, target: int, stride: int, size: int, width: int) -> None:
     """Writes rows that are ``stride`` bytes apart."""
     row_bytes = LANES * size_of(real)

@@ -14,7 +14,7 @@ from ..fused.lanes import LANES
 from ..fused.native import aligned, compiled, rooms, threads_for
 from ..precision import accumulation_dtype
 from . import numba_backward, numba_forward
-from .cpu import CHUNK, LOG2_E, _grouped_matrix, num_chunks
+from .cpu import CHUNK, LOG2_E, grouped_matrix, num_chunks
 from .inputs import Gradients, Inputs, Outputs
 
 __all__ = ["CHUNK", "backward", "forward", "num_chunks"]
@@ -26,7 +26,7 @@ def forward(inputs: Inputs, save_states: bool) -> Outputs:
     dtype = accumulation_dtype(u.dtype)
     batch, length, _ = u.shape
     groups = B.shape[2]
-    rates = _grouped_matrix(A, groups, dtype) * LOG2_E
+    rates = grouped_matrix(A, groups, dtype) * LOG2_E
     d_state, channels = rates.shape[1:]
     y = u.new_empty(u.shape, dtype=_kernel_dtype(u.dtype, dtype))
     last_state = rates.new_empty(batch, *rates.shape)
@@ -63,7 +63,7 @@ def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inp
     dtype = accumulation_dtype(u.dtype)
     batch, length, d_inner = u.shape
     groups = B.shape[2]
-    matrix = _grouped_matrix(A, groups, dtype)
+    matrix = grouped_matrix(A, groups, dtype)
     rates = matrix * LOG2_E
     d_state, channels = rates.shape[1:]
     blocks = groups * -(-channels // LANES)
@@ -102,8 +102,8 @@ def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inp
         grad_u.to(u.dtype),
         grad_delta.to(delta.dtype),
         grad_A.sum(0).transpose(1, 2).reshape(A.shape).to(A.dtype),
-        grad_B.sum(0).to(B.dtype),
-        grad_C.sum(0).to(C.dtype),
+        (grad_B[0] if parts == 1 else grad_B.sum(0)).to(B.dtype),
+        (grad_C[0] if parts == 1 else grad_C.sum(0)).to(C.dtype),
         u.new_empty(0) if D is None else grad_D.sum(0).to(D.dtype),
         u.new_empty(0) if z is None or grad_z is None else grad_z.to(z.dtype),
         u.new_empty(0) if delta_bias is None else grad_bias.sum(0).to(delta_bias.dtype),

@@ -69,7 +69,7 @@ def room_rows(d_state: int, blocks: int) -> int:
     return (3 + 4 * CHUNK) * d_state + _TILES * CHUNK + 2 + blocks * (2 * d_state + 2)
 
 
-@njit  # type: ignore[misc]
+@njit
 def load_tokens(
     p: int, place: int, tile: int, real: Any, image: int, start: int, steps: int, channel: int, width: int
 ) -> None:
@@ -79,7 +79,7 @@ def load_tokens(
     load_tile(tile, real, steps, source + start * token + channel * size, token, size, width)
 
 
-@njit  # type: ignore[misc]
+@njit
 def store_tokens(
     p: int, place: int, tile: int, real: Any, image: int, start: int, steps: int, channel: int, width: int
 ) -> None:
@@ -89,7 +89,7 @@ def store_tokens(
     store_tile(tile, real, steps, target + start * token + channel * size, token, size, width)
 
 
-@njit  # type: ignore[misc]
+@njit
 def add_up(sums: int, real: Any, steps: int, states: int, target: int, token: int) -> None:
     """Writes the sums over the lanes of (steps, states) rows, and clears these."""
     size = size_of(real)
@@ -100,7 +100,7 @@ def add_up(sums: int, real: Any, steps: int, states: int, target: int, token: in
     fill_tile(sums, real, steps * states, real)
 
 
-@njit  # type: ignore[misc]
+@njit
 def differentiate(p: int, real: Any) -> None:
     """Works off tasks until there is none left; ``real`` is a 0 of the type that is computed in."""
     size = size_of(real)

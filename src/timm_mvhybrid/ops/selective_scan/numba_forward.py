@@ -70,7 +70,7 @@ def room_rows(d_state: int) -> int:
     return 2 * d_state + 4 * CHUNK + 2
 
 
-@njit  # type: ignore[misc]
+@njit
 def scan(p: int, real: Any) -> None:
     """Works off tasks until there is none left; ``real`` is a 0 of the type that is computed in."""
     size = size_of(real)
