@@ -23,6 +23,7 @@ TRAINING = "float32 training step, batch {}"
 BATCHES = (1, 8, 32)
 TRAINING_BATCH = 8
 CONTENDERS = (*STATE_SPACE_MODELS, "vit24")
+PLAIN = f"{MVHYBRID}, scans in plain torch"
 LIMIT = 1e-4
 """Largest error of float32 features, relative to the largest feature in float64."""
 
@@ -77,9 +78,10 @@ def run(settings: Settings) -> Report:
 
     def compare(setting: str, make: Callable[[nn.Module], Callable[[], object]]) -> None:
         contenders = [Contender(name=name, call=make(model)) for name, model in models.items()]
+        contenders.append(Contender(name=PLAIN, call=in_plain_torch(make(models[MVHYBRID]))))
         times = measure(contenders, settings.effort(min_rounds=3))
         rows = []
-        for name in models:
+        for name in (*models, PLAIN):
             ratio = times.ratio(name, VIT)
             if name != VIT:
                 figures[f"{setting}: {name} / {VIT}"] = ratio
@@ -112,6 +114,23 @@ def run(settings: Settings) -> Report:
         tables=tables,
         judged=not quick,
     )
+
+
+def in_plain_torch(call: Callable[[], object]) -> Callable[[], object]:
+    """Wraps a call so that its scans run without kernels.
+
+    Args:
+        call: Does the work once.
+
+    Returns:
+        A call that does the same work.
+    """
+
+    def plain() -> object:
+        with use_implementation("cpu"):
+            return call()
+
+    return plain
 
 
 def check_model(name: str, model: nn.Module, x: Tensor, limit: float = LIMIT) -> float:

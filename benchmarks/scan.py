@@ -1,10 +1,10 @@
-"""The selective scan on a CPU beside mamba_ssm's, mambapy's and torch's."""
+"""The selective scan on a CPU beside its own form in plain torch, and mamba_ssm's, mambapy's and torch's."""
 
 from collections.abc import Callable
 
 from torch import Tensor
 
-from timm_mvhybrid.ops import selective_scan
+from timm_mvhybrid.ops import selective_scan, use_implementation
 
 from .goals import Goal
 from .measure import Spread, measure
@@ -15,10 +15,14 @@ from .report import Report, Table, format_ratio, format_seconds
 from .settings import Settings
 
 OURS = "ours"
+PLAIN = "ours, plain torch"
 MAMBA = "mamba_ssm selective_scan_ref"
 MAMBAPY = "mambapy pscan"
 
 GOALS = [
+    Goal(figure=f"forward time, {PLAIN} / {OURS}", relation="≥", bound=5),
+    Goal(figure=f"forward + backward time, {PLAIN} / {OURS}", relation="≥", bound=4),
+    Goal(figure=f"forward + backward memory, {OURS} / {PLAIN}", relation="≤", bound=1),
     Goal(figure=f"forward time, {MAMBA} / {OURS}", relation="≥", bound=5),
     Goal(figure=f"forward + backward time, {MAMBA} / {OURS}", relation="≥", bound=60),
     Goal(figure=f"forward + backward time, {MAMBAPY} / {OURS}", relation="≥", bound=6),
@@ -103,6 +107,7 @@ def find_peers() -> tuple[list[Peer], list[str]]:
     peers = [
         Peer(name=OURS, scan=token_major_scan, token_major=True),
         Peer(name="ours, channel-major input", scan=_channel_major),
+        Peer(name=PLAIN, scan=_plain, token_major=True),
     ]
     wanted: list[tuple[str, bool, Callable[[], Scan]]] = [
         (MAMBA, False, mamba_ssm_reference),
@@ -136,6 +141,13 @@ def token_major_scan(
         y, (batch, length, d_inner).
     """
     return _channel_major(u.mT, delta.mT, A, B.mT, C.mT, D, delta_bias).mT
+
+
+def _plain(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
+) -> Tensor:
+    with use_implementation("cpu"):
+        return token_major_scan(u, delta, A, B, C, D, delta_bias)
 
 
 def _channel_major(

@@ -69,7 +69,7 @@ def test_a_misspelt_implementation_ends_every_command_in_one_sentence(arguments)
     assert done.stdout == ""
     assert done.stderr == (
         "error: environment variable TIMM_MVHYBRID_IMPLEMENTATION is 'cudaa'; expected one of auto, reference, cpu, "
-        "triton, mamba_ssm\n"
+        "numba, triton, mamba_ssm\n"
     )
 
 

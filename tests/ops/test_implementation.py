@@ -55,7 +55,9 @@ def test_request_is_restored_after_an_error():
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match="'cuda'; expected one of auto, reference, cpu, triton, mamba_ssm"):
+    with pytest.raises(
+        ValueError, match="'cuda'; expected one of auto, reference, cpu, numba, triton, mamba_ssm"
+    ):
         ops.use_implementation("cuda")
     assert requested() == "auto"
 
@@ -165,6 +167,9 @@ def test_unmet_environment_variable_raises_at_the_scan():
         ({"selective_scan_cuda", "triton"}, "cuda", torch.float64, "triton"),
         ({"selective_scan_cuda", "triton"}, "cpu", torch.float32, "cpu"),
         ({"selective_scan_cuda", "triton"}, "mps", torch.float32, "cpu"),
+        ({"numba", "triton"}, "cpu", torch.bfloat16, "numba"),
+        ({"numba"}, "mps", torch.float32, "cpu"),
+        ({"numba"}, "cuda", torch.float32, "cpu"),
     ],
 )
 def test_automatic_choice(installed, device, dtype, expected, monkeypatch):
@@ -200,6 +205,7 @@ def test_status_says_why_others_are_not_taken(monkeypatch):
     assert "selective_scan on cpu, float32: cpu" in text
     assert "not reference: could run; the automatic choice prefers the above" in text
     assert "not triton: triton is not installed" in text
+    assert "not numba: numba is not installed (pip install numba)" in text
     assert "not mamba_ssm: mamba-ssm is not installed" in text
     assert "not mamba_ssm: causal-conv1d is not installed" in text
 

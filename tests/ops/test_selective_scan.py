@@ -8,13 +8,30 @@ from support.bounds import assert_accurate
 from support.goldens import load_golden, relative_error
 from support.scans import scan_inputs
 
-from timm_mvhybrid.ops import selective_scan, selective_scan_reference
+from timm_mvhybrid.ops import selective_scan, selective_scan_reference, use_implementation
 from timm_mvhybrid.ops.autograd import ALL_NEEDED
+from timm_mvhybrid.ops.implementation import why_not
 from timm_mvhybrid.ops.selective_scan import cpu
 
 GOLDENS = ["a_selscan_L1", "a_selscan_L17", "a_selscan_L17_nobias_nosoftplus_grouped", "a_selscan_L50"]
 IMPLEMENTATIONS = [selective_scan, selective_scan_reference]
 LENGTHS = [1, 2, 17, 63, 197, 257]
+
+
+@pytest.fixture(autouse=True, params=["cpu", "numba"])
+def implementation(request):
+    """What ``selective_scan`` runs on; tests of the loop alone need no second round."""
+    by_reference = getattr(request.node, "callspec", None)
+    if (
+        by_reference
+        and by_reference.params.get("scan") is selective_scan_reference
+        and request.param != "cpu"
+    ):
+        pytest.skip("the loop is the same")
+    if reason := why_not("selective_scan", request.param, "cpu", torch.float32):
+        pytest.skip(reason)
+    with use_implementation(request.param):
+        yield request.param
 
 
 def run_golden(scan, golden, dtype):
@@ -138,6 +155,7 @@ def test_groups_of_b_and_c_may_differ():
         assert relative_error(actual[key], expected[key]) < 1e-12, key
 
 
+@pytest.mark.parametrize("implementation", ["cpu"], indirect=True)
 def test_parts_of_the_batch(monkeypatch):
     inputs = scan_inputs(33, batch=5)
     expected = run(selective_scan, inputs)
@@ -175,7 +193,7 @@ def test_gradcheck():
 
 # torch's own check reads .grad of tensors that it cloned
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
-def test_opcheck():
+def test_opcheck(implementation):
     inputs = [None if x is None else x.detach() for x in scan_inputs(18).values()]
     u, delta, A, B, C, D, z, bias = inputs
     token_major = (
@@ -190,10 +208,20 @@ def test_opcheck():
     )
     arguments = tuple(x.clone().requires_grad_() for x in token_major)
     torch.library.opcheck(
-        torch.ops.timm_mvhybrid.selective_scan.default, (*arguments, True, True, "cpu", False)
+        torch.ops.timm_mvhybrid.selective_scan.default, (*arguments, True, True, implementation, False)
     )
-    y, last_state, states = torch.ops.timm_mvhybrid.selective_scan(*token_major, True, True, "cpu", False)
-    backward = (torch.ones_like(y), torch.ones_like(last_state), states, *token_major, True, "cpu", False)
+    y, last_state, states = torch.ops.timm_mvhybrid.selective_scan(
+        *token_major, True, True, implementation, False
+    )
+    backward = (
+        torch.ones_like(y),
+        torch.ones_like(last_state),
+        states,
+        *token_major,
+        True,
+        implementation,
+        False,
+    )
     for needed in (ALL_NEEDED, 0b11011011):
         torch.library.opcheck(torch.ops.timm_mvhybrid.selective_scan_backward.default, (*backward, needed))
 

@@ -13,6 +13,7 @@ from ..runtime.provenance import installed_version
 REQUIRED = ("timm-mvhybrid", "timm", "torch", "huggingface_hub", "safetensors")
 OPTIONAL = (
     "torchvision",
+    "numba",
     "triton",
     "mamba-ssm",
     "causal-conv1d",

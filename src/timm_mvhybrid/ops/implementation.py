@@ -1,7 +1,7 @@
 """Which implementation of a scan runs: the requested one, or the best for device, dtype and installation.
 
-``auto`` takes, on a CUDA device, mamba-ssm's kernels where they are installed, then our Triton kernels, and plain
-torch (``cpu``) anywhere else. A request that cannot be met raises ``ImplementationError``; nothing is replaced
+``auto`` takes, on a CUDA device, mamba-ssm's kernels where they are installed, then our Triton kernels; on a CPU the
+kernels that numba compiles, where there are some for the scan; and plain torch (``cpu``) anywhere else. A request that cannot be met raises ``ImplementationError``; nothing is replaced
 silently. The request is one a process, not one a thread, because autograd runs the backward pass in threads of its own.
 """
 
@@ -23,11 +23,14 @@ from ..runtime.implementation_request import (
     misnamed,
     requested_by_environment,
 )
+from .fused.native import cache_failure
 
 OPERATIONS = {"selective_scan": "selective_scan", "ssd_scan": "ssd"}
 """The scans, and the folder of each."""
 
-Implementation = Literal["auto", "reference", "cpu", "triton", "mamba_ssm"]
+_FUSED = ("selective_scan",)
+
+Implementation = Literal["auto", "reference", "cpu", "numba", "triton", "mamba_ssm"]
 
 _NOT_TAKEN = {
     True: "could run; the automatic choice prefers the above",
@@ -62,10 +65,12 @@ class ImplementationStatus:
     Attributes:
         requested: The request in force.
         scans: One entry an operation and kind of device.
+        notes: What else is worth knowing, such as that compiled kernels cannot be kept on disk.
     """
 
     requested: str
     scans: tuple[ScanStatus, ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Lists the choices, and under each the reasons why the others are not taken."""
@@ -76,7 +81,7 @@ class ImplementationStatus:
                 f"{scan.operation} on {scan.device_type}, {dtype}: {scan.chosen or 'none: request cannot be met'}"
             )
             lines += [f"  not {name}: {reason}" for name, reason in scan.others.items()]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
 
 class use_implementation:  # a function to its users, who may also open it with ``with``
@@ -87,7 +92,7 @@ class use_implementation:  # a function to its users, who may also open it with 
 
     Args:
         name: ``auto``, ``reference`` (the loop that specifies the scan), ``cpu`` (plain torch, on any device),
-            ``triton`` or ``mamba_ssm``.
+            ``numba`` (kernels of the selective scan for CPUs), ``triton`` or ``mamba_ssm``.
 
     Raises:
         ParameterError: There is no such implementation.
@@ -165,7 +170,11 @@ def implementation_status() -> ImplementationStatus:
                 others={"mamba_ssm": reason} if reason else {"cpu": "could run; the package is faster"},
             )
         )
-    return ImplementationStatus(requested=_requested, scans=tuple(scans))
+    failure = cache_failure()
+    notes = (
+        f"compiled again in each process, because they cannot be kept on disk: numba's kernels ({failure})",
+    )
+    return ImplementationStatus(requested=_requested, scans=tuple(scans), notes=notes if failure else ())
 
 
 def choose(operation: str, requested: str, device_type: str, dtype: torch.dtype) -> str:
@@ -182,7 +191,7 @@ def choose(operation: str, requested: str, device_type: str, dtype: torch.dtype)
     if requested == _requested:
         check_request(requested)
     if requested == "auto":
-        preferred = ("mamba_ssm", "triton") if device_type == "cuda" else ()
+        preferred = {"cuda": ("mamba_ssm", "triton"), "cpu": ("numba",)}.get(device_type, ())
         return next(
             (name for name in preferred if why_not(operation, name, device_type, dtype) is None), "cpu"
         )
@@ -208,6 +217,14 @@ def why_not(operation: str, name: str, device_type: str, dtype: torch.dtype) -> 
             )
         if not interpreted and dtype not in _TRITON_DTYPES[operation]:
             return f"the Triton kernels do not take {kind}"
+    elif name == "numba":
+        if operation not in _FUSED:
+            return f"numba compiles kernels of {' and '.join(_FUSED)} alone"
+        if importlib.util.find_spec("numba") is None:
+            return "numba is not installed (pip install numba)"
+        if device_type != "cpu":
+            return f"the input is on {device_type}; numba compiles for CPUs"
+        return _import_failure(f"{__package__}.{OPERATIONS[operation]}.numba")
     elif name == "mamba_ssm":
         extension = {"selective_scan": "selective_scan_cuda", "ssd_scan": "mamba_ssm"}[operation]
         if importlib.util.find_spec(extension) is None:

@@ -6,7 +6,7 @@ import os
 
 from .errors import TimmMVHybridError
 
-IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "mamba_ssm")
+IMPLEMENTATIONS = ("auto", "reference", "cpu", "numba", "triton", "mamba_ssm")
 ENVIRONMENT_VARIABLE = "TIMM_MVHYBRID_IMPLEMENTATION"
 
 

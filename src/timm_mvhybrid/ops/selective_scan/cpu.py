@@ -42,7 +42,7 @@ def forward(inputs: Inputs, save_states: bool) -> Outputs:
     dtype = accumulation_dtype(u.dtype)
     batch, length, _ = u.shape
     groups = B.shape[2]
-    rates = _grouped_matrix(A, groups, dtype) * LOG2_E
+    rates = grouped_matrix(A, groups, dtype) * LOG2_E
     y = u.new_empty(u.shape, dtype=dtype)
     last_state = y.new_empty(batch, *rates.shape)
     states = y.new_empty(num_chunks(length) if save_states else 0, batch, *rates.shape)
@@ -102,7 +102,7 @@ def backward(
     dtype = accumulation_dtype(u.dtype)
     length = u.shape[1]
     groups = B.shape[2]
-    Ag = _grouped_matrix(A, groups, dtype)
+    Ag = grouped_matrix(A, groups, dtype)
     rates = Ag * LOG2_E
     grad_u, grad_delta, grad_B, grad_C = (v.new_empty(v.shape, dtype=dtype) for v in (u, delta, B, C))
     grad_A = torch.zeros_like(Ag)
@@ -242,7 +242,7 @@ def _time_major(values: Tensor, times: slice, groups: int) -> Tensor:
     return values[:, times].unflatten(-1, (groups, -1)).transpose(0, 1)
 
 
-def _grouped_matrix(A: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
+def grouped_matrix(A: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
     """Turns (d_inner, d_state) into contiguous (groups, d_state, channels)."""
     return A.to(dtype).unflatten(0, (groups, -1)).transpose(1, 2).contiguous()
 

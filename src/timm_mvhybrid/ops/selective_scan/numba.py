@@ -1,0 +1,142 @@
+"""The selective scan in kernels that numba compiles for this processor: one pass over memory, in both directions.
+
+A block of ``LANES`` channels goes through time with its states in the first cache; nothing but inputs and outputs passes
+through memory. Forward keeps the states before each chunk, in the layout of ``cpu.py``, and backward computes those
+within a chunk again. Numbers are float32 or float64; bfloat16 is read and written as it is.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..fused.lanes import LANES
+from ..fused.native import aligned, compiled, rooms, threads_for
+from ..precision import accumulation_dtype
+from . import numba_backward, numba_forward
+from .cpu import CHUNK, LOG2_E, grouped_matrix, num_chunks
+from .inputs import Gradients, Inputs, Outputs
+
+__all__ = ["CHUNK", "backward", "forward", "num_chunks"]
+
+
+def forward(inputs: Inputs, save_states: bool) -> Outputs:
+    """Runs the scan in token-major layout; arguments and results as for :func:`.cpu.forward`."""
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse = inputs
+    dtype = accumulation_dtype(u.dtype)
+    batch, length, _ = u.shape
+    groups = B.shape[2]
+    rates = grouped_matrix(A, groups, dtype) * LOG2_E
+    d_state, channels = rates.shape[1:]
+    y = u.new_empty(u.shape, dtype=_kernel_dtype(u.dtype, dtype))
+    last_state = rates.new_empty(batch, *rates.shape)
+    states = rates.new_empty(num_chunks(length) if save_states else 0, batch, *rates.shape)
+    tensors = [_readable(u, dtype), _readable(delta, dtype), None if z is None else _readable(z, dtype)]
+    b, c = (_plain(v, dtype) for v in (B, C))
+    skip, bias = (None if v is None else _plain(v, dtype) for v in (D, delta_bias))
+    num_threads = threads_for(batch * groups * -(-channels // LANES))
+    room, room_bytes = rooms(num_threads, numba_forward.room_rows(d_state), LANES * rates.element_size())
+    arguments = [batch, length, groups, d_state, channels, reverse, delta_softplus, save_states]
+    arguments += [number for x in tensors for number in _place(x)]
+    arguments += [_address(x) for x in (rates, b, c, skip, bias)]
+    arguments += [
+        y.data_ptr(),
+        y.element_size(),
+        last_state.data_ptr(),
+        states.data_ptr(),
+        aligned(room),
+        room_bytes,
+    ]
+    if y.numel():
+        compiled(numba_forward.__name__, _name(dtype)).run(arguments, num_threads)
+    elif last_state.numel():
+        last_state.zero_()
+    return y.to(u.dtype), last_state, states
+
+
+def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inputs: Inputs) -> Gradients:
+    """Differentiates :func:`forward`; arguments and results as for :func:`.cpu.backward`.
+
+    All gradients fall out of one loop, and leaving some away would save next to nothing.
+    """
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse = inputs
+    dtype = accumulation_dtype(u.dtype)
+    batch, length, d_inner = u.shape
+    groups = B.shape[2]
+    matrix = grouped_matrix(A, groups, dtype)
+    rates = matrix * LOG2_E
+    d_state, channels = rates.shape[1:]
+    blocks = groups * -(-channels // LANES)
+    # a row of the batch is a task; where there are fewer rows than threads, a part of its channels is
+    parts = (
+        1
+        if batch >= torch.get_num_threads()
+        else min(blocks, -(-2 * torch.get_num_threads() // max(1, batch)))
+    )
+    part_blocks = -(-blocks // parts)
+    parts = -(-blocks // part_blocks)
+
+    read = [_readable(v, dtype) for v in (u, delta)]
+    gate = None if z is None else _readable(z, dtype)
+    incoming = _readable(grad_y, dtype)
+    grad_u, grad_delta = (v.new_empty(v.shape, dtype=_kernel_dtype(v.dtype, dtype)) for v in (u, delta))
+    grad_z = None if z is None else z.new_empty(z.shape, dtype=_kernel_dtype(z.dtype, dtype))
+    b, c = (_plain(v, dtype) for v in (B, C))
+    skip, bias = (None if v is None else _plain(v, dtype) for v in (D, delta_bias))
+    last = None if grad_last_state is None else _plain(grad_last_state, dtype)
+    grad_A = rates.new_empty(batch, *rates.shape)
+    make = rates.new_zeros if parts > 1 else rates.new_empty
+    grad_B, grad_C = (make((parts, *v.shape)) for v in (B, C))
+    grad_D, grad_bias = (rates.new_empty(batch, d_inner) for _ in range(2))
+    num_threads = threads_for(batch * parts)
+    rows = numba_backward.room_rows(d_state, part_blocks)
+    room, room_bytes = rooms(num_threads, rows, LANES * rates.element_size())
+    arguments = [batch, length, groups, d_state, channels, reverse, delta_softplus, parts]
+    arguments += [_address(x) for x in (rates, matrix, b, c, skip, bias, states, last)]
+    arguments += [_address(x) for x in (grad_A, grad_B, grad_C, grad_D, grad_bias)]
+    arguments += [aligned(room), room_bytes]
+    arguments += [n for x in (*read, gate, incoming, grad_u, grad_delta, grad_z) for n in _place(x)]
+    if u.numel():
+        compiled(numba_backward.__name__, _name(dtype)).run(arguments, num_threads)
+    return (
+        grad_u.to(u.dtype),
+        grad_delta.to(delta.dtype),
+        grad_A.sum(0).transpose(1, 2).reshape(A.shape).to(A.dtype),
+        (grad_B[0] if parts == 1 else grad_B.sum(0)).to(B.dtype),
+        (grad_C[0] if parts == 1 else grad_C.sum(0)).to(C.dtype),
+        u.new_empty(0) if D is None else grad_D.sum(0).to(D.dtype),
+        u.new_empty(0) if z is None or grad_z is None else grad_z.to(z.dtype),
+        u.new_empty(0) if delta_bias is None else grad_bias.sum(0).to(delta_bias.dtype),
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return "float64" if dtype == torch.float64 else "float32"
+
+
+def _kernel_dtype(dtype: torch.dtype, computed: torch.dtype) -> torch.dtype:
+    """Returns the dtype in which a kernel reads or writes tokens: what it computes in, or bfloat16 for float32."""
+    return dtype if dtype == torch.bfloat16 and computed == torch.float32 else computed
+
+
+def _readable(tokens: Tensor, computed: torch.dtype) -> Tensor:
+    """Brings tokens (batch, length, d_inner) into a form that a kernel reads: neighbouring channels side by side."""
+    tokens = tokens.to(_kernel_dtype(tokens.dtype, computed))
+    return tokens if tokens.stride(-1) == 1 else tokens.contiguous()
+
+
+def _plain(values: Tensor, computed: torch.dtype) -> Tensor:
+    return values.to(computed).contiguous()
+
+
+def _address(values: Tensor | None) -> int:
+    """Returns where a tensor is; 0 stands for none."""
+    return 0 if values is None else values.data_ptr()
+
+
+def _place(tokens: Tensor | None) -> Sequence[int]:
+    """Returns address, and bytes of a number, a row of the batch and a token; zeros stand for none."""
+    if tokens is None:
+        return (0, 0, 0, 0)
+    size = tokens.element_size()
+    return (tokens.data_ptr(), size, tokens.stride(0) * size, tokens.stride(1) * size)
