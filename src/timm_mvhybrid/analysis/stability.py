@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from tyro.conf import arg
 
-from ..embed.backbone import Backbone
 from ..models import HybridVisionTransformer
 from ..runtime.errors import EvaluationError, ParameterError
 from ..runtime.provenance import collect_provenance
@@ -123,16 +122,16 @@ def analyse_stability(options: StabilityOptions, *, advance: Advance = silent) -
             for seed in range(options.seeds):
                 advance(f"{subject.label}, {variant['channel_mixer']}", done, total)
                 done += 1
-                backbone = _varied(subject, seed, {**variant["arguments"], **size})
-                images = pictures.input_of(backbone.model, options.image_size_px)
-                rows.append(mask_gradients(backbone.model, images)["mask_token"])
+                model: Any = subject.random(seed, **{**variant["arguments"], **size}).model
+                images = pictures.input_of(model, options.image_size_px)
+                rows.append(mask_gradients(model, images)["mask_token"])
             variants.append(
                 {
                     "model": subject.label,
                     "channel_mixer": variant["channel_mixer"],
                     "mask_token": variant["start"],
-                    "blocks": len(backbone.model.blocks),
-                    "stays_zero": str(starts_at_zero(backbone.model)).lower(),
+                    "blocks": len(model.blocks),
+                    "stays_zero": str(starts_at_zero(model)).lower(),
                     "mask_token_gradient": float(np.median(rows)),
                     "lowest": float(np.min(rows)),
                     "highest": float(np.max(rows)),
@@ -190,10 +189,6 @@ def _variants(subject: Subject, options: StabilityOptions) -> list[dict[str, Any
         for mixer in options.channel_mixers
         for depth in depths
     ]
-
-
-def _varied(subject: Subject, seed: int, arguments: dict[str, Any]) -> Backbone:
-    return subject.random(seed, **arguments)
 
 
 def _blocks(instance: Instance, images: Tensor) -> list[dict[str, Any]]:

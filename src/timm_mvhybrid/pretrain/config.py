@@ -79,6 +79,9 @@ class MonitorConfig(CollapseConfig):
     """Steps between two probes."""
     probe_batch_size: int = 64
     """Patches per batch of the probe."""
+    by_kind: bool = False
+    """Log gradient norms by kind of parameter, and what each block does to the size of tokens; one more forward pass of the
+    student a line. Compiled blocks give norms alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

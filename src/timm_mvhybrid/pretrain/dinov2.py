@@ -37,6 +37,7 @@ class DINOv2Objective(SelfDistillation):
             mask=config.mask,
             num_workers=data.num_workers,
             max_corrupt=data.max_corrupt,
+            by_kind=config.monitor.by_kind,
         )
         monitor = config.monitor
         self._probe = None

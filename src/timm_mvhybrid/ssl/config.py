@@ -181,9 +181,6 @@ class CollapseConfig(LogConfig):
     """Smallest effective rank of class features."""
     stop_on_collapse: bool = False
     """Whether a collapse stops the run instead of being reported."""
-    by_kind: bool = False
-    """Log gradient norms by kind of parameter, and what each block does to the size of tokens; one more forward pass of the
-    student a line. Compiled blocks give norms alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

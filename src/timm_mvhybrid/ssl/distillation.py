@@ -70,6 +70,8 @@ class SelfDistillation(Objective):
         mask: What iBOT hides; None for class tokens alone.
         num_workers: Processes that read and crop; 0 reads in this one.
         max_corrupt: Different unreadable samples that are reported and replaced before the run stops.
+        by_kind: Whether to log gradient norms by kind of parameter, and what the blocks of the student do; for students that
+            need nothing but crops and masks.
 
     Attributes:
         student: The student, which is trained.
@@ -93,6 +95,7 @@ class SelfDistillation(Objective):
         mask: MaskConfig | None,
         num_workers: int = 0,
         max_corrupt: int = 0,
+        by_kind: bool = False,
     ) -> None:
         self.config, self.world, self.samples, self._mask = config, world, samples, mask
         self._reading = {"num_workers": num_workers, "max_corrupt": max_corrupt}
@@ -120,6 +123,7 @@ class SelfDistillation(Objective):
         )
         self._features = FeatureWindow()
         self._targets: Tensor | None = None
+        self._measures_kinds = by_kind
         self._norms: dict[str, Tensor] = {}
         self._watched: tuple[Tensor, Tensor | None] | None = None
 
@@ -206,17 +210,15 @@ class SelfDistillation(Objective):
             # not the losses, which hold the graph
             self._targets = found.class_targets
             self._features.add(found.teacher_features)
-            if self.config.monitor.by_kind:
+            if self._measures_kinds:
                 mask = None if views.mask is None else views.mask[:WATCHED_IMAGES]
                 self._watched = (views.global_crops[:WATCHED_IMAGES], mask)
         return found
 
     def after_backward(self, step: int) -> None:
         """Measures the gradients by kind of parameter, where they are logged."""
-        monitor = self.config.monitor
-        if monitor.by_kind and (
-            (step + 1) % monitor.log_every_steps == 0 or step + 1 == self.config.num_steps
-        ):
+        every = self.config.monitor.log_every_steps
+        if self._measures_kinds and ((step + 1) % every == 0 or step + 1 == self.config.num_steps):
             self._norms = gradient_norms(self.student)
 
     def after_step(self, step: int) -> None:

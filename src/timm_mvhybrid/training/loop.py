@@ -133,6 +133,8 @@ class _Run:
             else:
                 for warning in self.objective.warnings():
                     self.report.warn(warning)
+                    if self.log is not None:
+                        self.log.write(0, event="warning", message=warning)
                 baseline = self.objective.baseline()
                 if baseline is not None and self.log is not None:
                     self.log.write(0, probe=baseline.scores)
