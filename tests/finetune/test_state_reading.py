@@ -86,7 +86,14 @@ def test_parts_of_a_batch(monkeypatch):
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
 
 
-def test_selective_scan_in_float32():
+@pytest.mark.parametrize("threads", [0, 1, 2])
+def test_selective_scan_in_float32(threads, monkeypatch):
+    """By tensor operations, and by compiled kernels where Numba is there."""
+    if threads:
+        pytest.importorskip("numba")
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    else:
+        monkeypatch.setattr("timm_mvhybrid.finetune.state_reading.compiled_kernels", lambda *_: None)
     inputs = draw(197, torch.float32)
 
     def values(inputs):

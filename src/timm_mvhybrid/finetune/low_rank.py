@@ -9,7 +9,6 @@ pass, and a few rows are worked on at a time, so that what is made of them stays
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from ..layers.step_size import StepProjection
 from ..ops.transforms import wants_portable_form
+from .threads import compiled_kernels
 
 _LEVELS = 1 << 16
 _PART_ELEMENTS = 1 << 17
@@ -94,7 +94,7 @@ class _AdaptedLinear(torch.autograd.Function):
         # of the generator that a step seeds, on the CPU, so that nothing waits for a GPU
         ctx.seed = int(torch.randint(1 << 62, ())) if threshold else 0
         rows = x.reshape(-1, x.shape[-1])
-        ctx.kernels = _kernels_for(rows)
+        ctx.kernels = compiled_kernels("low_rank_kernels", rows)
         if ctx.kernels is not None:
             y, inner = ctx.kernels.start_of(rows, b, A, B, ctx.scale, ctx.seed, threshold)
             # the layer's product last: then it is the only one that reads what others wrote
@@ -133,19 +133,6 @@ class _AdaptedLinear(torch.autograd.Function):
             elif grad_x is not None:
                 grad_x[part].addcmul_(own.T @ A, kept)
         return (None if grad_x is None else grad_x.view(x.shape)), None, None, grad_A, grad_B, None, None
-
-
-def _kernels_for(rows: Tensor) -> Any:
-    """The compiled kernels, for what they can do; None for all else, and where Numba is missing."""
-    return _kernels() if rows.device.type == "cpu" and rows.dtype == torch.float32 and len(rows) else None
-
-
-@functools.cache
-def _kernels() -> Any:
-    try:
-        return importlib.import_module(".low_rank_kernels", __package__)
-    except (ImportError, RuntimeError):  # the latter where it may keep nothing that it compiles
-        return None
 
 
 def _parts(rows: Tensor, threshold: int, seed: int) -> Iterator[tuple[slice, Tensor | None]]:

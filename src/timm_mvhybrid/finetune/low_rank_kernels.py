@@ -7,7 +7,6 @@ The arithmetic is float32. Importing this module needs Numba, and may fail where
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba  # type: ignore[import-untyped, unused-ignore]
@@ -15,6 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from .threads import in_threads, num_parts
 
 GROUP = 4
 """Rows that are worked on at once, and what the rank of the matrices is padded to."""
@@ -175,11 +176,10 @@ def start_of(
     inner = x.new_empty(len(x), len(padded))
     bias = x.new_zeros(len(B)) if bias is None else bias
     arrays = [_array(tensor) for tensor in (x, padded, scaled, bias, inner, y)]
-    _in_threads(
-        [
-            lambda part=part: _forward(*arrays, part.start, part.stop, np.uint64(seed), threshold)
-            for part in _parts(len(x))
-        ]
+    in_threads(
+        lambda part, _: _forward(*arrays, part.start, part.stop, np.uint64(seed), threshold),
+        len(x),
+        least=_MIN_ROWS,
     )
     return y, inner
 
@@ -213,19 +213,19 @@ def gradients(
         Those of A and B, and that of x, to which the layer's own is yet to be added.
     """
     padded, scaled = _padded(A), _padded(B.T * scale)
-    parts = _parts(len(x))
-    grad_A = x.new_zeros(len(parts), *padded.shape)
-    grad_B = x.new_zeros(len(parts), *scaled.shape)
+    number = num_parts(len(x), _MIN_ROWS)
+    grad_A = x.new_zeros(number, *padded.shape)
+    grad_B = x.new_zeros(number, *scaled.shape)
     grad_x = torch.empty_like(x) if needs_x else x.new_empty(1, 1)
     given = [_array(tensor) for tensor in (grad, x, padded, scaled, inner)]
-    outputs = [(_array(grad_A[n]), _array(grad_B[n]), _array(grad_x)) for n in range(len(parts))]
-    _in_threads(
-        [
-            lambda part=part, out=out: _backward(
-                *given, *out, needs_x, part.start, part.stop, np.uint64(seed), threshold
-            )
-            for part, out in zip(parts, outputs, strict=True)
-        ]
+    outputs = [(_array(grad_A[n]), _array(grad_B[n]), _array(grad_x)) for n in range(number)]
+    in_threads(
+        lambda part, n: _backward(
+            *given, *outputs[n], needs_x, part.start, part.stop, np.uint64(seed), threshold
+        ),
+        len(x),
+        least=_MIN_ROWS,
+        step=GROUP,
     )
     rank = len(A)
     whole = grad_B.sum(0)[:rank].mul_(scale).T
@@ -240,19 +240,3 @@ def _padded(matrix: Tensor) -> Tensor:
 def _array(tensor: Tensor) -> NDArray[Any]:
     found: NDArray[Any] = tensor.detach().contiguous().numpy()
     return found
-
-
-def _parts(num_rows: int) -> list[slice]:
-    """Cuts rows into as many parts as there are threads."""
-    number = max(1, min(torch.get_num_threads(), num_rows // _MIN_ROWS))
-    ends = [GROUP * (num_rows * n // number // GROUP) for n in range(number)]
-    return [slice(start, stop) for start, stop in zip(ends, [*ends[1:], num_rows], strict=True)]
-
-
-def _in_threads(calls: list[Any]) -> None:
-    if len(calls) == 1:
-        calls[0]()
-        return
-    with ThreadPoolExecutor(len(calls)) as pool:
-        for future in [pool.submit(call) for call in calls]:
-            future.result()
