@@ -15,8 +15,7 @@ from support.generated_patches import random_patches, write_hest
 from torch import nn
 
 from timm_mvhybrid.evaluate import expression_metrics, ridge_probe
-from timm_mvhybrid.pretrain.online_probe import OnlineProbe, undisturbed
-from timm_mvhybrid.pretrain.probe_targets import open_targets
+from timm_mvhybrid.pretrain.probe_targets import OnlineProbe, open_targets, undisturbed
 from timm_mvhybrid.runtime.errors import DataError, EvaluationError, MissingPackageError, PretrainError
 from timm_mvhybrid.runtime.process_group import close_process_group
 

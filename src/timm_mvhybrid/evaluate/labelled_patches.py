@@ -13,13 +13,12 @@ from tyro.conf import Positional, arg
 
 from ..cohorts.labelled_images import LabelledImages, Layout, open_images
 from ..embed.backbone import Backbone
-from ..embed.embedding_cache import EmbeddingOptions
-from ..embed.model_labels import unique_labels
-from ..embed.models import embed_models
+from ..embed.embedding_cache import EmbeddingOptions, embed_models, unique_labels
 from ..probes.splits import Fold
 from ..report import Result, ScoreSheet
+from ..runtime.digest import hash_files
 from ..runtime.errors import check_seed
-from ..runtime.provenance import ModelRecord, hash_files
+from ..runtime.provenance import ModelRecord
 from .arguments import BackboneOptions
 from .task import OnBatch
 

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from PIL.PngImagePlugin import PngInfo
 
 from ..cohorts.hest_writer import write_anndata, write_patches, write_split
-from ..runtime.atomic_file import write_file
+from ..runtime.atomic_file import check_unclaimed, claimed, write_file
 from ..runtime.atomic_folder import OutputFolder
-from ..runtime.claim import check_unclaimed, claimed
 from ..runtime.errors import EvaluationError
 from ..runtime.extras import require
 from ..runtime.h5_output import H5Output
