@@ -17,7 +17,7 @@ from torch import nn
 from timm_mvhybrid.evaluate import expression_metrics, ridge_probe
 from timm_mvhybrid.pretrain.probe_targets import OnlineProbe, open_targets, undisturbed
 from timm_mvhybrid.runtime.errors import DataError, EvaluationError, MissingPackageError, PretrainError
-from timm_mvhybrid.runtime.process_group import close_process_group
+from timm_mvhybrid.runtime.ranks import close_process_group
 
 COLOURS = {"stroma": (220, 120, 180), "tumour": (110, 60, 160), "white": (250, 250, 250)}
 OPTIONS = {"image_size_px": 16, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "batch_size": 4}

@@ -8,7 +8,7 @@ from support.bounds import gamma
 from torchvision.transforms.v2 import functional as F
 
 from timm_mvhybrid.runtime.errors import PretrainError
-from timm_mvhybrid.ssl.augmentation import DeviceAugmentation, make_pil_crops
+from timm_mvhybrid.ssl.augmentation import DeviceAugmentation, jitter_stains, make_pil_crops
 from timm_mvhybrid.ssl.config import CropConfig
 from timm_mvhybrid.ssl.counter_random import combine
 from timm_mvhybrid.ssl.crops import CropBatch, crop_keys, make_crops
@@ -20,7 +20,6 @@ from timm_mvhybrid.ssl.photometric import (
     gaussian_blur,
     grayscale,
 )
-from timm_mvhybrid.ssl.stain import jitter_stains
 
 THEIRS = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
 CROPS = CropConfig(global_size_px=32, local_size_px=14, num_local=3)

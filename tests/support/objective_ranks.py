@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from support.sinkhorn import sinkhorn_knopp
 
-from timm_mvhybrid.runtime.process_group import close_process_group
+from timm_mvhybrid.runtime.ranks import close_process_group
 
 ROW_COUNTS = ((5, 2), (0, 7), (0, 0))
 

@@ -18,9 +18,9 @@ from ..cohorts.labelled_images import open_images
 from ..data import DataError, PatchH5Source
 from ..data.fitting import fit_image
 from ..probes.expression_metrics import expression_metrics
+from ..probes.logistic import accuracies
 from ..probes.neighbours import knn_leave_out, knn_probe
 from ..probes.ridge_folds import ridge_folds
-from ..probes.scores import accuracies
 from ..probes.splits import patient_folds, stripe_folds
 from ..runtime.errors import EvaluationError, PretrainError
 from ..ssl.crops import as_pixels

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..runtime.extras import require
-from .blobs import Blobs, rasterise
-from .cells import LYMPHOCYTE, MITOSIS, Cells, place_cells
+from .cells import LYMPHOCYTE, MITOSIS, Blobs, Cells, place_cells, rasterise
 from .genes import GenePanel, draw_counts, draw_panel
 from .morphology import measure_morphology
 from .options import MARGIN_UM, PATCH_RESOLUTION_UM_PER_PX, PATCH_SIZE_PX, SPOT_PITCH_UM, PhantomOptions

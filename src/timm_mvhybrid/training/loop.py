@@ -20,7 +20,6 @@ from ..runtime.atomic_file import claimed, make_folder, write_file
 from ..runtime.codec import encode
 from ..runtime.errors import PretrainError, TimmMVHybridError
 from .checkpoint import Checkpointer, TrainState, best_checkpoint
-from .collectives_time import CollectivesTime, watch_collectives
 from .config import RunConfig
 from .loss_scale import LossScale
 from .metrics_log import MetricsLog
@@ -31,7 +30,7 @@ from .run_directory import RunDirectory
 from .run_report import RunReport
 from .step import NonFiniteError, TrainStep
 from .stop_signal import StopSignal
-from .throughput import Throughput
+from .throughput import CollectivesTime, Throughput, watch_collectives
 from .world import World, join_world
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ...cohorts.cohort import ExpressionCohort
 from ...probes.ridge import ridge_setting
 from ...probes.ridge_options import HEST_COMPONENTS
-from ...probes.splits import Fold, patient_folds, random_folds, study_folds
+from ...probes.splits import Fold, leave_one_out, random_folds
 from ...runtime.errors import EvaluationError
 from ..arguments import errors_in
 from .options import ExpressionOptions, ProbeOptions
@@ -79,10 +79,8 @@ def make_plan(
         EvaluationError: The data do not allow a protocol, or a fold has too few spots, genes or studies for what was
             asked for.
     """
-    protocols = [
-        _plan_protocol(protocol, cohort, options, dims)
-        for protocol in _choose_protocols(cohort, options.protocols)
-    ]
+    chosen = _choose_protocols(cohort, options.protocols)
+    protocols = [_plan_protocol(protocol, cohort, options, dims) for protocol in chosen]
     selected_on = "all samples" if options.select_on_all_samples else "training folds"
     panel = {
         "panel": str(options.panel) if panel_file is None else panel_file.name,
@@ -164,8 +162,8 @@ def _make_folds(protocol: Protocol, cohort: ExpressionCohort, probe: ProbeOption
     if protocol == "random":
         return random_folds(len(cohort.sample_of), probe.num_folds, probe.seed)
     if protocol == "loso":
-        return study_folds(cohort.study_of)
-    return patient_folds(cohort.patient_of)
+        return leave_one_out("study", "studies", cohort.study_of)
+    return leave_one_out("patient", "patients", cohort.patient_of)
 
 
 def _notes(
