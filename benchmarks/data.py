@@ -19,11 +19,10 @@ from torchvision.transforms import v2
 
 from timm_mvhybrid.data import FolderSource, PatchH5Source, SlideSource, TilingOptions
 from timm_mvhybrid.runtime.errors import NotASlideError
-from timm_mvhybrid.ssl.augmentation import DeviceAugmentation
+from timm_mvhybrid.ssl.augmentation import DeviceAugmentation, make_pil_crops
 from timm_mvhybrid.ssl.config import CropConfig
 from timm_mvhybrid.ssl.crops import CropBatch, make_crops
 from timm_mvhybrid.ssl.photometric import PhotometricOptions
-from timm_mvhybrid.ssl.pil_augmentation import make_pil_crops
 
 from .agreement import DisagreementError
 from .goals import Goal

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from timm_mvhybrid.pretrain.config import CheckpointConfig, DataConfig, MonitorConfig, PretrainConfig
-from timm_mvhybrid.pretrain.dinov2 import DINOv2Objective
-from timm_mvhybrid.pretrain.presets import paper, smoke
-from timm_mvhybrid.pretrain.train import train
+from timm_mvhybrid.pretrain.plan import paper, smoke
+from timm_mvhybrid.pretrain.train import DINOv2Objective, train
 from timm_mvhybrid.ssl.crops import CropBatch, make_crops
 from timm_mvhybrid.training.parallelize import DTYPES
 from timm_mvhybrid.training.world import join_world

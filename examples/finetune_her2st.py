@@ -24,8 +24,7 @@ import numpy as np
 import torch
 
 from timm_mvhybrid import finetune
-from timm_mvhybrid.cohorts.cohort import ExpressionCohort
-from timm_mvhybrid.cohorts.gene_panels import select_at_most
+from timm_mvhybrid.cohorts.cohort import ExpressionCohort, select_at_most
 from timm_mvhybrid.cohorts.hest_layout import open_task, read_spots
 from timm_mvhybrid.cohorts.st_layout import write_st_task
 from timm_mvhybrid.data import PatchH5Source

@@ -31,8 +31,7 @@ from timm_mvhybrid.cohorts.st_layout import write_st_task
 from timm_mvhybrid.data import PatchH5Source
 from timm_mvhybrid.embed.backbone import Backbone, load_backbone
 from timm_mvhybrid.embed.colour_statistics import colour_statistics
-from timm_mvhybrid.embed.embedding_cache import EmbeddingOptions
-from timm_mvhybrid.embed.models import embed_models
+from timm_mvhybrid.embed.embedding_cache import EmbeddingOptions, embed_models
 from timm_mvhybrid.predict import ExpressionPredictor, Prediction
 from timm_mvhybrid.predict.fitting import fit_expression
 from timm_mvhybrid.predict.options import FitOptions

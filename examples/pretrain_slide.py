@@ -28,7 +28,7 @@ from timm_mvhybrid.data import PatchH5Source, Slide, TilingOptions, tile_slides
 from timm_mvhybrid.evaluate import Backbone, embed, load_backbone
 from timm_mvhybrid.hub import export
 from timm_mvhybrid.pretrain.config import DataConfig
-from timm_mvhybrid.pretrain.presets import smoke
+from timm_mvhybrid.pretrain.plan import smoke
 from timm_mvhybrid.pretrain.train import train
 from timm_mvhybrid.training.metrics_log import read_lines
 from timm_mvhybrid.training.plot import plot_runs

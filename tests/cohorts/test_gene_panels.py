@@ -3,7 +3,7 @@ import pytest
 from scipy import sparse
 from support.evaluation_goldens import inputs, reference
 
-from timm_mvhybrid.cohorts.gene_panels import select_at_most
+from timm_mvhybrid.cohorts.cohort import select_at_most
 from timm_mvhybrid.evaluate import EvaluationError, select_genes
 
 

@@ -11,7 +11,7 @@ from support.generated_patches import clam_attributes, trident_attributes, write
 from support.generated_slides import write_odd_pyramid, write_slide
 
 from timm_mvhybrid.data import CoordinateH5Source, DataError, open_samples, open_source
-from timm_mvhybrid.data.coordinate_reading import patch_reading
+from timm_mvhybrid.data.coordinate_h5 import patch_reading
 from timm_mvhybrid.data.h5_file import H5File
 
 # inside, inside at an odd corner, over the right, over the bottom, over both
@@ -71,7 +71,7 @@ def test_clam(odd_slide, level):
 
 def test_tiffslide_gives_the_same_pixels(odd_slide, monkeypatch):
     # as where OpenSlide is not installed
-    monkeypatch.setattr("timm_mvhybrid.data.slide_library._openslide", missing)
+    monkeypatch.setattr("timm_mvhybrid.data.slide._openslide", missing)
     source = opened(odd_slide, clam_attributes(96, 1))
     for index, corner in enumerate(CORNERS):
         region = openslide.OpenSlide(odd_slide).read_region(corner, 1, (96, 96))

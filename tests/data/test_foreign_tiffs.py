@@ -43,7 +43,7 @@ def _missing(path):
 @pytest.fixture(params=["both libraries", "tiffslide alone"])
 def libraries(request, monkeypatch):
     if request.param == "tiffslide alone":
-        monkeypatch.setattr("timm_mvhybrid.data.slide_library._openslide", _missing)
+        monkeypatch.setattr("timm_mvhybrid.data.slide._openslide", _missing)
     return request.param
 
 

@@ -17,7 +17,7 @@ def _missing(path):
 @pytest.fixture(params=["openslide", "tiffslide"])
 def library(request, monkeypatch):
     if request.param == "tiffslide":
-        monkeypatch.setattr("timm_mvhybrid.data.slide_library._openslide", _missing)
+        monkeypatch.setattr("timm_mvhybrid.data.slide._openslide", _missing)
     return request.param
 
 
@@ -43,7 +43,7 @@ def test_read_is_the_same_through_both_libraries(tmp_path, monkeypatch, reductio
     write_odd_pyramid(tmp_path / "odd.svs", reduction=reduction)
     first = Slide(tmp_path / "odd.svs")
     assert first.level_downsamples[1] != reduction
-    monkeypatch.setattr("timm_mvhybrid.data.slide_library._openslide", _missing)
+    monkeypatch.setattr("timm_mvhybrid.data.slide._openslide", _missing)
     second = Slide(tmp_path / "odd.svs")
     assert type(first.handle).__module__ != type(second.handle).__module__
     corners = [*np.random.default_rng(1).integers(-80, 1000, (40, 2)).tolist(), [256, 256], [0, 0]]

@@ -12,7 +12,7 @@ from timm_mvhybrid.data import PatchH5Source
 from timm_mvhybrid.embed.backbone import load_backbone
 from timm_mvhybrid.embed.embedding_cache import EmbeddingOptions, embed_into_cache
 from timm_mvhybrid.embed.embedding_store import read_embeddings
-from timm_mvhybrid.runtime.claim import claimed
+from timm_mvhybrid.runtime.atomic_file import claimed
 
 
 @pytest.fixture

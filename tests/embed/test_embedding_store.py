@@ -50,7 +50,8 @@ def test_what_is_written_is_read_back(tmp_path):
     with EmbeddingWriter(tmp_path / "out.h5") as writer:
         writer.append(embeddings[:2], [0, 1])
         writer.append(embeddings[2:], [3, 4])
-        writer.finish(open_source(tmp_path / "patches.h5"), {"model": "m", "weights": "w", "mean": None})
+        writer.describe(open_source(tmp_path / "patches.h5"), {"model": "m", "weights": "w", "mean": None})
+        writer.finish()
     found = read_embeddings(tmp_path / "out.h5")
     np.testing.assert_array_equal(found.embeddings, embeddings)
     assert found.embeddings.dtype == np.float32

@@ -11,8 +11,8 @@ from support import results
 
 from timm_mvhybrid.evaluate.expression.charts import apart, gene_bars, slope_chart
 from timm_mvhybrid.evaluate.expression.tables import find_drops
-from timm_mvhybrid.evaluate.patch_charts import confusion_matrix, precision_bars
-from timm_mvhybrid.evaluate.slide_charts import roc_curves, survival_curves
+from timm_mvhybrid.evaluate.labelled_patches import confusion_matrix, precision_bars
+from timm_mvhybrid.evaluate.slide_bags import roc_curves, survival_curves
 from timm_mvhybrid.probes.cox import log_rank_p_value
 
 pytestmark = pytest.mark.fixed_seed  # results are drawn, and what is asserted names the best of them

@@ -23,7 +23,7 @@ from timm_mvhybrid.evaluate import (
 )
 from timm_mvhybrid.probes.cox import cox_risks, log_rank_p_value
 from timm_mvhybrid.report import result_from_json
-from timm_mvhybrid.report.tables import result_tables
+from timm_mvhybrid.report.writer import result_tables
 
 QUICK = AttentionOptions(hidden_dim=16, num_epochs=10, learning_rate=3e-3)
 # how well the outcome of 24 patients is predicted is a matter of the draw

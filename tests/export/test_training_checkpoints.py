@@ -81,7 +81,7 @@ def test_only_the_wanted_tensors_are_read(tmp_path, monkeypatch):
     read = []
     load = dcp.load
     monkeypatch.setattr(
-        "timm_mvhybrid.export.sharded_checkpoint.dcp.load",
+        "timm_mvhybrid.export.training_checkpoint.dcp.load",
         lambda state, **options: (read.extend(state), load(state, **options)),
     )
     read_training_checkpoint(tmp_path / "step_20")

@@ -239,7 +239,7 @@ def drawn():
 
 
 def _work(rank, folder):
-    from timm_mvhybrid.runtime.process_group import close_process_group
+    from timm_mvhybrid.runtime.ranks import close_process_group
     from timm_mvhybrid.ssl.collectives import gather_rows
 
     torch.set_num_threads(1)

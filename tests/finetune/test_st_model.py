@@ -234,7 +234,7 @@ def test_what_cannot_carry_the_token_is_refused():
 def _work(rank, folder, grouped):
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    from timm_mvhybrid.runtime.process_group import close_process_group
+    from timm_mvhybrid.runtime.ranks import close_process_group
     from timm_mvhybrid.training.config import ParallelConfig
     from timm_mvhybrid.training.parallelize import parallelize
 

@@ -14,11 +14,11 @@ from timm_mvhybrid.pretrain.config import (
     OptimizerConfig,
     PretrainConfig,
 )
-from timm_mvhybrid.pretrain.presets import PRESETS, paper, smoke
+from timm_mvhybrid.pretrain.plan import PRESETS, paper, smoke
 from timm_mvhybrid.runtime.codec import encode, update
 from timm_mvhybrid.runtime.errors import PretrainError
 from timm_mvhybrid.training.config_file import read_config_file
-from timm_mvhybrid.training.recipe import check_recipe, find_changes
+from timm_mvhybrid.training.loop import check_recipe, find_changes
 
 DATA = DataConfig(sources=("patches.h5",))
 

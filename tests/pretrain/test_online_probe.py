@@ -15,10 +15,9 @@ from support.generated_patches import random_patches, write_hest
 from torch import nn
 
 from timm_mvhybrid.evaluate import expression_metrics, ridge_probe
-from timm_mvhybrid.pretrain.online_probe import OnlineProbe, undisturbed
-from timm_mvhybrid.pretrain.probe_targets import open_targets
+from timm_mvhybrid.pretrain.probe_targets import OnlineProbe, open_targets, undisturbed
 from timm_mvhybrid.runtime.errors import DataError, EvaluationError, MissingPackageError, PretrainError
-from timm_mvhybrid.runtime.process_group import close_process_group
+from timm_mvhybrid.runtime.ranks import close_process_group
 
 COLOURS = {"stroma": (220, 120, 180), "tumour": (110, 60, 160), "white": (250, 250, 250)}
 OPTIONS = {"image_size_px": 16, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "batch_size": 4}

@@ -3,8 +3,8 @@ import pytest
 from support.bounds import gamma
 
 from timm_mvhybrid.evaluate import EvaluationError, knn_probe
+from timm_mvhybrid.probes.logistic import accuracies
 from timm_mvhybrid.probes.neighbours import knn_leave_out
-from timm_mvhybrid.probes.scores import accuracies
 
 ANGLES = np.array([0.0, 0.55, 0.6, 0.7, 0.8])
 FANNED = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1) * np.array([1, 5, 2, 1, 9])[:, None]

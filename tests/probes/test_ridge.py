@@ -15,8 +15,8 @@ from timm_mvhybrid.evaluate import (
     ridge_probe,
     study_folds,
 )
-from timm_mvhybrid.probes.lsqr import diagonal_lsqr
 from timm_mvhybrid.probes.ridge_folds import deterministic_pca
+from timm_mvhybrid.probes.ridge_statistics import diagonal_lsqr
 
 GOLDENS = ["ridge_pca_coveigh", "ridge_pca_randomized", "ridge_pca_full", "ridge_raw"]
 PER_GENE = {"pcc_per_gene": "pearson", "mse_per_gene": "l2_errors", "r2_per_gene": "r2"}

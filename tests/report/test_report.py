@@ -8,7 +8,7 @@ from support import results
 
 from timm_mvhybrid.cli import main
 from timm_mvhybrid.evaluate import EvaluationError, read_result
-from timm_mvhybrid.evaluate.expression.published import published
+from timm_mvhybrid.evaluate.expression.tables import published
 from timm_mvhybrid.report import compare_reports, write_report
 
 FILES = ["index.html", "results.json", "tables.md", "tables.tex"]

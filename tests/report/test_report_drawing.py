@@ -14,8 +14,8 @@ from support import results
 from timm_mvhybrid.evaluate.expression.charts import gene_bars, slope_chart
 from timm_mvhybrid.evaluate.expression.tables import find_drops
 from timm_mvhybrid.evaluate.expression.task import METRICS as EXPRESSION_METRICS
-from timm_mvhybrid.evaluate.patch_charts import confusion_matrix, precision_bars
-from timm_mvhybrid.evaluate.slide_charts import roc_curves, survival_curves
+from timm_mvhybrid.evaluate.labelled_patches import confusion_matrix, precision_bars
+from timm_mvhybrid.evaluate.slide_bags import roc_curves, survival_curves
 from timm_mvhybrid.report import check_report_folder
 from timm_mvhybrid.report.drawing import Drawing, chart_style
 from timm_mvhybrid.report.series_looks import bar, curve, marker

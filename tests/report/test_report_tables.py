@@ -17,7 +17,7 @@ from timm_mvhybrid.report.table import (
     to_latex,
     to_markdown,
 )
-from timm_mvhybrid.report.tables import result_tables
+from timm_mvhybrid.report.writer import result_tables
 
 
 def test_scores_have_the_shape_of_the_paper_s_table():

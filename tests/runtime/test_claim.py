@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import timm_mvhybrid
-from timm_mvhybrid.runtime.claim import check_unclaimed, claimed
+from timm_mvhybrid.runtime.atomic_file import check_unclaimed, claimed
 from timm_mvhybrid.runtime.errors import OutputError
 
 fcntl = pytest.importorskip("fcntl")
@@ -20,7 +20,7 @@ package.__path__ = {list(timm_mvhybrid.__path__)}
 sys.modules["timm_mvhybrid"] = package
 """
 HOLD = f"""{ALONE}
-from timm_mvhybrid.runtime.claim import claimed
+from timm_mvhybrid.runtime.atomic_file import claimed
 with claimed(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
@@ -69,7 +69,7 @@ def test_what_a_killed_process_leaves_blocks_nobody(tmp_path, holder):
 
 def test_one_that_waits_comes_after_the_other(tmp_path):
     program = (
-        f"{ALONE}\nimport pathlib\nfrom timm_mvhybrid.runtime.claim import claimed\n"
+        f"{ALONE}\nimport pathlib\nfrom timm_mvhybrid.runtime.atomic_file import claimed\n"
         "for _ in range(50):\n"
         "    with claimed(sys.argv[1], wait=True):\n"
         "        path = pathlib.Path(sys.argv[1])\n"

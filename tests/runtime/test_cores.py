@@ -5,14 +5,15 @@ import pytest
 from support.generated_patches import random_patches, write_hest
 
 from timm_mvhybrid.data import open_samples, open_source
-from timm_mvhybrid.embed.patch_loader import num_available_workers, patch_loader
+from timm_mvhybrid.embed.model_input import PatchLoader, num_available_workers
 from timm_mvhybrid.runtime.cores import num_loader_workers, num_usable_cores
 from timm_mvhybrid.ssl.config import CropConfig
 from timm_mvhybrid.ssl.loader import make_loader
 
 
 def of_evaluation(path, num_workers):
-    return patch_loader(open_source(path), (20, 20), batch_size=1, num_workers=num_workers, pin_memory=False)
+    loader = PatchLoader(open_source(path), (20, 20), batch_size=1, num_workers=num_workers, pin_memory=False)
+    return loader.loader
 
 
 def of_pretraining(path, num_workers):

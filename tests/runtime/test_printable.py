@@ -8,7 +8,7 @@ import pytest
 from timm_mvhybrid.cli.messages import report, say
 from timm_mvhybrid.data import DataError
 from timm_mvhybrid.models import CheckpointError
-from timm_mvhybrid.runtime.printable import printable
+from timm_mvhybrid.runtime.errors import printable
 
 
 def test_every_character_is_visible_afterwards():

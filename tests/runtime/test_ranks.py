@@ -9,8 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from timm_mvhybrid.runtime.errors import DataError, TimmMVHybridError
-from timm_mvhybrid.runtime.process_group import LostProcessError
-from timm_mvhybrid.runtime.ranks import Ranks
+from timm_mvhybrid.runtime.ranks import LostProcessError, Ranks
 
 
 def test_one_process_needs_no_group():

@@ -8,14 +8,18 @@ from support.bounds import gamma
 from torchvision.transforms.v2 import functional as F
 
 from timm_mvhybrid.runtime.errors import PretrainError
-from timm_mvhybrid.ssl.augmentation import DeviceAugmentation
-from timm_mvhybrid.ssl.colour import COLOUR_OPERATIONS, adjust_hue, gaussian_blur, grayscale
+from timm_mvhybrid.ssl.augmentation import DeviceAugmentation, jitter_stains, make_pil_crops
 from timm_mvhybrid.ssl.config import CropConfig
 from timm_mvhybrid.ssl.counter_random import combine
 from timm_mvhybrid.ssl.crops import CropBatch, crop_keys, make_crops
-from timm_mvhybrid.ssl.photometric import PhotometricOptions, draw_parameters
-from timm_mvhybrid.ssl.pil_augmentation import make_pil_crops
-from timm_mvhybrid.ssl.stain import jitter_stains
+from timm_mvhybrid.ssl.photometric import (
+    COLOUR_OPERATIONS,
+    PhotometricOptions,
+    adjust_hue,
+    draw_parameters,
+    gaussian_blur,
+    grayscale,
+)
 
 THEIRS = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
 CROPS = CropConfig(global_size_px=32, local_size_px=14, num_local=3)

@@ -7,8 +7,8 @@ import torch
 from support.bounds import assert_near
 
 from timm_mvhybrid.models import TEST_MODEL_NAMES
-from timm_mvhybrid.ssl.compute_losses import compute_losses
 from timm_mvhybrid.ssl.config import HeadConfig
+from timm_mvhybrid.ssl.distillation import compute_losses
 from timm_mvhybrid.ssl.losses import DINOv2Loss
 from timm_mvhybrid.ssl.masking import masks_of_step
 from timm_mvhybrid.ssl.student_teacher import build_pair, update_teacher

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from support.bounds import assert_near
 
 from timm_mvhybrid.runtime.errors import PretrainError
-from timm_mvhybrid.ssl.heads import ProjectionHead
 from timm_mvhybrid.ssl.losses import DINOv2Loss
 from timm_mvhybrid.ssl.masking import MaskedPatches
 from timm_mvhybrid.ssl.prototype_scores import PrototypeScores
+from timm_mvhybrid.ssl.student_teacher import ProjectionHead
 
 SIZES = {"hidden_dim": 12, "bottleneck_dim": 6}
 

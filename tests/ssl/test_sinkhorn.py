@@ -5,10 +5,9 @@ import torch
 from support.objective_ranks import ROW_COUNTS, class_features, run_in_two_processes, teacher_scores
 from support.sinkhorn import sinkhorn_knopp
 
-from timm_mvhybrid.ssl.centering import RunningMean
+from timm_mvhybrid.ssl.centering import RunningMean, column_potentials
 from timm_mvhybrid.ssl.losses import DINOv2Loss
 from timm_mvhybrid.ssl.prototype_scores import PrototypeScores
-from timm_mvhybrid.ssl.sinkhorn import column_potentials
 
 
 def textbook(scores, temperature, num_iterations):

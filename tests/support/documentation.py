@@ -68,7 +68,9 @@ def commands(page: Path) -> list[tuple[str, set[str]]]:
     """Each command of ours on a page, with its subcommand if it has any, and the flags that it is given."""
     found = []
     for command, *words in command_lines(page, "timm-mvhybrid"):
-        nested = words[0].split("|") if command in ("analyse", "evaluate", "prepare", "report") and words else [""]
+        nested = (
+            words[0].split("|") if command in ("analyse", "evaluate", "prepare", "report") and words else [""]
+        )
         flags = {word for word in words if re.fullmatch(r"--[a-z][a-z.-]+", word)}
         found += [(f"{command} {subcommand}".strip(), flags) for subcommand in nested]
     return found

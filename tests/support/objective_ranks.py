@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from support.sinkhorn import sinkhorn_knopp
 
-from timm_mvhybrid.runtime.process_group import close_process_group
+from timm_mvhybrid.runtime.ranks import close_process_group
 
 ROW_COUNTS = ((5, 2), (0, 7), (0, 0))
 
@@ -28,10 +28,9 @@ def run_in_two_processes(folder):
 
 
 def _work(rank, folder):
-    from timm_mvhybrid.ssl.centering import RunningMean
+    from timm_mvhybrid.ssl.centering import RunningMean, column_potentials
     from timm_mvhybrid.ssl.losses import DINOv2Loss
     from timm_mvhybrid.ssl.prototype_scores import PrototypeScores
-    from timm_mvhybrid.ssl.sinkhorn import column_potentials
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from timm_mvhybrid.export.training_checkpoint import read_training_checkpoint
 from timm_mvhybrid.pretrain.config import DataConfig
-from timm_mvhybrid.pretrain.presets import smoke
+from timm_mvhybrid.pretrain.plan import smoke
 from timm_mvhybrid.training import run_report, stop_signal
 
 NUM_STEPS = 6

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from timm_mvhybrid.evaluate.classification import METRICS as CLASSIFICATION_METRICS
-from timm_mvhybrid.evaluate.expression.spot_maps import ExpressionMap
+from timm_mvhybrid.evaluate.expression.maps import ExpressionMap
 from timm_mvhybrid.evaluate.expression.task import METRICS as EXPRESSION_METRICS
 from timm_mvhybrid.evaluate.slides import METRICS as SLIDES_METRICS
 from timm_mvhybrid.evaluate.survival import METRICS as SURVIVAL_METRICS

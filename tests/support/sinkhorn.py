@@ -2,8 +2,8 @@
 
 import torch
 
+from timm_mvhybrid.ssl.centering import column_potentials
 from timm_mvhybrid.ssl.prototype_scores import PrototypeScores
-from timm_mvhybrid.ssl.sinkhorn import column_potentials
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch.distributed.checkpoint as dcp
 from support.exports import perturbed
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from timm_mvhybrid.runtime.process_group import close_process_group
+from timm_mvhybrid.runtime.ranks import close_process_group
 
 MODEL = "test_mvhybrid"
 TEACHER_SEED, STUDENT_SEED = 11, 12

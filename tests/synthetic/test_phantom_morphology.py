@@ -8,10 +8,10 @@ from scipy.ndimage import gaussian_filter
 
 from timm_mvhybrid.evaluate import EvaluationError
 from timm_mvhybrid.synthetic import FACTORS, HIGH_FREQUENCY, PhantomOptions, draw_sample
-from timm_mvhybrid.synthetic.blobs import Blobs, rasterise
+from timm_mvhybrid.synthetic.cells import Blobs, rasterise
 from timm_mvhybrid.synthetic.genes import draw_counts, draw_panel
 from timm_mvhybrid.synthetic.random_fields import fibres, grain, smooth_field
-from timm_mvhybrid.synthetic.staining import stain
+from timm_mvhybrid.synthetic.sample import stain
 from timm_mvhybrid.synthetic.tissue import FIELDS, GLASS, LUMEN, grow_tissue
 
 PX_PER_UM = 2.0

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from timm_mvhybrid.runtime.process_group import close_process_group
-from timm_mvhybrid.training.collectives_time import covered, watch_collectives
+from timm_mvhybrid.runtime.ranks import close_process_group
+from timm_mvhybrid.training.throughput import covered, watch_collectives
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,8 @@ from PIL import Image
 
 from timm_mvhybrid.cli import main
 from timm_mvhybrid.runtime.errors import PretrainError
-from timm_mvhybrid.training.curves import read_curves, run_labels, smooth
 from timm_mvhybrid.training.metrics_log import MetricsLog
-from timm_mvhybrid.training.plot import PANELS, _arrange, plot_runs
+from timm_mvhybrid.training.plot import PANELS, _arrange, plot_runs, read_curves, run_labels, smooth
 from timm_mvhybrid.training.run_directory import RunDirectory
 
 needs_matplotlib = pytest.mark.skipif(

@@ -14,7 +14,7 @@ from support.exports import perturbed
 
 from timm_mvhybrid.export.training_checkpoint import convert, read_training_checkpoint
 from timm_mvhybrid.models import CheckpointError, checkpoint_filter_fn, load_weights
-from timm_mvhybrid.runtime.process_group import close_process_group
+from timm_mvhybrid.runtime.ranks import close_process_group
 
 MODEL = "test_mvhybrid"
 SOURCE = perturbed(MODEL, 1)

@@ -14,9 +14,9 @@ from ..report.drawing import require_matplotlib
 from ..report.line_chart import line_chart
 from ..report.page import figure, page, section, standing_warnings
 from ..report.table import Cell, Table, signed, text_cell, to_html
-from ..runtime.atomic_file import write_files
+from ..runtime.atomic_file import write_files, writing
 from ..runtime.codec import dump
-from ..runtime.errors import EvaluationError, writing
+from ..runtime.errors import EvaluationError
 from ..runtime.provenance import ModelRecord, Provenance
 
 Row = Mapping[str, Any]

@@ -15,7 +15,6 @@ from tyro.conf import subcommand
 from ..evaluate import Task, register_task
 from ..runtime.errors import TimmMVHybridError, one_sentence
 from ..runtime.implementation_request import check_request, requested_by_environment
-from ..runtime.standard_output import standard_output
 from ..version import __version__
 from .analyse import Analyse
 from .doctor import Doctor
@@ -25,7 +24,7 @@ from .finetune import Finetune, flags_of_finetune, parse_finetune
 from .fit import Fit
 from .flags import Flags, UsageError, flags_of, parse_options
 from .hub import Export, Publish
-from .messages import naming, say, warnings_in_one_line
+from .messages import naming, say, standard_output, warnings_in_one_line
 from .models import ExportOnnx, Models
 from .phantom import Phantom
 from .plot import Plot

@@ -16,7 +16,7 @@ from ..evaluate import Progress, Result, Task, registered_tasks
 from ..export.evaluations import check_run, record_result
 from ..finetune import token_features  # noqa: F401 - makes known who loads models with an ST token
 from ..report import check_report_folder, write_report
-from ..runtime.claim import claimed
+from ..runtime.atomic_file import claimed
 from ..runtime.codec import encode
 from ..runtime.ranks import Ranks
 from ..version import __version__

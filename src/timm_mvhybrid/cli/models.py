@@ -15,7 +15,7 @@ from tyro.conf import Positional, arg
 from ..embed.model_table import describe_models, models_table
 from ..models import export_onnx
 from ..models.onnx_export import OnnxExportError, check_packages
-from ..runtime.claim import check_output_file
+from ..runtime.atomic_file import check_output_file
 from .flags import spelled_once
 from .messages import status
 from .weights import WeightOptions

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import arg
 
 from ..pretrain.config import DataConfig, PretrainConfig
-from ..pretrain.plan import format_plan, make_plan
-from ..pretrain.presets import PRESETS
+from ..pretrain.plan import PRESETS, format_plan, make_plan
 from .training import TrainingCommand, parse_training
 
 _DESCRIPTION = """Pretrain a backbone by DINOv2's self-supervision, on one CPU or, under torchrun, on many GPUs.

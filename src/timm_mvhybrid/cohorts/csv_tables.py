@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import stat
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,3 +142,67 @@ def read_studies(file: str | Path, samples: Sequence[str]) -> tuple[dict[str, st
                 f"'{studies[sample]}', so leaving a study out would leak"
             )
     return studies, patient_of
+
+
+def read_split(path: Path, table: Path, files: dict[str, tuple[Path, Path]]) -> list[str]:
+    """Reads the samples of one part of a task's split.
+
+    Args:
+        path: The task's folder, from which the table names files.
+        table: ``splits/train_<i>.csv`` or ``test_<i>.csv``.
+        files: Sample → patch h5 and h5ad; samples that the table alone knows are added.
+
+    Raises:
+        DataError: If the table names no sample, a file that is not there, or one file under two names.
+    """
+    samples = []
+    for row in read_csv(table, SPLIT_COLUMNS):
+        sample = row["sample_id"]
+        named = tuple(_named_file(path, table, sample, row[column]) for column in SPLIT_COLUMNS[1:])
+        known = files.get(sample)
+        if known is None:
+            _check_new(table, sample, named, files)
+            files[sample] = (named[0], named[1])
+        else:
+            for ours, theirs in zip(known, named, strict=True):
+                if not ours.samefile(theirs):
+                    raise DataError(
+                        f"{table}: sample '{sample}' has the file {theirs}, and {ours} in the rest of the task; name one "
+                        "of them everywhere"
+                    )
+        samples.append(sample)
+    if not samples:
+        raise DataError(f"{table}: names no sample")
+    return samples
+
+
+def _named_file(path: Path, table: Path, sample: str, name: str) -> Path:
+    """Finds the file that a split names: relative to the task, absolute, or with Windows separators."""
+    spellings = [name] if "\\" not in name else [name, name.replace("\\", "/")]
+    trouble = "does not exist"
+    for spelling in spellings:
+        file = path / spelling
+        try:
+            if stat.S_ISREG(file.stat().st_mode):
+                return file
+            trouble = "is not a file"
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except (OSError, ValueError) as error:  # another machine's path may be where this user has no access
+            trouble = f"cannot be reached ({getattr(error, 'strerror', None) or error})"
+    raise DataError(
+        f"{table}: names {name}, which {trouble}, for sample '{sample}'; give paths relative to {path}, such as "
+        f"patches/{sample}.h5"
+    )
+
+
+def _check_new(
+    table: Path, sample: str, named: tuple[Path, ...], files: dict[str, tuple[Path, Path]]
+) -> None:
+    """Checks that a sample known from a split alone is not one of the folder's under another name."""
+    for other, known in files.items():
+        if any(ours.samefile(theirs) for ours, theirs in zip(known, named, strict=True)):
+            raise DataError(
+                f"{table}: sample '{sample}' has a file of sample '{other}', which would be counted twice; call both by "
+                "one name"
+            )

@@ -1,12 +1,13 @@
 """HEST's benchmark layout ↔ samples with counts in the order of their patches.
 
 ``<task>/{patches/<id>.h5, adata/<id>.h5ad, splits/{train,test}_<i>.csv, var_50genes.json}``
+
+A CSV of samples is read to the same.
 """
 
 from __future__ import annotations
 
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import DataError, PatchH5Source
+from ..runtime.names import unique_positions
 from .counts import read_counts
-from .csv_tables import SPLIT_COLUMNS, read_csv
+from .csv_tables import PATIENT_COLUMNS, patients, read_csv, read_split
+
+
+def read_samples(
+    file: str | Path, counts_layer: str | None = None, *, option: str = "counts_layer"
+) -> tuple[list[HestSample], dict[str, str]]:
+    """Reads samples that a table lists.
+
+    Args:
+        file: CSV with the columns patches (patch h5 with barcodes), expression (h5ad, or CSV with a barcode and a count
+            for each gene in a row) and, if known, patient (or group: what must not be split). Relative paths start at
+            the table's folder.
+        counts_layer: As in ``read_spots``.
+        option: As in ``read_spots``.
+
+    Returns:
+        The samples, called by their path in the table, without patches that have no counts; and sample → patient, the
+        sample itself where patients are unknown.
+
+    Raises:
+        DataError: If the table lacks a column or names a sample twice, or a sample cannot be read, see ``read_spots``.
+    """
+    file = Path(file)
+    rows = read_csv(file, ("patches", "expression"))
+    if not rows:
+        raise DataError(f"{file}: names no sample")
+    names = [row["patches"] for row in rows]
+    unique_positions(file, "sample", names, "give each sample one line")
+    owners = patients(file, rows, "sample", "patches", PATIENT_COLUMNS)
+    samples = [
+        read_spots(
+            row["patches"],
+            file.parent / row["patches"],
+            file.parent / row["expression"],
+            counts_layer,
+            option=option,
+            leave_out_unmeasured=True,
+        )
+        for row in rows
+    ]
+    return samples, {name: owner or name for name, owner in zip(names, owners, strict=True)}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -80,6 +122,20 @@ class HestTask:
         """Sample names, sorted."""
         return sorted(self.files)
 
+    @property
+    def panel(self) -> Path:
+        """The list of genes that the task brings along.
+
+        Raises:
+            DataError: If it brings none, or several.
+        """
+        found = sorted(self.path.glob("var_*genes.json"))
+        if len(found) != 1:
+            raise DataError(
+                f"{self.path}: has {len(found)} files var_<k>genes.json; name one as `panel`, or give `panel='hvg'`"
+            )
+        return found[0]
+
 
 def open_task(root: str | Path, task: str | None = None) -> HestTask:
     """Finds the samples and splits of a task.
@@ -109,7 +165,7 @@ def open_task(root: str | Path, task: str | None = None) -> HestTask:
     )  # fmt: skip
     for number in numbers:
         train, test = (
-            _read_split(path, path / "splits" / f"{part}_{number}.csv", files) for part in ("train", "test")
+            read_split(path, path / "splits" / f"{part}_{number}.csv", files) for part in ("train", "test")
         )
         both = sorted(set(train) & set(test))
         if both:
@@ -118,20 +174,6 @@ def open_task(root: str | Path, task: str | None = None) -> HestTask:
             )
         splits.append(HestSplit(name=str(number), train=tuple(train), test=tuple(test)))
     return HestTask(path=path, files=files, splits=tuple(splits))
-
-
-def task_panel(task: HestTask) -> Path:
-    """Finds the list of genes that a task brings along.
-
-    Raises:
-        DataError: If it brings none, or several.
-    """
-    found = sorted(task.path.glob("var_*genes.json"))
-    if len(found) != 1:
-        raise DataError(
-            f"{task.path}: has {len(found)} files var_<k>genes.json; name one as `panel`, or give `panel='hvg'`"
-        )
-    return found[0]
 
 
 def _find_task(root: Path, task: str | None) -> Path:
@@ -152,60 +194,6 @@ def _find_task(root: Path, task: str | None) -> Path:
     if tasks:
         raise DataError(f"{root}: has the tasks {', '.join(tasks)}; choose one with `task`")
     raise DataError(f"{root}: no task in the HEST layout (a folder with patches/ and adata/)")
-
-
-def _read_split(path: Path, table: Path, files: dict[str, tuple[Path, Path]]) -> list[str]:
-    samples = []
-    for row in read_csv(table, SPLIT_COLUMNS):
-        sample = row["sample_id"]
-        named = tuple(_named_file(path, table, sample, row[column]) for column in SPLIT_COLUMNS[1:])
-        known = files.get(sample)
-        if known is None:
-            _check_new(table, sample, named, files)
-            files[sample] = (named[0], named[1])
-        else:
-            for ours, theirs in zip(known, named, strict=True):
-                if not ours.samefile(theirs):
-                    raise DataError(
-                        f"{table}: sample '{sample}' has the file {theirs}, and {ours} in the rest of the task; name one "
-                        "of them everywhere"
-                    )
-        samples.append(sample)
-    if not samples:
-        raise DataError(f"{table}: names no sample")
-    return samples
-
-
-def _named_file(path: Path, table: Path, sample: str, name: str) -> Path:
-    """Finds the file that a split names: relative to the task, absolute, or with Windows separators."""
-    spellings = [name] if "\\" not in name else [name, name.replace("\\", "/")]
-    trouble = "does not exist"
-    for spelling in spellings:
-        file = path / spelling
-        try:
-            if stat.S_ISREG(file.stat().st_mode):
-                return file
-            trouble = "is not a file"
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-        except (OSError, ValueError) as error:  # another machine's path may be where this user has no access
-            trouble = f"cannot be reached ({getattr(error, 'strerror', None) or error})"
-    raise DataError(
-        f"{table}: names {name}, which {trouble}, for sample '{sample}'; give paths relative to {path}, such as "
-        f"patches/{sample}.h5"
-    )
-
-
-def _check_new(
-    table: Path, sample: str, named: tuple[Path, ...], files: dict[str, tuple[Path, Path]]
-) -> None:
-    """Checks that a sample known from a split alone is not one of the folder's under another name."""
-    for other, known in files.items():
-        if any(ours.samefile(theirs) for ours, theirs in zip(known, named, strict=True)):
-            raise DataError(
-                f"{table}: sample '{sample}' has a file of sample '{other}', which would be counted twice; call both by "
-                "one name"
-            )
 
 
 def read_sample(task: HestTask, sample_id: str, counts_layer: str | None = None) -> HestSample:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.image_dataset import Patches, write_images
-from ..runtime.atomic_file import write_files
-from ..runtime.errors import EvaluationError, writing
+from ..runtime.atomic_file import make_folder, write_files, writing
+from ..runtime.errors import EvaluationError
 from ..runtime.extras import require
 from ..runtime.h5_output import H5Output
 from .counts import quiet_anndata
@@ -69,8 +69,7 @@ def write_sample(
         )
     paths = Path(task, "patches", f"{sample_id}.h5"), Path(task, "adata", f"{sample_id}.h5ad")
     for path in paths:
-        with writing(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
     matrix = sparse.csr_matrix(counts)
     # half as large as float64, and as exact for counts below 2^24
     matrix = matrix.astype(np.float32 if matrix.max() < 2**24 else np.float64)
@@ -128,8 +127,7 @@ def write_patches(
 def write_split(task: str | Path, number: int, train: Sequence[str], test: Sequence[str]) -> None:
     """Writes one split."""
     folder = Path(task, "splits")
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     tables = split_tables(number, train, test)
     write_files({folder / name: content for name, content in tables.items()})
 

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.tiff_tags import quiet_tifffile
-from ..runtime.atomic_file import OutputFile, remove_leftovers
-from ..runtime.claim import claimed
-from ..runtime.errors import DataError, check_space, writing
+from ..runtime.atomic_file import OutputFile, claimed, make_folder, remove_leftovers
+from ..runtime.errors import DataError, check_space
 from ..runtime.extras import require
 from .store_elements import EXTRA, choose_element, level0, open_store, quiet_spatialdata
 
@@ -54,8 +53,7 @@ def write_image_element(
     height, width = pixels.sizes["y"], pixels.sizes["x"]
     facts = {"store": store.name, "image": name, "size": [width, height], "um_per_px": um_per_px}
     description = json.dumps(facts, ensure_ascii=True)
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with claimed(path):
         remove_leftovers(path)
         if path.exists() and not overwrite:

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..runtime.atomic_file import OutputFile, remove_leftovers
-from ..runtime.claim import claimed
+from ..runtime.atomic_file import OutputFile, claimed, make_folder, remove_leftovers
 from ..runtime.digest import file_fingerprint
-from ..runtime.errors import writing
 from ..runtime.extras import require
 from .transcripts import HE_COLUMNS, TranscriptBatch
 from .xenium import XeniumFolder
@@ -47,8 +45,7 @@ def write_placed_transcripts(source: XeniumFolder, path: str | Path) -> int:
             "min_qv": source.min_qv,
         }
     ).encode()
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with claimed(path):
         remove_leftovers(path)
         known = _num_rows(path, record)

@@ -12,9 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.atomic_file import remove_leftovers, write_file
-from ..runtime.claim import claimed
-from ..runtime.errors import ParameterError, check_space, writing
+from ..runtime.atomic_file import claimed, make_folder, remove_leftovers, write_file
+from ..runtime.errors import ParameterError, check_space
 from ..runtime.extras import require
 from .hest_writer import write_sample
 from .sample_record import Recipe, check_record, write_record
@@ -137,8 +136,7 @@ def prepare_sample(
     }
     recipe = Recipe.of(options, files)
     folder = task / FOLDER
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     record, picture = folder / f"{sample_id}.json", folder / f"{sample_id}.png"
     outputs = (task / "patches" / f"{sample_id}.h5", task / "adata" / f"{sample_id}.h5ad", picture)
     with claimed(record):

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..runtime.atomic_file import remove_leftovers, write_file
+from ..runtime.atomic_file import claimed, remove_leftovers, write_file
 from ..runtime.atomic_folder import OutputFolder
-from ..runtime.claim import claimed
 from ..runtime.errors import DataError, ParameterError
 from ..runtime.names import unique_positions
 from .csv_tables import read_csv, read_studies

@@ -1,6 +1,5 @@
 """This installation → what it holds, what of it works, and what to do where it does not."""
 
-from .examination import Diagnosis, diagnose
-from .remedies import COMPLAINTS, Remedy
+from .examination import COMPLAINTS, Diagnosis, Remedy, diagnose
 
 __all__ = ["COMPLAINTS", "Diagnosis", "Remedy", "diagnose"]

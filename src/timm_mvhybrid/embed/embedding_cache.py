@@ -1,4 +1,4 @@
-"""Patches + model → embeddings, computed once for each content of the patches, weights and transform."""
+"""Several models, several sources → every model's embeddings of every source, each computed once and kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,20 +17,21 @@ from numpy.typing import NDArray
 from timm.data.config import resolve_data_config
 from tyro.conf import arg
 
-from ..data import DataError, PatchSource
-from ..runtime.atomic_file import remove_leftovers
-from ..runtime.claim import claimed
+from ..data import DataError, PatchSource, source_digest
+from ..runtime.atomic_file import claimed, make_folder, remove_leftovers
 from ..runtime.digest import tensors_sha256
-from ..runtime.errors import EvaluationError, writing
+from ..runtime.errors import EvaluationError
 from ..runtime.provenance import ModelRecord
 from ..runtime.ranks import Ranks
 from ..version import __version__
 from .backbone import Backbone
-from .embedding_store import read_barcodes, read_batches, read_embeddings
+from .embedding_store import holds, read_embeddings
 from .embeddings import BatchReport, EmbeddingSummary, ForwardOptions, write_embeddings
 from .model_input import choose_device, choose_input_size
-from .pooling import check_pooling
+from .pooling import Pooling, check_pooling, embedding_dim
 
+Embeddings = dict[str, dict[str, NDArray[np.float32]]]
+"""Model's label → source's name → (N, D)."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -52,8 +53,7 @@ class EmbeddingOptions(ForwardOptions):
             OutputError: The cache cannot be made.
         """
         choose_device(Ranks.from_environment().own_device(self.device))
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
 
     @property
     def folder(self) -> Path:
@@ -71,17 +71,59 @@ def weights_digest(backbone: Backbone) -> str:
     return tensors_sha256(backbone.model.state_dict())
 
 
-def embed_sources(
+def unique_labels(backbones: Sequence[Backbone], taken: Collection[str] = ()) -> dict[str, Backbone]:
+    """Labels models by name, and by their weights' file where a name occurs more than once.
+
+    Raises:
+        EvaluationError: If there is no model, or two would have the same label.
+    """
+    if not backbones and not taken:
+        raise EvaluationError("no model to evaluate; name one with `model`")
+    names = [backbone.name for backbone in backbones]
+    labels: dict[str, Backbone] = {}
+    for backbone in backbones:
+        label = backbone.name
+        if names.count(label) > 1:
+            label = f"{label} ({backbone.weights})"
+        if label in labels or label in taken:
+            raise EvaluationError(
+                f"model '{label}' is given twice; give different files as `checkpoint`, or different names"
+            )
+        labels[label] = backbone
+    return labels
+
+
+def embedding_dims(
+    backbones: Sequence[Backbone], pool: Pooling, given: Mapping[str, Mapping[str, NDArray[np.float32]]]
+) -> dict[str, int]:
+    """Says how wide every model's embeddings will be, before there are any.
+
+    Args:
+        backbones: The models.
+        pool: How features become one vector.
+        given: As in ``embed_models``.
+
+    Returns:
+        Model's label → length of an embedding.
+
+    Raises:
+        EvaluationError: There is no model, or two cannot be told apart.
+    """
+    labels = unique_labels(backbones, taken=given)
+    dims = {label: np.shape(found)[-1] for label, one in given.items() for found in list(one.values())[:1]}
+    return dims | {label: embedding_dim(one.model, pool) for label, one in labels.items()}
+
+
+def embed_models(
     sources: Mapping[str, PatchSource],
-    digests: Mapping[str, str],
-    backbone: Backbone,
+    backbones: Sequence[Backbone],
     options: EmbeddingOptions,
     *,
-    label: str,
-    ranks: Ranks,
+    digests: Mapping[str, str] | None = None,
+    given: Mapping[str, Mapping[str, NDArray[np.float32]]] | None = None,
     on_batch: Callable[[str, BatchReport], None] | None = None,
-) -> tuple[ModelRecord, dict[str, NDArray[np.float32]]]:
-    """Takes embeddings from the cache and computes those that are missing, divided among the ranks.
+) -> tuple[list[ModelRecord], Embeddings]:
+    """Takes embeddings from the cache and computes those that are missing, divided among torchrun's ranks.
 
     The cache's files lie at ``<model>-<key>/<source>-<content>.h5``: the key is a hash of model, weights, transform and
     this package's version, the content that of the source's pixels. Each is complete or absent, so an interrupted run
@@ -89,21 +131,47 @@ def embed_sources(
 
     Args:
         sources: Name → patches; the same on every rank.
-        digests: Name → SHA-256 of the patches.
-        backbone: The model.
+        backbones: The models.
         options: How to embed.
-        label: Names the model in the result.
-        ranks: The processes that share the work.
+        digests: Name → SHA-256 of the patches, by which the cache knows them; None takes `source_digest`.
+        given: Model's label → source's name → (N, D), in the source's order, of models that need no embedding here,
+            such as those of other libraries; they come first.
         on_batch: Called with the source's name after every batch of this rank.
 
     Returns:
-        The model and how it embedded, and source's name → (N, D), in the source's order; none on ranks other than the
-        first.
+        What each model is and how it embedded, and its embeddings; none of the latter on ranks other than the first.
 
     Raises:
-        EvaluationError: If a rank cannot read what another one wrote.
-        OutputError: If the cache cannot be written.
+        EvaluationError: There is no model, two cannot be told apart, there is not one given embedding for each patch,
+            the device cannot be used, or a rank cannot read what another one wrote.
+        OutputError: The cache cannot be written.
     """
+    options.check()
+    given = given or {}
+    labels = unique_labels(backbones, taken=given)
+    embeddings: Embeddings = {label: _checked(label, one, sources) for label, one in given.items()}
+    records = [_record(label, one) for label, one in embeddings.items()]
+    if digests is None:
+        digests = {name: source_digest(source) for name, source in sources.items()}
+    with Ranks.from_environment().joined() as ranks:
+        for label, backbone in labels.items():
+            record, embeddings[label] = _embed_sources(
+                label, backbone, sources, digests, options, ranks, on_batch
+            )
+            records.append(record)
+    return records, embeddings if ranks.is_first else {}
+
+
+def _embed_sources(
+    label: str,
+    backbone: Backbone,
+    sources: Mapping[str, PatchSource],
+    digests: Mapping[str, str],
+    options: EmbeddingOptions,
+    ranks: Ranks,
+    on_batch: Callable[[str, BatchReport], None] | None,
+) -> tuple[ModelRecord, dict[str, NDArray[np.float32]]]:
+    """Embeds all sources by one model; the embeddings are on the first rank alone."""
     check_pooling(backbone.model, options.pool)
     weights = weights_digest(backbone)
     transforms = {name: transform_of(backbone, source, options) for name, source in sources.items()}
@@ -111,10 +179,8 @@ def embed_sources(
         name: cache_file(options.folder, backbone.name, weights, transforms[name], name, digests[name])
         for name in sources
     }
-    # every rank looks before any writes, so that all agree on what is missing
-    missing = [name for name, source in sources.items() if not _fits(files[name], source)]
-    ranks.gather(None)
-    mine = [missing[index] for index in ranks.share([len(sources[name]) for name in missing])]
+    names = list(sources)
+    mine = [names[index] for index in ranks.share([len(source) for source in sources.values()])]
     own_options = replace(options, device=ranks.own_device(options.device))
     written = [
         embed_into_cache(
@@ -130,13 +196,13 @@ def embed_sources(
     everywhere: list[EmbeddingSummary] = [summary for part in ranks.gather(summaries) for summary in part]
     embeddings: dict[str, NDArray[np.float32]] = {}
     if ranks.is_first:
-        for name, source in sources.items():
-            found = _read(files[name], source)
-            if found is None:
+        for name, file in files.items():
+            try:
+                embeddings[name] = read_embeddings(file).embeddings
+            except DataError as error:
                 raise EvaluationError(
-                    f"{files[name]}: written and not readable; give all ranks the same `cache`"
-                )
-            embeddings[name] = found
+                    f"{file}: written and not readable; give all ranks the same `cache`"
+                ) from error
     seconds = sum(summary.seconds for summary in everywhere)
     waited = sum(summary.seconds * summary.data_wait_share for summary in everywhere)
     num_patches = sum(len(source) for source in sources.values())
@@ -183,13 +249,12 @@ def embed_into_cache(
         OutputError: The cache cannot be written.
     """
     # before the claim, so that a cache that may only be read serves
-    if _fits(file, source):
+    if holds(file, source):
         return None
-    with writing(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     with claimed(file, wait=True):
         remove_leftovers(file)
-        if _fits(file, source):
+        if holds(file, source):
             return None
         return write_embeddings(source, backbone, file, **options.arguments(), on_batch=on_batch)
 
@@ -225,23 +290,39 @@ def cache_file(
     return folder / f"{safe_model}-{hashed[:16]}" / f"{safe_source}-{digest[:16]}.h5"
 
 
-def _fits(file: Path, source: PatchSource) -> bool:
-    """Finds out whether a file of the cache is there, whole and of this source; reads a few rows at a time."""
-    if not file.is_file():
-        return False
-    try:
-        return sum(map(len, read_batches(file))) == len(source) and read_barcodes(file) == source.barcodes
-    except DataError:
-        return False
+def _checked(
+    label: str, given: Mapping[str, NDArray[np.float32]], sources: Mapping[str, PatchSource]
+) -> dict[str, NDArray[np.float32]]:
+    """Refuses embeddings that are not one finite vector for each patch."""
+    found = {name: np.asarray(given.get(name, ()), np.float32) for name in sources}
+    for name, source in sources.items():
+        if len(found[name]) != len(source):
+            raise EvaluationError(
+                f"model {label}, sample '{name}': {len(found[name])} embeddings of {len(source)} patches"
+            )
+        if found[name].ndim != 2:
+            raise EvaluationError(
+                f"model {label}, sample '{name}': embeddings of shape {found[name].shape}; they must be (patches, dim)"
+            )
+        finite = np.isfinite(found[name]).all(axis=1)
+        if not finite.all():
+            row = int(finite.argmin())
+            patch = f"patch {row}" if source.barcodes is None else f"barcode '{source.barcodes[row]}'"
+            raise EvaluationError(
+                f"model {label}, sample '{name}', {patch}: the embedding holds NaN or infinite values; check the "
+                "weights, or embed in float32"
+            )
+    return found
 
 
-def _read(file: Path, source: PatchSource) -> NDArray[np.float32] | None:
-    """Reads a file of the cache, if it is there, whole and of this source."""
-    if not file.is_file():
-        return None
-    try:
-        found = read_embeddings(file)
-    except DataError:
-        return None
-    fits = len(found.embeddings) == len(source) and found.barcodes == source.barcodes
-    return found.embeddings if fits else None
+def _record(label: str, given: Mapping[str, NDArray[np.float32]]) -> ModelRecord:
+    num_patches = sum(map(len, given.values()))
+    return ModelRecord(
+        label=label,
+        name=label,
+        weights="unknown",
+        weights_sha256="unknown",
+        embedding_dim=next(iter(given.values())).shape[1],
+        num_patches=num_patches,
+        num_cached=num_patches,
+    )

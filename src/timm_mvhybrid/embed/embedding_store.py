@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import h5py
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import DataError, PatchSource
-from ..runtime.claim import check_output_file
+from ..runtime.atomic_file import check_output_file
 from ..runtime.errors import EvaluationError, check_space
 from ..runtime.h5_output import H5Output
 
@@ -103,6 +102,16 @@ def read_barcodes(file: str | Path) -> list[str] | None:
         return _barcodes(content)
 
 
+def holds(file: Path, source: PatchSource) -> bool:
+    """Finds out whether a file is there, whole, and of all patches of a source; reads a few rows at a time."""
+    if not file.is_file():
+        return False
+    try:
+        return sum(map(len, read_batches(file))) == len(source) and read_barcodes(file) == source.barcodes
+    except DataError:
+        return False
+
+
 def _barcodes(content: h5py.File) -> list[str] | None:
     named = "barcodes" in content and h5py.check_string_dtype(content["barcodes"].dtype) is not None
     return content["barcodes"].asstr()[()].ravel().tolist() if named else None
@@ -153,7 +162,7 @@ def check_output(output: str | Path, *, overwrite: bool, source: str | Path | No
     check_output_file(output, overwrite=overwrite, error=EvaluationError)
 
 
-class EmbeddingWriter:
+class EmbeddingWriter(H5Output):
     """Collects embeddings in a temporary file beside the output and renames it when all is written.
 
     Used as a context manager; leaving it without ``finish``, by whatever exception, removes the temporary file.
@@ -168,24 +177,15 @@ class EmbeddingWriter:
     """
 
     def __init__(self, output: str | Path, *, replace: bool = True, num_rows: int = 0) -> None:
+        super().__init__(output, replace=replace)
         self.output = Path(output)
         self.num_rows = num_rows
-        self._h5 = H5Output(self.output, replace=replace)
         self._embeddings: h5py.Dataset | None = None
         self._kept: list[int] = []
 
     def __enter__(self) -> EmbeddingWriter:
         """Returns the writer."""
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Removes what was not finished."""
-        self._h5.__exit__(kind, error, traceback)
 
     @property
     def embedding_dim(self) -> int:
@@ -201,7 +201,7 @@ class EmbeddingWriter:
         if self._embeddings is None:
             width = embeddings.shape[1]
             check_space(self.output, self.num_rows * width * embeddings.itemsize)
-            self._embeddings = self._h5.file.create_dataset(
+            self._embeddings = self.file.create_dataset(
                 _EMBEDDINGS,
                 shape=(0, width),
                 maxshape=(None, width),
@@ -211,23 +211,15 @@ class EmbeddingWriter:
         start = len(self._kept)
         self._embeddings.resize(start + len(embeddings), axis=0)
         self._embeddings[start:] = embeddings
-        self._h5.check()
+        self.check()
         self._kept.extend(indices)
 
-    def finish(self, source: PatchSource, attributes: Mapping[str, Any]) -> None:
-        """Adds attributes, coordinates, barcodes and paths of the patches that were kept, and gives the file its name.
-
-        Raises:
-            OutputError: If the disk does not take it, or another process wrote a file that may not be replaced.
-        """
-        self._add_patches(source)
+    def describe(self, source: PatchSource, attributes: Mapping[str, Any]) -> None:
+        """Adds attributes, and coordinates, barcodes and paths of the patches that were kept."""
         for name, value in attributes.items():
             if value is not None:
-                self._h5.file.attrs[name] = value
-        self._h5.finish()
-
-    def _add_patches(self, source: PatchSource) -> None:
-        file = self._h5.file
+                self.file.attrs[name] = value
+        file = self.file
         kept = np.asarray(self._kept)
         strings = h5py.string_dtype("utf-8")
         if source.coords is not None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import timm
@@ -17,17 +17,15 @@ from torch import nn
 from tyro.conf import arg
 
 from ..data import DataError, PatchSource
-from ..runtime.claim import claimed
+from ..runtime.atomic_file import claimed
 from ..runtime.errors import EvaluationError, ParameterError
 from ..version import __version__
 from .backbone import Backbone
 from .embedding_store import EmbeddingWriter, check_output
-from .model_input import choose_device, choose_input_size
-from .patch_loader import num_available_workers, patch_loader
+from .model_input import PatchLoader, choose_device, choose_input_size, num_available_workers
 from .pooling import Pooling, check_pooling, own_pooling, pooled_features
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,21 +102,6 @@ class EmbeddingSummary:
     num_corrupt: int
     num_over_edge: int | None = None
     edge: str | None = None
-
-
-class _TimedIterator(Iterator[_T]):
-    """Passes items on and adds up the time it waited for them."""
-
-    def __init__(self, items: Iterator[_T]) -> None:
-        self.items = items
-        self.seconds = 0.0
-
-    def __next__(self) -> _T:
-        start = time.perf_counter()
-        try:
-            return next(self.items)
-        finally:
-            self.seconds += time.perf_counter() - start
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
@@ -250,7 +233,7 @@ def write_embeddings(
     autocast: AbstractContextManager[Any] = nullcontext()
     if dtype != "float32":
         autocast = torch.autocast(target.type, getattr(torch, dtype))
-    loader = patch_loader(
+    batches = PatchLoader(
         source, size, batch_size=batch_size, num_workers=num_workers, pin_memory=target.type == "cuda"
     )
     # only coordinate files have them; other sources hold whole patches
@@ -261,7 +244,6 @@ def write_embeddings(
         EmbeddingWriter(output, replace=replace, num_rows=len(source)) as writer,
         torch.inference_mode(),
     ):
-        batches = _TimedIterator(iter(loader))
         for batch in batches:
             if batch.errors and not skip_corrupt:
                 raise DataError(
@@ -285,7 +267,7 @@ def write_embeddings(
                         num_done=num_done,
                         num_total=len(source),
                         seconds=time.perf_counter() - start,
-                        data_wait_seconds=batches.seconds,
+                        data_wait_seconds=batches.seconds_waited,
                         errors=tuple(message for _, message in batch.errors),
                     )
                 )
@@ -293,7 +275,7 @@ def write_embeddings(
         if num_patches == 0:
             raise DataError(f"{source.path}: none of its {num_corrupt} patches can be read")
         embedding_dim = writer.embedding_dim
-        writer.finish(
+        writer.describe(
             source,
             {
                 "model": backbone.name,
@@ -315,6 +297,7 @@ def write_embeddings(
                 "edge": edge,
             },
         )
+        writer.finish()
     seconds = time.perf_counter() - start
     return EmbeddingSummary(
         output=str(output),
@@ -323,7 +306,7 @@ def write_embeddings(
         input_size_px=size,
         seconds=seconds,
         patches_per_second=num_patches / seconds,
-        data_wait_share=min(batches.seconds / seconds, 1.0),
+        data_wait_share=min(batches.seconds_waited / seconds, 1.0),
         num_corrupt=num_corrupt,
         num_over_edge=num_over_edge,
         edge=edge,

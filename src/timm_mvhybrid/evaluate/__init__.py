@@ -6,16 +6,14 @@ ridge, linear and nearest-neighbour probes, metrics, folds, gene panels, retriev
 scikit-learn, scanpy, anndata and scikit-survival are imported when they are called for.
 """
 
-from ..cohorts.gene_panels import select_genes
+from ..cohorts.cohort import select_genes
 from ..cohorts.labelled_images import open_images
 from ..embed.backbone import Backbone, load_backbone
-from ..embed.embedding_cache import EmbeddingOptions
+from ..embed.embedding_cache import EmbeddingOptions, embed_models
 from ..embed.embedding_store import check_output
 from ..embed.embeddings import BatchReport, EmbeddingSummary, embed
-from ..embed.model_input import choose_device
+from ..embed.model_input import choose_device, num_available_workers
 from ..embed.model_table import ModelRow, describe_models, models_table
-from ..embed.models import embed_models
-from ..embed.patch_loader import num_available_workers
 from ..probes.attention_mil import AttentionOptions, attention_mil
 from ..probes.concordance import Concordance, concordance_index
 from ..probes.expression_metrics import (

@@ -21,8 +21,7 @@ from ..runtime.errors import EvaluationError
 from ..runtime.extras import require
 from ..runtime.stage import OnStage, stage_reporter
 from .arguments import errors_in
-from .labelled_patches import LabelledPatchCommand, LabelledPatchOptions, embed_images
-from .patch_charts import confusion_matrix
+from .labelled_patches import LabelledPatchCommand, LabelledPatchOptions, confusion_matrix, embed_images
 from .task import OnBatch, Progress, Task, register_task
 
 METRICS = {

@@ -1,9 +1,9 @@
-"""What the tasks on labelled patches share: their data, embedded by every model, and what a result says of them."""
+"""What the tasks on labelled patches share: their data, embedded by every model, what a result says of them, and charts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,15 +13,92 @@ from tyro.conf import Positional, arg
 
 from ..cohorts.labelled_images import LabelledImages, Layout, open_images
 from ..embed.backbone import Backbone
-from ..embed.embedding_cache import EmbeddingOptions
-from ..embed.model_labels import unique_labels
-from ..embed.models import embed_models
+from ..embed.embedding_cache import EmbeddingOptions, embed_models, unique_labels
 from ..probes.splits import Fold
 from ..report import Result, ScoreSheet
+from ..report.bars import Bar, grouped_bars
+from ..report.drawing import Box, Drawing, chart_style
+from ..report.series_looks import bar
+from ..runtime.digest import hash_files
 from ..runtime.errors import check_seed
-from ..runtime.provenance import ModelRecord, hash_files
+from ..runtime.provenance import ModelRecord
 from .arguments import BackboneOptions
 from .task import OnBatch
+
+
+@chart_style()
+def confusion_matrix(model: str, classes: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+    """Draws a confusion matrix."""
+    num = len(classes)
+    cell = 58 if num <= 6 else 40
+    drawing = Drawing(f"Confusion matrix of {model}")
+    axes = drawing.panel(0, 0, num * cell, num * cell)
+    axes.set(xlim=(0, num), ylim=(num, 0))
+    centres = [place + 0.5 for place in range(num)]
+    axes.xaxis.tick_top()
+    drawing.ticks(axes.xaxis, centres, classes, "name", rotation=40, ha="left")
+    drawing.ticks(axes.yaxis, centres, classes, "name")
+    corner = axes.annotate(
+        "predicted ↗ true ↓", (0, 1), (-6, 6), "axes fraction", "offset pixels", ha="right"
+    )
+    drawing.text(corner, "tick")
+    edge, below = 1 / cell, 7 / cell
+    boxes = []
+    for i, true in enumerate(classes):
+        total = sum(counts[i])
+        for j, predicted in enumerate(classes):
+            fraction = counts[i][j] / total if total else 0.0
+            boxes.append(
+                Box(
+                    left=j + edge,
+                    right=j + 1 - edge,
+                    bottom=i + 1 - edge,
+                    top=i + edge,
+                    note=f"{true} taken for {predicted}: {counts[i][j]} of {total}",
+                    opacity=fraction,
+                )
+            )
+            ink = "on-fill" if fraction > 0.55 else "ink"
+            for y, text, size in (
+                (i + 0.5 - below, f"{100 * fraction:.0f} %", "name"),
+                (i + 0.5 + below, str(counts[i][j]), "small"),
+            ):
+                written = axes.text(j + 0.5, y, text, ha="center", va="center_baseline")
+                # lies within its cell, so that the picture's size need not be found from it
+                written.set_in_layout(False)
+                drawing.text(written, f"{ink} {size}")
+    drawing.boxes(axes, [replace(box, opacity=1) for box in boxes], "cell")
+    drawing.boxes(axes, boxes, bar(0))
+    return drawing.svg()
+
+
+@chart_style()
+def precision_bars(metric: str, precision: Mapping[str, Mapping[str, float]]) -> str:
+    """Draws the precision of every class, models side by side.
+
+    Args:
+        metric: Such as ``precision@1``.
+        precision: Model → class → precision.
+    """
+    series = {
+        model: {
+            name: Bar(value=value, note=f"{name}, {model}: {metric} {value:.3f}")
+            for name, value in found.items()
+        }
+        for model, found in precision.items()
+    }
+    return grouped_bars(
+        f"{metric.replace('@', ' at ').capitalize()} of every class",
+        list(dict.fromkeys(name for bars in series.values() for name in bars)),
+        series,
+        colours={model: index for index, model in enumerate(series)},
+        limits=(0, 1),
+        bar_px=14,
+        gap_px=26,
+        classes="name",
+        rotation=35,
+        ha="right",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

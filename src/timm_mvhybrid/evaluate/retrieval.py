@@ -19,8 +19,7 @@ from ..report import Metric, Result, ScoreSheet
 from ..report.page import figure, section
 from ..report.presentation import metric_of
 from ..report.table import Cell, Table, number_cell, text_cell
-from .labelled_patches import LabelledPatchCommand, LabelledPatchOptions, embed_images
-from .patch_charts import precision_bars
+from .labelled_patches import LabelledPatchCommand, LabelledPatchOptions, embed_images, precision_bars
 from .task import OnBatch, Progress, Task, register_task
 
 PROTOCOL = "prototypes"

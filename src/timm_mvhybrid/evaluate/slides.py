@@ -21,8 +21,7 @@ from ..runtime.errors import DataError, EvaluationError
 from ..runtime.extras import require
 from ..runtime.provenance import ModelRecord
 from ..runtime.stage import OnStage, stage_reporter
-from .slide_bags import PROTOCOL, BagOptions, SlideOptions, SlideTask, by_model, read_models
-from .slide_charts import roc_curves
+from .slide_bags import PROTOCOL, BagOptions, SlideOptions, SlideTask, by_model, read_models, roc_curves
 from .task import Progress, register_task
 
 METRICS = {"auroc": Metric(label="AUROC"), "balanced_accuracy": Metric(label="Balanced accuracy")}

@@ -25,8 +25,16 @@ from ..runtime.errors import DataError
 from ..runtime.provenance import ModelRecord
 from ..runtime.stage import OnStage, stage_reporter
 from .arguments import errors_in
-from .slide_bags import PROTOCOL, BagOptions, Bags, SlideOptions, SlideTask, by_model, read_models
-from .slide_charts import survival_curves
+from .slide_bags import (
+    PROTOCOL,
+    BagOptions,
+    Bags,
+    SlideOptions,
+    SlideTask,
+    by_model,
+    read_models,
+    survival_curves,
+)
 from .task import Progress, register_task
 
 METRICS = {"concordance": Metric(label="Concordance")}

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..report.result import RESULTS_OF_RUN, Result, read_result
-from ..runtime.atomic_file import write_file
+from ..runtime.atomic_file import write_file, writing
 from ..runtime.digest import file_sha256
-from ..runtime.errors import EvaluationError, writing
+from ..runtime.errors import EvaluationError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from torch import Tensor
 from ..models import ALL_MODEL_NAMES
 from ..models.hybrid_vision_transformer import HybridVisionTransformer
 from ..models.loading import CONFIG_FILE, CONFIG_SECTION, WEIGHTS_FILE
+from ..runtime.atomic_file import claimed
 from ..runtime.atomic_folder import OutputFolder
-from ..runtime.claim import claimed
 from ..runtime.digest import file_sha256, tensors_sha256
 from ..version import __version__
 from ..weights.errors import CheckpointError

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..runtime.claim import check_unclaimed
+from ..runtime.atomic_file import check_unclaimed
 from .errors import ExportError
 
 

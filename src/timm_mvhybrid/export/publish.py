@@ -22,7 +22,8 @@ from huggingface_hub.utils import EntryNotFoundError, RepositoryNotFoundError, R
 
 from ..models import NotPublishedError
 from ..models.loading import CONFIG_FILE
-from ..runtime.errors import TimmMVHybridError, writing
+from ..runtime.atomic_file import writing
+from ..runtime.errors import TimmMVHybridError
 from ..version import __version__
 from ..weights.hub_download import HubError, download, explain
 from ..weights.weights_file import COPY_AGAIN

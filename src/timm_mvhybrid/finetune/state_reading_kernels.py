@@ -135,12 +135,10 @@ def gradients(
     Returns:
         Those of u, σ, g and the slopes.
     """
-    found = tuple(torch.empty(x.shape) for x in (u, between, weights))
+    grad_u, grad_between, grad_weights = found = [torch.empty(x.shape) for x in (u, between, weights)]
     partial = torch.zeros(num_parts(len(u)), *slopes.shape)
     arrays = [x.detach().contiguous().numpy() for x in (grad, u, between, weights, rates, slopes)]
     outputs = [x.numpy() for x in found]
     sums = partial.numpy()
-    in_threads(
-        lambda part, number: _backward(*arrays, *outputs, sums[number], part.start, part.stop), len(u)
-    )
-    return *found, partial.sum(0)
+    in_threads(lambda part, number: _backward(*arrays, *outputs, sums[number], part.start, part.stop), len(u))
+    return grad_u, grad_between, grad_weights, partial.sum(0)

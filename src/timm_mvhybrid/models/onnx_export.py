@@ -15,8 +15,7 @@ from timm.data.config import resolve_data_config
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from ..runtime.atomic_file import OutputFile
-from ..runtime.claim import check_output_file, claimed
+from ..runtime.atomic_file import OutputFile, check_output_file, claimed
 from ..runtime.errors import ParameterError, TimmMVHybridError
 from ..version import __version__
 from .hybrid_vision_transformer import HybridVisionTransformer

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from ..cohorts.cohort import ExpressionCohort, read_cohort
-from ..cohorts.hest_layout import HestTask, open_task, task_panel
+from ..cohorts.hest_layout import HestTask, open_task
 from ..data import DataError, PatchH5Source
 from ..embed.backbone import Backbone
+from ..embed.embedding_cache import embed_models, embedding_dims
 from ..embed.embeddings import BatchReport
-from ..embed.models import embed_models, embedding_dims
-from ..runtime.digest import file_sha256
+from ..runtime.digest import file_sha256, hash_files
 from ..runtime.errors import EvaluationError
-from ..runtime.provenance import ModelRecord, collect_provenance, hash_files
+from ..runtime.provenance import ModelRecord, collect_provenance
 from ..runtime.ranks import Ranks
 from .cohort_checks import check_studies, components_of
 from .expression_predictor import ExpressionPredictor
@@ -69,7 +69,13 @@ def fit_expression(
     predictor.check_params()
     task = open_task(root, options.task)
     cohort = _read(task, options)
-    genes = _choose_genes(cohort, options)
+    method: Any = options.panel
+    (genes,) = cohort.panels(
+        [np.arange(len(cohort.sample_of))],
+        method,
+        options.num_genes,
+        n_top_per_slide=options.n_top_per_slide,
+    )
     folds = check_studies(cohort.study_of, options.alpha)
     (dim,) = embedding_dims([backbone], options.embedding.pool, {}).values()
     components_of(options.num_components, dim, min(len(fold.train) for fold in folds))
@@ -103,16 +109,8 @@ def fit_expression(
 def _read(task: HestTask, options: FitOptions) -> ExpressionCohort:
     listed = options.genes
     if listed is None and options.panel == "task":
-        listed = task_panel(task)
+        listed = task.panel
     return read_cohort(task, counts_layer=options.counts_layer, studies=options.studies, panel=listed)
-
-
-def _choose_genes(cohort: ExpressionCohort, options: FitOptions) -> list[str]:
-    if cohort.panel is not None:
-        return list(cohort.panel)
-    method: Any = options.panel
-    everything = np.arange(len(cohort.sample_of))
-    return cohort.select_genes(everything, method, options.num_genes, n_top_per_slide=options.n_top_per_slide)
 
 
 def _common_patches(sources: Mapping[str, PatchH5Source]) -> tuple[int, float | None]:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from ..cohorts.gene_panels import PanelMethod
+from ..cohorts.cohort import PanelMethod
 from ..embed.embedding_cache import EmbeddingOptions
 from ..probes.conformal import Calibration
 from ..probes.resampling import NUM_RESAMPLES

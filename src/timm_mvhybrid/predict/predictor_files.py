@@ -19,8 +19,8 @@ from ..export.output_folder import check_folder
 from ..probes.conformal import NUM_STEPS
 from ..probes.reliability import GeneReliability
 from ..probes.ridge_model import RidgeModel
+from ..runtime.atomic_file import claimed
 from ..runtime.atomic_folder import OutputFolder
-from ..runtime.claim import claimed
 from ..runtime.codec import decode, dump
 from ..runtime.digest import file_sha256
 from ..runtime.errors import TimmMVHybridError

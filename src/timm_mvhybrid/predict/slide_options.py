@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import arg
 
 from ..data import Slide, SlideSource, TilingOptions
-from ..embed.patch_loader import num_available_workers
+from ..embed.model_input import num_available_workers
 from ..runtime.errors import DataError, ParameterError
 from .prediction import EncoderRecord
 

@@ -19,10 +19,10 @@ from ..embed.embedding_cache import cache_file, embed_into_cache, transform_of, 
 from ..embed.embedding_store import read_batches
 from ..embed.embeddings import BatchReport
 from ..embed.model_input import choose_device
-from ..runtime.claim import claimed
+from ..runtime.atomic_file import claimed, make_folder
 from ..runtime.codec import dump
 from ..runtime.digest import file_fingerprint, file_sha256
-from ..runtime.errors import OutputError, TimmMVHybridError, writing
+from ..runtime.errors import OutputError, TimmMVHybridError
 from ..runtime.extras import require
 from ..version import __version__
 from .encoder import check_weights, embedding_options, encoder_of, load_encoder_of
@@ -99,8 +99,7 @@ class SlideRun:
         if backbone is not None:
             check_weights(record, backbone)
         folder = Path(output)
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise OutputError(
                 f"{folder}: cannot be written; choose another place, or ask for permission to write there"

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..runtime.atomic_file import writing
 from ..runtime.atomic_folder import OutputFolder
-from ..runtime.errors import writing
 from ..runtime.extras import require
 from .anndata_output import to_anndata
 from .slide_prediction import SlidePrediction

@@ -71,7 +71,7 @@ def study_folds(studies: ArrayLike) -> list[Fold]:
     Raises:
         EvaluationError: If there is one study only.
     """
-    return _leave_one_out("study", "studies", labels_vector("studies", studies))
+    return leave_one_out("study", "studies", labels_vector("studies", studies))
 
 
 def patient_folds(
@@ -93,7 +93,7 @@ def patient_folds(
     """
     names = labels_vector("patients", patients)
     if num_folds is None:
-        return _leave_one_out("patient", "patients", names)
+        return leave_one_out("patient", "patients", names)
     unique, first, row_patient = np.unique(names, return_index=True, return_inverse=True)
     if num_folds < 2 or len(unique) < num_folds:
         raise EvaluationError(
@@ -131,7 +131,12 @@ def stripe_folds(coords: ArrayLike, num_folds: int = 4) -> list[Fold]:
     return _folds(fold_of, [str(index) for index in range(num_folds)])
 
 
-def _leave_one_out(noun: str, nouns: str, names: NDArray[np.generic]) -> list[Fold]:
+def leave_one_out(noun: str, nouns: str, names: NDArray[np.generic]) -> list[Fold]:
+    """Leaves the rows of one name at a time out, in the order of the names, which are checked already.
+
+    Raises:
+        EvaluationError: If there is one name only.
+    """
     unique, inverse = np.unique(names, return_inverse=True)
     if len(unique) < 2:
         have = f"'{unique[0]}' only" if len(unique) else "none"

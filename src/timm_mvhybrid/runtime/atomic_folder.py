@@ -7,8 +7,8 @@ import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from .atomic_file import temporary_name, write_file
-from .errors import OutputError, writing
+from .atomic_file import make_folder, temporary_name, write_file, writing
+from .errors import OutputError
 
 
 class OutputFolder(AbstractContextManager["OutputFolder"]):
@@ -54,8 +54,7 @@ class OutputFolder(AbstractContextManager["OutputFolder"]):
             OutputError: The disk does not take it.
         """
         folder = self.folder / name
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         return folder
 
     def finish(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +20,15 @@ def file_sha256(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def hash_files(root: Path, files: Sequence[Path]) -> dict[str, str]:
+    """Hashes input files: name → SHA-256 in hex, sorted by name."""
+    names = {}
+    for file in files:
+        name = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
+        names[name] = file_sha256(file)
+    return dict(sorted(names.items()))
 
 
 def file_fingerprint(path: Path) -> str:

@@ -1,15 +1,29 @@
-"""The errors that end a command in one sentence: their base, their kinds, and what every writer raises."""
+"""The errors that end a command in one sentence that any terminal shows: their base, their kinds, and what writers raise."""
 
 from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeGuard
 
-from .printable import printable
+
+def printable(text: str) -> str:
+    r"""Escapes whatever is not a visible character, so that names in a file cannot control a terminal.
+
+    Returns:
+        The text in one line: line breaks and tabs as blanks; other control, format and unassigned characters, including
+        escape codes and changes of writing direction, as Python writes them (``\x1b``).
+    """
+    return "".join(
+        character
+        if character.isprintable()
+        else " "
+        if character in "\t\n\r"
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
 
 _ROOM = "make room there, and start again"
 _PLACE = "choose another place, or ask for permission to write there"
@@ -153,16 +167,3 @@ def one_sentence(error: TimmMVHybridError | OSError) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror or error}"
     return printable(" ".join(text.split()))
-
-
-@contextmanager
-def writing(path: Path, num_bytes: int | None = None) -> Iterator[None]:
-    """Turns errors of the operating system into ``OutputError``, while the block writes a path, and nothing else.
-
-    Raises:
-        OutputError: The block raised an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise OutputError.of(path, error, num_bytes) from error

@@ -6,7 +6,7 @@ import os
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
-from .errors import writing
+from .atomic_file import writing
 
 
 class LineFile(AbstractContextManager["LineFile"]):

@@ -8,12 +8,10 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 from ..version import __version__
 from .codec import encode
-from .digest import file_sha256
 
 PACKAGES = (
     "torch",
@@ -107,15 +105,6 @@ def installed_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
         "timm-mvhybrid": __version__,
         **{package: version for package, version in found.items() if version is not None},
     }
-
-
-def hash_files(root: Path, files: Sequence[Path]) -> dict[str, str]:
-    """Hashes input files: name → SHA-256 in hex, sorted by name."""
-    names = {}
-    for file in files:
-        name = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
-        names[name] = file_sha256(file)
-    return dict(sorted(names.items()))
 
 
 def collect_provenance(

@@ -62,7 +62,7 @@ class _StepBatches(Dataset[CropBatch | str]):
             if self.photometric is None:
                 global_crops, local_crops = make_crops(images, keys, self.crops)
             else:
-                from .pil_augmentation import make_pil_crops
+                from .augmentation import make_pil_crops
 
                 global_crops, local_crops = make_pil_crops(images, keys, self.crops, self.photometric)
         except DataError as error:

@@ -4,8 +4,7 @@ Nothing here was measured. A phantom is for tests, demonstrations, and for probi
 follow morphology of low or of high spatial frequency, and its studies differ in stain, focus and resolution.
 """
 
-from .cohort import TASK, PhantomSummary, write_phantom
-from .montage import draw_montage
+from .cohort import TASK, PhantomSummary, draw_montage, write_phantom
 from .morphology import FACTORS, HIGH_FREQUENCY, LOW_FREQUENCY
 from .options import PhantomOptions
 from .sample import PhantomSample, draw_sample

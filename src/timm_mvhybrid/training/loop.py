@@ -1,6 +1,7 @@
 """The loop: configuration and objective → a run's folder with logs, checkpoints and weights.
 
-What is learned stands in the objective, one step in ``step``, what is saved in ``checkpoint``.
+What is learned stands in the objective, one step in ``step``, what is saved in ``checkpoint``. Where a run goes on, both
+configurations are compared first: what changed between its starts, and whether it may go on.
 """
 
 from __future__ import annotations
@@ -15,25 +16,83 @@ from typing import Any, Literal
 from safetensors.torch import save
 from torch import Tensor
 
-from ..runtime.atomic_file import write_file
-from ..runtime.claim import claimed
+from ..runtime.atomic_file import claimed, make_folder, write_file
 from ..runtime.codec import encode
-from ..runtime.errors import PretrainError, TimmMVHybridError, writing
+from ..runtime.errors import PretrainError, TimmMVHybridError
 from .checkpoint import Checkpointer, TrainState, best_checkpoint
-from .collectives_time import CollectivesTime, watch_collectives
 from .config import RunConfig
 from .loss_scale import LossScale
 from .metrics_log import MetricsLog
 from .objective import Evaluation, Objective
 from .optimizer import make_adamw
 from .progress import TrainingProgress
-from .recipe import check_recipe
 from .run_directory import RunDirectory
 from .run_report import RunReport
 from .step import NonFiniteError, TrainStep
 from .stop_signal import StopSignal
-from .throughput import Throughput
+from .throughput import CollectivesTime, Throughput, watch_collectives
 from .world import World, join_world
+
+
+def find_changes(before: Mapping[str, Any], now: Mapping[str, Any], recipe: type[RunConfig]) -> list[str]:
+    """Compares what is learned in two configurations.
+
+    Returns:
+        Name, earlier and new value of each difference, as text.
+    """
+    old, new = dict(_leaves(before)), dict(_leaves(now))
+    return [
+        f"`{name}` was {old.get(name)!r} and is {new.get(name)!r}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name) and not _within(name, recipe.free)
+    ]
+
+
+def check_recipe(
+    before: Mapping[str, Any], now: Mapping[str, Any], recipe: type[RunConfig], *, allow_changes: bool
+) -> list[str]:
+    """Decides whether a run may go on.
+
+    Args:
+        before: Configuration of the run so far.
+        now: Configuration of this start.
+        recipe: The kind of configuration, which knows what is free to change and what decides the architecture.
+        allow_changes: Whether the recipe may change; the architecture never may.
+
+    Raises:
+        PretrainError: The recipe changed and may not, or the architecture did.
+    """
+    changes = find_changes(before, now, recipe)
+    architecture = [
+        change for change in changes if _within(change.split()[0].strip("`"), recipe.architecture)
+    ]
+    if architecture:
+        raise PretrainError(
+            f"the run that is there has another architecture ({'; '.join(architecture)}); choose another `output`, and "
+            "start from its weights by `model.weights` if they fit"
+        )
+    if changes and not allow_changes:
+        raise PretrainError(
+            f"the run that is there has another recipe ({'; '.join(changes)}); restore it, allow the change by "
+            "`allow_changes=True`, or choose another `output`"
+        )
+    return changes
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    leaves: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        # arguments of the model are one value: which are there is part of it
+        if isinstance(value, Mapping) and f"{prefix}{name}" != "model.arguments":
+            leaves += _leaves(value, f"{prefix}{name}.")
+        else:
+            leaves.append((f"{prefix}{name}", value))
+    return leaves
+
+
+def _within(name: str, prefixes: tuple[str, ...]) -> bool:
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
 
 Resume = Literal["auto", "never", "must"]
 
@@ -159,8 +218,7 @@ class _Run:
             )
         if before is not None and resume != "never":
             changes = check_recipe(before, record, type(self.config), allow_changes=allow_changes)
-        with writing(self.directory.path):
-            self.directory.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.directory.path)
         stack.enter_context(claimed(self.directory.config))
         self.directory.create(record, resume=resume != "never")
         return changes

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from ..runtime.atomic_file import write_file
-from ..runtime.errors import OutputError, PretrainError, writing
+from ..runtime.atomic_file import write_file, writing
+from ..runtime.errors import OutputError, PretrainError
 from ..runtime.line_file import LineFile
 from .run_directory import RunDirectory
 

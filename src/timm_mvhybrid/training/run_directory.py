@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from ..runtime.atomic_file import write_file
-from ..runtime.errors import PretrainError, writing
+from ..runtime.atomic_file import make_folder, write_file
+from ..runtime.errors import PretrainError
 from ..runtime.provenance import installed_versions
 from ..runtime.ranks import Ranks
 
@@ -76,8 +76,7 @@ class RunDirectory:
         except (TypeError, ValueError) as error:
             raise PretrainError(f"{self.config}: the configuration is not JSON ({error})") from error
         for folder in (self.path, self.checkpoints, self.plots):
-            with writing(folder):
-                folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         git, patch = git_state(Path.cwd())
         starts = self._earlier_starts()
         environment = {**describe_environment(), "git": git, "num_starts": len(starts) + 1}

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 
 from ..runtime.errors import PretrainError
-from .collectives_time import CollectivesTime
 from .config import RunConfig
 from .metrics_log import MetricsLog
 from .objective import Objective
 from .progress import TrainingProgress
 from .step import StepResult, as_numbers
-from .throughput import Throughput
+from .throughput import CollectivesTime, Throughput
 from .world import World
 
 

@@ -15,8 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ..runtime.device import DeviceError, find_device
 from ..runtime.errors import PretrainError
-from ..runtime.process_group import process_group
-from ..runtime.ranks import Ranks
+from ..runtime.ranks import Ranks, process_group
 from .config import ParallelConfig
 
 # a rank may wait for another's slow disk, and must notice one that is gone

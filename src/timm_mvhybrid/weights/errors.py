@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ..runtime.errors import TimmMVHybridError
-from ..runtime.printable import printable
+from ..runtime.errors import TimmMVHybridError, printable
 
 
 class CheckpointError(TimmMVHybridError, RuntimeError):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 
 from tyro.conf import Positional, arg
 
-from ...cohorts.gene_panels import PanelMethod
+from ...cohorts.cohort import PanelMethod
 from ...embed.embedding_cache import EmbeddingOptions
 from ...probes.expression_metrics import NanPolicy
 from ...probes.resampling import NUM_RESAMPLES

@@ -10,13 +10,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ...cohorts.cohort import ExpressionCohort, read_cohort
-from ...cohorts.gene_panels import PanelMethod
-from ...cohorts.hest_layout import HestTask, task_panel
+from ...cohorts.cohort import ExpressionCohort
 from ...embed.baselines import PREFIX
 from ...probes.ridge import ridge_setting
 from ...probes.ridge_options import HEST_COMPONENTS
-from ...probes.splits import Fold, patient_folds, random_folds, study_folds
+from ...probes.splits import Fold, leave_one_out, random_folds
 from ...runtime.errors import EvaluationError
 from ..arguments import errors_in
 from .options import ExpressionOptions, ProbeOptions
@@ -54,47 +52,43 @@ class ProtocolPlan:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ExpressionPlan:
-    """All that is read before patches are embedded.
+    """All that is decided before patches are embedded.
 
     Attributes:
-        cohort: Spots, counts, studies.
         panel: What the result says of the genes: name, number, and on what they were selected.
         protocols: The protocols.
+        notes: What readers of the result must know of data, genes and folds.
     """
 
-    cohort: ExpressionCohort
     panel: dict[str, Any]
     protocols: list[ProtocolPlan]
+    notes: list[str]
 
 
-def make_plan(task: HestTask, options: ExpressionOptions, dims: Mapping[str, int]) -> ExpressionPlan:
-    """Reads the targets and refuses what cannot work with embeddings of these lengths.
+def make_plan(
+    cohort: ExpressionCohort, options: ExpressionOptions, dims: Mapping[str, int], panel_file: Path | None
+) -> ExpressionPlan:
+    """Chooses folds and genes, and refuses what cannot work with embeddings of these lengths.
+
+    Args:
+        cohort: Spots, counts, studies.
+        options: What is asked for.
+        dims: Model's label → length of its embeddings.
+        panel_file: The list that the cohort's genes are from; None where they are to be selected.
 
     Raises:
-        DataError: A file cannot be used.
         EvaluationError: The data do not allow a protocol, or a fold has too few spots, genes or studies for what was
             asked for.
     """
-    file = _panel_file(task, options)
-    cohort = read_cohort(task, counts_layer=options.counts_layer, studies=options.studies, panel=file)
-    protocols = _choose_protocols(cohort, options.protocols)
+    chosen = _choose_protocols(cohort, options.protocols)
+    protocols = [_plan_protocol(protocol, cohort, options, dims) for protocol in chosen]
     selected_on = "all samples" if options.select_on_all_samples else "training folds"
-    return ExpressionPlan(
-        cohort=cohort,
-        panel={
-            "panel": str(options.panel) if file is None else file.name,
-            "panel_size": options.num_genes if cohort.panel is None else len(cohort.panel),
-            "panel_selected_on": selected_on if cohort.panel is None else "file",
-        },
-        protocols=[_plan_protocol(protocol, cohort, options, dims) for protocol in protocols],
-    )
-
-
-def _panel_file(task: HestTask, options: ExpressionOptions) -> Path | None:
-    """Finds the list of genes; None where they are to be selected."""
-    if options.panel in get_args(PanelMethod):
-        return None
-    return task_panel(task) if options.panel == "task" else Path(options.panel)
+    panel = {
+        "panel": str(options.panel) if panel_file is None else panel_file.name,
+        "panel_size": options.num_genes if cohort.panel is None else len(cohort.panel),
+        "panel_selected_on": selected_on if cohort.panel is None else "file",
+    }
+    return ExpressionPlan(panel=panel, protocols=protocols, notes=_notes(cohort, options, panel, protocols))
 
 
 def _choose_protocols(cohort: ExpressionCohort, wanted: Sequence[str]) -> list[Protocol]:
@@ -124,8 +118,17 @@ def _plan_protocol(
 ) -> ProtocolPlan:
     probe = options.probe
     folds = _make_folds(protocol, cohort, probe)
+    # HEST selects genes once, on all samples, test parts included
+    once = options.select_on_all_samples
+    method: Any = options.panel
     with errors_in(f"protocol {protocol}"):
-        panels = _choose_genes(cohort, folds, options)
+        panels = cohort.panels(
+            [np.arange(len(cohort.sample_of))] if once else [fold.train for fold in folds],
+            method,
+            options.num_genes,
+            n_top_per_slide=options.n_top_per_slide,
+        )
+    panels = panels * len(folds) if once else panels
     genes = sorted(set().union(*panels))
     targets = cohort.log_counts(genes)
     num_components = {
@@ -165,20 +168,43 @@ def _make_folds(protocol: Protocol, cohort: ExpressionCohort, probe: ProbeOption
     if protocol == "random":
         return random_folds(len(cohort.sample_of), probe.num_folds, probe.seed)
     if protocol == "loso":
-        return study_folds(cohort.study_of)
-    return patient_folds(cohort.patient_of)
+        return leave_one_out("study", "studies", cohort.study_of)
+    return leave_one_out("patient", "patients", cohort.patient_of)
 
 
-def _choose_genes(
-    cohort: ExpressionCohort, folds: Sequence[Fold], options: ExpressionOptions
-) -> list[list[str]]:
-    """Takes the given genes, or selects those of each fold on its train part, or on all samples as HEST does."""
-    if cohort.panel is not None:
-        return [list(cohort.panel)] * len(folds)
-    everything = np.arange(len(cohort.sample_of))
-    method: Any = options.panel
-    panels = [
-        cohort.select_genes(rows, method, options.num_genes, n_top_per_slide=options.n_top_per_slide)
-        for rows in ([everything] if options.select_on_all_samples else [fold.train for fold in folds])
-    ]
-    return panels * len(folds) if options.select_on_all_samples else panels
+def _notes(
+    cohort: ExpressionCohort,
+    options: ExpressionOptions,
+    panel: Mapping[str, Any],
+    protocols: Sequence[ProtocolPlan],
+) -> list[str]:
+    notes = []
+    if cohort.num_missing_genes:
+        notes.append(
+            f"{cohort.num_missing_genes} genes are not measured in every sample and were left out before any selection."
+        )
+    for one in protocols:
+        lowered = {
+            num
+            for label, num in one.num_components.items()
+            if num is not None and num != HEST_COMPONENTS and not label.startswith(PREFIX)
+        }
+        if options.probe.num_components == "auto" and lowered:
+            notes.append(
+                f"{one.protocol}: {' or '.join(map(str, sorted(lowered)))} principal components in place of HEST's "
+                f"{HEST_COMPONENTS}, as many as the smallest train part, "
+                f"{min(len(fold.train) for fold in one.folds)} spots, and the embeddings allow."
+            )
+    if panel["panel_selected_on"] == "all samples":
+        notes.append("Genes were selected on all samples, test parts included, as HEST does.")
+    if panel["panel_selected_on"] == "file":
+        notes.append("Genes come from a file; whether they were chosen on test samples is not known here.")
+    for study in sorted(set(cohort.studies.values())):
+        members = [name for name, its in cohort.studies.items() if its == study]
+        if len(members) == 1:
+            notes.append(f"Study '{study}' has a single sample, '{members[0]}'.")
+    if any(one.protocol == "random" for one in protocols):
+        notes.append(
+            "In random folds neighbouring spots lie in train and test parts alike, so their scores are optimistic."
+        )
+    return notes

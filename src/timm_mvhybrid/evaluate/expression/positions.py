@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,13 @@ class PlacedModels:
         backbones: The others.
         embeddings: Given embeddings, model's label → sample → (spots, D), those of the positions last.
         index: Where the positions stand among all models; None without them.
-        note: Says that they were left out, and why; empty otherwise.
+        notes: Says that they were left out, and why, if they were.
     """
 
     backbones: list[Backbone]
     embeddings: dict[str, Mapping[str, NDArray[np.float32]]]
     index: int | None = None
-    note: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def in_order(self, models: Sequence[ModelRecord]) -> list[ModelRecord]:
         """Puts the positions, which come after the given embeddings, where they were named."""
@@ -68,4 +68,4 @@ def place_positions(
     note = f"{POSITION} is left out, because the patches of '{missing[0]}' have no coordinates."
     if not others and not given:
         raise EvaluationError(note[:-1])
-    return PlacedModels(backbones=others, embeddings=given, note=note)
+    return PlacedModels(backbones=others, embeddings=given, notes=[note])

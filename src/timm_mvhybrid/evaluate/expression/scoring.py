@@ -7,21 +7,22 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from ...cohorts.cohort import ExpressionCohort
 from ...embed.baselines import MEAN
 from ...probes.expression_metrics import METRICS, ExpressionMetrics, expression_metrics
 from ...probes.ridge_folds import RidgeFold, ridge_folds
 from ...report import ScoreSheet
 from ...runtime.stage import OnStage, stage_reporter
 from ..arguments import errors_in
+from .maps import ExpressionMap, genes_to_map, samples_to_map, spot_maps
 from .options import ProbeOptions
-from .plan import ExpressionPlan, ProtocolPlan
-from .spot_maps import ExpressionMap, genes_to_map, samples_to_map, spot_maps
+from .plan import ProtocolPlan
 
 _PER_GENE = ("pcc", "mse", "mae", "r2")
 
 
 def score_protocol(
-    plan: ExpressionPlan,
+    cohort: ExpressionCohort,
     protocol: ProtocolPlan,
     features: Mapping[str, NDArray[np.float32]],
     options: ProbeOptions,
@@ -36,7 +37,7 @@ def score_protocol(
     Raises:
         EvaluationError: A fold cannot be fitted; the message names protocol and model.
     """
-    cohort, columns = plan.cohort, protocol.columns
+    columns = protocol.columns
     maps: list[ExpressionMap] = []
     solvers: set[str] = set()
     best: NDArray[np.int64] | None = None

@@ -11,10 +11,8 @@ from ...report.presentation import Reference, Value, Values, metric_of, scores_t
 from ...report.table import Table, mark_best, number_cell, text_cell
 from ...runtime.codec import decode
 from .charts import gene_bars, slope_chart
-from .maps import maps_section
-from .published import Published, published
-from .spot_maps import ExpressionMap
-from .tables import PAPER_METRICS, find_drops, gene_means, panel_name
+from .maps import ExpressionMap, maps_section
+from .tables import PAPER_METRICS, Published, find_drops, gene_means, panel_name, published
 
 _DROP = "drop, %"
 

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...cohorts.cohort import PanelMethod, read_cohort
 from ...cohorts.hest_layout import open_task
 from ...data import PatchH5Source
 from ...embed.backbone import Backbone
-from ...embed.baselines import BASELINES, PREFIX
-from ...embed.models import embed_models, embedding_dims
-from ...probes.ridge_options import HEST_COMPONENTS
+from ...embed.baselines import BASELINES
+from ...embed.embedding_cache import embed_models, embedding_dims
 from ...report import Metric, Result, ScoreSheet
-from ...runtime.digest import file_sha256
-from ...runtime.provenance import hash_files
+from ...runtime.digest import file_sha256, hash_files
 from ...runtime.ranks import Ranks
 from ...runtime.stage import OnStage
 from ..task import OnBatch, Progress, Task, register_task
-from .options import ExpressionCommand, ExpressionOptions, ProbeOptions
-from .plan import ExpressionPlan, make_plan
+from .options import ExpressionCommand, ExpressionOptions
+from .plan import make_plan
 from .positions import place_positions
 from .scoring import score_protocol
 from .showing import ExpressionPresentation
@@ -72,13 +72,19 @@ def evaluate_expression(
     task = open_task(root, options.task)
     sources = {name: PatchH5Source(task.files[name][0]) for name in task.samples}
     placed = place_positions(backbones, embeddings, sources)
-    dims = embedding_dims(placed.backbones, options.embedding.pool, placed.embeddings)
-    plan = make_plan(task, options, dims) if Ranks.from_environment().is_first else None
+    cohort = plan = None
+    if Ranks.from_environment().is_first:
+        panel = None
+        if options.panel not in get_args(PanelMethod):
+            panel = task.panel if options.panel == "task" else Path(options.panel)
+        cohort = read_cohort(task, counts_layer=options.counts_layer, studies=options.studies, panel=panel)
+        dims = embedding_dims(placed.backbones, options.embedding.pool, placed.embeddings)
+        plan = make_plan(cohort, options, dims, panel)
 
     digests = {name: file_sha256(source.path) for name, source in sources.items()}
     data = {f"patches/{name}.h5": digest for name, digest in digests.items()}
-    if plan is not None:
-        data |= hash_files(task.path, plan.cohort.files)
+    if cohort is not None:
+        data |= hash_files(task.path, cohort.files)
     models, embedded = embed_models(
         sources,
         placed.backbones,
@@ -87,7 +93,7 @@ def evaluate_expression(
         given=placed.embeddings,
         on_batch=on_batch,
     )
-    if plan is None:
+    if cohort is None or plan is None:
         return None
     models = placed.in_order(models)
     features = {one.label: np.concatenate([embedded[one.label][name] for name in sources]) for one in models}
@@ -100,7 +106,16 @@ def evaluate_expression(
         num_resamples=probe.num_resamples,
         missing_as_zero=probe.nan_policy == "zero",
     )
-    outcomes = [score_protocol(plan, one, features, probe, sheet, on_stage) for one in plan.protocols]
+    outcomes = [score_protocol(cohort, one, features, probe, sheet, on_stage) for one in plan.protocols]
+    notes = []
+    constant = sum(fold.facts["num_constant"] for fold in sheet.folds)
+    if constant:
+        notes.append(
+            f"{constant} times a gene is constant in a fold, measured or predicted, and has no correlation there "
+            f"(policy: {probe.nan_policy})."
+        )
+    if any("exact" in solvers for _, solvers in outcomes):
+        notes.append("The ridge regression was solved exactly, without the early stopping of HEST's recipe.")
     return sheet.result(
         task=Expression.name,
         dataset=task.path.resolve().name,
@@ -108,15 +123,12 @@ def evaluate_expression(
         settings={**plan.panel, "preset": probe.preset, "nan_policy": probe.nan_policy},
         arrays={
             "maps": [one for maps, _ in outcomes for one in maps],
-            "studies": {name: plan.cohort.studies.get(name, "") for name in sources},
+            "studies": {name: cohort.studies.get(name, "") for name in sources},
         },
         options=options,
         data=data,
-        generated=plan.cohort.generated,
-        notes=[
-            *_notes(plan, set().union(*(solvers for _, solvers in outcomes)), sheet, probe),
-            *([placed.note] if placed.note else []),
-        ],
+        generated=cohort.generated,
+        notes=notes + plan.notes + placed.notes,
         compared=_COMPARED,
     )
 
@@ -140,47 +152,3 @@ class Expression(ExpressionPresentation, Task[ExpressionCommand]):
 
 
 register_task(Expression())
-
-
-def _notes(
-    plan: ExpressionPlan, solvers: Collection[str], sheet: ScoreSheet, probe: ProbeOptions
-) -> list[str]:
-    notes = []
-    cohort = plan.cohort
-    if cohort.num_missing_genes:
-        notes.append(
-            f"{cohort.num_missing_genes} genes are not measured in every sample and were left out before any selection."
-        )
-    for protocol in plan.protocols:
-        lowered = {
-            fold.facts["num_components"]
-            for fold in sheet.folds
-            if fold.protocol == protocol.protocol and not fold.model.startswith(PREFIX)
-        } - {HEST_COMPONENTS}
-        if probe.num_components == "auto" and lowered:
-            notes.append(
-                f"{protocol.protocol}: {' or '.join(map(str, sorted(lowered)))} principal components in place of HEST's "
-                f"{HEST_COMPONENTS}, as many as the smallest train part, "
-                f"{min(len(fold.train) for fold in protocol.folds)} spots, and the embeddings allow."
-            )
-    constant = sum(fold.facts["num_constant"] for fold in sheet.folds)
-    if constant:
-        notes.append(
-            f"{constant} times a gene is constant in a fold, measured or predicted, and has no correlation there "
-            f"(policy: {probe.nan_policy})."
-        )
-    if plan.panel["panel_selected_on"] == "all samples":
-        notes.append("Genes were selected on all samples, test parts included, as HEST does.")
-    if plan.panel["panel_selected_on"] == "file":
-        notes.append("Genes come from a file; whether they were chosen on test samples is not known here.")
-    for study in sorted(set(cohort.studies.values())):
-        members = [name for name, its in cohort.studies.items() if its == study]
-        if len(members) == 1:
-            notes.append(f"Study '{study}' has a single sample, '{members[0]}'.")
-    if "exact" in solvers:
-        notes.append("The ridge regression was solved exactly, without the early stopping of HEST's recipe.")
-    if any(one.protocol == "random" for one in plan.protocols):
-        notes.append(
-            "In random folds neighbouring spots lie in train and test parts alike, so their scores are optimistic."
-        )
-    return notes
