@@ -90,7 +90,7 @@ def test_baselines_are_shown_beside_the_models_unless_told_not_to(folder, capsys
     result = read_result("out")
     assert [model.label for model in result.models] == names
     components = {fold.model: fold.facts["num_components"] for fold in result.folds}
-    assert components == dict(zip(names, (23, 22, None, 20), strict=True))
+    assert components == dict(zip(names, (23, 22, None, None), strict=True))
     page = Path("out", "index.html").read_text()
     assert all(name in page for name in names)
     # as models, in the order in which they are named, and none beside them

@@ -63,16 +63,26 @@ def test_what_is_refused(images, tmp_path):
         embed(open_source(images[0]), load_backbone(POSITION), tmp_path / "out" / "e.h5")
 
 
+class Places:
+    """Patches of which only the places are known, or not even these."""
+
+    def __init__(self, coords, length=None):
+        self.coords, self.length = coords, len(coords) if length is None else length
+
+    def __len__(self):
+        return self.length
+
+
 def test_positions_fit_a_surface_to_each_sample_and_tell_nothing_of_others():
     rng = np.random.default_rng(0)
     coords = {name: rng.uniform(5000, 9000, (40, 2)) for name in "abc"}
-    found = position_features(coords)
+    found = position_features({name: Places(one) for name, one in coords.items()})
     for number, name in enumerate(coords):
         own = np.zeros(30, bool)
         own[10 * number : 10 * number + 10] = True
         assert found[name].shape == (40, 30)
         assert (found[name][:, ~own] == 0).all()
-        x, y = ((coords[name] - 7000) / 1000).T
+        x, y = ((coords[name] - 7000) / 2000).T
         surface = 2 + x - 3 * x * y + 0.5 * y**3 - x**2 * y
         solution = np.linalg.lstsq(found[name][:, own].astype(float), surface, rcond=None)[0]
         # features are rounded to float32, 6e-8 of values up to 1, and the surface has ten terms of single digits
@@ -81,11 +91,12 @@ def test_positions_fit_a_surface_to_each_sample_and_tell_nothing_of_others():
 
 
 def test_positions_do_not_depend_on_the_unit_and_widths_are_bounded():
-    one = {"a": np.array([[0, 0], [10, 4], [3, 2]])}
-    np.testing.assert_allclose(
-        position_features(one)["a"], position_features({"a": one["a"] * 250.0 - 70})["a"], atol=1e-6
-    )
+    places = np.array([[0, 0], [10, 4], [3, 2]])
+    one, other = (position_features({"a": Places(found)})["a"] for found in (places, places * 250.0 - 70))
+    np.testing.assert_allclose(one, other, atol=1e-6)
     for number, columns in ((102, 10), (103, 3), (341, 3), (342, 1)):
-        many = {str(sample): np.eye(2) for sample in range(number)}
+        many = {str(sample): Places(np.eye(2)) for sample in range(number)}
         assert position_features(many)["0"].shape == (2, number * columns)
-    assert np.isfinite(position_features({"one spot": np.array([[3, 3]])})["one spot"]).all()
+    assert np.isfinite(position_features({"one spot": Places(np.array([[3, 3]]))})["one spot"]).all()
+    unknown = position_features({"a": Places(None, 4)})["a"]
+    assert (unknown == unknown[0]).all()

@@ -492,7 +492,7 @@ def test_baselines_are_models_and_stand_where_they_are_named(task, studies, tmp_
     # baselines lower the number of components silently
     assert "None" not in next(note for note in found.notes if "principal components" in note)
     facts = {fold.model: fold.facts["num_components"] for fold in found.folds}
-    assert (facts[MEAN], facts[COLOUR], facts[POSITION]) == (None, 22, 40)
+    assert (facts[MEAN], facts[COLOUR], facts[POSITION]) == (None, 22, None)
 
 
 @pytest.mark.parametrize("preset", ["hest", "intercept"])
@@ -519,18 +519,15 @@ def test_the_mean_is_that_of_the_train_part_whatever_the_preset(task, studies, t
             for is_test in (True, False)
         )
         expected = np.square(test - train.mean(axis=0)).mean()
-        assert errors[study] == pytest.approx(expected, rel=1e-9)
+        # the recipe solves in float32 to a tolerance of 1e-6
+        assert errors[study] == pytest.approx(expected, rel=1e-4)
 
 
-def test_positions_of_patches_without_coordinates_are_left_out_and_said(tmp_path):
+def test_positions_of_patches_without_coordinates_are_one_place(tmp_path):
     task = write_task(tmp_path, num_samples=2)
-    with h5py.File(task / "patches" / "S1.h5", "a") as file:
-        del file["coords"]
-    chosen = options(tmp_path, protocols=("random",))
-    found = evaluate_expression(task, [load_backbone(MEAN), load_backbone(POSITION)], chosen)
-    assert [model.label for model in found.models] == [MEAN]
-    assert (
-        found.notes[-1] == "baseline:position is left out, because the patches of 'S1' have no coordinates."
-    )
-    with pytest.raises(EvaluationError, match=r"^baseline:position is left out"):
-        evaluate_expression(task, [load_backbone(POSITION)], chosen)
+    for name in ("S0", "S1"):
+        with h5py.File(task / "patches" / f"{name}.h5", "a") as file:
+            del file["coords"]
+    found = evaluate_expression(task, [load_backbone(POSITION)], options(tmp_path, protocols=("random",)))
+    (model,) = found.models
+    assert (model.label, model.weights) == (POSITION, "none")

@@ -13,7 +13,7 @@ from ..analysis.findings import Findings, check_folder, write_findings
 from ..analysis.frequency import FrequencyOptions, analyse_frequency
 from ..analysis.options import Advance, AnalysisOptions
 from ..analysis.stability import StabilityOptions, analyse_stability
-from ..runtime.claim import claimed
+from ..runtime.atomic_file import claimed
 from ..version import __version__
 from .messages import report
 from .progress import RunDisplay, RunLog

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..data import PatchSource
 from ..runtime.errors import EvaluationError
 from .colour_statistics import NAMES, colour_statistics
 
 PREFIX = "baseline:"
 COLOUR, MEAN, POSITION = (PREFIX + name for name in ("colour", "mean", "position"))
 BASELINES = (COLOUR, MEAN, POSITION)
+BLIND = (MEAN, POSITION)
+"""Those that see no image: no patch is read for them, and their embeddings are ones."""
 
 _MOST_COLUMNS = 1024
 """Of the positions; beyond it the surfaces of samples become flat, and then level."""
@@ -76,7 +78,7 @@ class MeanBaseline(_Statistics):
 
 
 class PositionBaseline(_Statistics):
-    """Stands for where patches lie; ``evaluate expression`` puts :func:`position_features` in its place."""
+    """Stands for where patches lie; :func:`position_features` take its place where coordinates make sense."""
 
     def __init__(self) -> None:
         super().__init__(1)
@@ -113,28 +115,29 @@ def baseline_model(name: str) -> nn.Module:
     return _MODELS[name]()
 
 
-def position_features(coords: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-    """Computes features of where spots lie, which no image enters.
+def position_features(sources: Mapping[str, PatchSource]) -> dict[str, NDArray[np.float32]]:
+    """Computes features of where patches lie, which no image enters.
 
-    Each sample has columns of its own, 0 for all others: the terms xⁱyʲ with i + j ≤ 3, of coordinates between −1 and 1
-    over the sample. A linear model of them fits a smooth surface to each sample that it was trained on, and knows nothing
-    of others. Where it predicts well, test spots have neighbours in the train part, so that encoders can be right without
+    Each source has columns of its own, 0 for all others: the terms xⁱyʲ with i + j ≤ 3, of coordinates between −1 and 1
+    over the source. A linear model of them fits a smooth surface to each source that it was trained on, and knows nothing
+    of others. Where it predicts well, test patches have neighbours in the train part, so that encoders can be right without
     having learned anything of tissue.
 
     Args:
-        coords: Sample → (spots, 2), in any unit.
+        sources: Name → patches; without coordinates all lie in one place.
 
     Returns:
-        Sample → (spots, columns); of many samples, so that there are about 1,024 columns at most, i + j ≤ 1 or 0.
+        Name → (patches, columns) float32; of many sources, so that there are about 1,024 columns at most, i + j ≤ 1 or 0.
     """
-    degree = next((one for one in (3, 1) if len(coords) * len(_terms(one)) <= _MOST_COLUMNS), 0)
-    terms = _terms(degree)
+    terms = _terms(len(sources))
     features = {}
-    for number, (name, places) in enumerate(coords.items()):
-        centred = np.asarray(places, dtype=np.float64)
-        low, high = centred.min(axis=0), centred.max(axis=0)
-        x, y = ((centred - (low + high) / 2) / max(float((high - low).max()) / 2, 1e-9)).T
-        found = np.zeros((len(centred), len(coords) * len(terms)), np.float32)
+    for number, (name, source) in enumerate(sources.items()):
+        places = (
+            np.zeros((len(source), 2)) if source.coords is None else np.asarray(source.coords, np.float64)
+        )
+        low, high = places.min(axis=0), places.max(axis=0)
+        x, y = ((places - (low + high) / 2) / max(float((high - low).max()) / 2, 1e-9)).T
+        found = np.zeros((len(places), len(sources) * len(terms)), np.float32)
         found[:, number * len(terms) : (number + 1) * len(terms)] = np.stack(
             [x**i * y**j for i, j in terms], axis=1
         )
@@ -142,5 +145,9 @@ def position_features(coords: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[n
     return features
 
 
-def _terms(degree: int) -> Sequence[tuple[int, int]]:
-    return [(i, total - i) for total in range(degree + 1) for i in range(total + 1)]
+def _terms(num_sources: int) -> list[tuple[int, int]]:
+    for degree in (3, 1, 0):
+        terms = [(i, total - i) for total in range(degree + 1) for i in range(total + 1)]
+        if num_sources * len(terms) <= _MOST_COLUMNS:
+            break
+    return terms

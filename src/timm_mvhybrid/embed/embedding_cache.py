@@ -25,6 +25,7 @@ from ..runtime.provenance import ModelRecord
 from ..runtime.ranks import Ranks
 from ..version import __version__
 from .backbone import Backbone
+from .baselines import BLIND
 from .embedding_store import holds, read_embeddings
 from .embeddings import BatchReport, EmbeddingSummary, ForwardOptions, write_embeddings
 from .model_input import choose_device, choose_input_size
@@ -94,7 +95,9 @@ def unique_labels(backbones: Sequence[Backbone], taken: Collection[str] = ()) ->
 
 
 def embedding_dims(
-    backbones: Sequence[Backbone], pool: Pooling, given: Mapping[str, Mapping[str, NDArray[np.float32]]]
+    backbones: Sequence[Backbone],
+    pool: Pooling,
+    given: Mapping[str, Mapping[str, NDArray[np.float32]]],
 ) -> dict[str, int]:
     """Says how wide every model's embeddings will be, before there are any.
 
@@ -155,6 +158,12 @@ def embed_models(
         digests = {name: source_digest(source) for name, source in sources.items()}
     with Ranks.from_environment().joined() as ranks:
         for label, backbone in labels.items():
+            if backbone.name in BLIND:
+                embeddings[label] = {
+                    name: np.ones((len(one), 1), np.float32) for name, one in sources.items()
+                }
+                records.append(_record(label, embeddings[label], backbone.weights))
+                continue
             record, embeddings[label] = _embed_sources(
                 label, backbone, sources, digests, options, ranks, on_batch
             )
@@ -315,13 +324,13 @@ def _checked(
     return found
 
 
-def _record(label: str, given: Mapping[str, NDArray[np.float32]]) -> ModelRecord:
+def _record(label: str, given: Mapping[str, NDArray[np.float32]], weights: str = "unknown") -> ModelRecord:
     num_patches = sum(map(len, given.values()))
     return ModelRecord(
         label=label,
         name=label,
-        weights="unknown",
-        weights_sha256="unknown",
+        weights=weights,
+        weights_sha256=weights,
         embedding_dim=next(iter(given.values())).shape[1],
         num_patches=num_patches,
         num_cached=num_patches,

@@ -13,6 +13,7 @@ from tyro.conf import Positional, arg
 
 from ..cohorts.labelled_images import LabelledImages, Layout, open_images
 from ..embed.backbone import Backbone
+from ..embed.baselines import POSITION
 from ..embed.embedding_cache import EmbeddingOptions, embed_models, unique_labels
 from ..probes.splits import Fold
 from ..report import Result, ScoreSheet
@@ -20,7 +21,7 @@ from ..report.bars import Bar, grouped_bars
 from ..report.drawing import Box, Drawing, chart_style
 from ..report.series_looks import bar
 from ..runtime.digest import hash_files
-from ..runtime.errors import check_seed
+from ..runtime.errors import EvaluationError, check_seed
 from ..runtime.provenance import ModelRecord
 from .arguments import BackboneOptions
 from .task import OnBatch
@@ -198,7 +199,10 @@ def embed_images(
         DataError: The images cannot be used.
         EvaluationError: There is no model, or the images cannot be split into as many folds.
     """
-    unique_labels(backbones)
+    if any(backbone.name == POSITION for backbone in unique_labels(backbones).values()):
+        raise EvaluationError(
+            f"{POSITION} is made of coordinates, and only `evaluate expression` takes it; leave it out"
+        )
     options.embedding.check()
     images = open_images(root, options.layout)
     folds = images.folds(options.num_folds, options.seed)

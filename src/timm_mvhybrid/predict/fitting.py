@@ -13,6 +13,7 @@ from ..cohorts.cohort import ExpressionCohort, read_cohort
 from ..cohorts.hest_layout import HestTask, open_task
 from ..data import DataError, PatchH5Source
 from ..embed.backbone import Backbone
+from ..embed.baselines import BLIND
 from ..embed.embedding_cache import embed_models, embedding_dims
 from ..embed.embeddings import BatchReport
 from ..runtime.digest import file_sha256, hash_files
@@ -77,6 +78,10 @@ def fit_expression(
         n_top_per_slide=options.n_top_per_slide,
     )
     folds = check_studies(cohort.study_of, options.alpha)
+    if backbone.name in BLIND:
+        raise EvaluationError(
+            f"{backbone.name} sees no image, and so predicts nothing of a slide; name another model"
+        )
     (dim,) = embedding_dims([backbone], options.embedding.pool, {}).values()
     components_of(options.num_components, dim, min(len(fold.train) for fold in folds))
     sources = {name: PatchH5Source(task.files[name][0]) for name in task.samples}

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...cohorts.cohort import ExpressionCohort
-from ...embed.baselines import PREFIX
+from ...embed.baselines import BLIND, PREFIX
 from ...probes.ridge import ridge_setting
 from ...probes.ridge_options import HEST_COMPONENTS
 from ...probes.splits import Fold, leave_one_out, random_folds
@@ -155,6 +155,8 @@ def _plan_protocol(
 
 def _num_components(wanted: int | Literal["auto"] | None, label: str, dim: int, num_train: int) -> int | None:
     """Lowers what was not asked for explicitly; baselines are narrower than models, and take what they have."""
+    if label in BLIND:
+        return None
     if wanted == "auto":
         return min(HEST_COMPONENTS, dim, num_train)
     return min(wanted, dim) if wanted is not None and label.startswith(PREFIX) else wanted

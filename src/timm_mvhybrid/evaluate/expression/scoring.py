@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ...cohorts.cohort import ExpressionCohort
 from ...embed.baselines import MEAN
 from ...probes.expression_metrics import METRICS, ExpressionMetrics, expression_metrics
-from ...probes.ridge_folds import RidgeFold, ridge_folds
+from ...probes.ridge_folds import ridge_folds
 from ...report import ScoreSheet
 from ...runtime.stage import OnStage, stage_reporter
 from ..arguments import errors_in
@@ -45,20 +45,17 @@ def score_protocol(
     on_model = stage_reporter(protocol.protocol, len(features), on_stage)
     for label, X in features.items():
         with errors_in(f"protocol {protocol.protocol}, model {label}"):
-            fitted = (
-                _mean_folds(protocol)
-                if label == MEAN
-                else ridge_folds(
-                    X,
-                    protocol.targets,
-                    protocol.folds,
-                    options.preset,
-                    protocol.num_components[label],
-                    alpha=options.alpha,
-                    solver=options.solver,
-                    columns=columns,
-                    groups=cohort.study_of,
-                )
+            fitted = ridge_folds(
+                X,
+                protocol.targets,
+                protocol.folds,
+                options.preset,
+                protocol.num_components[label],
+                # without penalty and projection a column of ones is the mean, with HEST's recipe, too, which has no intercept
+                alpha=0.0 if label == MEAN else options.alpha,
+                solver=options.solver,
+                columns=columns,
+                groups=cohort.study_of,
             )
         pcc = np.full((len(protocol.folds), len(protocol.genes)), np.nan)
         predicted = np.full(protocol.targets.shape, np.nan)
@@ -90,21 +87,6 @@ def score_protocol(
         )
         on_model(label)
     return maps, solvers
-
-
-def _mean_folds(protocol: ProtocolPlan) -> list[RidgeFold]:
-    """Predicts every gene's mean over the train part; HEST's recipe, which has no intercept, would predict 0."""
-    return [
-        RidgeFold(
-            prediction=np.tile(
-                protocol.targets[np.ix_(fold.train, chosen)].mean(axis=0), (len(fold.test), 1)
-            ),
-            num_components=None,
-            alpha=0.0,
-            solver="mean",
-        )
-        for fold, chosen in zip(protocol.folds, protocol.columns, strict=True)
-    ]
 
 
 def _per_gene(found: ExpressionMetrics, genes: list[str]) -> dict[str, dict[str, float]]:

@@ -13,7 +13,7 @@ from ...cohorts.cohort import PanelMethod, read_cohort
 from ...cohorts.hest_layout import open_task
 from ...data import PatchH5Source
 from ...embed.backbone import Backbone
-from ...embed.baselines import BASELINES
+from ...embed.baselines import BASELINES, POSITION, position_features
 from ...embed.embedding_cache import embed_models, embedding_dims
 from ...report import Metric, Result, ScoreSheet
 from ...runtime.digest import file_sha256, hash_files
@@ -22,7 +22,6 @@ from ...runtime.stage import OnStage
 from ..task import OnBatch, Progress, Task, register_task
 from .options import ExpressionCommand, ExpressionOptions
 from .plan import make_plan
-from .positions import place_positions
 from .scoring import score_protocol
 from .showing import ExpressionPresentation
 
@@ -70,33 +69,35 @@ def evaluate_expression(
     options, embeddings = options or ExpressionOptions(), embeddings or {}
     options.embedding.check()
     task = open_task(root, options.task)
-    sources = {name: PatchH5Source(task.files[name][0]) for name in task.samples}
-    placed = place_positions(backbones, embeddings, sources)
     cohort = plan = None
     if Ranks.from_environment().is_first:
         panel = None
         if options.panel not in get_args(PanelMethod):
             panel = task.panel if options.panel == "task" else Path(options.panel)
         cohort = read_cohort(task, counts_layer=options.counts_layer, studies=options.studies, panel=panel)
-        dims = embedding_dims(placed.backbones, options.embedding.pool, placed.embeddings)
+        dims = embedding_dims(backbones, options.embedding.pool, embeddings)
         plan = make_plan(cohort, options, dims, panel)
 
+    sources = {name: PatchH5Source(task.files[name][0]) for name in task.samples}
     digests = {name: file_sha256(source.path) for name, source in sources.items()}
     data = {f"patches/{name}.h5": digest for name, digest in digests.items()}
     if cohort is not None:
         data |= hash_files(task.path, cohort.files)
     models, embedded = embed_models(
         sources,
-        placed.backbones,
+        backbones,
         options.embedding,
         digests=digests,
-        given=placed.embeddings,
+        given=embeddings,
         on_batch=on_batch,
     )
     if cohort is None or plan is None:
         return None
-    models = placed.in_order(models)
-    features = {one.label: np.concatenate([embedded[one.label][name] for name in sources]) for one in models}
+    if POSITION in embedded:
+        embedded[POSITION] = position_features(sources)
+    features = {
+        label: np.concatenate([by_sample[name] for name in sources]) for label, by_sample in embedded.items()
+    }
 
     probe = options.probe
     sheet = ScoreSheet(
@@ -128,7 +129,7 @@ def evaluate_expression(
         options=options,
         data=data,
         generated=cohort.generated,
-        notes=notes + plan.notes + placed.notes,
+        notes=notes + plan.notes,
         compared=_COMPARED,
     )
 
