@@ -187,6 +187,14 @@ def _notes(cohort: ExpressionCohort, panel: Mapping[str, Any], protocols: Sequen
         notes.append(
             f"{cohort.num_missing_genes} genes are not measured in every sample and were left out before any selection."
         )
+    if panel["panel_selected_on"] == "all samples":
+        notes.append("Genes were selected on all samples, test parts included, as HEST does.")
+    if panel["panel_selected_on"] == "file":
+        notes.append("Genes come from a file; whether they were chosen on test samples is not known here.")
+    for study in sorted(set(cohort.studies.values())):
+        members = [name for name, its in cohort.studies.items() if its == study]
+        if len(members) == 1:
+            notes.append(f"Study '{study}' has a single sample, '{members[0]}'.")
     if "random" in protocols:
         notes.append(
             "In random folds neighbouring spots lie in train and test parts alike, so their scores are optimistic."
