@@ -11,7 +11,7 @@ import torch
 
 from timm_mvhybrid import doctor, models
 from timm_mvhybrid.cli import main
-from timm_mvhybrid.doctor import findings, installation, trials
+from timm_mvhybrid.doctor import examination, installation, trials
 from timm_mvhybrid.doctor.trials import Trial
 from timm_mvhybrid.ops import implementation
 
@@ -152,21 +152,21 @@ def test_original_mamba_ssm_is_no_fork(fake, working):
 def test_old_timm(monkeypatch, version, fatal):
     versions(monkeypatch, timm=version)
     tried = FAILING if fatal else WORKING
-    found = findings.find_remedies(installation.find_packages(), tried)
+    found = examination.find_remedies(installation.find_packages(), tried)
     remedy = the_remedy(found, f"timm {version} is older than 1.0.26")
     assert remedy.fatal is fatal
     assert "pip install 'timm>=1.0.26'" in remedy.remedy
 
 
 def test_oldest_timm_is_old_enough(monkeypatch):
-    versions(monkeypatch, timm=findings.OLDEST_TIMM)
-    found = complaints(findings.find_remedies(installation.find_packages(), WORKING))
+    versions(monkeypatch, timm=examination.OLDEST_TIMM)
+    found = complaints(examination.find_remedies(installation.find_packages(), WORKING))
     assert not any("older than" in text for text in found)
 
 
 def test_oldest_timm_is_the_one_that_is_required():
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    assert re.findall(r'"timm>=([\d.]+)"', project) == [findings.OLDEST_TIMM]
+    assert re.findall(r'"timm>=([\d.]+)"', project) == [examination.OLDEST_TIMM]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_oldest_timm_is_the_one_that_is_required():
 )
 def test_newer_timm_than_was_tried(monkeypatch, version, expected):
     versions(monkeypatch, timm=version)
-    found = complaints(findings.find_remedies(installation.find_packages(), WORKING))
+    found = complaints(examination.find_remedies(installation.find_packages(), WORKING))
     assert any("newer than 1.0.31" in text for text in found) is expected
 
 
@@ -189,12 +189,12 @@ def test_namesakes_of_pipelines(fake, working, capsys, name):
 
 def test_jsonargparse_that_kaiko_eva_cannot_use(monkeypatch):
     versions(monkeypatch, **{"kaiko-eva": "0.4.5", "jsonargparse": "4.53.0"})
-    found = findings.find_remedies(installation.find_packages(), WORKING)
+    found = examination.find_remedies(installation.find_packages(), WORKING)
     assert "jsonargparse<4.52" in the_remedy(found, "jsonargparse 4.53.0").remedy
     versions(monkeypatch, **{"kaiko-eva": "0.4.5", "jsonargparse": "4.51.1"})
     assert not any(
         "jsonargparse" in text
-        for text in complaints(findings.find_remedies(installation.find_packages(), WORKING))
+        for text in complaints(examination.find_remedies(installation.find_packages(), WORKING))
     )
 
 
@@ -261,9 +261,9 @@ def test_the_trials_draw_nothing_from_the_callers_generator():
 
 def test_weights_that_an_organisation_has(monkeypatch):
     monkeypatch.setattr(models, "PUBLISHED_SETS", ("a-set",))
-    assert list(findings._of_weights()) == []
+    assert list(examination._of_weights()) == []
     monkeypatch.setattr(models, "PUBLISHED_SETS", ())
-    (none,) = [one for one in findings._of_weights()]
+    (none,) = [one for one in examination._of_weights()]
     assert "TIMM_MVHYBRID_ORGANIZATION" in none.remedy
     monkeypatch.setenv("TIMM_MVHYBRID_ORGANIZATION", "lab")
-    assert list(findings._of_weights()) == []
+    assert list(examination._of_weights()) == []

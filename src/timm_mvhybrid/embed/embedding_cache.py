@@ -205,13 +205,16 @@ def _embed_sources(
     everywhere: list[EmbeddingSummary] = [summary for part in ranks.gather(summaries) for summary in part]
     embeddings: dict[str, NDArray[np.float32]] = {}
     if ranks.is_first:
-        for name, file in files.items():
+        for name, source in sources.items():
             try:
-                embeddings[name] = read_embeddings(file).embeddings
-            except DataError as error:
+                found = read_embeddings(files[name])
+            except DataError:
+                found = None
+            if found is None or len(found.embeddings) != len(source) or found.barcodes != source.barcodes:
                 raise EvaluationError(
-                    f"{file}: written and not readable; give all ranks the same `cache`"
-                ) from error
+                    f"{files[name]}: written and not readable; give all ranks the same `cache`"
+                )
+            embeddings[name] = found.embeddings
     seconds = sum(summary.seconds for summary in everywhere)
     waited = sum(summary.seconds * summary.data_wait_share for summary in everywhere)
     num_patches = sum(len(source) for source in sources.values())

@@ -49,6 +49,19 @@ class ProtocolPlan:
         column_of = {gene: index for index, gene in enumerate(self.genes)}
         return [np.array([column_of[gene] for gene in names]) for names in self.panels]
 
+    @property
+    def lowered(self) -> str | None:
+        """Says which numbers of components of models, baselines apart, are not HEST's; None where all are."""
+        models = {label: num for label, num in self.num_components.items() if not label.startswith(PREFIX)}
+        lowered = sorted({num for num in models.values() if num not in (None, HEST_COMPONENTS)})
+        if not lowered:
+            return None
+        return (
+            f"{self.protocol}: {' or '.join(map(str, lowered))} principal components in place of HEST's "
+            f"{HEST_COMPONENTS}, as many as the smallest train part, "
+            f"{min(len(fold.train) for fold in self.folds)} spots, and the embeddings allow."
+        )
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ExpressionPlan:
@@ -80,15 +93,18 @@ def make_plan(
         EvaluationError: The data do not allow a protocol, or a fold has too few spots, genes or studies for what was
             asked for.
     """
-    chosen = _choose_protocols(cohort, options.protocols)
-    protocols = [_plan_protocol(protocol, cohort, options, dims) for protocol in chosen]
     selected_on = "all samples" if options.select_on_all_samples else "training folds"
     panel = {
         "panel": str(options.panel) if panel_file is None else panel_file.name,
         "panel_size": options.num_genes if cohort.panel is None else len(cohort.panel),
         "panel_selected_on": selected_on if cohort.panel is None else "file",
     }
-    return ExpressionPlan(panel=panel, protocols=protocols, notes=_notes(cohort, options, panel, protocols))
+    chosen = _choose_protocols(cohort, options.protocols)
+    notes = _notes(cohort, panel, chosen)
+    protocols = [_plan_protocol(protocol, cohort, options, dims) for protocol in chosen]
+    if options.probe.num_components == "auto":
+        notes += [one.lowered for one in protocols if one.lowered is not None]
+    return ExpressionPlan(panel=panel, protocols=protocols, notes=notes)
 
 
 def _choose_protocols(cohort: ExpressionCohort, wanted: Sequence[str]) -> list[Protocol]:
@@ -174,29 +190,12 @@ def _make_folds(protocol: Protocol, cohort: ExpressionCohort, probe: ProbeOption
     return leave_one_out("patient", "patients", cohort.patient_of)
 
 
-def _notes(
-    cohort: ExpressionCohort,
-    options: ExpressionOptions,
-    panel: Mapping[str, Any],
-    protocols: Sequence[ProtocolPlan],
-) -> list[str]:
+def _notes(cohort: ExpressionCohort, panel: Mapping[str, Any], protocols: Sequence[Protocol]) -> list[str]:
     notes = []
     if cohort.num_missing_genes:
         notes.append(
             f"{cohort.num_missing_genes} genes are not measured in every sample and were left out before any selection."
         )
-    for one in protocols:
-        lowered = {
-            num
-            for label, num in one.num_components.items()
-            if num is not None and num != HEST_COMPONENTS and not label.startswith(PREFIX)
-        }
-        if options.probe.num_components == "auto" and lowered:
-            notes.append(
-                f"{one.protocol}: {' or '.join(map(str, sorted(lowered)))} principal components in place of HEST's "
-                f"{HEST_COMPONENTS}, as many as the smallest train part, "
-                f"{min(len(fold.train) for fold in one.folds)} spots, and the embeddings allow."
-            )
     if panel["panel_selected_on"] == "all samples":
         notes.append("Genes were selected on all samples, test parts included, as HEST does.")
     if panel["panel_selected_on"] == "file":
@@ -205,7 +204,7 @@ def _notes(
         members = [name for name, its in cohort.studies.items() if its == study]
         if len(members) == 1:
             notes.append(f"Study '{study}' has a single sample, '{members[0]}'.")
-    if any(one.protocol == "random" for one in protocols):
+    if "random" in protocols:
         notes.append(
             "In random folds neighbouring spots lie in train and test parts alike, so their scores are optimistic."
         )
