@@ -140,7 +140,5 @@ def gradients(
     arrays = [x.detach().contiguous().numpy() for x in (grad, u, between, weights, rates, slopes)]
     outputs = [x.numpy() for x in found]
     sums = partial.numpy()
-    in_threads(
-        lambda part, number: _backward(*arrays, *outputs, sums[number], part.start, part.stop), len(u)
-    )
+    in_threads(lambda part, number: _backward(*arrays, *outputs, sums[number], part.start, part.stop), len(u))
     return *found, partial.sum(0)
