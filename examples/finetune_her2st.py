@@ -10,7 +10,7 @@ tokens, and an ST token that has learned nothing; from MINT's class token, ST to
 everything in the table alike; --leave-out patient leaves out whole patients.
 
 The default is a tiny encoder with random weights: it shows that the method works, not what it is worth. Give
---model and --checkpoint of a pretrained one for that. About a minute a method, section and seed on two cores.
+--model and --checkpoint of a pretrained one for that. About a minute a method, section and seed on one core.
 """
 
 import argparse

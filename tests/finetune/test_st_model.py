@@ -8,6 +8,7 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from timm.layers import SwiGLUPacked
 from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock, ResPostBlock
 
 from timm_mvhybrid.finetune import FinetuneError, STModel
@@ -30,8 +31,12 @@ OTHERS = [
         dict(VIT, scale_attn_norm=True, scale_mlp_norm=True),
         dict(VIT, block_fn=ResPostBlock, init_values=0.1),
         dict(VIT, block_fn=ParallelThingsBlock),
+        # as the largest DINOv2
+        dict(VIT, mlp_layer=SwiGLUPacked, mlp_ratio=6, init_values=1e-5),
     )
 ]
+# its second prefix token is the one of distillation
+OTHERS.append(("deit_tiny_distilled_patch16_224", VIT))
 
 
 def pair(name, options, *, dtype=torch.float32, token=1.0, **st):
@@ -216,8 +221,10 @@ def test_what_cannot_carry_the_token_is_refused():
             STModel(backbone, st_start=st_start)
     with pytest.raises(FinetuneError, match="`st_writes`"):
         STModel(timm.create_model("test_vim_einfft"), st_writes=True)
-    with pytest.raises(FinetuneError, match="ResNet"):
-        STModel(timm.create_model("resnet18"))
+    eva = dict(img_size=28, depth=1, embed_dim=64, num_heads=2, num_classes=0)
+    for name, options, kind in (("resnet18", {}, "ResNet"), ("eva02_tiny_patch14_224", eva, "Eva")):
+        with pytest.raises(FinetuneError, match=f"`backbone` is a {kind}; an ST token goes into"):
+            STModel(timm.create_model(name, **options))
     parallel = timm.create_model("vit_tiny_patch16_224", **VIT, block_fn=ParallelScalingBlock)
     with pytest.raises(FinetuneError, match=r"ParallelScalingBlock at blocks\.0"):
         STModel(parallel)

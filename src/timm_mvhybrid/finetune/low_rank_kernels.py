@@ -7,9 +7,9 @@ The arithmetic is float32. Importing this module needs Numba, and may fail where
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
-import numba  # type: ignore[import-untyped, unused-ignore]
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ GROUP = 4
 """Rows that are worked on at once, and what the rank of the matrices is padded to."""
 _MIN_ROWS = 64
 """Rows that are worth a thread."""
+# its own types know nothing of what is compiled
+numba: Any = importlib.import_module("numba")
 _u32, _f32 = np.uint32, np.float32
 # sums may be taken in any order, and of products and sums one operation may be made
 _jit = numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")

@@ -5,15 +5,17 @@ Importing this module needs Numba, and may fail where Numba finds no place for w
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
-import numba  # type: ignore[import-untyped, unused-ignore]
 import numpy as np
 import torch
 from torch import Tensor
 
 from .threads import in_threads, num_parts
 
+# its own types know nothing of what is compiled
+numba: Any = importlib.import_module("numba")
 _f32, _i32 = np.float32, np.int32
 _jit = numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
 # ln(2)^k / k!: on half a unit to either side the series is off by 5e-9
@@ -135,10 +137,10 @@ def gradients(
     Returns:
         Those of u, σ, g and the slopes.
     """
-    grad_u, grad_between, grad_weights = found = [torch.empty(x.shape) for x in (u, between, weights)]
+    grad_u, grad_between, grad_weights = (torch.empty(x.shape) for x in (u, between, weights))
     partial = torch.zeros(num_parts(len(u)), *slopes.shape)
     arrays = [x.detach().contiguous().numpy() for x in (grad, u, between, weights, rates, slopes)]
-    outputs = [x.numpy() for x in found]
+    outputs = [x.numpy() for x in (grad_u, grad_between, grad_weights)]
     sums = partial.numpy()
     in_threads(lambda part, number: _backward(*arrays, *outputs, sums[number], part.start, part.stop), len(u))
     return grad_u, grad_between, grad_weights, partial.sum(0)
