@@ -20,7 +20,7 @@ from numba.core.datamodel import models
 from numba.core.datamodel.registry import register_default
 from numba.extending import intrinsic, overload
 
-LANES = 32
+LANES = 16
 """Numbers in a vector: the channels that a kernel takes at a time."""
 
 SOFTPLUS_THRESHOLD = 20.0
