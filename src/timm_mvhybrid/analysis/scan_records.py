@@ -83,9 +83,11 @@ def tokens_entering(layer: Any, images: Tensor) -> tuple[nn.Module, Tensor]:
     """
     if isinstance(layer, tuple):
         model, number = layer
-        blocks = model.blocks
+        blocks = getattr(model, "blocks", ())
         if not 0 <= number < len(blocks):
-            raise ParameterError(f"`layer` names block {number}; the model has blocks 0 to {len(blocks) - 1}")
+            raise ParameterError(
+                f"`layer` names block {number}, but the model has {len(blocks)}, counted from 0"
+            )
         mixer = mixer_of(blocks[number])
         return mixer, _entering(model, images, {number: mixer})[number]
     mixer = mixer_of(layer)
