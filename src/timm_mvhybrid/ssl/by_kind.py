@@ -16,6 +16,9 @@ from ..ops.step_sizes import step_sizes
 KINDS = ("mask_token", "in_proj", "out_proj", "A_log", "channel_mixer", "attn", "mlp", "heads", "other")
 """Kinds of parameters; ``A_log`` holds all of the eigenvalues, ``heads`` the projection heads of self-supervision."""
 
+WATCHED_IMAGES = 8
+"""Crops on which blocks are measured."""
+
 _PARTS = {
     "mask_token": "mask_token",
     "in_proj": "in_proj",
@@ -94,6 +97,17 @@ def starts_at_zero(backbone: Any) -> bool:
         and backbone.pos_embed is None
         and backbone.mask_token is not None
         and not bool(backbone.mask_token.any())
+    )
+
+
+def start_warnings(backbone: Any) -> tuple[str, ...]:
+    """Says that a model is about to be trained with a mask token that stays 0; nothing of others."""
+    if not starts_at_zero(backbone):
+        return ()
+    return (
+        "the mask token starts at 0 and stays 0 through the state-space blocks, because the model has neither EinFFT nor "
+        "a position embedding: every LayerNorm multiplies its gradient by 1/√eps = 316 or so, and the first steps may be "
+        "clipped to nothing; start it with `model.arguments={'mask_token_std': 0.02}`",
     )
 
 

@@ -23,7 +23,7 @@ from ..training.teacher_file import write_teacher
 from ..training.world import World
 from ..weights.position_grid import PATCH_GRID, grid_of
 from .augmentation import DeviceAugmentation
-from .by_kind import block_measures, gradient_norms, starts_at_zero
+from .by_kind import WATCHED_IMAGES, block_measures, gradient_norms, start_warnings
 from .config import DistillationConfig, MaskConfig
 from .crops import CropBatch
 from .loader import make_loader
@@ -112,10 +112,6 @@ def compute_losses(
     )
 
 
-WATCHED_IMAGES = 8
-"""Crops on which blocks are measured."""
-
-
 class Views(NamedTuple):
     """What student and teacher see of a batch.
 
@@ -149,8 +145,7 @@ class SelfDistillation(Objective):
         mask: What iBOT hides; None for class tokens alone.
         num_workers: Processes that read and crop; 0 reads in this one.
         max_corrupt: Different unreadable samples that are reported and replaced before the run stops.
-        by_kind: Whether to log gradient norms by kind of parameter, and what the blocks of the student do; for students that
-            need nothing but crops and masks.
+        by_kind: Whether to log gradients by kind of parameter, and what blocks do; for students of crops and masks alone.
 
     Attributes:
         student: The student, which is trained.
@@ -182,7 +177,7 @@ class SelfDistillation(Objective):
         torch.manual_seed(config.seed)
         self.student, self.teacher = self.build_networks()
         self.trained = self.student
-        self._zero_mask_token = mask is not None and starts_at_zero(self.student.backbone)
+        self._warnings = () if mask is None else start_warnings(self.student.backbone)
         for network, recompute in ((self.student, True), (self.teacher, False)):
             network.to(world.device)
             parallelize(network, world.mesh, config.parallel, recompute=recompute)
@@ -351,14 +346,8 @@ class SelfDistillation(Objective):
         return {**norms, **measured}
 
     def warnings(self) -> Sequence[str]:
-        """Warns of a mask token that stays 0, whose gradient grows with every block."""
-        if not self._zero_mask_token:
-            return ()
-        return (
-            "the mask token starts at 0 and stays 0 through the state-space blocks, because the model has neither EinFFT nor "
-            "a position embedding: every LayerNorm multiplies its gradient by 1/√eps = 316 or so, and the first steps may be "
-            "clipped to nothing; start it with `model.arguments={'mask_token_std': 0.02}`",
-        )
+        """Warns of a mask token that stays 0."""
+        return self._warnings
 
     def check(self, step: int, metrics: Mapping[str, float]) -> Alarm | None:
         """Notices features that have collapsed."""
