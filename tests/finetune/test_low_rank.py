@@ -193,3 +193,10 @@ def test_without_numba_the_layer_computes_the_same_distribution(dropout, monkeyp
     # both are unbiased: their means over rows differ by what the noise of 400 rows may do
     spread = (compiled[0] - base).std(dim=0) / 20
     assert ((plain[0] - compiled[0]).mean(dim=0).abs() < 6 * 1.5 * spread).all()
+
+
+def test_memory_of_parameters_can_be_freed_afterwards_as_fsdp_does():
+    _, layer = pair(dropout=0.2, dtype=torch.float32)
+    results(layer, torch.randn(5, 12))
+    for parameter in layer.parameters():
+        parameter.detach().untyped_storage().resize_(0)

@@ -176,7 +176,7 @@ def start_of(
     y = x.new_empty(len(x), len(B))
     padded, scaled = _padded(A), _padded(B.T * scale)
     inner = x.new_empty(len(x), len(padded))
-    bias = x.new_zeros(len(B)) if bias is None else bias
+    bias = x.new_zeros(len(B)) if bias is None else bias.detach().clone()
     arrays = [_array(tensor) for tensor in (x, padded, scaled, bias, inner, y)]
     in_threads(
         lambda part, _: _forward(*arrays, part.start, part.stop, np.uint64(seed), threshold),
@@ -235,8 +235,14 @@ def gradients(
 
 
 def _padded(matrix: Tensor) -> Tensor:
-    """Adds rows of zeros up to a multiple of ``GROUP``."""
-    return torch.nn.functional.pad(matrix, [0, 0, 0, -len(matrix) % GROUP]).contiguous()
+    """Copies a matrix, with rows of zeros up to a multiple of ``GROUP``.
+
+    A parameter itself must not become an array: its memory could not be freed any more, which FSDP does.
+    """
+    rows = len(matrix)
+    padded = matrix.new_zeros(rows + -rows % GROUP, matrix.shape[1])
+    padded[:rows] = matrix.detach()
+    return padded
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:
