@@ -336,10 +336,7 @@ class SelfDistillation(Objective):
             return norms
         crops, mask = self._watched
         masked = None if mask is None else MaskedPatches.of(mask, crops.device)
-        with (
-            undisturbed(self.student, self.world.device),
-            sharded_type(self.world, self.config.parallel),
-        ):
+        with undisturbed(self.student, self.world.device), sharded_type(self.world, self.config.parallel):
             measured = block_measures(
                 self.student.backbone, lambda: self.student(crops, masked=masked, hide=True)
             )
