@@ -128,7 +128,7 @@ def _adapter_table(settings: Settings, x: Tensor, figures: dict[str, Spread]) ->
         for kind in steps:
             rows.append([name, kind, *format_seconds(times.spread(kind)), "", "", ""])
         rows.append([*row, "", "", ""])
-        for images_of_step in (x, x.repeat(1 if settings.quick else 2, 1, 1, 1)):
+        for images_of_step in (x,) if settings.quick else (x, x.repeat(2, 1, 1, 1)):
             # after the rounds, in which the optimiser made its state
             own = {kind: _own_bytes(step, images_of_step) for kind, step in steps.items()}
             peaks = {kind: step.held_bytes() + own[kind] for kind, step in steps.items()}
