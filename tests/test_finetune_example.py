@@ -24,9 +24,12 @@ def test_every_method_gets_a_row(tmp_path):
     assert result.returncode == 0, result.stderr
     table = result.stdout.split("standard error over seeds")[1]
     rows = {label.strip(): (r, error) for label, r, error in re.findall(r"(.+?) +(-?0\.\d+) ± (\S+)", table)}
-    expected = ["22 statistics of colour and contrast", "frozen encoder, class token"]
+    expected = [
+        f"frozen encoder, {name}" for name in ("class token", "mean of patch tokens", "ST token as drawn")
+    ]
+    expected += ["22 statistics of colour and contrast"]
     expected += [f"MINT, {name}" for name in ("class token", "ST token", "class and ST token")]
     assert list(rows) == [*expected, *(["STAMP, class token"] if has_peft else [])]
     # the statistics have no seed, and the genes follow the colours
-    assert float(rows[expected[0]][1]) == 0
-    assert float(rows[expected[0]][0]) > 0.3
+    assert float(rows[expected[3]][1]) == 0
+    assert float(rows[expected[3]][0]) > 0.3

@@ -51,7 +51,11 @@ def test_tables_intervals_comparison_page_and_command(example, images, tmp_path,
     ]
     assert example.main_of_task(example.Colour(), words) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [score["model"] for score in printed["scores"]] == ["test_vit12", "test_mvhybrid"]
+    assert [score["model"] for score in printed["scores"]] == [
+        "test_vit12",
+        "test_mvhybrid",
+        "baseline:colour",
+    ]
     result = read_result(tmp_path / "out")
     assert result.summary("test_vit12", "random", "mae").interval.over == "folds"
     assert result.comparisons[0].baseline == "test_vit12"

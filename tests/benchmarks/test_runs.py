@@ -28,7 +28,8 @@ def test_a_missing_peer_is_named_and_leaves_its_goals_unjudged(monkeypatch):
     monkeypatch.setitem(sys.modules, "mambapy.mamba", None)
     monkeypatch.setattr(scan, "torch_associative_scan", lambda: scan.token_major_scan)
     found, notes = scan.find_peers()
-    assert [peer.name for peer in found] == ["ours", "ours, channel-major input", "torch associative_scan"]
+    names = ["ours", "ours, channel-major input", "ours, plain torch", "torch associative_scan"]
+    assert [peer.name for peer in found] == names
     assert any("mamba_ssm: not installed; make bench-install" in note for note in notes)
     assert any("mambapy: not installed" in note and "pip install mambapy" in note for note in notes)
 

@@ -4,7 +4,7 @@ import ast
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 from unittest import mock
 
 import pytest
@@ -13,6 +13,7 @@ from tyro.conf import Positional
 
 import timm_mvhybrid
 from timm_mvhybrid.cli import COMMANDS, main, main_of_task
+from timm_mvhybrid.cli.analyse import Analyse
 from timm_mvhybrid.cli.evaluate import task_command
 from timm_mvhybrid.cli.finetune import flags_of_finetune
 from timm_mvhybrid.cli.flags import flags_of, in_flags
@@ -79,7 +80,9 @@ SHORT = {"--model", "--checkpoint", "--pathways"}
 ALIASES = {"--run-dir", "--studies", "--samples", "--spots", "--genes"}
 
 
-@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"evaluate", "finetune", "prepare", "report"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(COMMANDS) - {"analyse", "evaluate", "finetune", "prepare", "report"})
+)
 def test_the_flags_are_those_of_the_help(name, capsys, monkeypatch):
     sections = name == "pretrain"
     known = {
@@ -108,6 +111,17 @@ def test_the_flags_of_preparing_are_those_of_the_help(name, capsys, monkeypatch)
     command, subcommand = get_args(name)
     known = {flag.word for flag in flags_of(command).values() if not flag.is_positional}
     assert known == shown_flags(help_of(["prepare", subcommand.name], capsys, monkeypatch))
+
+
+ANALYSES = get_args(get_args(get_type_hints(Analyse, include_extras=True)["command"])[0])
+
+
+@pytest.mark.parametrize("name", ANALYSES)
+def test_the_flags_of_an_analysis_are_those_of_its_help(name, capsys, monkeypatch):
+    command, subcommand = get_args(name)
+    known = {flag.word for flag in flags_of(command).values() if not flag.is_positional}
+    shown = shown_flags(help_of(["analyse", subcommand.name], capsys, monkeypatch))
+    assert known == {flag for flag in shown if not re.search(r"(--|\.)no-", flag)}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -82,11 +82,19 @@ def test_weight_decay_spares_vectors_tokens_and_scans_if_told(model, decay_ssm):
 
 def test_every_scan_parameter_is_known():
     """A parameter that is kept in float32 belongs to a scan; none may decay unnoticed."""
-    for model in ("test_mvhybrid", "test_hydra_einfft", "test_vim_einfft"):
-        student = build(model)
+    complex_pairs = {"model_arguments": {"ssm_kwargs": {"eigenvalues": "complex"}}}
+    for model, arguments in (
+        ("test_mvhybrid", {}),
+        ("test_hydra_einfft", {}),
+        ("test_vim_einfft", {}),
+        ("test_mvhybrid", complex_pairs),
+        ("test_vim_einfft", complex_pairs),
+    ):
+        student = build(model, **arguments)
         groups = by_name(student, parameter_groups(student, decay_ssm=False))
         for prefix, module in student.named_modules():
-            for name in getattr(module, "float32_parameters", ()):
+            own = dict(module.named_parameters(recurse=False))
+            for name in set(getattr(module, "float32_parameters", ())) & set(own):
                 assert groups[f"{prefix}.{name}"]["wd_multiplier"] == 0, name
 
 
