@@ -530,4 +530,4 @@ def test_positions_of_patches_without_coordinates_are_one_place(tmp_path):
             del file["coords"]
     found = evaluate_expression(task, [load_backbone(POSITION)], options(tmp_path, protocols=("random",)))
     (model,) = found.models
-    assert (model.label, model.weights) == (POSITION, "none")
+    assert (model.label, model.weights, model.embedding_dim) == (POSITION, "none", 20)

@@ -199,4 +199,6 @@ def test_memory_of_parameters_can_be_freed_afterwards_as_fsdp_does():
     _, layer = pair(dropout=0.2, dtype=torch.float32)
     results(layer, torch.randn(5, 12))
     for parameter in layer.parameters():
-        parameter.detach().untyped_storage().resize_(0)
+        storage = parameter.detach().untyped_storage()
+        storage.resize_(0)
+        assert storage.size() == 0

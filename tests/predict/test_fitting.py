@@ -202,3 +202,11 @@ def test_a_summary_needs_to_know_the_model(task):
         FitSummary.of(predictor, task)
     assert dataclasses.is_dataclass(FitSummary)
     assert issubclass(PredictorError, EvaluationError)
+
+
+@pytest.mark.parametrize("name", ["baseline:mean", "baseline:position"])
+def test_what_sees_no_image_cannot_predict_a_slide(task, name):
+    with pytest.raises(
+        EvaluationError, match=f"^{name} sees no image, and so predicts nothing of a slide; name"
+    ):
+        fit_expression(task, load_backbone(name), options(task))

@@ -1,8 +1,9 @@
 """Which implementation of a scan runs: the requested one, or the best for device, dtype and installation.
 
 ``auto`` takes, on a CUDA device, mamba-ssm's kernels where they are installed, then our Triton kernels; on a CPU the
-kernels that numba compiles, where there are some for the scan; and plain torch (``cpu``) anywhere else. A request that cannot be met raises ``ImplementationError``; nothing is replaced
-silently. The request is one a process, not one a thread, because autograd runs the backward pass in threads of its own.
+kernels that numba compiles, where there are some for the scan; and plain torch (``cpu``) anywhere else. A request that
+cannot be met raises ``ImplementationError``; nothing is replaced silently. The request is one a process, not one a thread,
+because autograd runs the backward pass in threads of its own.
 """
 
 import functools

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -95,6 +96,8 @@ def evaluate_expression(
         return None
     if POSITION in embedded:
         embedded[POSITION] = position_features(sources)
+        width = next(iter(embedded[POSITION].values())).shape[1]
+        models = [replace(one, embedding_dim=width) if one.label == POSITION else one for one in models]
     features = {
         label: np.concatenate([by_sample[name] for name in sources]) for label, by_sample in embedded.items()
     }
