@@ -19,10 +19,23 @@ import torch
 
 TESTS = Path(__file__).parent
 # From the oldest to the newest. torch's own kernels, then the libraries that multiply matrices: MKL and oneDNN for
-# torch, OpenBLAS for NumPy and SciPy. The last leaves these as they are: they take what the CPU has, AMX included.
+# torch, OpenBLAS for NumPy and SciPy, and what numba compiles for. The last leaves these as they are: they take what the
+# CPU has, AMX included.
 KERNELS = {
-    "default": {"MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41", "OPENBLAS_CORETYPE": "Nehalem"},
-    "avx2": {"MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OPENBLAS_CORETYPE": "Haswell"},
+    "default": {
+        "MKL_CBWR": "COMPATIBLE",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "OPENBLAS_CORETYPE": "Nehalem",
+        "NUMBA_CPU_NAME": "generic",
+    },
+    "avx2": {
+        "MKL_CBWR": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "OPENBLAS_CORETYPE": "Haswell",
+        "NUMBA_CPU_NAME": "haswell",
+        # nothing beyond what the name says
+        "NUMBA_CPU_FEATURES": "",
+    },
     "avx512": {},
 }
 THREADS = (1, 2)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..layers.step_size import StepProjection
+from ..ops.fused.rows import compiled_kernels
 from ..ops.transforms import wants_portable_form
-from .threads import compiled_kernels
 
 _LEVELS = 1 << 16
 _PART_ELEMENTS = 1 << 17
@@ -94,7 +94,7 @@ class _AdaptedLinear(torch.autograd.Function):
         # of the generator that a step seeds, on the CPU, so that nothing waits for a GPU
         ctx.seed = int(torch.randint(1 << 62, ())) if threshold else 0
         rows = x.reshape(-1, x.shape[-1])
-        ctx.kernels = compiled_kernels("low_rank_kernels", rows)
+        ctx.kernels = compiled_kernels(f"{__package__}.low_rank_kernels", rows)
         if ctx.kernels is not None:
             y, inner = ctx.kernels.start_of(rows, b, A, B, ctx.scale, ctx.seed, threshold)
             # the layer's product last: then it is the only one that reads what others wrote

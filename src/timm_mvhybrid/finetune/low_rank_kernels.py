@@ -2,7 +2,7 @@
 
 By tensor operations an adapter is eight passes over memory, of which drawing is the longest; here it is one pass over the
 layer's input, and one more over its gradient. Noise is a function of seed, row and column, so nothing of it is kept.
-The arithmetic is float32. Importing this module needs Numba, and may fail where Numba finds no place for what it compiles.
+The arithmetic is float32. Importing this module needs numba.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .threads import in_threads, num_parts
+from ..ops.fused.rows import in_parts, jit, num_parts
 
 GROUP = 4
 """Rows that are worked on at once, and what the rank of the matrices is padded to."""
@@ -24,8 +24,6 @@ _MIN_ROWS = 64
 # its own types know nothing of what is compiled
 numba: Any = importlib.import_module("numba")
 _u32, _f32 = np.uint32, np.float32
-# sums may be taken in any order, and of products and sums one operation may be made
-_jit = numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
 
 
 @numba.njit(inline="always")
@@ -63,7 +61,7 @@ def _keep(x: Any, out: Any, row: Any, seed: Any, threshold: Any) -> None:
         out[half - 1] = x[half - 1] if _u32(bits & _u32(0xFFFF)) >= limit else zero
 
 
-@_jit
+@jit
 def _forward(
     x: Any, A: Any, B: Any, bias: Any, inner: Any, y: Any, start: Any, stop: Any, seed: Any, threshold: Any
 ) -> None:
@@ -89,7 +87,7 @@ def _forward(
                 out[k] += t0 * b0[k] + t1 * b1[k] + t2 * b2[k] + t3 * b3[k]
 
 
-@_jit
+@jit
 def _backward(
     grad: Any,
     x: Any,
@@ -178,7 +176,7 @@ def start_of(
     inner = x.new_empty(len(x), len(padded))
     bias = x.new_zeros(len(B)) if bias is None else bias.detach().clone()
     arrays = [_array(tensor) for tensor in (x, padded, scaled, bias, inner, y)]
-    in_threads(
+    in_parts(
         lambda part, _: _forward(*arrays, part.start, part.stop, np.uint64(seed), threshold),
         len(x),
         least=_MIN_ROWS,
@@ -221,7 +219,7 @@ def gradients(
     grad_x = torch.empty_like(x) if needs_x else x.new_empty(1, 1)
     given = [_array(tensor) for tensor in (grad, x, padded, scaled, inner)]
     outputs = [(_array(grad_A[n]), _array(grad_B[n]), _array(grad_x)) for n in range(number)]
-    in_threads(
+    in_parts(
         lambda part, n: _backward(
             *given, *outputs[n], needs_x, part.start, part.stop, np.uint64(seed), threshold
         ),

@@ -14,10 +14,10 @@ from torch.autograd.function import once_differentiable
 
 from ..layers.scan_tokens import ScanTokens
 from ..ops import selective_scan
+from ..ops.fused.rows import compiled_kernels
 from ..ops.precision import accumulation_dtype, autocast_disabled
 from ..ops.spectral import MATRIX_LENGTH
 from ..ops.step_sizes import biased_steps, softplus_slope, step_sizes, write_step_sizes
-from .threads import compiled_kernels
 
 _WORK_ELEMENTS = 1 << 18
 """Elements of one work buffer, which should stay in a core's cache."""
@@ -138,7 +138,7 @@ class _SumOfDecays(torch.autograd.Function):
     def forward(ctx: Any, u: Tensor, between: Tensor, weights: Tensor, A: Tensor) -> Tensor:
         ctx.save_for_backward(u, between, weights, A)
         rates = A.T.contiguous() * _LOG2_E
-        ctx.kernels = compiled_kernels("state_reading_kernels", u)
+        ctx.kernels = compiled_kernels(f"{__package__}.state_reading_kernels", u)
         if ctx.kernels is not None:
             found: Tensor = ctx.kernels.sum_of_decays(u, between, weights, rates)
             return found

@@ -1,6 +1,6 @@
 """What a token reads of a selective scan's state, on a CPU in float32: no exponential is written to memory.
 
-Importing this module needs Numba, and may fail where Numba finds no place for what it compiles.
+Importing this module needs numba.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .threads import in_threads, num_parts
+from ..ops.fused.rows import in_parts, jit, num_parts
 
 # its own types know nothing of what is compiled
 numba: Any = importlib.import_module("numba")
 _f32, _i32 = np.float32, np.int32
-_jit = numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
 # ln(2)^k / k!: on half a unit to either side the series is off by 5e-9
 _C1, _C2, _C3, _C4, _C5, _C6, _C7 = (
     _f32(0.6931471805599453**k / np.prod(np.arange(1.0, k + 1))) for k in range(1, 8)
@@ -35,7 +34,7 @@ def _exp2(x: Any) -> Any:
     return series * _i32(_i32(_i32(whole) + _i32(127)) << _i32(23)).view(np.float32)
 
 
-@_jit
+@jit
 def _forward(u: Any, between: Any, weights: Any, rates: Any, y: Any, start: Any, stop: Any) -> None:
     _, length, channels = u.shape
     summed = np.empty(channels, np.float32)
@@ -53,7 +52,7 @@ def _forward(u: Any, between: Any, weights: Any, rates: Any, y: Any, start: Any,
                 out[c] += given[c] * summed[c]
 
 
-@_jit
+@jit
 def _backward(
     grad: Any,
     u: Any,
@@ -117,7 +116,7 @@ def sum_of_decays(u: Tensor, between: Tensor, weights: Tensor, rates: Tensor) ->
     y = u.new_empty(u.shape[0], u.shape[2])
     arrays = [x.detach().contiguous().numpy() for x in (u, between, weights, rates)]
     out = y.numpy()
-    in_threads(lambda part, _: _forward(*arrays, out, part.start, part.stop), len(u))
+    in_parts(lambda part, _: _forward(*arrays, out, part.start, part.stop), len(u))
     return y
 
 
@@ -142,5 +141,5 @@ def gradients(
     arrays = [x.detach().contiguous().numpy() for x in (grad, u, between, weights, rates, slopes)]
     outputs = [x.numpy() for x in (grad_u, grad_between, grad_weights)]
     sums = partial.numpy()
-    in_threads(lambda part, number: _backward(*arrays, *outputs, sums[number], part.start, part.stop), len(u))
+    in_parts(lambda part, number: _backward(*arrays, *outputs, sums[number], part.start, part.stop), len(u))
     return grad_u, grad_between, grad_weights, partial.sum(0)

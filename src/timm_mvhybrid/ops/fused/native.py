@@ -29,6 +29,11 @@ _compiling = threading.RLock()
 _uncached: list[str] = []
 
 
+def note_cache_failure(error: Exception) -> None:
+    """Keeps what :func:`cache_failure` says."""
+    _uncached.append(str(error).splitlines()[0])
+
+
 def cache_failure() -> str | None:
     """Says why compiled kernels could not be kept on disk, or None if they were, or none was compiled yet."""
     return _uncached[0] if _uncached else None
@@ -57,7 +62,7 @@ def compiled(module: str, name: str) -> "Kernel":
             try:
                 native = cfunc(signature, cache=True)(function)
             except (RuntimeError, OSError) as error:  # no folder that it may write to, or a full disk
-                _uncached.append(str(error).splitlines()[0])
+                note_cache_failure(error)
                 native = cfunc(signature)(function)
         return Kernel(native.address, native)
 
@@ -94,8 +99,7 @@ class Kernel:
         elif not _forked and (team := _team()) is not None:
             team(self.address, place, num_threads, 0)
         else:
-            pool = _pool(num_threads - 1)
-            others = [pool.submit(self._call, place) for _ in range(num_threads - 1)]
+            others = [pool(num_threads - 1).submit(self._call, place) for _ in range(num_threads - 1)]
             self._call(place)
             for other in others:
                 other.result()
@@ -149,7 +153,7 @@ _pools_lock = threading.Lock()
 _forked = False
 
 
-def _pool(num_threads: int) -> ThreadPoolExecutor:
+def pool(num_threads: int) -> ThreadPoolExecutor:
     """Returns threads of Python, started at the first call."""
     with _pools_lock:
         if num_threads not in _pools:
