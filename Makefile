@@ -25,7 +25,7 @@ docs:             ## the documentation as pages in build/site, without a network
 tutorials:        ## four notebooks of the examples, executed, in build/tutorials; minutes; extra `tutorials`
 	$(PYTHON) examples/make_tutorials.py build/tutorials
 
-test-cpus:        ## the numeric tests as on other CPUs: kernels × threads × draws; CPUS=short for two quick ones
+test-cpus:        ## the numeric tests as on other CPUs: kernels × threads × draws; CPUS=short for a quick one
 	$(PYTHON) tests/cpus.py $(if $(filter short,$(CPUS)),--short)
 
 test-pythons:     ## the suite on each supported Python at hand; PYTHONS="3.10 newest" for some, TESTS="tests/ops ..." for files
