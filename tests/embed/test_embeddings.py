@@ -13,6 +13,7 @@ from support.generated_patches import random_patches, write_hest, write_images
 from support.generated_slides import write_slide
 
 from timm_mvhybrid.data import FolderSource, PatchH5Source, SlideSource, TilingOptions, open_source
+from timm_mvhybrid.embed import half_types
 from timm_mvhybrid.evaluate import Backbone, BatchReport, embed, load_backbone
 from timm_mvhybrid.version import __version__
 
@@ -154,6 +155,64 @@ def test_bfloat16_is_close_to_float32(tmp_path, hest, backbone):
     assert half["attributes"]["dtype"] == "bfloat16"
     error = np.linalg.norm(half["embeddings"] - full["embeddings"]) / np.linalg.norm(full["embeddings"])
     assert 0 < error < 0.03
+
+
+class Turned(torch.nn.Module):
+    """Gives two numbers an image, of which autocast turns one by an angle."""
+
+    num_features = 2
+
+    def __init__(self, tangent):
+        super().__init__()
+        self.tangent = tangent
+        self.pretrained_cfg = {"input_size": (3, 64, 64), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+
+    def forward_features(self, x):
+        one = torch.ones(len(x))
+        return torch.stack([one, one * (self.tangent if torch.is_autocast_enabled("cpu") else 0)], dim=1)
+
+    def forward_head(self, x, pre_logits):
+        return x
+
+
+# cos(arctan(t)) is 0.9999 at t = 0.01414
+@pytest.mark.parametrize(("tangent", "dtype", "word"), [
+    (0.0141, "bfloat16", "at least 0.9999"),
+    (0.0142, "float32", "not at least 0.9999"),
+    (torch.nan, "float32", "cosine of bfloat16 with float32 in the first batch nan"),
+])  # fmt: skip
+def test_auto_takes_bfloat16_where_the_first_batch_agrees(tmp_path, hest, monkeypatch, tangent, dtype, word):
+    monkeypatch.setattr(half_types, "multiplies_bfloat16_fast", lambda device: True)
+    backbone = Backbone(model=Turned(tangent), name="turned")
+    summary = embed(hest, backbone, tmp_path / "out.h5", device="cpu", dtype="auto", batch_size=3)
+    found = read(tmp_path / "out.h5")
+    assert summary.dtype == found["attributes"]["dtype"] == dtype
+    assert word in summary.dtype_reason
+    assert found["attributes"]["dtype_reason"] == summary.dtype_reason
+    # also of the batch that it was tried on
+    assert (found["embeddings"][:, 1] == np.float32(tangent if dtype == "bfloat16" else 0)).all()
+
+
+def test_auto_stays_with_float32_where_bfloat16_is_slow(tmp_path, hest, backbone, monkeypatch):
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    for name in names:
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    summary = embed(hest, backbone, tmp_path / "auto.h5", device="cpu", dtype="auto")
+    assert summary.dtype == "float32"
+    assert "no fast products of bfloat16" in summary.dtype_reason
+    embed(hest, backbone, tmp_path / "full.h5", device="cpu")
+    np.testing.assert_array_equal(
+        read(tmp_path / "auto.h5")["embeddings"], read(tmp_path / "full.h5")["embeddings"]
+    )
+    for name in names:
+        monkeypatch.setattr(torch.cpu, name, lambda: True, raising=False)
+        assert half_types.multiplies_bfloat16_fast(torch.device("cpu"))
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    for name in names:
+        monkeypatch.delattr(torch.cpu, name)
+    # a torch that cannot say
+    assert not half_types.multiplies_bfloat16_fast(torch.device("cpu"))
+    assert not half_types.multiplies_bfloat16_fast(torch.device("mps"))
 
 
 def test_seed_decides_random_weights(tmp_path, hest):

@@ -84,7 +84,8 @@ class RunDisplay(AbstractContextManager["RunDisplay"]):
         self.console.print(
             f"{summary.num_patches} patches × {summary.embedding_dim} → {summary.output}{skipped}\n"
             f"{summary.seconds:.1f} s, {summary.patches_per_second:.1f} patches/s, "
-            f"{summary.data_wait_share:.0%} of the time waiting for patches",
+            f"{summary.data_wait_share:.0%} of the time waiting for patches"
+            + (f"\n{summary.dtype}: {summary.dtype_reason}" if summary.dtype_reason else ""),
             markup=False,
             highlight=False,
             soft_wrap=True,

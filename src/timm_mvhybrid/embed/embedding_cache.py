@@ -28,6 +28,7 @@ from .backbone import Backbone
 from .baselines import BLIND
 from .embedding_store import holds, read_embeddings
 from .embeddings import BatchReport, EmbeddingSummary, ForwardOptions, write_embeddings
+from .half_types import DTypeName
 from .model_input import choose_device, choose_input_size
 from .pooling import Pooling, check_pooling, embedding_dim
 
@@ -41,9 +42,12 @@ class EmbeddingOptions(ForwardOptions):
     """How patches are embedded, and where embeddings are kept.
 
     Attributes:
+        dtype: Autocast type; embeddings are stored as float32.
         cache: Where embeddings are kept; timm_mvhybrid/embeddings in the user's cache folder by default.
     """
 
+    # the cache is keyed by it, and samples must not differ in it
+    dtype: DTypeName = "float32"
     cache: Annotated[Path | None, arg(metavar="DIR")] = None
 
     def check(self) -> None:

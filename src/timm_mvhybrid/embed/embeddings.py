@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,10 +22,9 @@ from ..runtime.errors import EvaluationError, ParameterError
 from ..version import __version__
 from .backbone import Backbone
 from .embedding_store import EmbeddingWriter, check_output
+from .half_types import DTypeChoice, DTypeName, choose_dtype
 from .model_input import PatchLoader, choose_device, choose_input_size, num_available_workers
 from .pooling import Pooling, check_pooling, own_pooling, pooled_features
-
-DTypeName = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,8 @@ class ForwardOptions:
     Attributes:
         batch_size: Patches per batch.
         device: auto (CUDA if there is any, otherwise CPU; ranks are spread over the devices), cpu, cuda, cuda:1, mps.
-        dtype: Autocast type; embeddings are stored as float32.
+        dtype: Autocast type; embeddings are stored as float32. auto, of ``embed`` alone, takes bfloat16 where the processor
+            multiplies it fast and the first batch agrees with float32 to a cosine of 0.9999, and says so.
         num_workers: Processes that read patches, at most one a core; 0 reads in the main process, auto takes one a core
             up to 8.
         pool: How features become one vector; model is what the model does by itself.
@@ -44,7 +44,7 @@ class ForwardOptions:
 
     batch_size: Annotated[int, arg(metavar="N")] = 64
     device: Annotated[str, arg(metavar="NAME")] = "auto"
-    dtype: DTypeName = "float32"
+    dtype: DTypeName | Literal["auto"] = "float32"
     num_workers: Annotated[Literal["auto"] | int, arg(metavar="auto|N")] = 0
     pool: Annotated[Pooling, arg(name="global-pool")] = "model"
     input_size: Annotated[Literal["auto"] | int, arg(metavar="auto|PX")] = "auto"
@@ -90,6 +90,8 @@ class EmbeddingSummary:
         num_corrupt: Patches left out because they could not be read.
         num_over_edge: Patches that extend over the slide's edge; None where the source does not say.
         edge: How they were filled beyond it: ``black`` or ``white``, or ``skip``, left out; None where the source does not say.
+        dtype: Type in which the model computed.
+        dtype_reason: Why, where the choice was left open.
     """
 
     output: str
@@ -102,6 +104,8 @@ class EmbeddingSummary:
     num_corrupt: int
     num_over_edge: int | None = None
     edge: str | None = None
+    dtype: DTypeName = "float32"
+    dtype_reason: str | None = None
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
@@ -140,7 +144,7 @@ def embed(
     *,
     batch_size: int = 64,
     device: str = "auto",
-    dtype: DTypeName = "float32",
+    dtype: DTypeName | Literal["auto"] = "float32",
     num_workers: int = 0,
     pool: Pooling = "model",
     input_size: int | Literal["auto"] = "auto",
@@ -159,7 +163,8 @@ def embed(
         output: The file to write.
         batch_size: Patches per batch.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
-        dtype: Autocast type on the device; float32 computes without autocast. Embeddings are stored as float32.
+        dtype: Autocast type on the device; float32 computes without autocast; auto takes bfloat16 where the device is fast
+            at it and the first batch agrees with float32, see ``choose_dtype``. Embeddings are stored as float32.
         num_workers: Processes that read patches; 0 reads in this one.
         pool: How features become one vector, see ``pooled_features``.
         input_size: Side in pixels at which patches enter the model, see ``choose_input_size``.
@@ -202,7 +207,7 @@ def write_embeddings(
     *,
     batch_size: int,
     device: str,
-    dtype: DTypeName,
+    dtype: DTypeName | Literal["auto"],
     num_workers: int,
     pool: Pooling,
     input_size: int | Literal["auto"],
@@ -230,9 +235,7 @@ def write_embeddings(
         torch.tensor(data_config[key], dtype=torch.float32, device=target).view(1, 3, 1, 1)
         for key in ("mean", "std")
     )
-    autocast: AbstractContextManager[Any] = nullcontext()
-    if dtype != "float32":
-        autocast = torch.autocast(target.type, getattr(torch, dtype))
+    choice = None if dtype == "auto" else DTypeChoice(dtype=dtype)
     batches = PatchLoader(
         source, size, batch_size=batch_size, num_workers=num_workers, pin_memory=target.type == "cuda"
     )
@@ -250,13 +253,18 @@ def write_embeddings(
                     f"{batch.errors[0][1]}; leave unreadable patches out with `skip_corrupt=True`"
                 )
             if batch.indices:
-                vectors = _embed_images(
-                    model, batch.images, (normalisation[0], normalisation[1]), autocast, pool
-                )
+
+                def compute(
+                    context: AbstractContextManager[Any], images: torch.Tensor = batch.images
+                ) -> np.ndarray:
+                    return _embed_images(model, images, (normalisation[0], normalisation[1]), context, pool)
+
+                choice = choice or choose_dtype(target, compute)
+                vectors = compute(choice.context(target))
                 finite = np.isfinite(vectors).all(axis=1)
                 if not finite.all():
                     first = source.name(batch.indices[int(finite.argmin())])
-                    remedy = "check the weights" if dtype == "float32" else "try `dtype='float32'`"
+                    remedy = "check the weights" if choice.dtype == "float32" else "try `dtype='float32'`"
                     raise EvaluationError(f"{first}: the embedding holds NaN or infinite values; {remedy}")
                 writer.append(vectors, batch.indices)
             num_done += len(batch.indices) + len(batch.errors)
@@ -272,7 +280,7 @@ def write_embeddings(
                     )
                 )
         num_patches = num_done - num_corrupt
-        if num_patches == 0:
+        if choice is None or num_patches == 0:
             raise DataError(f"{source.path}: none of its {num_corrupt} patches can be read")
         embedding_dim = writer.embedding_dim
         writer.describe(
@@ -285,7 +293,8 @@ def write_embeddings(
                 "patch_size_px": source.patch_size_px,
                 "input_size_px": size[0] if size[0] == size[1] else size,
                 "global_pool": f"model ({own_pooling(model)})" if pool == "model" else pool,
-                "dtype": dtype,
+                "dtype": choice.dtype,
+                "dtype_reason": choice.reason,
                 "mean": data_config["mean"],
                 "std": data_config["std"],
                 "timm_mvhybrid_version": __version__,
@@ -310,4 +319,6 @@ def write_embeddings(
         num_corrupt=num_corrupt,
         num_over_edge=num_over_edge,
         edge=edge,
+        dtype=choice.dtype,
+        dtype_reason=choice.reason,
     )
