@@ -27,7 +27,7 @@ TIME, MEMORY = (
 )
 GOALS = [Goal(figure=TIME, relation="≥", bound=5), Goal(figure=MEMORY, relation="≤", bound=0.25)]
 PANDAS_BYTES = {"value": 52, "bin": 120}
-"""About what pandas needs for each; where that is more than half of what is free, it is left out."""
+"""About what pandas needs for each; where that is more than nine tenths of what is free, it is left out."""
 
 Outcome = dict[str, Any]
 
@@ -55,7 +55,7 @@ def run(settings: Settings, side_mm: float, filled: float, num_genes: int) -> Re
         num_values = write_bins(outs, side_mm=side_mm, num_genes=num_genes, filled=filled)
         num_bins = round(side_mm * 1000 / BIN_UM) ** 2
         needed = num_values * PANDAS_BYTES["value"] + num_bins * PANDAS_BYTES["bin"]
-        names = [name for name in CONTENDERS if name != PANDAS or needed < _free_bytes() / 2]
+        names = [name for name in CONTENDERS if name != PANDAS or needed < 0.9 * _free_bytes()]
         contenders = [
             Contender(name=name, call=partial(_in_a_process, name, outs, outcomes[name], settings.threads))
             for name in names
@@ -120,7 +120,7 @@ def run(settings: Settings, side_mm: float, filled: float, num_genes: int) -> Re
                 []
                 if PANDAS in names
                 else [
-                    f"{PANDAS}: left out, because it would need about {needed / 2**30:.0f} GiB, and half of what is free is less"
+                    f"{PANDAS}: left out, because it would need about {needed / 2**30:.0f} GiB, and nine tenths of what is free is less"
                 ]
             ),
             f"{ROWS}: not judged; how much memory dense arrays take follows from how few bins they hold at a time.",
