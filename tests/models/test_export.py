@@ -40,8 +40,8 @@ def make(name, **options):
     return model
 
 
-# small, for a tracer takes time for every token; with 9 of them the scans still make chunks of several steps and
-# fill up the last one
+# small, for a tracer takes time for every token; with 9 of them the scans still make chunks of several steps
+# and fill up the last one
 SIZE = (32, 64)
 
 
