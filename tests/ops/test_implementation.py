@@ -121,11 +121,6 @@ def test_triton_without_interpreter_is_refused_on_the_cpu(monkeypatch):
         scan()
 
 
-def test_environment_variable_sets_the_request():
-    code = "from timm_mvhybrid import ops; print(ops.implementation_status().requested)"
-    assert run_python(code, TIMM_MVHYBRID_IMPLEMENTATION="reference").stdout == "reference\n"
-
-
 def test_bad_environment_variable_is_named():
     """At the first scan; what needs none works."""
     code = (
@@ -147,14 +142,16 @@ def test_bad_environment_variable_is_named():
     )
 
 
-def test_unmet_environment_variable_raises_at_the_scan():
+def test_environment_variable_sets_the_request_and_raises_at_the_scan_where_it_is_unmet():
     code = (
         "import torch\n"
         "from timm_mvhybrid import ops\n"
+        "print(ops.implementation_status().requested)\n"
         "x = torch.ones(1, 2, 3)\n"
         "ops.selective_scan(x, x, -torch.ones(2, 4), torch.ones(1, 4, 3), torch.ones(1, 4, 3))\n"
     )
     result = run_python(code, TIMM_MVHYBRID_IMPLEMENTATION="triton", TRITON_INTERPRET="0")
+    assert result.stdout == "triton\n"
     assert "ImplementationError: implementation 'triton' was requested" in result.stderr
 
 

@@ -187,11 +187,6 @@ def test_after_a_fork():
     assert result.stdout == "0\n", result.stderr
 
 
-def test_package_does_not_import_numba():
-    code = "import sys, timm_mvhybrid.ops; print('numba' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
-
-
 def test_plain_torch_runs_where_numba_is_missing():
     code = (
         "import sys\n"

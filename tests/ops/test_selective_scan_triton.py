@@ -132,7 +132,7 @@ def test_equals_reference_float64(length, options, groups, softplus):
         assert relative_error(actual[key], expected[key]) < 1e-12, key
 
 
-@pytest.mark.parametrize(("length", "d_inner"), [(1, 96), (2, 96), (17, 96), (63, 32), (257, 16)])
+@pytest.mark.parametrize(("length", "d_inner"), [(1, 96), (2, 96), (17, 32), (63, 16), (257, 16)])
 def test_float32_error_is_that_of_its_roundings(length, d_inner):
     inputs = scan_inputs(length, batch=1, d_inner=d_inner, d_state=16, dtype=torch.float32, seed=2)
     actual = run(scan, on_device(inputs))
@@ -142,7 +142,7 @@ def test_float32_error_is_that_of_its_roundings(length, d_inner):
 @pytest.mark.parametrize("options", ["", "D", "z", "b", "Dzb"])
 @pytest.mark.parametrize("softplus", [False, True])
 def test_every_combination_of_options(options, softplus):
-    arguments, grad_y, grad_last_state = token_major(5, options=options)
+    arguments, grad_y, grad_last_state = token_major(5, batch=1, options=options)
     assert_like_cpu(arguments, grad_y, grad_last_state if options else None, softplus)
 
 
