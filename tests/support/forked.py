@@ -53,13 +53,20 @@ def _work(rank, environment, work, args):
     work(rank, *args)
 
 
-def run_module(module, arguments, ranks=1):
-    """Runs a module as its main program; several processes find each other as those of torchrun do.
+def run_module(module, arguments, ranks=1, folder=None):
+    """Runs a module, or a file of this path, as its main program; several processes find each other as torchrun's do.
+
+    Args:
+        module: Name or path.
+        arguments: Of its command line.
+        ranks: Number of processes.
+        folder: Where it runs; None for here.
 
     Returns:
         Exit code, of the first that failed if one did, and what all of them printed and said.
     """
     environment = {}
+    module = str(module)
     if ranks > 1:
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         environment = {
@@ -71,23 +78,29 @@ def run_module(module, arguments, ranks=1):
             "TORCHELASTIC_RESTART_COUNT": "0",
         }
     code = 0
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as texts:
+        given = (module, [str(value) for value in arguments], environment, texts, str(folder or Path.cwd()))
         try:
-            spawn(_run_module, (module, [str(value) for value in arguments], environment, folder), ranks)
+            spawn(_run_module, given, ranks)
         except mp.ProcessExitedException as end:
             code = end.exit_code
-        texts = ["".join(path.read_text() for path in sorted(Path(folder).glob(f"{n}.*"))) for n in (1, 2)]
-    return code, *texts
+        out, err = ("".join(path.read_text() for path in sorted(Path(texts).glob(f"{n}.*"))) for n in (1, 2))
+    return code, out, err
 
 
-def _run_module(rank, module, arguments, environment, folder):
+def _run_module(rank, module, arguments, environment, texts, folder):
+    os.chdir(folder)
     if environment:
         os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
     for number in (1, 2):
-        os.dup2(os.open(f"{folder}/{number}.{rank}", os.O_WRONLY | os.O_CREAT), number)
+        os.dup2(os.open(f"{texts}/{number}.{rank}", os.O_WRONLY | os.O_CREAT), number)
     sys.argv = [module, *arguments]
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if Path(module).is_file():
+            sys.path.insert(0, str(Path(module).parent))
+            runpy.run_path(module, run_name="__main__")
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
