@@ -23,6 +23,7 @@ from support.pretraining import small, wait_for, write_config, write_patches
 from support.results import expression
 
 import timm_mvhybrid  # noqa: F401
+from timm_mvhybrid.cli import main
 from timm_mvhybrid.evaluate import load_backbone
 from timm_mvhybrid.training.metrics_log import MetricsLog
 from timm_mvhybrid.training.run_directory import RunDirectory
@@ -182,7 +183,10 @@ def test_a_summary_that_nobody_takes_is_one_sentence(folder):
     assert (code, err) == (1, "error: standard output: cannot be written (No space left on device)\n")
 
 
-def test_of_two_runs_to_one_output_the_later_is_refused_and_the_first_is_kept(folder, tmp_path):
+def test_of_two_runs_to_one_output_the_later_is_refused_and_the_first_is_kept(
+    folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "hest.h5").symlink_to(folder / "hest.h5")
     command = [sys.executable, "-m", "timm_mvhybrid", *EMBED[:5], "out.h5", *EMBED[6:], "--batch-size", "1"]
     first = subprocess.Popen(
@@ -193,19 +197,17 @@ def test_of_two_runs_to_one_output_the_later_is_refused_and_the_first_is_kept(fo
         while not (tmp_path / ".out.h5.lock").read_text():
             assert first.poll() is None
         os.kill(first.pid, signal.SIGSTOP)
-        second = subprocess.run(
-            [*command, "--overwrite"], cwd=tmp_path, capture_output=True, text=True, timeout=120
-        )
+        code = main([*command[3:], "--overwrite"])
+        out, said = capsys.readouterr()
         os.kill(first.pid, signal.SIGCONT)
         _, err = first.communicate(timeout=240)
     finally:
         first.kill()
         first.wait()
-    assert second.returncode == 1
-    assert second.stdout == ""
+    assert (code, out) == (1, "")
     assert re.fullmatch(
         rf"error: out\.h5: process {first.pid} on \S+ is writing it; wait until that is done, or choose another place\n",
-        second.stderr,
+        said,
     )
     assert first.returncode == 0, err
     with h5py.File(tmp_path / "out.h5") as file:

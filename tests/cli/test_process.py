@@ -10,6 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from timm_mvhybrid.cli import main
+
+MISSPELT = (
+    "error: environment variable TIMM_MVHYBRID_IMPLEMENTATION is 'cudaa'; expected one of auto, reference, cpu, "
+    "numba, triton, mamba_ssm\n"
+)
+
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
 def test_ctrl_c_stops_a_process_with_workers(tmp_path):
@@ -56,21 +63,22 @@ def test_ctrl_c_stops_a_process_with_workers(tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["timm_mvhybrid", "--help"],
         ["timm_mvhybrid", "models"],
-        ["timm_mvhybrid", "pretrain", "--help"],
         ["timm_mvhybrid.pretrain", "--help"],
     ],
     ids=" ".join,
 )
 def test_a_misspelt_implementation_ends_every_command_in_one_sentence(arguments):
     done = misspelt(*arguments)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr == (
-        "error: environment variable TIMM_MVHYBRID_IMPLEMENTATION is 'cudaa'; expected one of auto, reference, cpu, "
-        "numba, triton, mamba_ssm\n"
-    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", MISSPELT)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"]], ids=" ".join)
+def test_a_misspelt_implementation_is_said_before_any_help(arguments, monkeypatch, capsys):
+    """In this process, for the processes above have shown that the import passes."""
+    monkeypatch.setenv("TIMM_MVHYBRID_IMPLEMENTATION", "cudaa")
+    assert main(arguments) == 1
+    assert tuple(capsys.readouterr()) == ("", MISSPELT)
 
 
 def test_the_doctor_examines_the_rest_where_the_implementation_is_misspelt():

@@ -329,25 +329,32 @@ LIGHT = """
 import sys
 import timm, torch
 import timm_mvhybrid
-folder, output = sys.argv[1:]
-model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 image = torch.linspace(-1, 1, 3 * 128 * 128).view(1, 3, 128, 128)
-with torch.no_grad():
-    features = model(image)
+for folder in sys.argv[1:]:
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    with torch.no_grad():
+        torch.save(model(image), f"{folder}.pt")
 heavy = {"lightly", "openslide", "tiffslide", "h5py", "timm_mvhybrid.hub", "timm_mvhybrid.data"} & set(sys.modules)
 assert not heavy, heavy
 assert not torch.cuda.is_initialized()
-torch.save(features, output)
 """
 
 
+@pytest.fixture(scope="module")
+def consumed(tmp_path_factory):
+    """What another process makes of an export of each precision; the folder, and the model that was exported."""
+    exports = {
+        dtype: exported(tmp_path_factory.mktemp(dtype), dtype=dtype) for dtype in ("float32", "bfloat16")
+    }
+    command = [sys.executable, "-c", LIGHT, *(str(folder) for folder, _ in exports.values())]
+    subprocess.run(command, check=True, timeout=240, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    return exports
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_light_consumer_needs_nothing_but_timm(tmp_path, dtype):
-    folder, source = exported(tmp_path, dtype=dtype)
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-c", LIGHT, str(folder), str(tmp_path / "features.pt")]
-    subprocess.run(command, check=True, timeout=240, env=environment)
-    found = torch.load(tmp_path / "features.pt", weights_only=True)
+def test_a_light_consumer_needs_nothing_but_timm(consumed, dtype):
+    folder, source = consumed[dtype]
+    found = torch.load(f"{folder}.pt", weights_only=True)
     image = torch.linspace(-1, 1, 3 * 128 * 128).view(1, 3, 128, 128)
     with torch.no_grad():
         expected = source(image)

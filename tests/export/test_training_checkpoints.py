@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-import torch.multiprocessing
 from safetensors.torch import save_file
 from support.exports import perturbed
+from support.forked import spawn
 from support.training_runs import MODEL, STUDENT_SEED, TEACHER_SEED, training_state, write_sharded
 
 from timm_mvhybrid.export.training_checkpoint import convert, read_training_checkpoint
@@ -67,9 +67,7 @@ def test_every_format_gives_teacher_and_student(tmp_path, name):
 @pytest.mark.distributed
 def test_shards_of_two_processes_are_joined_by_one(tmp_path):
     folder = tmp_path / "checkpoints" / "step_7"
-    torch.multiprocessing.spawn(
-        write_sharded, (2, str(folder), str(tmp_path / "rendezvous")), nprocs=2, join=True
-    )
+    spawn(write_sharded, (2, str(folder), str(tmp_path / "rendezvous")))
     assert len(list(folder.glob("*.distcp"))) == 2
     assert_is(read_training_checkpoint(folder), TEACHER_SEED)
     assert_is(read_training_checkpoint(tmp_path, "student"), STUDENT_SEED)

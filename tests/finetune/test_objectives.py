@@ -7,8 +7,8 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors import safe_open
+from support.forked import spawn
 from support.measured_patches import MeasuredPatches
 from support.pretraining import equal, lines, stop_after
 
@@ -257,7 +257,7 @@ def _work(rank, folder):
 
 @pytest.mark.distributed
 def test_panels_over_two_processes_are_one(tmp_path):
-    mp.spawn(_work, args=(str(tmp_path),), nprocs=2)
+    spawn(_work, (str(tmp_path),))
     first, second = torch.load(tmp_path / "found.pt", weights_only=True).chunk(2)
     predictions, targets, statistics = drawn()
     for x in predictions.values():

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from support.forked import spawn
 from timm.layers import SwiGLUPacked
 from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock, ResPostBlock
 
@@ -278,7 +278,7 @@ def _work(rank, folder, grouped):
 @pytest.mark.distributed
 @pytest.mark.parametrize("grouped", [False, True])
 def test_sharded(tmp_path, grouped):
-    mp.spawn(_work, args=(str(tmp_path), grouped), nprocs=2)
+    spawn(_work, (str(tmp_path), grouped))
     assert os.path.exists(tmp_path / "grad.pt")
     if not grouped:
         _, model = pair("test_mvhybrid", dict(img_size=SIZE), st_start=0)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.exports import exported
+from support.forked import run_module
 
 from timm_mvhybrid.models import MODEL_NAMES
 
@@ -123,26 +124,26 @@ def run(command, folder):
     return result.stdout.splitlines()
 
 
+def run_script(script, arguments, folder, monkeypatch):
+    """Likewise a script, in a process that has imported torch and timm already."""
+    # what a process finds on its path it takes over from this one
+    monkeypatch.syspath_prepend(folder)
+    code, out, err = run_module(script, arguments, folder=folder)
+    assert code == 0, out + err
+    return out.splitlines()
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     folder, _ = exported(tmp_path_factory.mktemp("weights"), NAME)
     return folder / "model.safetensors"
 
 
-def test_hest(tmp_path, weights):
+def test_hest(tmp_path, weights, monkeypatch):
     packages = {"hest/__init__.py": "", "hest/bench/__init__.py": ""}
     write(tmp_path, {**packages, "hest/bench/benchmark.py": HEST_BENCHMARK})
-    command = [
-        sys.executable,
-        EXAMPLES / "hest_benchmark.py",
-        "out",
-        "--tasks",
-        "IDC",
-        "PRAD",
-        "--checkpoint",
-        weights,
-    ]
-    called, *printed = run(command, tmp_path)
+    arguments = ["out", "--tasks", "IDC", "PRAD", "--checkpoint", weights]
+    called, *printed = run_script(EXAMPLES / "hest_benchmark.py", arguments, tmp_path, monkeypatch)
     images, embeddings, dtype, options = json.loads(called)
     assert (images, embeddings, dtype) == ([2, 3, 224, 224], [2, 384], "float32")
     assert options == {
@@ -155,7 +156,7 @@ def test_hest(tmp_path, weights):
 
 
 @pytest.mark.parametrize("size", [None, 128])
-def test_trident(tmp_path, weights, size):
+def test_trident(tmp_path, weights, size, monkeypatch):
     files = {
         "trident/__init__.py": "",
         "trident/patch_encoder_models/__init__.py": TRIDENT_PACKAGE,
@@ -166,7 +167,7 @@ def test_trident(tmp_path, weights, size):
     shutil.copy(EXAMPLES / "trident_slides.py", tmp_path)
     options = ["--patch_encoder", NAME, "--patch_encoder_ckpt_path", weights]
     options += [] if size is None else ["--patch_encoder_img_size", str(size)]
-    (printed,) = run([sys.executable, "trident_slides.py", *options], tmp_path)
+    (printed,) = run_script(tmp_path / "trident_slides.py", options, tmp_path, monkeypatch)
     assert json.loads(printed) == [NAME, [1, 3, size or 256, size or 256], [1, 384]]
 
 

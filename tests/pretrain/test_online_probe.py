@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
+from support.forked import spawn
 from support.generated_patches import random_patches, write_hest
 from torch import nn
 
@@ -182,7 +182,7 @@ def run_rank(rank, world_size, folder, rendezvous, output):
 @pytest.mark.distributed
 def test_two_processes_measure_what_one_does(tmp_path):
     folder = write_classes(tmp_path / "classes")
-    mp.spawn(run_rank, (2, folder, tmp_path / "rendezvous", "rank"), nprocs=2)
+    spawn(run_rank, (2, folder, tmp_path / "rendezvous", "rank"))
     probe = OnlineProbe(folder, **OPTIONS)
 
     def features(images):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from support.forked import spawn
 
 from timm_mvhybrid.runtime.errors import DataError, TimmMVHybridError
 from timm_mvhybrid.runtime.ranks import LostProcessError, Ranks
@@ -51,7 +51,7 @@ def test_two_processes_hear_each_other_fail_together_and_notice_a_loss(tmp_path,
     monkeypatch.setenv("MASTER_PORT", str(store.port))
     # as torchrun's own store, which outlives any process
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    mp.spawn(_work, args=(str(tmp_path),), nprocs=2)
+    spawn(_work, args=(str(tmp_path),), nprocs=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
     assert "another process of this run ended" in (tmp_path / "0").read_text()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import support.seeds  # noqa: F401 - moves the seeds in these processes too
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from support.forked import spawn
 from support.sinkhorn import sinkhorn_knopp
 
 from timm_mvhybrid.runtime.ranks import close_process_group
@@ -23,7 +23,7 @@ def class_features():
 
 def run_in_two_processes(folder):
     """Returns what each process found."""
-    mp.spawn(_work, args=(str(folder),), nprocs=2)
+    spawn(_work, (str(folder),))
     return [torch.load(Path(folder, f"{rank}.pt"), weights_only=True) for rank in range(2)]
 
 

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from support.forked import run_module
 
 from timm_mvhybrid.export.training_checkpoint import read_training_checkpoint
 from timm_mvhybrid.pretrain.config import DataConfig
@@ -97,11 +98,10 @@ def start(config_file, *arguments, ranks=1):
     )
 
 
-def run(config_file, *arguments, ranks=1, code=0):
-    """Runs to the end; returns what it printed."""
-    process = start(config_file, *arguments, ranks=ranks)
-    output, errors = process.communicate(timeout=240)
-    assert process.returncode == code, errors
+def run(config_file, *arguments, ranks):
+    """Runs to the end, without torchrun; returns what it printed."""
+    code, output, errors = run_module("timm_mvhybrid.pretrain", ["--config", config_file, *arguments], ranks)
+    assert code == 0, errors
     return output, errors
 
 

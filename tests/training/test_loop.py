@@ -3,12 +3,10 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from support.forked import run_module
 from support.regression import NUM_STEPS, Regression, regression_config, run_regression
 
 from timm_mvhybrid.runtime.codec import encode
@@ -40,14 +38,7 @@ def lines(folder):
 def spawn(config, folder, *arguments, ranks=1):
     file = folder / "config.json"
     file.write_text(json.dumps(encode(config)))
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command = [sys.executable, *(launcher if ranks > 1 else []), "-m", "support.regression", file, *arguments]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
-    }
-    return subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment)
+    return run_module("support.regression", [file, *arguments], ranks=ranks)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +75,7 @@ def test_what_the_objective_says_stands_in_log_records_and_checkpoints(finished)
 
 def test_a_run_that_was_killed_goes_on_bit_for_bit(finished, tmp_path):
     config = regression_config(tmp_path / "run")
-    assert spawn(config, tmp_path, 5).returncode == -signal.SIGKILL
+    assert spawn(config, tmp_path, 5)[0] == -signal.SIGKILL
     assert not (config.output / "layer.pt").exists()
     assert run_regression(config).step == NUM_STEPS
     assert_equal(weights(config.output), weights(finished))
@@ -156,7 +147,7 @@ def test_accumulation_and_precision_resume_bit_for_bit(tmp_path, changes):
         for name in ("whole", "killed")
     )
     run_regression(whole)
-    assert spawn(killed, tmp_path, 4).returncode == -signal.SIGKILL
+    assert spawn(killed, tmp_path, 4)[0] == -signal.SIGKILL
     assert [step for step in finished_steps(killed.output / "checkpoints")]
     run_regression(killed)
     assert_equal(weights(killed.output), weights(whole.output))
@@ -235,8 +226,8 @@ def test_two_processes_learn_what_one_does(tmp_path, monkeypatch):
     monkeypatch.setattr(Regression, "prepare", lambda self, batch, step: _as_two(self, batch))
     one, two = (regression_config(tmp_path / name) for name in ("one", "two"))
     run_regression(one)
-    found = spawn(two, tmp_path, ranks=2)
-    assert found.returncode == 0, found.stderr
+    code, _, errors = spawn(two, tmp_path, ranks=2)
+    assert code == 0, errors
     for name in ("weight", "bias"):
         difference = (weights(one.output)[name] - weights(two.output)[name]).abs().max()
         assert difference < 1e-4, name
