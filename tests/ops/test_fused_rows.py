@@ -25,6 +25,8 @@ def module(tmp_path, monkeypatch):
     """A module of one kernel, not yet compiled."""
     (tmp_path / "doubling.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(tmp_path)
+    # a folder that the user names would be taken first
+    monkeypatch.setattr("numba.core.config.CACHE_DIR", "")
     monkeypatch.setattr(native, "_uncached", [])
     rows._module.cache_clear()
     yield tmp_path

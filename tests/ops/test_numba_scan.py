@@ -225,6 +225,8 @@ def small_kernel(tmp_path, monkeypatch):
         "    return kernel\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    # a folder that the user names would be taken first
+    monkeypatch.setattr("numba.core.config.CACHE_DIR", "")
     monkeypatch.setattr(native, "_uncached", [])
     native.compiled.cache_clear()
     yield tmp_path
