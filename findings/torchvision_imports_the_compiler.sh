@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# torchvision 0.29.1, torch 2.14.1: importing torchvision imports torch's compiler, which takes longer than torch itself.
+# torchvision 0.29.1, torch 2.14.1: importing torchvision imports torch's compiler, and nine tenths of the time are that.
 #
 # Expected: `import torch` leaves torch._dynamo to the first call of torch.compile, and so does torchvision, whose models and
 # transforms need no compiler.
 # Seen: torchvision.ops.roi_align asks torch._dynamo.utils for a function when it is imported, and all of torch._dynamo comes
-# with it: nine tenths of the time that torchvision takes to import. timm imports torchvision, so that each process of a
-# command, of torchrun and of a DataLoader that is spawned pays for it: 3 s on a slow core.
+# with it: nine tenths of the time that torchvision takes to import (1.7 to 3.7 s here), as long as torch itself. timm imports torchvision, so that each process of a
+# command, of torchrun and of a DataLoader that is spawned pays for it.
 # Hurt: command lines that answer --help, suites that start many processes, workers that start anew.
 set -euo pipefail
 folder=$(mktemp -d)
@@ -16,11 +16,14 @@ python="$folder/environment/bin/python"
 # once before, so that nothing is compiled to bytecode or read from disk for the first time
 "$python" -c "import torchvision"
 "$python" - <<'PYTHON'
+import subprocess
 import sys
 import time
 
 import torch
 
+ALONE = "import time, torch; start = time.perf_counter(); import torch._dynamo; print(time.perf_counter() - start)"
+alone = float(subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True).stdout)
 by_torch = "torch._dynamo" in sys.modules
 start = time.perf_counter()
 import torchvision
@@ -30,5 +33,6 @@ by_torchvision = "torch._dynamo" in sys.modules
 print(f"torch {torch.__version__}, torchvision {torchvision.__version__}")
 print("expected: torch._dynamo is imported by neither")
 print(f"seen: by torch {by_torch}, by torchvision {by_torchvision}; importing torchvision after torch took {seconds:.1f} s")
+print(f"importing torch._dynamo alone after torch took {alone:.1f} s")
 sys.exit(0 if not by_torch and by_torchvision else 1)
 PYTHON

@@ -1,7 +1,13 @@
-"""What no operator may read: memory that nobody has written; and what old interpreters of Triton cannot run."""
+"""What no operator may read: memory that nobody has written; kernels that were never compiled; and what old interpreters
+of Triton cannot run.
+"""
+
+import sys
 
 import pytest
 import torch
+
+from timm_mvhybrid.ops.fused import native, rows
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +21,31 @@ def _uninitialised_memory_is_nan(monkeypatch):
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture
+def kernel_module(tmp_path, monkeypatch):
+    """Makes a module from its source, whose kernels were never compiled; its folder is returned."""
+    names = []
+
+    def make(name, source):
+        names.append(name)
+        (tmp_path / f"{name}.py").write_text(source)
+        return tmp_path
+
+    def forget():
+        native.compiled.cache_clear()
+        rows._module.cache_clear()
+
+    monkeypatch.syspath_prepend(tmp_path)
+    # a folder that the user names would be taken first
+    monkeypatch.setattr("numba.core.config.CACHE_DIR", "")
+    monkeypatch.setattr(native, "_uncached", [])
+    forget()
+    yield make
+    for name in names:
+        sys.modules.pop(name, None)
+    forget()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,7 +1,6 @@
 """Kernels on arrays, shared out by rows: where they are kept, and that all rows are worked on once."""
 
 import importlib
-import sys
 
 import numpy as np
 import pytest
@@ -21,17 +20,9 @@ def double(x, y, start, stop):
 
 
 @pytest.fixture
-def module(tmp_path, monkeypatch):
-    """A module of one kernel, not yet compiled."""
-    (tmp_path / "doubling.py").write_text(SOURCE)
-    monkeypatch.syspath_prepend(tmp_path)
-    # a folder that the user names would be taken first
-    monkeypatch.setattr("numba.core.config.CACHE_DIR", "")
-    monkeypatch.setattr(native, "_uncached", [])
-    rows._module.cache_clear()
-    yield tmp_path
-    sys.modules.pop("doubling", None)
-    rows._module.cache_clear()
+def module(kernel_module):
+    """The folder of a module of one kernel, not yet compiled."""
+    return kernel_module("doubling", SOURCE)
 
 
 def doubled(num_rows, **options):

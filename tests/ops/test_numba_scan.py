@@ -214,24 +214,17 @@ def test_status_names_the_choice_and_the_scan_without_kernels():
 
 
 @pytest.fixture
-def small_kernel(tmp_path, monkeypatch):
-    """A kernel that adds its first two arguments, in a module that was never compiled."""
-    (tmp_path / "small_kernel.py").write_text(
+def small_kernel(kernel_module):
+    """The folder of a kernel that adds its first two arguments, in a module that was never compiled."""
+    return kernel_module(
+        "small_kernel",
         "from timm_mvhybrid.ops.fused.lanes import load_integer, store\n"
         "def make_sum(stamp):\n"
         "    def kernel(p):\n"
         "        if stamp:\n"
         "            store(load_integer(p + 32), float(load_integer(p + 16) + load_integer(p + 24)))\n"
-        "    return kernel\n"
+        "    return kernel\n",
     )
-    monkeypatch.syspath_prepend(tmp_path)
-    # a folder that the user names would be taken first
-    monkeypatch.setattr("numba.core.config.CACHE_DIR", "")
-    monkeypatch.setattr(native, "_uncached", [])
-    native.compiled.cache_clear()
-    yield tmp_path
-    sys.modules.pop("small_kernel", None)
-    native.compiled.cache_clear()
 
 
 def add(a, b):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -119,8 +120,8 @@ def _embed_images(
     model: nn.Module,
     images: torch.Tensor,
     normalisation: tuple[torch.Tensor, torch.Tensor],
-    autocast: AbstractContextManager[Any],
     pooling: str,
+    autocast: AbstractContextManager[Any],
 ) -> np.ndarray:
     mean, std = normalisation
     # uint8 is transferred and converted on the device: a quarter of the bytes, and float32 arithmetic everywhere
@@ -253,12 +254,8 @@ def write_embeddings(
                     f"{batch.errors[0][1]}; leave unreadable patches out with `skip_corrupt=True`"
                 )
             if batch.indices:
-
-                def compute(
-                    context: AbstractContextManager[Any], images: torch.Tensor = batch.images
-                ) -> np.ndarray:
-                    return _embed_images(model, images, (normalisation[0], normalisation[1]), context, pool)
-
+                means_and_deviations = normalisation[0], normalisation[1]
+                compute = partial(_embed_images, model, batch.images, means_and_deviations, pool)
                 choice = choice or choose_dtype(target, compute)
                 vectors = compute(choice.context(target))
                 finite = np.isfinite(vectors).all(axis=1)
