@@ -4,8 +4,8 @@
 # Expected: `import torch` leaves torch._dynamo to the first call of torch.compile, and so does torchvision, whose models and
 # transforms need no compiler.
 # Seen: torchvision.ops.roi_align asks torch._dynamo.utils for a function when it is imported, and all of torch._dynamo comes
-# with it: nine tenths of the time that torchvision takes to import (1.7 to 3.7 s here), as long as torch itself. timm imports torchvision, so that each process of a
-# command, of torchrun and of a DataLoader that is spawned pays for it.
+# with it: nine tenths of the time that torchvision takes to import (1.7 to 3.7 s), as long as torch itself. timm imports
+# torchvision, so that each process of a command, of torchrun and of a DataLoader that is spawned pays for it.
 # Hurt: command lines that answer --help, suites that start many processes, workers that start anew.
 set -euo pipefail
 folder=$(mktemp -d)
