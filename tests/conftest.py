@@ -1,9 +1,6 @@
 """Settings that must stand before anything of the package is imported, and how many tests run at a time."""
 
 import os
-import re
-from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,10 +18,8 @@ if _WORKERS > 1 and "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(_THREADS)
     os.environ["OMP_NUM_THREADS"] = str(_THREADS)
 
-from support import seeds  # noqa: E402 - after what the environment must hold
+from support import numeric, seeds  # noqa: E402 - after what the environment must hold
 
-# Names by which a file compares numbers that rounding may move; all tests of such a file count as numeric.
-_COMPARISONS = re.compile(r"allclose|assert_close|\bapprox|relative_error|assert_accurate|gradcheck|atol=")
 _NOT_NUMERIC = ("slow", "distributed", "gpu")  # what takes long, or what other devices compute
 
 
@@ -33,16 +28,14 @@ def pytest_xdist_auto_num_workers():
     return min(os.cpu_count() or 1, 8)
 
 
-@cache
-def _compares_numbers(path):
-    return _COMPARISONS.search(Path(path).read_text(encoding="utf-8")) is not None
-
-
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items):
     """Marks the numeric tests, which tests/cpus.py runs as on other CPUs."""
     for item in items:
-        if _compares_numbers(item.path) and not any(map(item.get_closest_marker, _NOT_NUMERIC)):
+        elsewhere = any(map(item.get_closest_marker, _NOT_NUMERIC))
+        if not elsewhere and numeric.compares_numbers(
+            item.path, item.location[2].split("[")[0].split(".")[0]
+        ):
             item.add_marker("numeric")
 
 

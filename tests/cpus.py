@@ -1,7 +1,7 @@
 """Runs the numeric tests as on other CPUs: each set of kernels, one and two threads, three draws of the numbers.
 
 Which instructions a CPU has, and how many threads share a sum, decide the order of additions, and so the last digits.
-The tests marked ``numeric`` (tests/conftest.py says which) must not depend on them. ``make test-cpus`` runs all
+The tests marked ``numeric`` (tests/support/numeric.py says which) must not depend on them. ``make test-cpus`` runs all
 combinations, ``make test-cpus CPUS=short`` one of them on the quick files.
 """
 

@@ -1,4 +1,4 @@
-"""The bounds of tests/support: they pass whatever the order of additions, and catch what is no rounding."""
+"""What tests/support says of rounding: bounds that any order of additions keeps, and which tests need other CPUs."""
 
 import random
 import subprocess
@@ -10,6 +10,7 @@ import pytest
 import torch
 from support import seeds
 from support.bounds import assert_accurate, away_from_kinks, condition, gamma, widened
+from support.numeric import compares_numbers
 from support.scans import scan_inputs
 
 from timm_mvhybrid.ops import selective_scan, selective_scan_reference
@@ -132,3 +133,27 @@ def test_a_test_keeps_its_seeds_where_it_asks_for_it():
     random.seed(5)
     expected = random.Random(5).random()
     assert random.random() == expected
+
+
+COMPARING = {
+    "itself": "def test(): torch.testing.assert_close(a, b)",
+    "by a fixture": "@pytest.fixture\ndef checked(): assert np.array_equal(a, b)\n\ndef test(checked): pass",
+    "by a function": "def near(a): assert 0.1 < a\n\ndef check(a): near(a)\n\ndef test(): check(1)",
+    "by a constant": "LIMIT = dict(rtol=1e-3)\n\ndef test(): compare(a, b, **LIMIT)",
+    "by an import": "from support.bounds import assert_accurate as right\n\ndef test(): right(a, b, c)",
+    "by a module": "from support import bounds\n\ndef test(): bounds.assert_accurate(a, b, c)",
+    "in a class": "class Case:\n    def test(self): assert a < 1e-6",
+}
+NOT_COMPARING = {
+    "names": "def test(): assert names == ['a', 'b']",
+    "counts": "def test(): assert len(names) > 3",
+    "another test": "def test(): assert names\n\ndef test_other(): torch.testing.assert_close(a, b)",
+    "the package": "from timm_mvhybrid.probes import approx\n\ndef test(): check()",
+}
+
+
+@pytest.mark.parametrize("how", [*COMPARING, *NOT_COMPARING])
+def test_tests_that_compare_numbers_are_found(how, tmp_path):
+    path = tmp_path / "test_file.py"
+    path.write_text({**COMPARING, **NOT_COMPARING}[how])
+    assert compares_numbers(path, "Case" if "class" in how else "test") == (how in COMPARING)

@@ -12,6 +12,7 @@ from support.coloured_sections import GENES, write_sections
 EXAMPLE = Path(__file__).parents[1] / "examples" / "finetune_her2st.py"
 
 
+@pytest.mark.slow
 def test_every_method_gets_a_row(tmp_path):
     pytest.importorskip("lightly")
     data = write_sections(tmp_path / "sections", ("A1", "A2", "B1"))

@@ -28,6 +28,7 @@ def ran(tmp_path_factory):
     return folder / "out", result.stdout
 
 
+@pytest.mark.slow
 def test_it_says_who_was_in_the_fit_and_shows_every_gene(ran):
     folder, shown = ran
     other, same = shown.strip().split("\n\n")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from timm_mvhybrid.predict import ExpressionPredictor
@@ -13,6 +14,7 @@ from timm_mvhybrid.predict import ExpressionPredictor
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_predict_phantom(tmp_path):
     command = [sys.executable, ROOT / "examples" / "predict_phantom.py", "--output", tmp_path]
     command += [

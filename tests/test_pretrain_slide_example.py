@@ -34,6 +34,7 @@ def example(monkeypatch):
 
 
 @needs_pretrain
+@pytest.mark.slow
 def test_a_slide_becomes_a_model_and_figures(tmp_path):
     output = tmp_path / "results"
     command = [sys.executable, EXAMPLES / "pretrain_slide.py", "--output", output, "--steps", "3"]
