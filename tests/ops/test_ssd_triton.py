@@ -165,7 +165,7 @@ def assert_accurate_in_float32(inputs, **options):
 
 @pytest.mark.parametrize(
     ("length", "heads", "headdim"),
-    [(1, 24, 16), (2, 24, 16), (17, 12, 8), (63, 12, 8), (65, 8, 8), (197, 4, 8), (257, 4, 8)],
+    [(1, 8, 16), (2, 8, 16), (17, 6, 8), (63, 4, 8), (65, 4, 8), (197, 2, 8), (257, 2, 8)],
 )
 def test_float32_error_is_that_of_its_roundings(length, heads, headdim):
     inputs = draw_inputs(length, heads=heads, headdim=headdim, d_state=16, dtype=torch.float32)

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.distributed
 needs_cpu_sharding = pytest.mark.skipif(not can_shard_on_cpu(), reason="this torch's FSDP needs a GPU")
 
 # every parallel path is taken by it: state-space and attention blocks, both heads, uneven masks
-CHANGES = {"model__name": "test_mvhybrid", "loss__regularizer_scope": "world"}
+CHANGES = {"model__name": "test_mvhybrid", "loss__regularizer_scope": "world", "monitor__by_kind": True}
 
 
 def largest_difference(a, b):
@@ -73,6 +73,15 @@ def test_two_processes_equal_one(one, two):
     for first, second in zip(lines(one.output), steps, strict=True):
         for name in ("loss/total", "loss/ibot", "loss/koleo", "grad_norm/backbone", "grad_norm/ibot_head"):
             assert first[name] == pytest.approx(second[name], rel=1e-4), name
+        by_kind = {name for name in first if name.startswith("grad_norm_by_kind/")}
+        assert "grad_norm_by_kind/A_log" in by_kind
+        assert by_kind == {name for name in second if name.startswith("grad_norm_by_kind/")}
+        for name in by_kind:
+            assert first[name] == pytest.approx(second[name], rel=1e-3, abs=1e-9), name
+        # of the images of one process
+        measured = {name for name in first if name.startswith(("block_rms/", "mixer_gain/", "delta/", "A_log/"))}
+        assert "block_rms/00" in measured
+        assert all(second[name] == second[name] for name in measured)
 
 
 @needs_cpu_sharding
