@@ -111,7 +111,7 @@ def test_its_gradient_grows_with_every_block_and_each_cure_ends_that():
     for cure in ({"mask_token_std": 0.02}, {"pos_embed": "learn"}, {"channel_mixer": "einfft"}):
         cured = [gradient(depth, **cure) for depth in (2, 6)]
         assert cured[1] < 20 * cured[0], cure
-        assert cured[1] < 1e-3 * zero[1], cure
+        assert cured[1] < 1e-2 * zero[1], cure
 
 
 def test_the_state_that_is_warned_of():

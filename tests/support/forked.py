@@ -17,6 +17,8 @@ from unittest.mock import patch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from support import seeds
+
 # what runs of several processes import, some of it late; the server goes on without what is not installed
 _PRELOADED = [
     "torch.distributed.checkpoint.state_dict",
@@ -36,7 +38,7 @@ def spawn(work, args=(), nprocs=2, seconds=240):
         # the server keeps the environment that it found; each process takes today's
         forkserver.set_forkserver_preload(_PRELOADED)
         forkserver.ensure_running()
-        given = (dict(os.environ), work, args)
+        given = (dict(os.environ), seeds.offset(), work, args)
         processes = mp.start_processes(_work, given, nprocs=nprocs, join=False, start_method="forkserver")
     end = time.monotonic() + seconds
     try:
@@ -47,9 +49,12 @@ def spawn(work, args=(), nprocs=2, seconds=240):
             process.kill()
 
 
-def _work(rank, environment, work, args):
+def _work(rank, environment, offset, work, args):
     os.environ.clear()
     os.environ.update(environment)
+    # the server imported this file in its own environment
+    seeds.install()
+    seeds.set_offset(offset)
     work(rank, *args)
 
 

@@ -24,6 +24,11 @@ def set_offset(offset):
     return before
 
 
+def offset():
+    """By how much the seeds that tests state are moved now."""
+    return _offset
+
+
 def stated_offset():
     """The offset that the environment states, 0 without one."""
     return int(os.environ.get(VARIABLE, "0"))
