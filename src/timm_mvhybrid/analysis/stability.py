@@ -152,7 +152,7 @@ def analyse_stability(options: StabilityOptions, *, advance: Advance = silent) -
             Records(
                 name="gradients",
                 caption="Norm of the gradient of each kind of parameter, models as given.",
-                rows=kinds,
+                rows=_texts_first(kinds),
             ),
             Records(
                 name="blocks",

@@ -131,9 +131,10 @@ def _provenance(name: str, provenance: Provenance) -> str:
     versions = ", ".join(f"{package} {version}" for package, version in sorted(provenance.versions.items()))
     options = json.dumps(provenance.options, indent=1, ensure_ascii=False, default=str)
     data = "\n".join(f"{digest}  {path}" for path, digest in sorted(provenance.data.items()))
+    inputs = "1 input" if len(provenance.data) == 1 else f"{len(provenance.data)} inputs"
     return (
         f"<h3>{escape(name)}</h3><p>{escape(provenance.created)}, seed {provenance.seed}, "
         f"{escape(provenance.platform)}. {escape(versions)}.</p>"
         f"<details><summary>Options</summary><pre>{escape(options)}</pre></details>"
-        f"<details><summary>SHA-256 of {len(provenance.data)} input files</summary><pre>{escape(data)}</pre></details>"
+        f"<details><summary>SHA-256 of {inputs}</summary><pre>{escape(data)}</pre></details>"
     )
