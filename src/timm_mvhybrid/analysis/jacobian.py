@@ -10,10 +10,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from timm.models import VisionTransformer
 from torch import Tensor, nn
 from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..ops.forward_mode import ForwardModeError, derivatives
 from ..runtime.errors import ParameterError
 
 Orientation = Literal["rows", "columns", "diagonal"]
@@ -106,11 +108,17 @@ def jacobian_gain(model: nn.Module, images: Tensor, gratings: Tensor) -> NDArray
 
 def _derivatives(model: nn.Module, image: Tensor, directions: Tensor) -> Tensor:
     """Computes ‖J v‖ at one image (1, …) for directions (number, …)."""
+    if isinstance(model, VisionTransformer):
+        try:
+            found = derivatives(model, image, directions.unsqueeze(1))
+            return found.double().flatten(1).norm(dim=1)
+        except ForwardModeError:
+            pass
 
     def derivative(direction: Tensor) -> Tensor:
         return jvp(model, (image,), (direction.unsqueeze(0),))[1]
 
-    found: Tensor = vmap(derivative)(directions)
+    found = vmap(derivative)(directions)
     return found.double().flatten(1).norm(dim=1)
 
 

@@ -4,10 +4,12 @@ import torch
 from timm.layers import register_notrace_function
 from torch import Tensor
 
+from .. import forward_mode
 from ..precision import at_least_float32, autocast_disabled
 from ..spectral import MATRIX_LENGTH
 from ..transforms import wants_portable_form
 from . import operator as _operator  # noqa: F401  (registers the operators)
+from . import tangents as _tangents  # noqa: F401  (registers the rule in forward mode)
 from .portable import einfft_portable
 from .reference import einfft_reference
 
@@ -45,6 +47,10 @@ def einfft(
         return _einfft(x, weight_1, bias_1, weight_2, bias_2, threshold, True)
     else:
         with autocast_disabled(x.device.type):
+            if isinstance(x, forward_mode.Dual):
+                return forward_mode.call(
+                    einfft_portable, at_least_float32(x), weight_1, bias_1, weight_2, bias_2, threshold
+                )
             return _einfft(x, weight_1, bias_1, weight_2, bias_2, threshold, not wants_portable_form())
 
 
