@@ -16,7 +16,9 @@ def _einfft(
     x: Any, weight_1: Tensor, bias_1: Tensor, weight_2: Tensor, bias_2: Tensor, threshold: float
 ) -> Any:
     weights = (weight_1, bias_1, weight_2, bias_2)
-    if any(isinstance(weight, Dual) for weight in weights) or x.shape[1] > MATRIX_LENGTH:
+    if any(isinstance(weight, Dual) for weight in weights):
+        return NotImplemented
+    if x.device.type != "cpu" or x.shape[1] > MATRIX_LENGTH:
         return NotImplemented
     weights = tuple(weight.to(x.dtype) for weight in weights)
     value, saved, passed = cpu.forward(x.primal, *weights, threshold, True)

@@ -15,6 +15,10 @@ from torch.func import jvp
 from .dual import Dual, rule
 
 
+# narrower ones are widened inside of torch's functions, and rounded where these do
+_DTYPES = (torch.float32, torch.float64)
+
+
 def _alone(x: Any, *others: Any) -> bool:
     """Whether the first argument of a function moves, and no other."""
     return isinstance(x, Dual) and not any(isinstance(other, Dual) for other in others)
@@ -64,7 +68,7 @@ def _layer_norm(
     eps: float = 1e-5,
 ) -> Any:
     """y = γ x̂ + β with x̂ = (x − mean) r: ẏ = γ r (ẋ − mean(ẋ) − x̂ mean(x̂ ẋ))."""
-    if not _alone(input, weight, bias) or len(normalized_shape) != 1:
+    if not _alone(input, weight, bias) or len(normalized_shape) != 1 or input.dtype not in _DTYPES:
         return NotImplemented
     x = input.primal
     value, mean, scale = torch.native_layer_norm(x, normalized_shape, weight, bias, eps)
@@ -94,19 +98,21 @@ def _attention(
     """O = P V with P = softmax(S): Ȯ = P V̇ + Ṗ V, Ṗ = P ∘ (Ṡ − Σ P ∘ Ṡ), the sum over the keys."""
     if not all(isinstance(x, Dual) for x in (query, key, value)):
         return NotImplemented
-    if attn_mask is not None or dropout_p or is_causal or enable_gqa or query.shape != key.shape:
+    if attn_mask is not None or dropout_p or is_causal or enable_gqa or query.dtype not in _DTYPES:
+        return NotImplemented
+    if query.ndim < 3 or not query.shape[:-2] == key.shape[:-2] == value.shape[:-2]:
         return NotImplemented
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     q, k, v = (x.primal.flatten(0, -3) for x in (query, key, value))
     moves = [x.tangents.flatten(1, -3) for x in (query, key, value)]
     q = q * scale
     attending = torch.bmm(q, k.mT).softmax(-1)
-    moved = moves[2].new_empty(moves[2].shape)
+    moved = q.new_empty(*moves[0].shape[:-1], v.shape[-1])
     scores = torch.empty_like(attending)
     for q_moved, k_moved, v_moved, out in zip(*moves, moved, strict=True):
         torch.bmm(q_moved, k.mT, out=scores)
         torch.baddbmm(scores, q, k_moved.mT, beta=scale, out=scores).mul_(attending)
         scores.addcmul_(attending, scores.sum(-1, keepdim=True), value=-1.0)
         torch.bmm(scores, v, out=out).baddbmm_(attending, v_moved)
-    shape = value.shape
+    shape = (*query.shape[:-1], value.shape[-1])
     return Dual(torch.bmm(attending, v).view(shape), moved.view(-1, *shape))

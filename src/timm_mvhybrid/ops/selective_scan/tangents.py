@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import jvp
 
 from ..forward_mode import Dual, rule
-from ..implementation import choose
+from ..implementation import requested_implementation, why_not
 from ..step_sizes import biased_steps, softplus_slope, step_sizes
 from .portable import selective_scan_portable
 
@@ -34,7 +34,9 @@ def _scan(
         return NotImplemented
     if u.dtype not in _DTYPES or any(x is not None and x.dtype != u.dtype for x in moving):
         return NotImplemented
-    if u.numel() == 0 or choose("selective_scan", "current", u.device.type, u.dtype) != "numba":
+    if u.numel() == 0 or requested_implementation() not in ("auto", "numba"):
+        return NotImplemented
+    if why_not("selective_scan", "numba", u.device.type, u.dtype) is not None:
         return NotImplemented
     from .numba import tangents
 
