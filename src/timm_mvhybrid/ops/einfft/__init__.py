@@ -47,10 +47,6 @@ def einfft(
         return _einfft(x, weight_1, bias_1, weight_2, bias_2, threshold, True)
     else:
         with autocast_disabled(x.device.type):
-            if isinstance(x, forward_mode.Dual):
-                return forward_mode.call(
-                    einfft_portable, at_least_float32(x), weight_1, bias_1, weight_2, bias_2, threshold
-                )
             return _einfft(x, weight_1, bias_1, weight_2, bias_2, threshold, not wants_portable_form())
 
 
@@ -76,4 +72,8 @@ def _einfft(
         # a trace must not depend on the mode that it was recorded in
         save = torch.is_grad_enabled() or torch.jit.is_tracing()
         return torch.ops.timm_mvhybrid.einfft(x, weight_1, bias_1, weight_2, bias_2, threshold, save)[0]
-    return einfft_portable(x, weight_1, bias_1, weight_2, bias_2, threshold)
+    if torch.jit.is_scripting():
+        return einfft_portable(x, weight_1, bias_1, weight_2, bias_2, threshold)
+    else:
+        y: Tensor = forward_mode.call(einfft_portable, x, weight_1, bias_1, weight_2, bias_2, threshold)
+        return y

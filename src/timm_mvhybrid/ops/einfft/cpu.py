@@ -120,7 +120,7 @@ def forward(
             if save:
                 torch.ne(values, 0, out=passed[sign][:, cut])
             mapped.append(values)
-        _to_tokens(_joined(*mapped, spectrum), synthesis, result[rows])
+        _to_tokens(_joined(mapped, spectrum), synthesis, result[rows])
     return result, saved, passed
 
 
@@ -160,13 +160,13 @@ def tangents(moves: Tensor, saved: Tensor, passed: Tensor, weight_1: Tensor, wei
             values = torch.bmm(hidden, maps_2[sign], out=space.blocks(name, count))
             values.unflatten(1, (along, -1)).mul_(masks[sign][1])
             mapped.append(values)
-        unfolded = _joined(*mapped, spectrum)
-        _to_tokens(unfolded, synthesis, result[directions].flatten(0, 1))
+        _to_tokens(_joined(mapped, spectrum), synthesis, result[directions].flatten(0, 1))
     return result
 
 
-def _joined(positive: Tensor, negative: Tensor, spectrum: Tensor) -> Tensor:
-    """Adds up what both signs of the frequency give, in place, and turns it into a spectrum of the tokens."""
+def _joined(mapped: list[Tensor], spectrum: Tensor) -> Tensor:
+    """Adds up what positive and negative frequencies give, in place, and turns it into a spectrum of the tokens."""
+    positive, negative = mapped
     real, imaginary = positive.chunk(2, dim=-1)
     real_negative, imaginary_negative = negative.chunk(2, dim=-1)
     # only the conjugate-symmetric half of the spectrum has a real inverse

@@ -55,7 +55,11 @@ class Dual(Tensor):
 
     @classmethod
     def __torch_function__(
-        cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        cls,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Calls the function's rule; that of all others where it has none, or returns ``NotImplemented``."""
         kwargs = kwargs or {}
@@ -65,11 +69,13 @@ class Dual(Tensor):
             return _composed(func, args, kwargs) if found is NotImplemented else found
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
         """Refuses what got past the rules, which would see the value alone."""
         raise ForwardModeError(f"{func} is called where its arguments' derivatives cannot be seen")
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]
         return f"Dual({self.primal!r}, directions={len(self.tangents)})"
 
 

@@ -14,7 +14,6 @@ from torch.func import jvp
 
 from .dual import Dual, rule
 
-
 # narrower ones are widened inside of torch's functions, and rounded where these do
 _DTYPES = (torch.float32, torch.float64)
 
@@ -47,7 +46,7 @@ def _elementwise(function: Callable[..., Tensor], input: Any, *args: Any, **kwar
     if not _alone(input, *args, *kwargs.values()):
         return NotImplemented
     x = input.primal
-    value, slope = jvp(lambda at: function(at, *args, **kwargs), (x,), (torch.ones_like(x),))
+    value, slope, *_ = jvp(lambda at: function(at, *args, **kwargs), (x,), (torch.ones_like(x),))
     if in_place:
         x.copy_(value)
         input.tangents.mul_(slope)
@@ -67,7 +66,7 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Any:
-    """y = γ x̂ + β with x̂ = (x − mean) r: ẏ = γ r (ẋ − mean(ẋ) − x̂ mean(x̂ ẋ))."""
+    """With y = γ x̂ + β and x̂ = (x − mean) r: ẏ = γ r (ẋ − mean(ẋ) − x̂ mean(x̂ ẋ))."""
     if not _alone(input, weight, bias) or len(normalized_shape) != 1 or input.dtype not in _DTYPES:
         return NotImplemented
     x = input.primal
@@ -95,7 +94,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """O = P V with P = softmax(S): Ȯ = P V̇ + Ṗ V, Ṗ = P ∘ (Ṡ − Σ P ∘ Ṡ), the sum over the keys."""
+    """With O = P V and P = softmax(S): Ȯ = P V̇ + Ṗ V, Ṗ = P ∘ (Ṡ − Σ P ∘ Ṡ), the sum over the keys."""
     if not all(isinstance(x, Dual) for x in (query, key, value)):
         return NotImplemented
     if attn_mask is not None or dropout_p or is_causal or enable_gqa or query.dtype not in _DTYPES:

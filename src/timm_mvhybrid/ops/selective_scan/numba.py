@@ -132,8 +132,8 @@ def tangents(
     matrix = grouped_matrix(A, groups, u.dtype)
     rates = matrix * LOG2_E
     d_state, channels = rates.shape[1:]
-    read = [_plain(x, u.dtype) for x in (rates, matrix, B, C)]
-    read += [None if D is None else _plain(D, u.dtype)]
+    read: list[Tensor | None] = [_plain(x, u.dtype) for x in (rates, matrix, B, C)]
+    read.append(None if D is None else _plain(D, u.dtype))
     read += [_plain(x, u.dtype) for x in (step, slope, u, moves[2], moves[3])]
     y, last_state = u.new_empty(u.shape), rates.new_empty(batch, *rates.shape)
     y_moved, last_moved = (x.new_empty(directions, *x.shape) for x in (y, last_state))

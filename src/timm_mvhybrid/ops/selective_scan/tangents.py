@@ -43,7 +43,9 @@ def _scan(
     number = next(len(x.tangents) for x in moving if isinstance(x, Dual))
     value, raw, b, c = (_primal(x) for x in (u, delta, B, C))
     step = step_sizes(raw, delta_bias, delta_softplus, u.dtype)
-    slope = softplus_slope(biased_steps(raw, delta_bias, u.dtype)) if delta_softplus else torch.ones_like(step)
+    slope = (
+        softplus_slope(biased_steps(raw, delta_bias, u.dtype)) if delta_softplus else torch.ones_like(step)
+    )
     y, last, y_moved, last_moved = tangents(
         (value, step, slope, A, b, c, D), [_moves(x, number) for x in (u, delta, B, C)], reverse
     )
@@ -65,7 +67,7 @@ def _moves(x: Tensor, number: int) -> Tensor:
 def _gated(y: Dual, z: Tensor) -> Dual:
     """Multiplies y by silu(z)."""
     gate = _primal(z)
-    opened, slope = jvp(F.silu, (gate,), (torch.ones_like(gate),))
+    opened, slope, *_ = jvp(F.silu, (gate,), (torch.ones_like(gate),))
     moved = y.tangents.mul_(opened)
     if isinstance(z, Dual):
         moved.addcmul_(z.tangents, slope * y.primal)
