@@ -169,6 +169,28 @@ def test_a_change_in_place_is_refused_and_the_input_is_kept():
         derivatives(lambda at: at.exp_(), x, directions)
 
 
+def store_in_a_buffer(at):
+    buffer = torch.zeros(at.shape, dtype=at.dtype)
+    buffer[:, 1:] = at[:, 1:]
+    return buffer
+
+
+def test_moves_are_not_lost_in_what_does_not_move():
+    with pytest.raises(ForwardModeError, match="__setitem__ changes its argument in place"):
+        derivatives(store_in_a_buffer, *input_of("silu"))
+    with pytest.raises(ForwardModeError, match="same for all directions"):
+        derivatives(lambda at: F.silu(torch.zeros_like(at), inplace=True), *input_of("silu"))
+
+
+def test_a_first_layer_in_place_keeps_input_and_directions():
+    x, directions = input_of("silu")
+    kept, kept_directions = x.clone(), directions.clone()
+    moved = derivatives(lambda at: F.silu(at, inplace=True), x, directions)
+    assert torch.equal(x, kept)
+    assert torch.equal(directions, kept_directions)
+    assert relative_error(moved, derivatives(F.silu, x, directions)) < 1e-10
+
+
 def test_what_gets_past_the_rules_is_refused():
     x, directions = input_of("silu")
     with torch._C.DisableTorchFunctionSubclass(), pytest.raises(ForwardModeError, match="cannot be seen"):

@@ -23,7 +23,7 @@ _RULES: dict[Function, Function] = {}
 
 
 class ForwardModeError(RuntimeError):
-    """A function cannot be followed by :class:`Dual`; torch.func can take the whole model."""
+    """A function cannot be followed by :class:`Dual`; torch.func may be able to take the whole model."""
 
 
 class Dual(Tensor):
@@ -61,7 +61,7 @@ class Dual(Tensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Calls the function's rule; that of all others where it has none, or returns ``NotImplemented``."""
+        """Calls the function's rule, or torch.func where it has none or the rule returns ``NotImplemented``."""
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
             own = _RULES.get(func)
@@ -110,9 +110,9 @@ def derivatives(function: Function, x: Tensor, directions: Tensor) -> Tensor:
     Raises:
         ForwardModeError: The function changes a tensor in place in a way that cannot be followed.
     """
-    # in inference mode nothing says that a tensor was changed
+    # in inference mode nothing says that a tensor was changed; copies, because a first layer may work in place
     with torch.inference_mode(False), torch.no_grad(), in_forward_mode():
-        result = function(Dual(x.clone(), directions))
+        result = function(Dual(x.clone(), directions.clone()))
     if isinstance(result, Dual):
         return result.tangents
     return result.new_zeros((len(directions), *result.shape))
@@ -132,9 +132,15 @@ def _composed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         positional, named = tree_unflatten(filled, form)
         return tree_flatten(func(*positional, **named))
 
-    versions = [primal._version for primal in primals]
+    # what does not move counts, too: whatever is written into it would not move either
+    watched = [
+        x
+        for x in (*primals, *leaves)
+        if isinstance(x, Tensor) and not isinstance(x, Dual) and not x.is_inference()
+    ]
+    versions = [x._version for x in watched]
     values, result_form = on(*primals)
-    if versions != [primal._version for primal in primals]:
+    if versions != [x._version for x in watched]:
         raise ForwardModeError(f"{getattr(func, '__name__', func)} changes its argument in place")
     moves = [place for place, value in enumerate(values) if _can_move(value)]
     if moves:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import jvp
 
-from .dual import Dual, rule
+from .dual import Dual, ForwardModeError, rule
 
 # narrower ones are widened inside of torch's functions, and rounded where these do
 _DTYPES = (torch.float32, torch.float64)
@@ -45,6 +45,8 @@ def _elementwise(function: Callable[..., Tensor], input: Any, *args: Any, **kwar
     in_place = kwargs.pop("inplace", False)
     if not _alone(input, *args, *kwargs.values()):
         return NotImplemented
+    if in_place and input.tangents.stride(0) == 0 and len(input.tangents) > 1:
+        raise ForwardModeError(f"{function.__name__} changes in place what is the same for all directions")
     x = input.primal
     value, slope, *_ = jvp(lambda at: function(at, *args, **kwargs), (x,), (torch.ones_like(x),))
     if in_place:
