@@ -22,8 +22,8 @@ Orientation = Literal["rows", "columns", "diagonal"]
 """Along which a grating varies: along the rows, as the scan reads; along the columns; or along both."""
 
 WORK_ELEMENTS = 1 << 25
-"""Numbers that a pass of a vision transformer moves, in tokens × 16 channels' widths × gratings: 21 gratings of 257 tokens
-of 384 channels, and 100 MB at the widest. Gratings share the image's forward pass, and more of them gain nothing."""
+"""Size of a pass of a vision transformer, 16 for each token, channel and grating: 21 gratings of 257 tokens of 384 channels,
+whose widest tensor, of an MLP, has 33 MB in float32. The more gratings share the image's forward pass, the better."""
 
 COMPOSED_ELEMENTS = 1 << 23
 """The same for any other model, whose derivatives torch composes of light operations that should stay in the cache."""
