@@ -130,7 +130,7 @@ def _lengths(
     embed: Sequence[int] = getattr(getattr(model, "patch_embed", None), "patch_size", (16, 16))
     tokens = math.prod(max(1, side // patch) for side, patch in zip(image.shape[-2:], embed, strict=True))
     most = max(1, elements // (tokens * 16 * int(getattr(model, "embed_dim", 512))))
-    passes = -(-len(directions) // most)
+    passes = max(1, -(-len(directions) // most))
     found = [moves(model, image, part.unsqueeze(1)) for part in directions.tensor_split(passes)]
     return torch.cat([part.double().flatten(1).norm(dim=1) for part in found])
 
