@@ -29,6 +29,45 @@ def test_batched_gains_are_those_of_one_derivative_a_grating(name):
             assert gain == pytest.approx(float(moved.norm() / wave.norm()), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("test_mvhybrid", {}),
+        ("test_mvhybrid", {"ssm_kwargs": {"eigenvalues": "complex"}, "channel_mixer": "mlp"}),
+        ("test_vim_einfft", {"init_values": 0.5, "reg_tokens": 2}),
+        ("test_hydra_hybrid", {"global_pool": "avg", "ssm_position": "alternate"}),
+        ("test_vit12", {"qk_norm": True, "pos_embed": "learn"}),
+        ("test_vit", {"img_size": 64, "act_layer": "relu"}),
+        ("test_convnext", {}),
+    ],
+)
+def test_in_float64_gains_are_those_of_torch_func(name, options, monkeypatch):
+    depth = {} if name in ("test_vit", "test_convnext") else {"img_size": 64, "depth": 2}
+    model = timm.create_model(name, num_classes=0, **depth, **options).eval().double()
+    images = torch.randn(2, 3, *SIZE, dtype=torch.float64)
+    found = jacobian_gain(model, images, waves())
+    # no model counts as a vision transformer
+    monkeypatch.setattr(jacobian, "VisionTransformer", ())
+    np.testing.assert_allclose(found, jacobian_gain(model, images, waves()), rtol=1e-10)
+
+
+def test_a_vision_transformer_leaves_nothing_to_torch_func(monkeypatch):
+    model, image = timm.create_model("test_mvhybrid", img_size=64, depth=2), torch.randn(1, 3, *SIZE)
+    monkeypatch.setattr(jacobian, "_composed", lambda *_: pytest.fail("torch.func took the model"))
+    assert (jacobian_gain(model, image, waves()) > 0).all()
+
+
+def test_layers_that_change_tensors_in_place_are_left_to_torch_func():
+    model, images = timm.create_model("test_vit12", img_size=64, depth=2).double(), torch.randn(2, 3, *SIZE)
+    expected = jacobian_gain(model, images, waves())
+    handle = model.blocks[0].register_forward_hook(lambda _module, _inputs, out: out.mul_(2.0))
+    changed = jacobian_gain(model, images, waves())
+    handle.remove()
+    model.blocks[0].register_forward_hook(lambda _module, _inputs, out: 2.0 * out)
+    assert np.abs(changed / expected - 1).max() > 1e-3
+    np.testing.assert_allclose(changed, jacobian_gain(model, images, waves()), rtol=1e-10)
+
+
 def test_gains_are_those_of_small_differences():
     # attention and MLP are smooth; EinFFT's ReLU has corners that a difference may cross
     model = timm.create_model("test_vit12", img_size=64, depth=2).eval().double()
@@ -61,11 +100,18 @@ def test_rows_and_columns_are_not_mistaken_for_each_other():
     assert found[0, 1] == pytest.approx(1 / np.sqrt(3 * 64), rel=1e-5)
 
 
-def test_gratings_in_parts_give_the_same(monkeypatch):
-    model, image = timm.create_model("test_mvhybrid", depth=2).eval(), torch.randn(1, 3, *SIZE)
+@pytest.mark.parametrize(
+    ("limit", "model"), [("WORK_ELEMENTS", "test_mvhybrid"), ("COMPOSED_ELEMENTS", "test_convnext")]
+)
+def test_gratings_in_parts_give_the_same(limit, model, monkeypatch):
+    options = {"depth": 2, "img_size": 64} if model == "test_mvhybrid" else {"num_classes": 0}
+    model = timm.create_model(model, **options).eval().double()
+    image = torch.randn(1, 3, *SIZE)
     whole = jacobian_gain(model, image, waves())
-    monkeypatch.setattr(jacobian, "WORK_ELEMENTS", 1)
-    np.testing.assert_allclose(jacobian_gain(model, image, waves()), whole, rtol=1e-5)
+    per_grating = 16 * 16 * getattr(model, "embed_dim", 512)
+    for gratings in (1, 4):
+        monkeypatch.setattr(jacobian, limit, gratings * per_grating)
+        np.testing.assert_allclose(jacobian_gain(model, image, waves()), whole, rtol=1e-10)
 
 
 def test_the_model_is_left_in_its_mode():

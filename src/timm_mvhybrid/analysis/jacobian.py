@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from timm.models import VisionTransformer
 from torch import Tensor, nn
 from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..ops.forward_mode import ForwardModeError, derivatives
 from ..runtime.errors import ParameterError
 
 Orientation = Literal["rows", "columns", "diagonal"]
 """Along which a grating varies: along the rows, as the scan reads; along the columns; or along both."""
 
-WORK_ELEMENTS = 1 << 23
-"""Elements of the tangents of one pass, in tokens × channels × gratings × images."""
+WORK_ELEMENTS = 1 << 25
+"""Size of a pass of a vision transformer, 16 for each token, channel and grating: 21 gratings of 257 tokens of 384 channels,
+whose widest tensor, of an MLP, has 33 MB in float32. The more gratings share the image's forward pass, the better."""
+
+COMPOSED_ELEMENTS = 1 << 23
+"""The same for any other model, whose derivatives torch composes of light operations that should stay in the cache."""
 
 
 def grating(
@@ -60,8 +66,10 @@ def forward_mode_attention() -> AbstractContextManager[Any]:
 def jacobian_gain(model: nn.Module, images: Tensor, gratings: Tensor) -> NDArray[np.float64]:
     """Measures ‖J v‖ / ‖v‖, J the Jacobian of the model's features at an image and v a grating.
 
-    The derivative is exact, in forward mode (``torch.func.jvp``), and all gratings of a pass share the image's forward pass.
-    A grating of finite amplitude would measure the model's curvature, too: of 0.1 it is off by a tenth, of 1 by a half.
+    The derivative is exact, in forward mode, and all gratings of a pass share the image's forward pass: vision transformers
+    of this package and of timm go by :mod:`~timm_mvhybrid.ops.forward_mode`, any other model, and one whose layers change
+    tensors in place, by ``torch.func.jvp``, with the same numbers in more time. A grating of finite amplitude would measure
+    the model's curvature, too: of 0.1 it is off by a tenth, of 1 by a half.
 
     Up to half a cycle a patch (8 cycles over 256 px with patches of 16 px) this is the response of the tokens; above it is
     that of the patch embedding to texture. Raster scans respond to rows and columns differently, so that orientations must
@@ -90,32 +98,48 @@ def jacobian_gain(model: nn.Module, images: Tensor, gratings: Tensor) -> NDArray
     directions = gratings.to(parameter)
     modes = [(module, module.training) for module in model.modules()]
     rows = []
+    moves, elements = (
+        (derivatives, WORK_ELEMENTS)
+        if isinstance(model, VisionTransformer)
+        else (_composed, COMPOSED_ELEMENTS)
+    )
     try:
         model.eval()
         with forward_mode_attention(), torch.no_grad():
             for image in images.to(parameter).split(1):
-                found = [
-                    _derivatives(model, image, part) for part in directions.split(_per_pass(model, image))
-                ]
-                rows.append(torch.cat(found))
+                try:
+                    found = _lengths(moves, model, image, directions, elements)
+                except ForwardModeError:
+                    moves, elements = _composed, COMPOSED_ELEMENTS
+                    found = _lengths(moves, model, image, directions, elements)
+                rows.append(found)
     finally:
         for module, training in modes:
             module.training = training
     return np.asarray((torch.stack(rows).cpu() / norms.cpu()).numpy())
 
 
-def _derivatives(model: nn.Module, image: Tensor, directions: Tensor) -> Tensor:
-    """Computes ‖J v‖ at one image (1, …) for directions (number, …)."""
-
-    def derivative(direction: Tensor) -> Tensor:
-        return jvp(model, (image,), (direction.unsqueeze(0),))[1]
-
-    found: Tensor = vmap(derivative)(directions)
-    return found.double().flatten(1).norm(dim=1)
-
-
-def _per_pass(model: Any, image: Tensor) -> int:
-    """How many gratings are taken at a time, so that their tangents stay in the cache."""
+def _lengths(
+    moves: Callable[[nn.Module, Tensor, Tensor], Tensor],
+    model: Any,
+    image: Tensor,
+    directions: Tensor,
+    elements: int,
+) -> Tensor:
+    """Computes ‖J v‖ at one image (1, …) for directions (number, …), in passes of as many directions each."""
     embed: Sequence[int] = getattr(getattr(model, "patch_embed", None), "patch_size", (16, 16))
     tokens = math.prod(max(1, side // patch) for side, patch in zip(image.shape[-2:], embed, strict=True))
-    return max(1, WORK_ELEMENTS // (tokens * 16 * int(getattr(model, "embed_dim", 512))))
+    most = max(1, elements // (tokens * 16 * int(getattr(model, "embed_dim", 512))))
+    passes = max(1, -(-len(directions) // most))
+    found = [moves(model, image, part.unsqueeze(1)) for part in directions.tensor_split(passes)]
+    return torch.cat([part.double().flatten(1).norm(dim=1) for part in found])
+
+
+def _composed(model: nn.Module, image: Tensor, directions: Tensor) -> Tensor:
+    """Does what :func:`.derivatives` does, for any model, by torch.func."""
+
+    def derivative(direction: Tensor) -> Tensor:
+        return jvp(model, (image,), (direction,))[1]
+
+    found: Tensor = vmap(derivative)(directions)
+    return found

@@ -4,10 +4,12 @@ import torch
 from timm.layers import register_notrace_function
 from torch import Tensor
 
+from .. import forward_mode
 from ..precision import at_least_float32, autocast_disabled
 from ..spectral import MATRIX_LENGTH
 from ..transforms import wants_portable_form
 from . import operator as _operator  # noqa: F401  (registers the operators)
+from . import tangents as _tangents  # noqa: F401  (registers the rule in forward mode)
 from .portable import einfft_portable
 from .reference import einfft_reference
 
@@ -70,4 +72,8 @@ def _einfft(
         # a trace must not depend on the mode that it was recorded in
         save = torch.is_grad_enabled() or torch.jit.is_tracing()
         return torch.ops.timm_mvhybrid.einfft(x, weight_1, bias_1, weight_2, bias_2, threshold, save)[0]
-    return einfft_portable(x, weight_1, bias_1, weight_2, bias_2, threshold)
+    if torch.jit.is_scripting():
+        return einfft_portable(x, weight_1, bias_1, weight_2, bias_2, threshold)
+    else:
+        y: Tensor = forward_mode.call(einfft_portable, x, weight_1, bias_1, weight_2, bias_2, threshold)
+        return y

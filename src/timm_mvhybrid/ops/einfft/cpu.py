@@ -120,14 +120,59 @@ def forward(
             if save:
                 torch.ne(values, 0, out=passed[sign][:, cut])
             mapped.append(values)
-        positive, negative = mapped
-        real, imaginary = positive.chunk(2, dim=-1)
-        real_negative, imaginary_negative = negative.chunk(2, dim=-1)
-        # only the conjugate-symmetric half of the spectrum has a real inverse
-        real.add_(real_negative)
-        imaginary.sub_(imaginary_negative)
-        _to_tokens(unfold_blocks(real, imaginary, negative, spectrum), synthesis, result[rows])
+        _to_tokens(_joined(mapped, spectrum), synthesis, result[rows])
     return result, saved, passed
+
+
+def tangents(moves: Tensor, saved: Tensor, passed: Tensor, weight_1: Tensor, weight_2: Tensor) -> Tensor:
+    """Differentiates :func:`forward` along directions.
+
+    Args:
+        moves: Directions of x, (directions, batch, length, d_model).
+        saved: What forward kept, as is ``passed``.
+        passed: Where the shrinkage lets something through.
+        weight_1: First maps.
+        weight_2: Second maps.
+
+    Returns:
+        (directions, batch, length, d_model).
+    """
+    batch, length = moves.shape[1:3]
+    analysis, synthesis = _analysis(length, moves), _synthesis(length, moves)
+    maps_1, maps_2 = _real_maps(weight_1, True), _real_maps(weight_2, False)
+    masks = [
+        (kept.unsqueeze(1).to(moves.dtype), let_through.unsqueeze(1).to(moves.dtype))
+        for kept, let_through in zip(saved[1:] > 0, passed, strict=True)
+    ]
+    result = moves.new_empty(moves.shape)
+    parts, most = cut_batch(moves, PART_ELEMENTS)
+    space = _Workspace(moves[0], most * batch)
+    for directions in parts:
+        along = directions.stop - directions.start
+        count = along * batch
+        spectrum = space.spectrum("spectrum", count)
+        tokens = butterfly(moves[directions].flatten(0, 1), space.tokens("tokens", count))
+        folded = fold_blocks(_to_spectrum(tokens, analysis, spectrum), space.blocks("rows", count))
+        mapped = []
+        for sign, name in enumerate(("positive", "negative")):
+            hidden = torch.bmm(folded, maps_1[sign], out=space.blocks("hidden", count))
+            hidden.unflatten(1, (along, -1)).mul_(masks[sign][0])
+            values = torch.bmm(hidden, maps_2[sign], out=space.blocks(name, count))
+            values.unflatten(1, (along, -1)).mul_(masks[sign][1])
+            mapped.append(values)
+        _to_tokens(_joined(mapped, spectrum), synthesis, result[directions].flatten(0, 1))
+    return result
+
+
+def _joined(mapped: list[Tensor], spectrum: Tensor) -> Tensor:
+    """Adds up what positive and negative frequencies give, in place, and turns it into a spectrum of the tokens."""
+    positive, negative = mapped
+    real, imaginary = positive.chunk(2, dim=-1)
+    real_negative, imaginary_negative = negative.chunk(2, dim=-1)
+    # only the conjugate-symmetric half of the spectrum has a real inverse
+    real.add_(real_negative)
+    imaginary.sub_(imaginary_negative)
+    return unfold_blocks(real, imaginary, negative, spectrum)
 
 
 def backward(

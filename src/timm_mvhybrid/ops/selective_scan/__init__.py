@@ -7,9 +7,11 @@ from timm.layers import register_notrace_function
 from torch import Tensor
 
 from ...runtime.errors import ParameterError
+from .. import forward_mode
 from ..implementation import requested_implementation
 from ..transforms import wants_portable_form
 from . import operator as _operator  # noqa: F401  (registers the operators)
+from . import tangents as _tangents  # noqa: F401  (registers the rule in forward mode)
 from .portable import selective_scan_portable
 from .reference import selective_scan_reference
 
@@ -109,7 +111,7 @@ def selective_scan(
         delta_softplus,
     )
     if wants_portable_form():
-        y, last_state = selective_scan_portable(*arguments, reverse)
+        y, last_state = forward_mode.call(selective_scan_portable, *arguments, reverse)
     else:
         save_states = _needs_gradient(u, delta, A, B, C, D, z, delta_bias)
         y, last_state, _ = torch.ops.timm_mvhybrid.selective_scan(*arguments, save_states, requested, reverse)
@@ -152,7 +154,10 @@ def selective_scan_tokens(
     requested = "current"
     if not torch.jit.is_scripting():
         if wants_portable_form():
-            return selective_scan_portable(u, delta, A, B, C, D, z, delta_bias, True, reverse)[0]
+            y: Tensor = forward_mode.call(
+                selective_scan_portable, u, delta, A, B, C, D, z, delta_bias, True, reverse
+            )[0]
+            return y
         requested = requested_implementation()
         if requested == "reference":
             return _reference_tokens(u, delta, A, B, C, D, z, delta_bias, reverse)

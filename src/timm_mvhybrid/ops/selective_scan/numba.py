@@ -13,11 +13,11 @@ from torch import Tensor
 from ..fused.lanes import LANES
 from ..fused.native import aligned, compiled, rooms, threads_for
 from ..precision import accumulation_dtype
-from . import numba_backward, numba_forward
+from . import numba_backward, numba_forward, numba_tangents
 from .cpu import CHUNK, LOG2_E, grouped_matrix, num_chunks
 from .inputs import Gradients, Inputs, Outputs
 
-__all__ = ["CHUNK", "backward", "forward", "num_chunks"]
+__all__ = ["CHUNK", "backward", "forward", "num_chunks", "tangents"]
 
 
 def forward(inputs: Inputs, save_states: bool) -> Outputs:
@@ -108,6 +108,46 @@ def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inp
         u.new_empty(0) if z is None or grad_z is None else grad_z.to(z.dtype),
         u.new_empty(0) if delta_bias is None else grad_bias.sum(0).to(delta_bias.dtype),
     )
+
+
+def tangents(
+    values: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None],
+    moves: Sequence[Tensor],
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Runs the scan, without a gate, and differentiates it along several directions.
+
+    Args:
+        values: u, the steps δ, their slope by ``delta``, A, B, C and D, all float32 or all float64; shapes as in
+            :class:`.Inputs`.
+        moves: Directions of u, ``delta``, B and C, (directions, *shape).
+        reverse: Whether time runs from the last token to the first.
+
+    Returns:
+        y, the last state as of :func:`forward`, and how both move, (directions, *shape).
+    """
+    u, step, slope, A, B, C, D = values
+    batch, length, _ = u.shape
+    directions, groups = len(moves[0]), B.shape[2]
+    matrix = grouped_matrix(A, groups, u.dtype)
+    rates = matrix * LOG2_E
+    d_state, channels = rates.shape[1:]
+    read: list[Tensor | None] = [_plain(x, u.dtype) for x in (rates, matrix, B, C)]
+    read.append(None if D is None else _plain(D, u.dtype))
+    read += [_plain(x, u.dtype) for x in (step, slope, u, moves[2], moves[3])]
+    y, last_state = u.new_empty(u.shape), rates.new_empty(batch, *rates.shape)
+    y_moved, last_moved = (x.new_empty(directions, *x.shape) for x in (y, last_state))
+    num_threads = threads_for(batch * groups * -(-channels // LANES))
+    rows = numba_tangents.room_rows(d_state, directions)
+    room, room_bytes = rooms(num_threads, rows, LANES * rates.element_size())
+    arguments = [batch, length, groups, d_state, channels, directions, reverse]
+    arguments += [_address(x) for x in (*read, y, last_state, y_moved, last_moved)]
+    arguments += [aligned(room), room_bytes]
+    moving = [_readable(x, u.dtype) for x in (moves[1], moves[0])]
+    for x in moving:
+        arguments += [x.data_ptr(), *(stride * x.element_size() for stride in x.stride()[:-1])]
+    compiled(numba_tangents.__name__, _name(u.dtype)).run(arguments, num_threads)
+    return y, last_state, y_moved, last_moved
 
 
 def _name(dtype: torch.dtype) -> str:
