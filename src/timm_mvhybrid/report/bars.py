@@ -75,9 +75,7 @@ def grouped_bars(
             Box(left=left, right=left + wide, bottom=0, top=bar.value, note=bar.note) for left, bar in shown
         ]
         drawing.boxes(axes, boxes, bar_classes(colours[name]))
-        whiskers = [
-            (left + wide / 2, *bar.whisker) for left, bar in shown if bar.whisker[0] < bar.whisker[1]
-        ]
+        whiskers = [(left + wide / 2, *bar.whisker) for left, bar in shown if bar.whisker[0] < bar.whisker[1]]
         if whiskers:
             drawing.mark(axes.vlines(*zip(*whiskers, strict=True)), "whisker")
     drawing.legend({name: colours[name] for name in series}, 0, -14, width=min(width, PAGE_WIDTH), kind="bar")

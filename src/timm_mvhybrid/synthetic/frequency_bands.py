@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,16 +74,14 @@ def frequency_bands(edges: Sequence[float]) -> tuple[FrequencyBand, ...]:
         raise EvaluationError(
             f"`bands` must be two or more edges in cycles per patch, not '{given}'; give such as 1,2,4,8,16"
         )
-    if any(low >= high for low, high in zip(edges, edges[1:], strict=False)):
+    if any(low >= high for low, high in pairwise(edges)):
         raise EvaluationError(f"`bands` must rise from edge to edge, and {given} do not")
     if edges[-1] > HIGHEST_CYCLES:
         raise EvaluationError(
             f"`bands` end at {edges[-1]:g} cycles per patch, and the coarsest slides, of {COARSEST_UM_PER_PX:g} µm per px, "
             f"resolve {HIGHEST_CYCLES} (Nyquist); end there or below"
         )
-    bands = tuple(
-        FrequencyBand(low=low, high=high) for low, high in zip(edges, edges[1:], strict=False)
-    )
+    bands = tuple(FrequencyBand(low=low, high=high) for low, high in pairwise(edges))
     for band in bands:
         if len(band.modes) == 0:
             raise EvaluationError(

@@ -96,7 +96,11 @@ def _draw_band_panel(options: PhantomOptions, generator: np.random.Generator) ->
     width = max(len(str(max(num_each, num_none))), 2)
     band_of = np.repeat(np.arange(len(bands) + 1), [*[num_each] * len(bands), num_none])
     stems = [*(f"BAND{number}" for number in range(1, len(bands) + 1)), "NONE"]
-    names = [f"{stems[band]}-{number:0{width}d}" for band in range(len(stems)) for number in range(1, (band_of == band).sum() + 1)]
+    names = [
+        f"{stems[band]}-{number:0{width}d}"
+        for band in range(len(stems))
+        for number in range(1, (band_of == band).sum() + 1)
+    ]
     matched = matched_genes(options)
     sign = np.where(generator.uniform(size=num_each) < 0.7, 1, -1)
     strength = options.band_effect * generator.uniform(0.7, 1.3, num_each) * sign

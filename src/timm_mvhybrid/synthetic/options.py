@@ -111,7 +111,11 @@ class PhantomOptions:
         default = {field.name: field.default for field in fields(self)}
         for name in strangers:
             if getattr(self, name) != default[name]:
-                remedy = "is of tissue, and `bands` draw none" if self.bands else "belongs to `bands`, and there are none"
+                remedy = (
+                    "is of tissue, and `bands` draw none"
+                    if self.bands
+                    else "belongs to `bands`, and there are none"
+                )
                 raise EvaluationError(f"`{name}` {remedy}; leave one of them out")
         if not self.bands:
             return

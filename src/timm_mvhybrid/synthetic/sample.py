@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from ..runtime.extras import require
 from .cells import LYMPHOCYTE, MITOSIS, Blobs, Cells, place_cells, rasterise
 from .genes import GenePanel, draw_counts, draw_panel, matched_genes
-from .morphology import measure_morphology
 from .gratings import CHART_PITCH_UM, draw_alignment, stain_chart
+from .morphology import measure_morphology
 from .options import PhantomOptions
 from .random_fields import Map, fibres, grain, resize, smooth_field
 from .scanner import Scanner, draw_scanner, photograph

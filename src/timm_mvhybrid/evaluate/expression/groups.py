@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -102,14 +102,11 @@ def group_bars(result: Result, protocol: str, shown_as: str) -> str | None:
     for model in models:
         for metric, group in groups.items():
             found = result.summary(model, protocol, metric)
-            if found is None:
+            if found is None or math.isnan(found.mean):
                 continue
-            note = f"{group}, {model}: {found.mean:.3f}"
-            ends: dict[str, Any] = {}
-            if found.interval is not None:
-                ends["interval"] = (found.interval.low, found.interval.high)
-                note += f" ({found.interval.low:.3f} to {found.interval.high:.3f})"
-            series.setdefault(model, {})[group] = Bar(value=found.mean, note=signed(note), **ends)
+            note = f"{group}, {model}: {_cell(result, model, protocol, metric).text}"
+            ends = None if found.interval is None else (found.interval.low, found.interval.high)
+            series.setdefault(model, {})[group] = Bar(value=found.mean, note=note, interval=ends)
     if not series:
         return None
     names = dict.fromkeys([*(model.label for model in result.models), *models])

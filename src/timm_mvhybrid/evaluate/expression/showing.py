@@ -73,7 +73,7 @@ class ExpressionPresentation(Presentation):
                     for gene in genes
                 ),
                 page_only=True,
-            )
+            ),
         ]
 
     def sections(self, result: Result) -> list[str]:

@@ -115,7 +115,9 @@ def evaluate_expression(
         num_resamples=probe.num_resamples,
         missing_as_zero=probe.nan_policy == "zero",
     )
-    outcomes = [score_protocol(cohort, one, features, probe, sheet, groups, on_stage) for one in plan.protocols]
+    outcomes = [
+        score_protocol(cohort, one, features, probe, sheet, groups, on_stage) for one in plan.protocols
+    ]
     notes = []
     constant = sum(fold.facts["num_constant"] for fold in sheet.folds)
     if constant:
