@@ -193,7 +193,17 @@ def test_a_sample_of_bands_depends_on_seed_and_place_alone():
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bands") / "cohort"
-    command = ["phantom", "--output", str(folder), "--bands", "1,2,4,8,16", "--num-studies", "2", "--num-samples", "1"]
+    command = [
+        "phantom",
+        "--output",
+        str(folder),
+        "--bands",
+        "1,2,4,8,16",
+        "--num-studies",
+        "2",
+        "--num-samples",
+        "1",
+    ]
     assert main([*command, "--num-spots", "5", "--num-genes", "10", "--band-share", "0.85"]) == 0
     return folder
 
@@ -226,11 +236,15 @@ def test_the_files_say_what_band_a_gene_is_of(cohort):
 
 @pytest.mark.slow
 def test_the_files_of_bands_do_not_depend_on_the_process_that_draws(tmp_path, cohort):
-    options = PhantomOptions(bands=EDGES, num_studies=2, num_samples=1, num_spots=5, num_genes=10, band_share=0.85)
+    options = PhantomOptions(
+        bands=EDGES, num_studies=2, num_samples=1, num_spots=5, num_genes=10, band_share=0.85
+    )
     write_phantom(tmp_path / "other", options, num_workers=2)
     names = sorted(str(path.relative_to(cohort)) for path in cohort.rglob("*") if path.is_file())
     assert names == sorted(
-        str(path.relative_to(tmp_path / "other")) for path in (tmp_path / "other").rglob("*") if path.is_file()
+        str(path.relative_to(tmp_path / "other"))
+        for path in (tmp_path / "other").rglob("*")
+        if path.is_file()
     )
     for name in names:
         first, second = cohort / name, tmp_path / "other" / name
@@ -247,9 +261,11 @@ def _arrays(path: Path):
     found = {}
     with h5py.File(path) as file:
         file.visititems(
-            lambda name, item: found.update({name: repr(np.asarray(item[()]).tolist())})
-            if isinstance(item, h5py.Dataset) and item.shape is not None
-            else None
+            lambda name, item: (
+                found.update({name: repr(np.asarray(item[()]).tolist())})
+                if isinstance(item, h5py.Dataset) and item.shape is not None
+                else None
+            )
         )
     return found
 
@@ -257,19 +273,31 @@ def _arrays(path: Path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bands": (1.0,)}, r"`bands` must be two or more edges in cycles per patch, not '1'; give such as 1,2,4"),
+        (
+            {"bands": (1.0,)},
+            r"`bands` must be two or more edges in cycles per patch, not '1'; give such as 1,2,4",
+        ),
         ({"bands": (1.0, math.inf)}, "two or more edges"),
         ({"bands": (4.0, 2.0)}, "`bands` must rise from edge to edge, and 4, 2 do not"),
         ({"bands": (2.0, 2.0)}, "must rise"),
         ({"bands": (-1.0, 0.5)}, "no grating of whole cycles per patch lies between -1 and 0.5"),
-        ({"bands": (2.4, 2.9)}, "no grating of whole cycles per patch lies between 2.4 and 2.9; widen the band"),
+        (
+            {"bands": (2.4, 2.9)},
+            "no grating of whole cycles per patch lies between 2.4 and 2.9; widen the band",
+        ),
         (
             {"bands": (1.0, 100.0)},
             rf"`bands` end at 100 cycles per patch, and the coarsest slides, of 0.65 µm per px, resolve {HIGHEST_CYCLES} ",
         ),
-        ({"bands": EDGES, "num_genes": 4}, "`num_genes` of 4 with a `band_share` of 0.8 leaves no gene for each of 4"),
+        (
+            {"bands": EDGES, "num_genes": 4},
+            "`num_genes` of 4 with a `band_share` of 0.8 leaves no gene for each of 4",
+        ),
         ({"bands": EDGES, "band_contrast": 0.2}, r"`band_contrast` must be below 0.125 for 4 bands, not 0.2"),
-        ({"bands": EDGES, "low_share": 0.1}, "`low_share` is of tissue, and `bands` draw none; leave one of them out"),
+        (
+            {"bands": EDGES, "low_share": 0.1},
+            "`low_share` is of tissue, and `bands` draw none; leave one of them out",
+        ),
         ({"band_effect": 0.1}, "`band_effect` belongs to `bands`, and there are none"),
         ({"band_share": 2.0}, "`band_share` must lie between 0 and 1, not 2"),
     ],
