@@ -53,8 +53,9 @@ class PhantomOptions:
         capture_um: Diameter in µm of the disc around a spot whose morphology drives its genes. Visium's spots are
             55 µm wide; the default fills most of the patch, so that what is counted can be seen.
         bands: Draws a test chart in place of tissue: edges of bands of spatial frequency, in cycles per patch of 112 µm,
-            such as 1,2,4,8,16 for four octaves. In each band the genes follow how gratings are aligned, with the same
-            signal-to-noise ratio. None draws tissue, of which low_share to capture_um speak.
+            such as 1,2,4,8,16 for four octaves. In each band genes follow how gratings are aligned, with the same
+            signal-to-noise ratio. none draws tissue, to which alone low_share, high_share, low_effect, high_effect and
+            capture_um belong.
         band_share: Fraction of genes that follow bands, as many in each; the remaining genes follow nothing.
         band_effect: Effect of a band's alignment on the genes it drives.
         band_contrast: Standard deviation of each band's gratings, relative to the mean of the stains.

@@ -83,7 +83,7 @@ class ExpressionOptions:
         select_on_all_samples: Select genes once on all samples, as HEST does, test parts included.
         n_top_per_slide: For hmhvg: most variable genes taken of each slide.
         gene_groups: Column of var in the h5ad files by whose groups of genes correlations are reported as well; auto takes
-            band where all files have it, as those of a phantom do; none takes none.
+            band where all files have it with at most 24 groups, as those of a phantom do; none takes none.
         probe: Ridge probe and scores.
         embedding: How patches are embedded.
     """
