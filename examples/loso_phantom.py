@@ -8,11 +8,8 @@ and of genes that follow detail within nuclei.
 """
 
 import argparse
-import csv
-from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -24,21 +21,10 @@ from timm_mvhybrid.evaluate import (
     load_backbone,
 )
 from timm_mvhybrid.evaluate.expression.tables import find_drops
-from timm_mvhybrid.report import Result, check_report_folder, write_report
-from timm_mvhybrid.synthetic import TASK, PhantomOptions, write_phantom
+from timm_mvhybrid.report import check_report_folder, write_report
+from timm_mvhybrid.synthetic import PhantomOptions, write_phantom
 
 MODELS = ["mvhybrid_small_patch16_256", "vit12_small_patch16_256"]
-
-
-def correlations_by_band(result: Result, genes_csv: Path) -> dict[tuple[str, str, str], float]:
-    """Averages the genes' correlations over folds and genes for each (model, protocol, band of frequencies)."""
-    with genes_csv.open(newline="") as file:
-        band_of = {row["gene"]: row["band"] for row in csv.DictReader(file)}
-    values = defaultdict(list)
-    for score in result.scores:
-        if score.unit and score.metric == "pcc":
-            values[score.model, score.protocol, band_of[score.unit]].append(score.value)
-    return {key: float(np.nanmean(found)) for key, found in values.items()}
 
 
 def main() -> None:
@@ -89,15 +75,13 @@ def main() -> None:
         return
     page = write_report(result, report, overwrite=True)
 
-    bands = correlations_by_band(result, Path(summary.output) / TASK / "genes.csv")
     table = Table(
         "model", "folds", "architecture", "nuclear detail", "neither", title="mean PCC of genes that follow"
     )
     for key in [(model, protocol) for protocol in result.protocols for model in result.models_of(protocol)]:
-        shown = [
-            f"{bands[(*key, band)]:.3f}" if (*key, band) in bands else "–" for band in ("low", "high", "none")
-        ]
-        table.add_row(*key, *shown)
+        # the phantom's files say in var["band"] what each gene follows
+        bands = [result.summary(*key, f"pcc:{band}") for band in ("low", "high", "none")]
+        table.add_row(*key, *("–" if band is None else f"{band.mean:.3f}" for band in bands))
     console.print(table)
     for drop in find_drops(result):
         if drop.metric == "pcc" and drop.percent is not None:

@@ -59,4 +59,5 @@ def test_loso_phantom(phantom):
 def test_the_page_of_loso_phantom_is_drawn_in_a_browser(phantom, tmp_path):
     figures, console = chromium.probe(phantom[0] / "index.html", tmp_path / "profile", chromium.MEASURE)
     assert console == []
-    chromium.assert_drawn(figures, {"slope", "genes-random", "genes-loso", "maps"})
+    expected = {"slope", "groups-random", "groups-loso", "genes-random", "genes-loso", "maps"}
+    chromium.assert_drawn(figures, expected)

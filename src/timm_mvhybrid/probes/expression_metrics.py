@@ -106,6 +106,11 @@ def expression_metrics(
     )
 
 
+def mean_correlation(correlations: NDArray[np.float64], nan_policy: NanPolicy) -> float:
+    """Averages correlations of genes, (genes,), some of which may be NaN, as ``expression_metrics`` does for all genes."""
+    return _mean(_counted(correlations, nan_policy))
+
+
 def drop_percent(random: float, loso: float, metric: str = "pcc") -> float | None:
     """Computes how much worse left-out studies are than random folds.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,18 @@ class Bar:
         value: Its height; without one where it is NaN.
         note: Shown when the pointer rests on it.
         spread: Half the length of its whisker; 0 draws none.
+        interval: Ends of the whisker where its middle is not the bar's height.
     """
 
     value: float
     note: str
     spread: float = 0.0
+    interval: tuple[float, float] | None = None
+
+    @property
+    def whisker(self) -> tuple[float, float]:
+        """Ends of the whisker; both the bar's height where it has none."""
+        return self.interval or (self.value - self.spread, self.value + self.spread)
 
 
 def grouped_bars(
@@ -68,12 +75,17 @@ def grouped_bars(
             Box(left=left, right=left + wide, bottom=0, top=bar.value, note=bar.note) for left, bar in shown
         ]
         drawing.boxes(axes, boxes, bar_classes(colours[name]))
-        whiskers = [
-            (left + wide / 2, bar.value - bar.spread, bar.value + bar.spread)
-            for left, bar in shown
-            if bar.spread > 0
-        ]
+        whiskers = [(left + wide / 2, *bar.whisker) for left, bar in shown if bar.whisker[0] < bar.whisker[1]]
         if whiskers:
             drawing.mark(axes.vlines(*zip(*whiskers, strict=True)), "whisker")
     drawing.legend({name: colours[name] for name in series}, 0, -14, width=min(width, PAGE_WIDTH), kind="bar")
     return drawing.svg()
+
+
+def axis_limits(bars: Iterable[Bar]) -> tuple[float, float]:
+    """Finds an axis that holds 0, all bars and whiskers, and a little room where there are any."""
+    ends = [end for bar in bars if math.isfinite(bar.value) for end in (bar.value, *bar.whisker)]
+    low, high = min(ends, default=0.0), max(ends, default=1.0)
+    low, high = min(low, 0.0), max(high, 0.0)
+    room = 0.06 * (high - low) or 0.5
+    return low - room if low < 0 else 0.0, high + room if high > 0 or low == 0 else 0.0

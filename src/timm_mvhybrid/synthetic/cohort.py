@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -27,10 +28,10 @@ from ..runtime.extras import require
 from ..runtime.h5_output import H5Output
 from ..version import __version__
 from .genes import GenePanel
-from .morphology import FACTORS
-from .options import PATCH_RESOLUTION_UM_PER_PX, PATCH_SIZE_PX, PhantomOptions
+from .options import PhantomOptions
 from .sample import PhantomSample, cohort_genes, draw_sample
 from .scanner import MARK
+from .spots import PATCH_RESOLUTION_UM_PER_PX, PATCH_SIZE_PX
 
 _ROWS = 4
 _PATCHES = 4
@@ -39,11 +40,12 @@ _GAP = 6
 _TITLE = 26
 
 
-def draw_montage(task: Path) -> Image.Image:
+def draw_montage(task: Path, shown: str = "tissue") -> Image.Image:
     """Draws slides beside patches of up to four studies.
 
     Args:
         task: The task's folder with ``wsis/`` and ``patches/``.
+        shown: What they show, for the title.
 
     Returns:
         The picture, RGB, titled as generated.
@@ -61,7 +63,7 @@ def draw_montage(task: Path) -> Image.Image:
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=13)
     draw.text(
-        (_GAP, 5), "GENERATED tissue, one study a row: its slide, and patches of 0.112 mm", "black", font
+        (_GAP, 5), f"GENERATED {shown}, one study a row: its slide, and patches of 0.112 mm", "black", font
     )
     for row, (study, path) in enumerate(slides):
         top = _TITLE + row * (_SIDE + _GAP)
@@ -172,7 +174,7 @@ def write_phantom(
         marked = PngInfo()
         marked.add_text("Comment", MARK)
         montage = io.BytesIO()
-        draw_montage(task).save(montage, "PNG", pnginfo=marked)
+        draw_montage(task, "gratings" if options.bands else "tissue").save(montage, "PNG", pnginfo=marked)
         folder.add("montage.png", montage.getvalue())
         folder.finish()
     return PhantomSummary(
@@ -257,13 +259,14 @@ def _write_counts(path: Path, sample: PhantomSample, panel: GenePanel) -> None:
         index=[sample.barcodes[index] for index in order],
     )
     genes = pandas.DataFrame(
-        {"band": panel.bands, "driver": panel.drivers, "effect": panel.effects}, index=list(panel.names)
+        {"band": panel.bands, "driver": panel.drivers, "effect": panel.effects, **panel.facts},
+        index=list(panel.names),
     )
     counts = sparse.csr_matrix(sample.counts[order].astype(np.float32))
     data = anndata.AnnData(X=counts, obs=spots, var=genes)
     data.obsm["spatial"] = sample.centres[order]
     data.obsm["morphology"] = pandas.DataFrame(
-        sample.morphology[order], index=spots.index, columns=list(FACTORS)
+        sample.morphology[order], index=spots.index, columns=list(panel.factors)
     )
     data.uns["generated"] = MARK
     data.uns["sample"] = {"sample_id": sample.sample_id, "study": sample.study, "patient": sample.patient}
@@ -281,15 +284,18 @@ def _write_tables(root: Path, options: PhantomOptions, drawn: list[_Drawn]) -> N
     panel = cohort_genes(options)
     rows = [(one.sample_id, one.study, one.patient) for one in drawn]
     _write_csv(root / "studies.csv", ("sample_id", "study", "patient"), rows)
-    truth = zip(panel.names, panel.bands, panel.drivers, panel.effects.round(4).tolist(), strict=True)
-    _write_csv(task / "genes.csv", ("gene", "band", "driver", "effect"), truth)
+    facts = [_cells(values) for values in panel.facts.values()]
+    truth = zip(panel.names, panel.bands, panel.drivers, panel.effects.round(4).tolist(), *facts, strict=True)
+    _write_csv(task / "genes.csv", ("gene", "band", "driver", "effect", *panel.facts), truth)
 
     num_spots = sum(one.num_spots for one in drawn)
     mean = np.sum([one.log_sum for one in drawn], axis=0) / num_spots
     variance = np.sum([one.log_square_sum for one in drawn], axis=0) / num_spots - mean**2
-    chosen = np.sort(np.argsort(-variance, kind="stable")[:_NUM_LISTED_GENES])
+    # of bands all genes, so that each has as many
+    num_listed = options.num_genes if options.bands else _NUM_LISTED_GENES
+    chosen = np.sort(np.argsort(-variance, kind="stable")[:num_listed])
     listed = {"genes": [panel.names[index] for index in chosen], "generated": MARK}
-    write_file(task / "var_50genes.json", json.dumps(listed, indent=1) + "\n")
+    write_file(task / f"var_{num_listed}genes.json", json.dumps(listed, indent=1) + "\n")
 
     patients = list(dict.fromkeys(one.patient for one in drawn))
     num_folds = min(_MAX_FOLDS, len(patients))
@@ -298,9 +304,13 @@ def _write_tables(root: Path, options: PhantomOptions, drawn: list[_Drawn]) -> N
         train = [one.sample_id for one in drawn if one.patient not in held_out]
         test = [one.sample_id for one in drawn if one.patient in held_out]
         write_split(task, fold, train, test)
-    resolved = {"generated": MARK, "version": __version__, **dataclasses.asdict(options)}
+    resolved = {"generated": MARK, "version": __version__, **options.applied}
     write_file(root / "options.json", json.dumps(resolved, indent=1) + "\n")
     write_file(root / "README.md", _readme(options))
+
+
+def _cells(values: NDArray[np.float64]) -> list[float | str]:
+    return ["" if math.isnan(value) else round(value, 4) for value in values.tolist()]
 
 
 def _write_csv(path: Path, columns: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
@@ -311,16 +321,28 @@ def _write_csv(path: Path, columns: tuple[str, ...], rows: Iterable[tuple[object
     write_file(path, text.getvalue())
 
 
+_TRUTH_OF_TISSUE = """Band `low` is tissue architecture, which survives blurring; band `high` is detail within nuclei,
+  which does not; band `none` follows no morphology."""
+_TRUTH_OF_BANDS = """Patches show gratings, not tissue: in each band of spatial frequency, named by
+  cycles in a patch of 112 µm, one that varies along x and one along y. Genes of a band follow its alignment, how the two
+  share the band's energy, which itself is the same in every patch; band `none` follows nothing."""
+
+
 def _readme(options: PhantomOptions) -> str:
-    given = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(options).items())
+    given = ", ".join(f"{name} {value}" for name, value in options.applied.items())
+    if options.bands:
+        listed = f"`var_{options.num_genes}genes.json` (all genes)"
+        truth = _TRUTH_OF_BANDS
+    else:
+        listed = f"`var_{_NUM_LISTED_GENES}genes.json` (largest variance of log1p counts)"
+        truth = _TRUTH_OF_TISSUE
     return f"""# Phantom cohort
 {MARK}. Drawn by timm-mvhybrid {__version__}; nothing in it was measured, and nothing follows from it for patients.
 
 - `{TASK}/` has the HEST layout: `patches/` (224 px at 0.5 µm/px), `adata/` (raw counts), `splits/` (by patient),
-  `var_50genes.json` (largest variance of log1p counts), and the slides in `wsis/`.
+  {listed}, and the slides in `wsis/`.
 - `studies.csv` names each sample's study and patient.
 - The truth: `{TASK}/genes.csv` says what drives each gene, `obsm["morphology"]` how much of it each spot has, in
-  standard units. Band `low` is tissue architecture, which survives blurring; band `high` is detail within nuclei,
-  which does not; band `none` follows no morphology.
+  standard units. {truth}
 - Options: {given}.
 """

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..runtime.extras import require
 from .cells import LYMPHOCYTE, MITOSIS, Blobs, Cells, place_cells, rasterise
-from .genes import GenePanel, draw_counts, draw_panel
+from .genes import GenePanel, draw_counts, draw_panel, matched_genes
+from .gratings import CHART_PITCH_UM, draw_alignment, stain_chart
 from .morphology import measure_morphology
-from .options import MARGIN_UM, PATCH_RESOLUTION_UM_PER_PX, PATCH_SIZE_PX, SPOT_PITCH_UM, PhantomOptions
+from .options import PhantomOptions
 from .random_fields import Map, fibres, grain, resize, smooth_field
 from .scanner import Scanner, draw_scanner, photograph
+from .spots import MARGIN_UM, SPOT_PITCH_UM, cut_patches, draw_barcodes, patch_side_px, place_spots
 from .tissue import (
     EPITHELIUM,
     FAT,
@@ -246,7 +247,7 @@ class PhantomSample:
         rows: Row of each spot on the grid, (N,).
         columns: Column of each spot, (N,).
         barcodes: Names of the spots.
-        morphology: What drives the genes, (N, 7) in standard units.
+        morphology: What drives the genes, (N, factors) in standard units.
         counts: (N, G).
     """
 
@@ -268,7 +269,7 @@ class PhantomSample:
     @property
     def patch_size_slide_px(self) -> int:
         """Side of a patch in px of the slide."""
-        return round(PATCH_SIZE_PX * PATCH_RESOLUTION_UM_PER_PX / self.scanner.um_per_px)
+        return patch_side_px(self.scanner.um_per_px)
 
 
 def _generator(options: PhantomOptions, *key: int) -> np.random.Generator:
@@ -284,11 +285,12 @@ def cohort_genes(options: PhantomOptions) -> GenePanel:
 def draw_study(options: PhantomOptions, study: int) -> PhantomStudy:
     """Draws what a study's samples share."""
     generator = _generator(options, _STUDY, study)
+    matched = matched_genes(options)
     return PhantomStudy(
         scanner=draw_scanner(options.image_shift, generator),
         field_means={name: 0.3 * float(generator.standard_normal()) for name in FIELDS},
         gene_level=0.3 * options.study_effect * generator.standard_normal()
-        + options.study_effect * generator.standard_normal(options.num_genes),
+        + options.study_effect * generator.standard_normal(matched.max() + 1)[matched],
     )
 
 
@@ -303,23 +305,31 @@ def draw_sample(options: PhantomOptions, study: int, sample: int) -> PhantomSamp
     shared = draw_study(options, study)
     scanner = shared.scanner
     generator = _generator(options, _SAMPLE, study, sample)
-    rows, columns, positions_um = _spots(options.num_spots)
+    pitch_um = CHART_PITCH_UM if options.bands else SPOT_PITCH_UM
+    rows, columns, positions_um = place_spots(options.num_spots, pitch_um)
     width_um, height_um = positions_um.max(0) + MARGIN_UM
     shape = (round(height_um / scanner.um_per_px), round(width_um / scanner.um_per_px))
-    means = {
-        name: mean + 0.25 * float(generator.standard_normal()) for name, mean in shared.field_means.items()
-    }
-    tissue = grow_tissue(shape, 1 / scanner.um_per_px, means, generator)
-    haematoxylin, eosin, cells = stain(tissue, generator)
-    slide, slide_file = photograph(haematoxylin, eosin, scanner, generator)
     centres = positions_um / scanner.um_per_px
-    radius_px = options.capture_um / 2 / scanner.um_per_px
-    morphology = measure_morphology(tissue, cells, centres[:, 0], centres[:, 1], radius_px)
+    side = patch_side_px(scanner.um_per_px)
+    coords = np.rint(centres - side / 2).astype(np.int64)
+    if options.bands:
+        morphology = draw_alignment(positions_um, len(options.frequency_bands), generator)
+        haematoxylin, eosin = stain_chart(
+            shape, coords, side, morphology, options.frequency_bands, options.band_contrast, generator
+        )
+    else:
+        means = {
+            name: mean + 0.25 * float(generator.standard_normal())
+            for name, mean in shared.field_means.items()
+        }
+        tissue = grow_tissue(shape, 1 / scanner.um_per_px, means, generator)
+        haematoxylin, eosin, cells = stain(tissue, generator)
+        radius_px = options.capture_um / 2 / scanner.um_per_px
+        morphology = measure_morphology(tissue, cells, centres[:, 0], centres[:, 1], radius_px)
+    slide, slide_file = photograph(haematoxylin, eosin, scanner, generator)
     counts = draw_counts(
         cohort_genes(options), morphology, positions_um, shared.gene_level, options, generator
     )
-    side = round(PATCH_SIZE_PX * PATCH_RESOLUTION_UM_PER_PX / scanner.um_per_px)
-    coords = np.rint(centres - side / 2).astype(np.int64)
     name = f"GEN{study + 1:02d}"
     return PhantomSample(
         sample_id=f"{name}-{sample + 1:02d}",
@@ -328,39 +338,12 @@ def draw_sample(options: PhantomOptions, study: int, sample: int) -> PhantomSamp
         scanner=scanner,
         slide=slide,
         slide_file=slide_file,
-        patches=_cut(slide, coords, side),
+        patches=cut_patches(slide, coords, side),
         coords=coords,
         centres=centres,
         rows=rows,
         columns=columns,
-        barcodes=_barcodes(len(coords), generator),
+        barcodes=draw_barcodes(len(coords), generator),
         morphology=morphology,
         counts=counts,
     )
-
-
-def _spots(num_spots: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    per_row = math.ceil(math.sqrt(num_spots * math.sqrt(0.75)))
-    rows, places = np.divmod(np.arange(num_spots), per_row)
-    # Visium counts columns in half pitches, so that every second row sits between the columns of the first
-    columns = 2 * places + rows % 2
-    positions = np.stack([columns * SPOT_PITCH_UM / 2, rows * SPOT_PITCH_UM * math.sqrt(0.75)], axis=1)
-    return rows, columns, positions + MARGIN_UM
-
-
-def _cut(slide: NDArray[np.uint8], coords: NDArray[np.int64], side: int) -> NDArray[np.uint8]:
-    image = Image.fromarray(slide)
-    size = (PATCH_SIZE_PX, PATCH_SIZE_PX)
-    cut = [
-        image.crop((x, y, x + side, y + side)).resize(size, Image.Resampling.BICUBIC)
-        for x, y in coords.tolist()
-    ]
-    return np.stack([np.asarray(patch) for patch in cut])
-
-
-def _barcodes(num: int, generator: np.random.Generator) -> tuple[str, ...]:
-    letters = np.array(list("ACGT"))
-    barcodes: dict[str, None] = {}
-    while len(barcodes) < num:
-        barcodes["".join(letters[generator.integers(4, size=16)]) + "-1"] = None
-    return tuple(barcodes)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...report import Metric, Result
-from ...report.bars import Bar, grouped_bars
+from ...report.bars import Bar, axis_limits, grouped_bars
 from ...report.drawing import Drawing, chart_style
 from ...report.series_looks import colour, marker
 from ...report.table import signed
@@ -136,7 +136,7 @@ def gene_bars(result: Result, protocol: str, shown_as: str) -> str | None:
         sorted(genes, key=rank),
         series,
         colours={name: index for index, name in enumerate(names)},
-        limits=_limits([bar for bars in series.values() for bar in bars.values()]),
+        limits=axis_limits([bar for bars in series.values() for bar in bars.values()]),
         bar_px=6 if len(group) > 1 else 9,
         gap_px=5,
         classes="gene",
@@ -144,12 +144,3 @@ def gene_bars(result: Result, protocol: str, shown_as: str) -> str | None:
         ha="right",
         va="center",
     )
-
-
-def _limits(bars: Sequence[Bar]) -> tuple[float, float]:
-    """Finds an axis that holds 0, all bars and whiskers, and a little room where there are any."""
-    ends = [bar.value + side * bar.spread for bar in bars if math.isfinite(bar.value) for side in (-1, 1)]
-    low, high = min(ends, default=0.0), max(ends, default=1.0)
-    low, high = min(low, 0.0), max(high, 0.0)
-    room = 0.06 * (high - low) or 0.5
-    return low - room if low < 0 else 0.0, high + room if high > 0 or low == 0 else 0.0

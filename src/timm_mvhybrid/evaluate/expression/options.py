@@ -82,6 +82,8 @@ class ExpressionOptions:
         num_genes: Genes to select.
         select_on_all_samples: Select genes once on all samples, as HEST does, test parts included.
         n_top_per_slide: For hmhvg: most variable genes taken of each slide.
+        gene_groups: Column of var in the h5ad files by whose groups of genes correlations are reported as well; auto takes
+            band where all files have it with at most 24 groups, as those of a phantom do; none takes none.
         probe: Ridge probe and scores.
         embedding: How patches are embedded.
     """
@@ -96,6 +98,7 @@ class ExpressionOptions:
     num_genes: Annotated[int, arg(metavar="N")] = 50
     select_on_all_samples: bool = False
     n_top_per_slide: Annotated[int, arg(metavar="N")] = 2000
+    gene_groups: Annotated[str, arg(metavar="auto|none|COLUMN")] = "auto"
     probe: Annotated[ProbeOptions, arg(name="")] = field(default_factory=ProbeOptions)
     embedding: Annotated[EmbeddingOptions, arg(name="")] = field(default_factory=EmbeddingOptions)
 

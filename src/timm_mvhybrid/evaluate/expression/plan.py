@@ -77,6 +77,11 @@ class ExpressionPlan:
     protocols: list[ProtocolPlan]
     notes: list[str]
 
+    @property
+    def genes(self) -> set[str]:
+        """Genes of any protocol and fold."""
+        return {gene for one in self.protocols for gene in one.genes}
+
 
 def make_plan(
     cohort: ExpressionCohort, options: ExpressionOptions, dims: Mapping[str, int], panel_file: Path | None

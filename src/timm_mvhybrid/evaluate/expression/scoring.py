@@ -14,6 +14,7 @@ from ...probes.ridge_folds import ridge_folds
 from ...report import ScoreSheet
 from ...runtime.stage import OnStage, stage_reporter
 from ..arguments import errors_in
+from .groups import score_groups
 from .maps import ExpressionMap, genes_to_map, samples_to_map, spot_maps
 from .options import ProbeOptions
 from .plan import ProtocolPlan
@@ -27,9 +28,12 @@ def score_protocol(
     features: Mapping[str, NDArray[np.float32]],
     options: ProbeOptions,
     sheet: ScoreSheet,
+    groups: Mapping[str, str] | None = None,
     on_stage: OnStage = None,
 ) -> tuple[list[ExpressionMap], set[str]]:
     """Scores every model's features, (N, D) in the order of the cohort's spots, on the same folds and genes.
+
+    With ``groups``, gene → group, the correlation of each group's genes is a metric of its own.
 
     Returns:
         Maps of the genes best predicted by the first model, and the ridge solvers used.
@@ -63,14 +67,15 @@ def score_protocol(
             found = expression_metrics(
                 protocol.targets[np.ix_(fold.test, chosen)], one.prediction, options.nan_policy
             )
+            means, by_group = score_groups(found, protocol.panels[row], groups or {})
             sheet.add(
                 label,
                 protocol.protocol,
                 fold.name,
-                {name: getattr(found, name) for name in METRICS},
+                {**{name: getattr(found, name) for name in METRICS}, **means},
                 num_train=len(fold.train),
                 num_test=len(fold.test),
-                units=_per_gene(found, protocol.panels[row]),
+                units={**_per_gene(found, protocol.panels[row]), **by_group},
                 test_samples=[cohort.samples[index] for index in np.unique(cohort.sample_of[fold.test])],
                 num_components=one.num_components,
                 alpha=one.alpha,

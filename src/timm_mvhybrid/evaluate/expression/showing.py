@@ -11,6 +11,7 @@ from ...report.presentation import Reference, Value, Values, metric_of, scores_t
 from ...report.table import Table, mark_best, number_cell, text_cell
 from ...runtime.codec import decode
 from .charts import gene_bars, slope_chart
+from .groups import group_bars, groups_of, groups_table
 from .maps import ExpressionMap, maps_section
 from .tables import PAPER_METRICS, Published, find_drops, gene_means, panel_name, published
 
@@ -51,13 +52,15 @@ class ExpressionPresentation(Presentation):
         return scores_table(result, self, PAPER_METRICS, caption, rows)
 
     def tables(self, result: Result) -> list[Table]:
-        """Makes the table of all genes."""
+        """Makes the tables of groups of genes and of all genes."""
+        by_group = groups_table(result, self)
         settings = [
             (model, protocol) for protocol in result.protocols for model in result.models_of(protocol)
         ]
         means = [gene_means(result, model, protocol) for model, protocol in settings]
         genes = list(dict.fromkeys(gene for found in means for gene in found))
         return [
+            *([] if by_group is None else [by_group]),
             Table(
                 name="genes",
                 caption="Every gene: PCC, mean over the folds that have one.",
@@ -70,16 +73,22 @@ class ExpressionPresentation(Presentation):
                     for gene in genes
                 ),
                 page_only=True,
-            )
+            ),
         ]
 
     def sections(self, result: Result) -> list[str]:
-        """Draws slopes, genes and maps."""
+        """Draws slopes, groups of genes, genes and maps."""
         parts = []
         slopes = _slopes([result])
         if slopes:
             hint = "What predicting a study that was never seen costs. In brackets, the drop in percent."
             parts.append(section("Random folds against left-out studies", figure("slope", slopes), hint))
+        for protocol in result.protocols:
+            by_group = group_bars(result, protocol, self.protocol(protocol))
+            if by_group:
+                hint = "Mean PCC over genes and folds; whiskers are bootstrap intervals over both."
+                title = f"Groups of genes, {self.protocol(protocol)}"
+                parts.append(section(title, figure(f"groups-{protocol}", by_group, scroll=True), hint))
         for protocol in result.protocols:
             bars = gene_bars(result, protocol, self.protocol(protocol))
             if bars:
@@ -117,8 +126,8 @@ class ExpressionPresentation(Presentation):
         return caption
 
     def values(self, result: Result) -> dict[str, Values]:
-        """Takes the paper's metrics, and the drops."""
-        shown = {metric_of(result, name).label for name in PAPER_METRICS}
+        """Takes the paper's metrics, groups of genes, and the drops."""
+        shown = {metric_of(result, name).label for name in (*PAPER_METRICS, *groups_of(result))}
         found = {
             model: {key: value for key, value in values.items() if key[1] in shown}
             for model, values in super().values(result).items()

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...cohorts.cohort import PanelMethod, read_cohort
+from ...cohorts.gene_groups import read_gene_groups
 from ...cohorts.hest_layout import open_task
 from ...data import PatchH5Source
 from ...embed.backbone import Backbone
@@ -21,6 +22,7 @@ from ...runtime.digest import file_sha256, hash_files
 from ...runtime.ranks import Ranks
 from ...runtime.stage import OnStage
 from ..task import OnBatch, Progress, Task, register_task
+from .groups import group_metrics
 from .options import ExpressionCommand, ExpressionOptions
 from .plan import make_plan
 from .scoring import score_protocol
@@ -33,7 +35,7 @@ METRICS = {
     "mae": Metric(label="MAE", higher=False),
     "r2": Metric(label="R²"),
 }
-_COMPARED = ("pcc", "pcc10", "mse", "mae")
+_NOT_COMPARED = ("r2",)
 
 
 def evaluate_expression(
@@ -71,6 +73,7 @@ def evaluate_expression(
     options.embedding.check()
     task = open_task(root, options.task)
     cohort = plan = None
+    groups: dict[str, str] = {}
     if Ranks.from_environment().is_first:
         panel = None
         if options.panel not in get_args(PanelMethod):
@@ -78,6 +81,7 @@ def evaluate_expression(
         cohort = read_cohort(task, counts_layer=options.counts_layer, studies=options.studies, panel=panel)
         dims = embedding_dims(backbones, options.embedding.pool, embeddings)
         plan = make_plan(cohort, options, dims, panel)
+        groups = _gene_groups([task.files[name][1] for name in task.samples], options.gene_groups)
 
     sources = {name: PatchH5Source(task.files[name][0]) for name in task.samples}
     digests = {name: file_sha256(source.path) for name, source in sources.items()}
@@ -103,14 +107,17 @@ def evaluate_expression(
     }
 
     probe = options.probe
+    metrics = METRICS | group_metrics({gene: groups[gene] for gene in groups if gene in plan.genes})
     sheet = ScoreSheet(
-        METRICS,
+        metrics,
         ddof=probe.ddof,
         seed=probe.seed,
         num_resamples=probe.num_resamples,
         missing_as_zero=probe.nan_policy == "zero",
     )
-    outcomes = [score_protocol(cohort, one, features, probe, sheet, on_stage) for one in plan.protocols]
+    outcomes = [
+        score_protocol(cohort, one, features, probe, sheet, groups, on_stage) for one in plan.protocols
+    ]
     notes = []
     constant = sum(fold.facts["num_constant"] for fold in sheet.folds)
     if constant:
@@ -133,8 +140,14 @@ def evaluate_expression(
         data=data,
         generated=cohort.generated,
         notes=notes + plan.notes,
-        compared=_COMPARED,
+        compared=[name for name in metrics if name not in _NOT_COMPARED],
     )
+
+
+def _gene_groups(files: Sequence[Path], wanted: str) -> dict[str, str]:
+    if wanted == "none":
+        return {}
+    return read_gene_groups(files, None if wanted == "auto" else wanted)
 
 
 class Expression(ExpressionPresentation, Task[ExpressionCommand]):
