@@ -56,7 +56,7 @@ class CellRecord:
     num_samples: int
     data_fingerprint: str
     data_group: str
-    seen: list[Any]
+    seen: tuple[tuple[int, int], ...]
     num_images: int
     training_seconds: float
     seconds: dict[str, float]

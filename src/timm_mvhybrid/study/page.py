@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..evaluate import registered_tasks
 from ..report import Presentation, Result, ScoreSheet, read_result, register_presentation
 from ..report.line_chart import line_chart
 from ..report.page import figure, page, result_warnings, section
@@ -35,8 +34,6 @@ _CURVES = {
     "loss/dino_global": "loss of class tokens",
     "rankme": "RankMe",
 }
-_TRAINED = "trained"
-
 
 class StudyPresentation(Presentation):
     """How an evaluation of a study is shown: variants in place of models, seeds in place of folds."""
@@ -130,9 +127,9 @@ def compare_batches(records: Sequence[CellRecord]) -> list[str]:
         groups.setdefault(record.data_group, []).append(record)
     notes = []
     for first, *others in groups.values():
-        seen = {step: number for step, number in first.seen}
+        seen = dict(first.seen)
         for other in others:
-            theirs = {step: number for step, number in other.seen}
+            theirs = dict(other.seen)
             step = first_difference(seen, theirs)
             if step is not None:
                 raise StudyError(
@@ -189,7 +186,7 @@ def _result(study: Study, task: str, records: Mapping[str, CellRecord], digest: 
     for label in () if baselines is None else [model.label for model in baselines.models]:
         assert baselines is not None
         add_result(sheet, label, baselines, shown, "untrained" if num_seeds > 1 else None, label)
-    one = next(item.task for item in study.tasks if item.name == task)
+    one = next(item for item in study.tasks if item.name == task)
     result = sheet.result(
         task="study",
         dataset=first.dataset,
@@ -197,7 +194,7 @@ def _result(study: Study, task: str, records: Mapping[str, CellRecord], digest: 
         options={"study": study.name, "evaluation": one.definition()},
         data=first.provenance.data,
         generated=first.provenance.generated,
-        settings={"evaluation": registered_tasks()[one.task.name].title or one.name, "seeds": num_seeds},
+        settings={"evaluation": one.task.title or one.task.name.capitalize(), "seeds": num_seeds},
         notes=_remarks(found, num_seeds),
         compared=(),
     )
@@ -345,9 +342,11 @@ def _remarks(found: Found, num_seeds: int) -> list[str]:
         notes.append(
             "One seed: intervals and tests are over the evaluation's folds, and do not tell what another seed would change."
         )
-    elif num_seeds < 6:
+    else:
+        reach = ", so that 0.05 is out of reach" if num_seeds < 6 else ""
         notes.append(
-            f"{num_seeds} seeds: p cannot fall below {2.0 ** (1 - num_seeds):.3g}, so that 0.05 is out of reach."
+            f"Each fold of these tables is a seed, whose score is the mean over the evaluation's folds; tests pair seeds. With "
+            f"{num_seeds} seeds p cannot fall below {2.0 ** (1 - num_seeds):.3g}{reach}."
         )
     return notes
 

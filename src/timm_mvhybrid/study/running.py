@@ -375,7 +375,7 @@ class _Start:
             num_samples=checked.num_samples,
             data_fingerprint=checked.data_fingerprint,
             data_group=checked.data_group,
-            seen=[[step, seen] for step, seen in sorted(seen_by_run(config.output).items())],
+            seen=tuple(sorted(seen_by_run(config.output).items())),
             num_images=config.num_steps * config.batch_size,
             training_seconds=_training_seconds(lines, config.batch_size),
             seconds={**seconds, "other": max(total - sum(seconds.values()), 0.0)},
