@@ -6,6 +6,7 @@ import pytest
 from support.studies import EVALUATE, SETTINGS, VARIANTS, write_study
 
 from timm_mvhybrid.runtime.errors import DataError, PretrainError
+from timm_mvhybrid.ssl.backbone import create_backbone
 from timm_mvhybrid.study import StudyError, check_study, read_ready, read_study, ready_studies
 
 pytest.importorskip("yaml")
@@ -217,8 +218,6 @@ def test_all_ready_studies_are_named():
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_ready_study_asks_what_it_says(name, tmp_path):
-    from timm_mvhybrid.ssl.backbone import create_backbone
-
     write_study(tmp_path)
     (tmp_path / "task").mkdir()
     study = read_study(
@@ -230,7 +229,7 @@ def test_a_ready_study_asks_what_it_says(name, tmp_path):
     checked = check_study(study)
     assert len(study.cells) == 3 * len(LAYOUTS[name])
     found = {}
-    for cell in study.cells:
+    for cell in study.cells[: len(LAYOUTS[name])]:
         model = cell.config.model
         backbone = create_backbone(model.name, {**model.arguments, "device": "meta"})
         found[cell.variant] = backbone.layout()
