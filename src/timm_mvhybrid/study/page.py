@@ -62,23 +62,15 @@ def write_page(checked: CheckedStudy, *, skipped: Sequence[str] = ()) -> Path:
         The page.
 
     Raises:
-        StudyError: No cell is finished, a cell is of another definition, or cells of the same data and seed saw different
-            images or crops.
+        StudyError: No cell is finished, or cells of the same data and seed saw different images or crops.
         OutputError: The disk does not take it.
     """
     study = checked.study
     records: dict[str, CellRecord] = {}
     for cell in study.cells:
         record = read_record(cell.folder)
-        if record is None:
-            continue
-        changes = checked.changes(cell.name)
-        if changes:
-            raise StudyError(
-                f"{cell.folder}: was finished before {' and '.join(changes)} changed in {study.where}; restore that, or run the "
-                "cell anew by `redo=True`"
-            )
-        records[cell.name] = record
+        if record is not None and not checked.changes(cell.name):
+            records[cell.name] = record
     if not records:
         raise StudyError(f"{study.output}: no cell is finished yet, so that there is nothing to compare")
     notes = compare_batches(list(records.values()))
@@ -156,6 +148,10 @@ def _missing(checked: CheckedStudy, records: Mapping[str, CellRecord], skipped: 
             lacking = [task for task in checked.tasks if task not in record.results]
             if lacking:
                 reasons.append(f"{cell.name} lacks {', '.join(lacking)}")
+            continue
+        changes = checked.changes(cell.name)
+        if changes:
+            reasons.append(f"{cell.name} was finished before {' and '.join(changes)} changed")
             continue
         failure = read_failure(cell.folder)
         state = "is being run" if cell.name in skipped else "is not finished"

@@ -20,6 +20,7 @@ from ..evaluate import Progress, Result, load_backbone
 from ..evaluate import embed as embed_patches
 from ..data import open_source
 from ..export import export
+from ..pretrain.config import PretrainConfig
 from ..report import read_result, write_report
 from ..runtime.atomic_file import claimed, make_folder, write_file, writing
 from ..runtime.codec import encode
@@ -370,7 +371,7 @@ class _Start:
             seed=cell.seed,
             definition=checked.definition,
             tasks=dict(self.checked.tasks),
-            settings=encode(replace(config, output=Path("run"))),
+            settings=_public(config),
             num_parameters=checked.num_parameters,
             num_samples=checked.num_samples,
             data_fingerprint=checked.data_fingerprint,
@@ -453,6 +454,17 @@ def _reported(folder: Path, digest: str) -> Result | None:
     except (OSError, ValueError):
         return None
     return read_result(folder) if found.get("definition") == digest else None
+
+
+def _public(config: PretrainConfig) -> dict[str, Any]:
+    """Encodes a configuration without the folders of this machine; what data and weights are, digests say."""
+    data = replace(
+        config.data,
+        sources=tuple(Path(source).name for source in config.data.sources),
+        slides=None if config.data.slides is None else Path(config.data.slides).name,
+    )
+    encoded: dict[str, Any] = encode(replace(config, data=data), path=lambda path: path.name)
+    return encoded
 
 
 def _last_sign(cell: Cell) -> float:
