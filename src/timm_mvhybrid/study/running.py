@@ -16,15 +16,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from safetensors import safe_open
+
 from ..evaluate import Progress, Result, load_backbone
 from ..evaluate import embed as embed_patches
 from ..data import open_source
 from ..export import export
+from ..models.loading import WEIGHTS_FILE
 from ..pretrain.config import PretrainConfig
 from ..report import read_result, write_report
 from ..runtime.atomic_file import claimed, make_folder, write_file, writing
 from ..runtime.codec import encode
-from ..runtime.digest import file_sha256
 from ..runtime.errors import OutputError, TimmMVHybridError
 from ..runtime.line_file import LineFile
 from ..runtime.ranks import Ranks
@@ -32,6 +34,7 @@ from ..training.loop import RunResult, run_training
 from ..training.metrics_log import read_lines
 from ..training.run_directory import RunDirectory
 from ..training.stop_signal import SIGNALS
+from ..weights.weights_file import TENSORS_SHA256
 from .cell_record import (
     FAILURE,
     CellLog,
@@ -314,7 +317,7 @@ class _Start:
 
     def _evaluate_cell(self, cell: Cell, task: StudyTask) -> None:
         folder = cell.folder / "reports" / task.name
-        weights = file_sha256(cell.folder / "export" / "model.safetensors")
+        weights = _weights_sha256(cell)
         digest = f"{self.checked.tasks[task.name]} {weights}"
 
         def is_done() -> bool:
@@ -357,7 +360,7 @@ class _Start:
         seconds = log.seconds()
         # the stage that this belongs to has not ended
         total = seconds.pop("cell", 0.0) + so_far
-        weights = file_sha256(cell.folder / "export" / "model.safetensors")
+        weights = _weights_sha256(cell)
         results = {}
         for task in self.study.tasks:
             result = _reported(
@@ -445,6 +448,12 @@ def _export(cell: Cell) -> None:
     folder = cell.folder / "export"
     if not folder.exists():
         export(cell.config.output, None, folder)
+
+
+def _weights_sha256(cell: Cell) -> str:
+    """Identifies the exported weights by their values: the file also states which checkpoint it was made of."""
+    with safe_open(cell.folder / "export" / WEIGHTS_FILE, "pt") as file:
+        return str(file.metadata()[TENSORS_SHA256])
 
 
 def _reported(folder: Path, digest: str) -> Result | None:
