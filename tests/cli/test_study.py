@@ -31,7 +31,12 @@ def test_a_dry_run_says_what_each_cell_takes_and_writes_nothing(tmp_path, study)
     assert code == 0
     found = json.loads(output)
     first, second = found["cells"]
-    assert (first["cell"], first["state"], first["num_steps"], first["num_images"]) == ("only-seed0", "open", 4, 16)
+    assert (first["cell"], first["state"], first["num_steps"], first["num_images"]) == (
+        "only-seed0",
+        "open",
+        4,
+        16,
+    )
     assert first["basis"] == "steps timed here"
     assert first["pretrain_seconds"] > 0
     # 18 pictures, by the time of a forward pass
@@ -44,7 +49,9 @@ def test_a_dry_run_says_what_each_cell_takes_and_writes_nothing(tmp_path, study)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_cells_are_run_by_number_and_by_name_and_the_rest_is_estimated_from_them(tmp_path, study, monkeypatch):
+def test_cells_are_run_by_number_and_by_name_and_the_rest_is_estimated_from_them(
+    tmp_path, study, monkeypatch
+):
     path = write_study(tmp_path, seeds=[0, 1])
     code, output, errors = study("run", path, "--cell-index", 1)
     assert (code, errors) == (0, "")
@@ -68,7 +75,9 @@ def test_cells_are_run_by_number_and_by_name_and_the_rest_is_estimated_from_them
     assert bases["attention-seed1"] == "cell attention-seed0"
     assert bases["hybrid-seed1"] == "steps timed here"
     left = [one for one in found["cells"] if one["state"] != "done"]
-    assert found["seconds"] == pytest.approx(sum(one["pretrain_seconds"] + one["embed_seconds"] for one in left))
+    assert found["seconds"] == pytest.approx(
+        sum(one["pretrain_seconds"] + one["embed_seconds"] for one in left)
+    )
     assert sum(one["pretrain_seconds"] for one in left if one["cell"].startswith("hybrid")) == 800
     log = [json.loads(line) for line in (tmp_path / "out" / "study.jsonl").read_text().splitlines()]
     assert [line["event"] for line in log] == ["start", "cell", "end"]

@@ -111,7 +111,9 @@ def test_a_second_start_trains_nothing_and_writes_the_same_page(copied, monkeypa
 
     monkeypatch.setattr("timm_mvhybrid.study.running.run_training", refused)
     out = copied.parent / "out"
-    before = {name: (out / name).read_bytes() for name in ("study.json", "index.html", "tables.md", "tables.tex")}
+    before = {
+        name: (out / name).read_bytes() for name in ("study.json", "index.html", "tables.md", "tables.tex")
+    }
     shutil.rmtree(out / "cells" / CELLS[0] / "run")
     (out / "index.html").unlink()
     outcome = run(read_study(copied))
@@ -124,7 +126,9 @@ def test_another_definition_is_refused_and_run_anew_where_asked(copied):
         write_study(copied.parent, name=copied.name, seeds=[0, 1], variants={**VARIANTS, "hybrid": {
             **VARIANTS["hybrid"], "optimizer": {"final_weight_decay": 0.3}}})
     )  # fmt: skip
-    with pytest.raises(StudyError, match=r"hybrid-seed0: was finished before its pretraining changed.*redo=True"):
+    with pytest.raises(
+        StudyError, match=r"hybrid-seed0: was finished before its pretraining changed.*redo=True"
+    ):
         run(longer)
     write_page(check_study(longer))
     lacking = "hybrid-seed0 was finished before its pretraining changed; hybrid-seed1 was finished before"
@@ -172,7 +176,7 @@ def test_different_batches_are_an_error_that_names_the_cells(finished, copied):
     records = [read_record(folder) for folder in folders]
     assert compare_batches(records) == []
     wrong = replace(records[1], seen=(*records[1].seen[:2], (3, 12345), records[1].seen[3]))
-    with pytest.raises(StudyError, match="cells hybrid-seed0 and attention-seed0 .* at step 3"):
+    with pytest.raises(StudyError, match=r"cells hybrid-seed0 and attention-seed0 .* at step 3"):
         compare_batches([records[0], wrong, *records[2:]])
     wrong.write(folders[1])
     with pytest.raises(StudyError, match="cannot be compared"):
@@ -262,7 +266,7 @@ def test_after_a_kill_the_study_ends_with_the_same_page(finished, tmp_path):
     from support.forked import spawn
 
     path = write_study(tmp_path, seeds=[0, 1])
-    with pytest.raises(Exception, match="SIGKILL|signal 9"):
+    with pytest.raises(Exception, match=r"SIGKILL|signal 9"):
         spawn(_killed, (str(path),), nprocs=1)
     study = read_study(path)
     checked = check_study(study)

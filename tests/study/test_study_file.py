@@ -161,7 +161,11 @@ def test_yaml_makes_no_objects(tmp_path):
         ),
         ({"variants": {"a": {"model": {"name": "vit_tiny_patch16_224"}}}}, StudyError, "exports its cells"),
         ({"variants": {"a": {"data": {"sources": ["absent.h5"]}}}}, DataError, "absent.h5"),
-        ({"evaluate": {"pictures": {**EVALUATE["pictures"], "root": "absent"}}}, StudyError, "absent, which root"),
+        (
+            {"evaluate": {"pictures": {**EVALUATE["pictures"], "root": "absent"}}},
+            StudyError,
+            "absent, which root",
+        ),
         ({"variants": {"a": {"model": {"weights": "absent.safetensors"}}}}, StudyError, "no such file"),
     ],
 )
@@ -174,7 +178,7 @@ def test_what_cannot_run_is_found_before_anything_runs(tmp_path, changes, error,
 
 def test_a_batch_that_the_processes_do_not_divide_names_its_variant(tmp_path):
     study = read_study(write_study(tmp_path))
-    with pytest.raises(PretrainError, match="variant hybrid.*3 processes"):
+    with pytest.raises(PretrainError, match=r"variant hybrid.*3 processes"):
         check_study(study, world_size=3)
 
 

@@ -24,7 +24,14 @@ VARIANTS = {
     "attention": {"model": {"name": "test_vit12"}},
 }
 EVALUATE = {
-    "pictures": {"kind": "classification", "root": "pictures", "num_folds": 3, "probes": ["knn"], "num_neighbours": 3, "baselines": "colour"}
+    "pictures": {
+        "kind": "classification",
+        "root": "pictures",
+        "num_folds": 3,
+        "probes": ["knn"],
+        "num_neighbours": 3,
+        "baselines": "colour",
+    }
 }
 
 

@@ -109,7 +109,8 @@ def estimate_study(
         key = digest_of([config.model, config.crops, config.head, config.batch_size, config.parallel])
         own = records[cell.name]
         like = own or next(
-            (one for other in study.cells if other.variant == cell.variant and (one := records[other.name])), None
+            (one for other in study.cells if other.variant == cell.variant and (one := records[other.name])),
+            None,
         )
         if key not in timed:
             timed[key] = _measured(config, like is None and measure, note)
@@ -120,7 +121,11 @@ def estimate_study(
             basis = "this cell" if own is not None else f"cell {like.cell}"
         elif not measure:
             basis = "not measured"
-        kept = config.checkpoint.keep + 1 if config.checkpoint.keep else -(-config.num_steps // config.checkpoint.every_steps)
+        kept = (
+            config.checkpoint.keep + 1
+            if config.checkpoint.keep
+            else -(-config.num_steps // config.checkpoint.every_steps)
+        )
         cells.append(
             CellEstimate(
                 cell=cell.name,
@@ -170,22 +175,27 @@ def _time(seconds: float) -> str:
 
 def _not_included(num_images: dict[str, int | None]) -> tuple[str, ...]:
     unknown = [name for name, number in num_images.items() if number is None]
-    found = ["reading and decoding of the evaluations' images, probes, export, checkpoints and start of each cell"]
+    found = [
+        "reading and decoding of the evaluations' images, probes, export, checkpoints and start of each cell"
+    ]
     if unknown:
         found.append(f"embedding of {', '.join(unknown)}, whose images are not counted")
-    return (*found, "workers read ahead, so that data that are slower than the steps show only in longer runs")
+    return (
+        *found,
+        "workers read ahead, so that data that are slower than the steps show only in longer runs",
+    )
 
 
 def _of_record(record: CellRecord, config: PretrainConfig) -> tuple[float, float]:
     """Takes the time of a step and of an embedded image from a finished cell; the latter with the evaluation around it."""
-    num_patches = sum(
-        record.result(task).models[0].num_patches for task in record.results
-    )
+    num_patches = sum(record.result(task).models[0].num_patches for task in record.results)
     seconds = sum(value for name, value in record.seconds.items() if name.startswith("evaluate"))
     return record.training_seconds / (record.num_images / config.batch_size), seconds / max(num_patches, 1)
 
 
-def _measured(config: PretrainConfig, measure: bool, note: Callable[[str], None]) -> tuple[float, float, float]:
+def _measured(
+    config: PretrainConfig, measure: bool, note: Callable[[str], None]
+) -> tuple[float, float, float]:
     """Times steps and an embedded image of a model, and says what a checkpoint takes in GiB."""
     plan = make_plan(config, Ranks.from_environment().world_size)
     size = _COPIES * (plan.backbone_parameters + plan.head_parameters) * _FLOAT32_BYTES / 2**30

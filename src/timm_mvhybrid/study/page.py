@@ -35,6 +35,7 @@ _CURVES = {
     "rankme": "RankMe",
 }
 
+
 class StudyPresentation(Presentation):
     """How an evaluation of a study is shown: variants in place of models, seeds in place of folds."""
 
@@ -75,8 +76,8 @@ def write_page(checked: CheckedStudy, *, skipped: Sequence[str] = ()) -> Path:
         raise StudyError(f"{study.output}: no cell is finished yet, so that there is nothing to compare")
     notes = compare_batches(list(records.values()))
     warnings = _missing(checked, records, skipped)
-    results = {task: _result(study, task, records, checked.tasks[task]) for task in checked.tasks}
-    results = {task: result for task, result in results.items() if result is not None}
+    found = {task: _result(study, task, records, checked.tasks[task]) for task in checked.tasks}
+    results = {task: result for task, result in found.items() if result is not None}
     tables, sections = [], []
     for task, result in results.items():
         own = [replace(table, name=f"{task}-{table.name}") for table in result_tables(result)]
@@ -101,7 +102,11 @@ def write_page(checked: CheckedStudy, *, skipped: Sequence[str] = ()) -> Path:
     )
     with claimed(study.output / STUDY_FILE, wait=True):
         return write_documents(
-            study.output, tables, [*warnings, *notes], text, more={STUDY_FILE: _as_json(study, records, results)}
+            study.output,
+            tables,
+            [*warnings, *notes],
+            text,
+            more={STUDY_FILE: _as_json(study, records, results)},
         )
 
 
@@ -236,12 +241,23 @@ def add_result(
         }
         if seed is None:
             for fold in folds:
-                values = {metric: by_fold[fold.name] for metric, by_fold in by_metric.items() if fold.name in by_fold}
+                values = {
+                    metric: by_fold[fold.name]
+                    for metric, by_fold in by_metric.items()
+                    if fold.name in by_fold
+                }
                 sheet.add(
-                    variant, shown(protocol), fold.name, values, num_train=fold.num_train, num_test=fold.num_test
+                    variant,
+                    shown(protocol),
+                    fold.name,
+                    values,
+                    num_train=fold.num_train,
+                    num_test=fold.num_test,
                 )
             continue
-        means = {one.metric: one.mean for one in result.summaries if (one.model, one.protocol) == (label, protocol)}
+        means = {
+            one.metric: one.mean for one in result.summaries if (one.model, one.protocol) == (label, protocol)
+        }
         whole = {
             metric: by_fold
             for metric, by_fold in by_metric.items()
@@ -380,7 +396,9 @@ def _variants(study: Study, records: Mapping[str, CellRecord]) -> Table:
         ("Images/s", lambda name: number_cell(mean(name, lambda one: one.images_per_second), 1)),
         ("Minutes", lambda name: number_cell(mean(name, lambda one: sum(one.seconds.values()) / 60), 2)),
     ]
-    caption = "Variants: cells that are finished, size of the backbone, speed of the training, wall time of a cell."
+    caption = (
+        "Variants: cells that are finished, size of the backbone, speed of the training, wall time of a cell."
+    )
     return Table.of("variants", caption, study.variants, columns)
 
 

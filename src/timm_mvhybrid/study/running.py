@@ -18,9 +18,9 @@ from typing import Any
 
 from safetensors import safe_open
 
+from ..data import open_source
 from ..evaluate import Progress, Result, load_backbone
 from ..evaluate import embed as embed_patches
-from ..data import open_source
 from ..export import export
 from ..models.loading import WEIGHTS_FILE
 from ..pretrain.config import PretrainConfig
@@ -43,7 +43,7 @@ from .cell_record import (
     results_as_json,
     write_failure,
 )
-from .checking import CheckedCell, CheckedStudy, check_output, check_study
+from .checking import CheckedCell, check_output, check_study
 from .errors import StudyError
 from .page import write_page
 from .same_batches import WatchedObjective, first_difference, seen_by_run
@@ -127,9 +127,7 @@ class _Start:
     ) -> None:
         self.study, self.redo, self.evaluating, self.show_progress = study, redo, evaluating, show_progress
         self.ranks = Ranks.from_environment()
-        self.say, self.note = (
-            one if self.ranks.is_first else (lambda message: None) for one in (say, note)
-        )
+        self.say, self.note = (one if self.ranks.is_first else (lambda message: None) for one in (say, note))
         self.seconds = {"training": 0.0, "evaluation": 0.0, "export": 0.0}
         self.start = time.perf_counter()
 
@@ -176,7 +174,9 @@ class _Start:
             page = self._on_first(lambda: write_page(self.checked, skipped=skipped))
         self.seconds["other"] = time.perf_counter() - self.start - sum(self.seconds.values())
         done = tuple(
-            cell.name for cell in study.cells if read_record(cell.folder) is not None and not self.checked.changes(cell.name)
+            cell.name
+            for cell in study.cells
+            if read_record(cell.folder) is not None and not self.checked.changes(cell.name)
         )
         outcome = StudyOutcome(
             page=page if self.ranks.is_first else None,
@@ -186,7 +186,9 @@ class _Start:
             stopped_by=stopped_by,
             seconds=dict(self.seconds),
         )
-        self._log("end", done=done, failed=failed, skipped=skipped, stopped_by=stopped_by, seconds=self.seconds)
+        self._log(
+            "end", done=done, failed=failed, skipped=skipped, stopped_by=stopped_by, seconds=self.seconds
+        )
         return outcome
 
     def _in_order(self, wanted: Sequence[Cell]) -> list[Cell]:
@@ -198,6 +200,21 @@ class _Start:
     def _on_first(self, action: Callable[[], Any]) -> Any:
         with self.ranks.joined() as ranks:
             return ranks.on_first(action)
+
+    def _alone_on_first(self, action: Callable[[], None]) -> None:
+        """Does something on the first process while no group is open: reading a sharded checkpoint would wait for all."""
+        failure: TimmMVHybridError | None = None
+        if self.ranks.is_first:
+            try:
+                action()
+            except TimmMVHybridError as error:
+                failure = error
+
+        def settle() -> None:
+            if failure is not None:
+                raise failure
+
+        self._on_first(settle)
 
     def _log(self, event: str, **values: Any) -> None:
         if self.ranks.is_first:
@@ -281,7 +298,7 @@ class _Start:
                 return found.stopped_by
         with _stopping():
             with self._timed("export", log, "export"):
-                self._on_first(lambda: _export(cell))
+                self._alone_on_first(lambda: _export(cell))
             for task in self.study.tasks:
                 with self._timed("evaluation", log, f"evaluate {task.name}"):
                     self._evaluate_cell(cell, task)

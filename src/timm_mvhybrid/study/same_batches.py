@@ -55,9 +55,7 @@ class WatchedObjective(DINOv2Objective):
         other: The name of that cell.
     """
 
-    def __init__(
-        self, config: PretrainConfig, world: World, expected: Mapping[int, int], other: str
-    ) -> None:
+    def __init__(self, config: PretrainConfig, world: World, expected: Mapping[int, int], other: str) -> None:
         super().__init__(config, world)
         self._expected, self._other = expected, other
         self._seen = 0

@@ -164,9 +164,9 @@ def _read(content: Mapping[str, Any], folder: Path, where: str) -> Study:
         for variant, changes in variants.items():
             place = f"{where}: variant {variant}"
             for given, at in ((common, f"{where}: pretrain"), (changes, place)):
-                for key, remedy in (("seed", "list seeds under seeds"), ("output", "each cell has its own")):
+                for key, hint in (("seed", "list seeds under seeds"), ("output", "each cell has its own")):
                     if key in given:
-                        raise StudyError(f"{at}: {key} is the study's; {remedy}")
+                        raise StudyError(f"{at}: {key} is the study's; {hint}")
             cell = f"{variant}-seed{seed}"
             place_of_cell = output / "cells" / cell
             config = _configure(preset, _merged(common, changes), seed, place_of_cell / "run", folder, place)
@@ -307,7 +307,7 @@ def _load(text: str, where: str) -> Any:
     """Reads YAML without objects, and refuses a key that stands twice, of which YAML would keep the last."""
     yaml = yaml_reader()
 
-    class Loader(yaml.SafeLoader):  # type: ignore[misc,name-defined]
+    class Loader(yaml.SafeLoader):  # type: ignore[name-defined]
         pass
 
     def mapping(loader: Any, node: Any) -> dict[Any, Any]:
@@ -315,14 +315,16 @@ def _load(text: str, where: str) -> Any:
         twice = [key for key in keys if keys.count(key) > 1]
         if twice:
             line = node.start_mark.line + 1
-            raise StudyError(f"{where}: {twice[0]!r} stands twice in the mapping from line {line} on; keep one")
+            raise StudyError(
+                f"{where}: {twice[0]!r} stands twice in the mapping from line {line} on; keep one"
+            )
         loader.flatten_mapping(node)
         found: dict[Any, Any] = loader.construct_mapping(node, deep=True)
         return found
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
-        return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise StudyError(f"{where}: not readable as YAML ({' '.join(str(error).split())})") from error
 

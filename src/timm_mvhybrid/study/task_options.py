@@ -55,9 +55,7 @@ class StudyTask:
         """
         is_baseline = model.startswith(PREFIX)
         others = tuple(name for name in self.baselines if is_baseline and PREFIX + name != model)
-        models = BackboneOptions(
-            model=(model,), pretrained=not is_baseline, baselines=others or ("none",)
-        )
+        models = BackboneOptions(model=(model,), pretrained=not is_baseline, baselines=others or ("none",))
         values = {("models",): models, ("bags",): () if bags is None else (bags,), **self.values}
         for place in leaves(self.task.options):
             if place[-1] == "cache":
@@ -92,9 +90,7 @@ class StudyTask:
                     )
 
 
-def read_task(
-    name: str, task: Task[Any], given: Mapping[str, Any], folder: Path, where: str
-) -> StudyTask:
+def read_task(name: str, task: Task[Any], given: Mapping[str, Any], folder: Path, where: str) -> StudyTask:
     """Reads the options of an evaluation.
 
     Args:
