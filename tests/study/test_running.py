@@ -109,7 +109,7 @@ def test_a_second_start_trains_nothing_and_writes_the_same_page(copied, monkeypa
     def refused(*arguments, **options):
         raise AssertionError("a finished cell was run again")
 
-    monkeypatch.setattr("timm_mvhybrid.study.running.run_training", refused)
+    monkeypatch.setattr("timm_mvhybrid.study.cell_stages.run_training", refused)
     out = copied.parent / "out"
     before = {
         name: (out / name).read_bytes() for name in ("study.json", "index.html", "tables.md", "tables.tex")
@@ -149,7 +149,7 @@ def test_an_evaluation_that_was_added_is_all_that_is_run(copied, monkeypatch):
     study = read_study(write_study(copied.parent, name=copied.name, seeds=[0, 1], evaluate=more))
     checked = check_study(study)
     assert {checked.state(name) for name in CELLS} == {"begun"}
-    monkeypatch.setattr("timm_mvhybrid.study.running.run_training", None)
+    monkeypatch.setattr("timm_mvhybrid.study.cell_stages.run_training", None)
     evaluated = []
     for task in study.tasks:
         kind = type(task.task)

@@ -17,6 +17,8 @@ from ..runtime.line_file import LineFile
 from .errors import StudyError
 
 RESULT, LOG, FAILURE = "result.json", "cell.jsonl", "failure.json"
+DEFINITION = "study_task.json"
+"""Beside a report: what it is of, written last."""
 _SCHEMA = 1
 
 
