@@ -151,13 +151,17 @@ def test_an_evaluation_that_was_added_is_all_that_is_run(copied, monkeypatch):
     assert {checked.state(name) for name in CELLS} == {"begun"}
     monkeypatch.setattr("timm_mvhybrid.study.cell_stages.run_training", None)
     evaluated = []
-    for task in study.tasks:
-        kind = type(task.task)
-        monkeypatch.setattr(kind, "run", _recording(kind.run, evaluated))
-        break
+    kind = type(study.tasks[0].task)
+    monkeypatch.setattr(kind, "run", _recording(kind.run, evaluated))
+    before = read_record(study.cell(CELLS[0]).folder)
+    # what was trained is known without its run
+    shutil.rmtree(study.cell(CELLS[0]).config.output)
     outcome = run(study, cells=CELLS[:2])
     assert outcome.done == CELLS
     assert len(evaluated) == 2
+    after = read_record(study.cell(CELLS[0]).folder)
+    assert (after.seen, after.curves, after.num_starts) == (before.seen, before.curves, 2)
+    assert after.results["pictures"] == before.results["pictures"]
     found = json.loads((study.output / "study.json").read_text())
     assert set(found["results"]) == {"pictures", "more"}
     assert "2 of 4 cells are missing: hybrid-seed1 lacks more" in (study.output / "tables.md").read_text()

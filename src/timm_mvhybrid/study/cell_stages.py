@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from safetensors import safe_open
 
 from ..data import open_source
@@ -136,6 +137,10 @@ class CellStages:
         cell = checked.cell
         other, expected = self.on_first(lambda: self._seen_by_others(checked))
         self.note(f"cell {cell.name}: pretraining {cell.config.model.name}")
+        if torch.cuda.is_available():
+            # what earlier cells took is not this one's
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
         return run_training(
             cell.config,
             partial(WatchedObjective, cell.config, expected=expected, other=other),
@@ -148,7 +153,9 @@ class CellStages:
         for other in self.checked.cells.values():
             if other is checked or other.data_group != checked.data_group:
                 continue
-            seen = seen_by_run(other.cell.config.output)
+            record = read_record(other.cell.folder)
+            # a finished cell's run may have been removed to make room
+            seen = seen_by_run(other.cell.config.output) if record is None else dict(record.seen)
             if not seen:
                 continue
             step = first_difference(own, seen)
@@ -214,6 +221,20 @@ class CellStages:
             )
             assert result is not None
             results[task.name] = results_as_json(result)
+        finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        seconds["other"] = max(total - sum(seconds.values()), 0.0)
+        num_starts = log.num_begun("cell")
+        before = read_record(cell.folder)
+        if before is not None:
+            # evaluations were added; the run may have been removed to make room
+            return replace(
+                before,
+                tasks={**before.tasks, **self.checked.tasks},
+                results={**before.results, **results},
+                seconds=seconds,
+                num_starts=num_starts,
+                finished=finished,
+            )
         return CellRecord(
             cell=cell.name,
             variant=cell.variant,
@@ -228,8 +249,8 @@ class CellStages:
             seen=tuple(sorted(seen_by_run(config.output).items())),
             num_images=config.num_steps * config.batch_size,
             training_seconds=_training_seconds(lines, config.batch_size),
-            seconds={**seconds, "other": max(total - sum(seconds.values()), 0.0)},
-            num_starts=log.num_begun("cell"),
+            seconds=seconds,
+            num_starts=num_starts,
             curves={
                 name: _thinned([[line["step"], line[name]] for line in lines if name in line])
                 for name in CURVES
@@ -237,7 +258,7 @@ class CellStages:
             },
             weights_sha256=weights,
             results=results,
-            finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            finished=finished,
         )
 
     @contextmanager
