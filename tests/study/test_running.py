@@ -288,12 +288,38 @@ def test_after_a_kill_the_study_ends_with_the_same_page(finished, tmp_path):
 @needs_cpu_sharding
 def test_two_processes_run_a_study_together(finished, tmp_path):
     path = write_study(tmp_path)
-    code, output, errors = run_module("timm_mvhybrid", ["study", "run", path], ranks=2)
+    code, output, errors = run_module("timm_mvhybrid", ["study", "run", path, "--cell", CELLS[0]], ranks=2)
     assert code == 0, errors
-    assert json.loads(output)["done"] == list(CELLS[:2])
+    assert json.loads(output)["done"] == [CELLS[0]]
+    ours, theirs = (
+        read_record(parent / "out" / "cells" / CELLS[0]) for parent in (tmp_path, finished.parent)
+    )
+    assert ours.seen == theirs.seen
+    assert ours.definition == theirs.definition
+    assert len(ours.seen) == SETTINGS["num_steps"]
+    assert ours.results.keys() == {"pictures"}
+
+
+def test_tasks_on_slides_take_bags_that_each_cell_embeds(copied, monkeypatch):
+    monkeypatch.setattr("timm_mvhybrid.study.cell_stages.run_training", None)
+    rows = ["slide_id,patient,label"]
+    for number in range(8):
+        kind = "ab"[number % 2]
+        folder = copied.parent / "slides" / f"s{number}"
+        folder.mkdir(parents=True)
+        for picture in range(2):
+            shutil.copy(copied.parent / "pictures" / kind / f"{picture + number // 2}.png", folder)
+        rows.append(f"s{number},p{number},{kind}")
+    (copied.parent / "labels.csv").write_text("\n".join(rows) + "\n")
+    options = {"patches": "slides", "labels": "labels.csv", "num_folds": 2, "num_epochs": 1, "hidden_dim": 4}
+    evaluate = {**EVALUATE, "slides": options}
+    study = read_study(write_study(copied.parent, name=copied.name, seeds=[0, 1], evaluate=evaluate))
+    assert run(study, cells=CELLS[:2]).done == CELLS
     for name in CELLS[:2]:
-        ours = read_record(tmp_path / "out" / "cells" / name)
-        theirs = read_record(finished.parent / "out" / "cells" / name)
-        assert ours.seen == theirs.seen
-        assert ours.definition == theirs.definition
-        assert SETTINGS["num_steps"] == len(ours.seen)
+        cell = study.cell(name)
+        bags = cell.folder / "bags" / "slides" / cell.variant
+        assert sorted(path.name for path in bags.iterdir()) == [f"s{number}.h5" for number in range(8)]
+        result = read_record(cell.folder).result("slides")
+        assert [model.label for model in result.models] == [cell.variant]
+    found = json.loads((study.output / "study.json").read_text())
+    assert {one["model"] for one in found["results"]["slides"]["summaries"]} == set(VARIANTS)
