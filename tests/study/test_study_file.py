@@ -1,16 +1,19 @@
 """The file of a study: its cells, what it refuses, and the studies that come with the package."""
 
 import json
+from pathlib import Path
 
 import pytest
 from support.studies import EVALUATE, SETTINGS, VARIANTS, write_study
 
+from timm_mvhybrid.models.mvhybrid import TEST_MODEL_NAMES
 from timm_mvhybrid.runtime.errors import DataError, PretrainError
 from timm_mvhybrid.ssl.backbone import create_backbone
 from timm_mvhybrid.study import StudyError, check_study, read_ready, read_study, ready_studies
 
 pytest.importorskip("yaml")
 pytest.importorskip("lightly")
+EXAMPLE = Path(__file__).parents[2] / "examples" / "study_phantom.yaml"
 
 
 def test_cells_are_every_variant_with_every_seed(tmp_path):
@@ -255,6 +258,13 @@ def test_a_ready_study_is_a_file_to_begin_from(tmp_path):
     assert study.name == "splits"
     with pytest.raises(StudyError, match="sources is missing"):
         read_study(path)
+
+
+def test_the_example_has_three_tiny_cells():
+    study = read_study(EXAMPLE)
+    assert [cell.name for cell in study.cells] == ["real-seed0", "complex-seed0", "attention-seed0"]
+    assert {cell.config.model.name for cell in study.cells} <= set(TEST_MODEL_NAMES)
+    assert study.output == EXAMPLE.parents[1].resolve() / "outputs" / "study_phantom"
 
 
 def test_definitions_follow_what_is_learned_and_not_where_or_how_fast(tmp_path):
