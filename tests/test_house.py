@@ -70,7 +70,8 @@ def test_contract_contributing_and_folders_name_the_same_rooms():
     assert len(listed) == len(on_disk)
     assert dict(listed) == {room: str(floor) for floor, rooms in enumerate(contract, 1) for room in rooms}
     assert set().union(*contract) == on_disk
-    assert [floor for _, floor in listed] == sorted(floor for _, floor in listed), "lowest floor first"
+    numbers = [int(floor) for _, floor in listed]
+    assert numbers == sorted(numbers), "lowest floor first"
 
 
 def test_no_room_is_a_fifth_of_the_house():

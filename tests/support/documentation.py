@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]
+WITH_SUBCOMMANDS = ("analyse", "evaluate", "prepare", "report", "study")
 NEEDS = re.compile(r'title="(needs [^"]+)"')
 
 
@@ -68,9 +69,7 @@ def commands(page: Path) -> list[tuple[str, set[str]]]:
     """Each command of ours on a page, with its subcommand if it has any, and the flags that it is given."""
     found = []
     for command, *words in command_lines(page, "timm-mvhybrid"):
-        nested = (
-            words[0].split("|") if command in ("analyse", "evaluate", "prepare", "report") and words else [""]
-        )
+        nested = words[0].split("|") if command in WITH_SUBCOMMANDS and words else [""]
         flags = {word for word in words if re.fullmatch(r"--[a-z][a-z.-]+", word)}
         found += [(f"{command} {subcommand}".strip(), flags) for subcommand in nested]
     return found

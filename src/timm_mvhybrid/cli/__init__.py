@@ -1,7 +1,7 @@
 """Command line: arguments → calls of the library → exit code.
 
 0 means done, 1 a problem with data, model or output (one line on stderr), 2 wrong usage, 75 stopped by a signal with
-the state saved, to be started again (`pretrain`, `finetune`), 130 interrupted.
+the state saved, to be started again (`pretrain`, `finetune`, `study run`), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from .predict import Predict
 from .prepare import Prepare
 from .pretrain import Pretrain, parse_pretrain
 from .report import Report
+from .study import Study
 from .tile import Tile
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -51,6 +52,7 @@ COMMANDS: dict[str, type[Any]] = {
     "publish": Publish,
     "phantom": Phantom,
     "report": Report,
+    "study": Study,
     "models": Models,
     "doctor": Doctor,
 }

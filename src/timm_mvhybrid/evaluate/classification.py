@@ -21,7 +21,13 @@ from ..runtime.errors import EvaluationError
 from ..runtime.extras import require
 from ..runtime.stage import OnStage, stage_reporter
 from .arguments import errors_in
-from .labelled_patches import LabelledPatchCommand, LabelledPatchOptions, confusion_matrix, embed_images
+from .labelled_patches import (
+    LabelledPatchCommand,
+    LabelledPatchOptions,
+    confusion_matrix,
+    count_images,
+    embed_images,
+)
 from .task import OnBatch, Progress, Task, register_task
 
 METRICS = {
@@ -129,6 +135,10 @@ class Classification(Task[ClassificationCommand]):
     setting = "Probe"
     protocols = {"linear": "linear", "knn": "kNN"}  # noqa: RUF012 - a constant of the class
     options = ClassificationCommand
+
+    def num_images(self, options: ClassificationCommand) -> int:
+        """Counts the images."""
+        return count_images(options.root, options.options.layout)
 
     def run(self, options: ClassificationCommand, progress: Progress) -> Result | None:
         """Builds the models and evaluates them."""

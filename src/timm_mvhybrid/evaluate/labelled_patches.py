@@ -190,6 +190,15 @@ class EmbeddedImages:
         )
 
 
+def count_images(root: str | Path, layout: Layout | Literal["auto"]) -> int:
+    """Counts labelled images.
+
+    Raises:
+        DataError: They cannot be used.
+    """
+    return len(open_images(root, layout).source)
+
+
 def embed_images(
     root: str | Path, backbones: Sequence[Backbone], options: LabelledPatchOptions, on_batch: OnBatch
 ) -> EmbeddedImages:

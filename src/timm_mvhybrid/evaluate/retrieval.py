@@ -19,7 +19,13 @@ from ..report import Metric, Result, ScoreSheet
 from ..report.page import figure, section
 from ..report.presentation import metric_of
 from ..report.table import Cell, Table, number_cell, text_cell
-from .labelled_patches import LabelledPatchCommand, LabelledPatchOptions, embed_images, precision_bars
+from .labelled_patches import (
+    LabelledPatchCommand,
+    LabelledPatchOptions,
+    count_images,
+    embed_images,
+    precision_bars,
+)
 from .task import OnBatch, Progress, Task, register_task
 
 PROTOCOL = "prototypes"
@@ -115,6 +121,10 @@ class Retrieval(Task[RetrievalCommand]):
     name = "retrieval"
     title = "Patch retrieval"
     options = RetrievalCommand
+
+    def num_images(self, options: RetrievalCommand) -> int:
+        """Counts the images."""
+        return count_images(options.root, options.options.layout)
 
     def run(self, options: RetrievalCommand, progress: Progress) -> Result | None:
         """Builds the models and evaluates them."""

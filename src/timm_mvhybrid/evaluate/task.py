@@ -62,6 +62,10 @@ class Task(Presentation, ABC, Generic[Options]):
         files = [file / ST_FILE if file.is_dir() else file for file in given]
         return [file_sha256(file) for file in files if file.is_file()]
 
+    def num_images(self, options: Options) -> int | None:
+        """Counts the images that a model would embed, before time is spent on it; None where that is not known."""
+        return None
+
     @abstractmethod
     def run(self, options: Options, progress: Progress) -> Result | None:
         """Evaluates.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +199,13 @@ def write_report(result: Result, folder: str | Path, *, overwrite: bool = False)
 
 
 def write_documents(
-    folder: Path, tables: Sequence[Table], remarks: Sequence[str], page: str, result: Result | None = None
+    folder: Path,
+    tables: Sequence[Table],
+    remarks: Sequence[str],
+    page: str,
+    result: Result | None = None,
+    *,
+    more: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes tables and page, all or none.
 
@@ -209,6 +215,7 @@ def write_documents(
         remarks: What stands above the tables, one sentence or more each.
         page: The page.
         result: What they show, for ``results.json``; None for what has none of its own.
+        more: Further files, name → text.
 
     Raises:
         OutputError: If the disk does not take them.
@@ -222,5 +229,6 @@ def write_documents(
     }
     if result is not None:
         contents["results.json"] = result.to_json()
+    contents |= more or {}
     write_files({folder / name: text for name, text in contents.items()})
     return folder / "index.html"

@@ -7,7 +7,7 @@ import difflib
 import json
 import math
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -87,7 +87,7 @@ class _Decoder:
         if origin in (Union, types.UnionType):
             if value is None and types.NoneType in arguments:
                 return None
-            return self.decode(next(a for a in arguments if a is not types.NoneType), value, name)
+            return self._first_that_fits([a for a in arguments if a is not types.NoneType], value, name)
         if dataclasses.is_dataclass(kind):
             return self._whole(kind, self._mapping(value, name), name)
         if origin is Literal:
@@ -109,6 +109,15 @@ class _Decoder:
         if found is None:
             raise self._wrong(name, value, f"of type {getattr(kind, '__name__', str(kind))}")
         return found
+
+    def _first_that_fits(self, kinds: Sequence[Any], value: Any, name: str) -> Any:
+        """Decodes by the first of several types that takes the value; the last one says what is wrong."""
+        for kind in kinds[:-1]:
+            try:
+                return self.decode(kind, value, name)
+            except self.error:
+                continue
+        return self.decode(kinds[-1], value, name)
 
     def update(self, settings: Any, values: Mapping[str, Any], name: str) -> Any:
         hints = get_type_hints(type(settings), include_extras=True)

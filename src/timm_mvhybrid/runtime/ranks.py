@@ -34,7 +34,8 @@ def process_group(backend: str, timeout: timedelta) -> Iterator[None]:
         LostProcessError: A collective failed because another process was gone.
     """
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
+        store, rank, size = _meeting_place(timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     try:
@@ -47,6 +48,29 @@ def process_group(backend: str, timeout: timedelta) -> Iterator[None]:
         ) from error
     finally:
         close_process_group()
+
+
+_met: dict[tuple[str, ...], tuple[dist.Store, int, int]] = {}
+_num_groups = 0
+
+
+def _meeting_place(timeout: timedelta) -> tuple[dist.Store, int, int]:
+    """Finds where torchrun's processes meet for one more group, which all of them open in the same order.
+
+    Each group gets names of its own there: addresses that an earlier one of these processes left lead nowhere any more, and
+    torch would take them.
+
+    Returns:
+        Store, rank and number of processes.
+    """
+    global _num_groups
+    key = tuple(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"))
+    if key not in _met:
+        # kept, because the first process may be the one that serves it
+        _met[key] = next(dist.rendezvous("env://", timeout=timeout))
+    store, rank, size = _met[key]
+    _num_groups += 1
+    return dist.PrefixStore(f"timm_mvhybrid/{_num_groups}", store), rank, size
 
 
 def close_process_group() -> None:

@@ -40,12 +40,21 @@ def find_changes(before: Mapping[str, Any], now: Mapping[str, Any], recipe: type
     Returns:
         Name, earlier and new value of each difference, as text.
     """
-    old, new = dict(_leaves(before)), dict(_leaves(now))
+    old, new = decisive_settings(before, recipe), decisive_settings(now, recipe)
     return [
         f"`{name}` was {old.get(name)!r} and is {new.get(name)!r}"
         for name in sorted({*old, *new})
-        if old.get(name) != new.get(name) and not _within(name, recipe.free)
+        if old.get(name) != new.get(name)
     ]
+
+
+def decisive_settings(config: Mapping[str, Any], recipe: type[RunConfig]) -> dict[str, Any]:
+    """Takes from an encoded configuration what decides what is learned.
+
+    Returns:
+        Dotted name → value.
+    """
+    return {name: value for name, value in _leaves(config) if not _within(name, recipe.free)}
 
 
 def check_recipe(

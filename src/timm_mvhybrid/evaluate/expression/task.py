@@ -156,6 +156,11 @@ class Expression(ExpressionPresentation, Task[ExpressionCommand]):
     name = "expression"
     options = ExpressionCommand
 
+    def num_images(self, options: ExpressionCommand) -> int:
+        """Counts the patches of all samples."""
+        files = open_task(options.root, options.options.task).files
+        return sum(len(PatchH5Source(patches)) for patches, _ in files.values())
+
     def run(self, options: ExpressionCommand, progress: Progress) -> Result | None:
         """Builds the models and evaluates them."""
         options.options.embedding.check()
