@@ -79,7 +79,9 @@ def test_two_processes_equal_one(one, two):
         for name in by_kind:
             assert first[name] == pytest.approx(second[name], rel=1e-3, abs=1e-9), name
         # of the images of one process
-        measured = {name for name in first if name.startswith(("block_rms/", "mixer_gain/", "delta/", "A_log/"))}
+        measured = {
+            name for name in first if name.startswith(("block_rms/", "mixer_gain/", "delta/", "A_log/"))
+        }
         assert "block_rms/00" in measured
         assert all(second[name] == second[name] for name in measured)
 

@@ -16,7 +16,6 @@ from unittest.mock import patch
 
 import torch.distributed as dist
 import torch.multiprocessing as mp
-
 from support import seeds
 
 # what runs of several processes import, some of it late; the server goes on without what is not installed
