@@ -13,7 +13,6 @@ from tyro.conf import Positional
 
 import timm_mvhybrid
 from timm_mvhybrid.cli import COMMANDS, main, main_of_task
-from timm_mvhybrid.cli.analyse import Analyse
 from timm_mvhybrid.cli.evaluate import task_command
 from timm_mvhybrid.cli.finetune import flags_of_finetune
 from timm_mvhybrid.cli.flags import flags_of, in_flags
@@ -81,7 +80,7 @@ ALIASES = {"--run-dir", "--studies", "--samples", "--spots", "--genes"}
 
 
 @pytest.mark.parametrize(
-    "name", sorted(set(COMMANDS) - {"analyse", "evaluate", "finetune", "prepare", "report"})
+    "name", sorted(set(COMMANDS) - {"analyse", "evaluate", "finetune", "prepare", "report", "study"})
 )
 def test_the_flags_are_those_of_the_help(name, capsys, monkeypatch):
     sections = name == "pretrain"
@@ -113,14 +112,17 @@ def test_the_flags_of_preparing_are_those_of_the_help(name, capsys, monkeypatch)
     assert known == shown_flags(help_of(["prepare", subcommand.name], capsys, monkeypatch))
 
 
-ANALYSES = get_args(get_args(get_type_hints(Analyse, include_extras=True)["command"])[0])
+SUBCOMMANDS = [
+    (group, *get_args(member))
+    for group in ("analyse", "study")
+    for member in get_args(get_args(get_type_hints(COMMANDS[group], include_extras=True)["command"])[0])
+]
 
 
-@pytest.mark.parametrize("name", ANALYSES)
-def test_the_flags_of_an_analysis_are_those_of_its_help(name, capsys, monkeypatch):
-    command, subcommand = get_args(name)
+@pytest.mark.parametrize(("group", "command", "subcommand"), SUBCOMMANDS)
+def test_the_flags_of_a_subcommand_are_those_of_its_help(group, command, subcommand, capsys, monkeypatch):
     known = {flag.word for flag in flags_of(command).values() if not flag.is_positional}
-    shown = shown_flags(help_of(["analyse", subcommand.name], capsys, monkeypatch))
+    shown = shown_flags(help_of([group, subcommand.name], capsys, monkeypatch))
     assert known == {flag for flag in shown if not re.search(r"(--|\.)no-", flag)}
 
 

@@ -15,8 +15,10 @@ from timm_mvhybrid.evaluate import Progress
 from timm_mvhybrid.report import read_result
 from timm_mvhybrid.runtime.atomic_file import claimed
 from timm_mvhybrid.runtime.digest import file_sha256
-from timm_mvhybrid.study import StudyError, check_study, read_record, read_study, run_study, write_page
-from timm_mvhybrid.study.page import compare_batches
+from timm_mvhybrid.study import StudyError, read_record, read_study
+from timm_mvhybrid.study.checking import check_study
+from timm_mvhybrid.study.page import compare_batches, write_page
+from timm_mvhybrid.study.running import run_study
 from timm_mvhybrid.training.world import can_shard_on_cpu
 
 pytest.importorskip("lightly")

@@ -9,7 +9,8 @@ from support.studies import EVALUATE, SETTINGS, VARIANTS, write_study
 from timm_mvhybrid.models.mvhybrid import TEST_MODEL_NAMES
 from timm_mvhybrid.runtime.errors import DataError, PretrainError
 from timm_mvhybrid.ssl.backbone import create_backbone
-from timm_mvhybrid.study import StudyError, check_study, read_ready, read_study, ready_studies
+from timm_mvhybrid.study import StudyError, read_ready, read_study, ready_studies
+from timm_mvhybrid.study.checking import check_study
 
 pytest.importorskip("yaml")
 pytest.importorskip("lightly")
