@@ -16,7 +16,7 @@ from tyro.conf import Positional, arg, subcommand
 from ..evaluate import Progress
 from ..runtime.ranks import Ranks
 from ..study.errors import StudyError
-from ..study.ready_studies import read_ready, ready_studies
+from ..study.shipped import read_ready, ready_studies
 from ..training.stop_signal import EXIT_CODE
 from .flags import UsageError
 from .messages import report, say

@@ -9,7 +9,7 @@ the extra ``pretrain`` and are imported from their modules.
 
 from .cell_record import CellRecord, read_record
 from .errors import StudyError
-from .ready_studies import read_ready, ready_studies
+from .shipped import read_ready, ready_studies
 from .study_file import Cell, Study, read_study
 
 __all__ = [

@@ -22,7 +22,7 @@ from ..runtime.digest import file_sha256
 from ..runtime.errors import TimmMVHybridError, check_seed
 from ..training.loop import decisive_settings
 from .errors import StudyError
-from .ready_studies import PREFIX, read_ready
+from .shipped import PREFIX, read_ready
 from .task_options import StudyTask, read_task
 
 _KEYS = ("study", "output", "preset", "pretrain", "variants", "seeds", "evaluate")
