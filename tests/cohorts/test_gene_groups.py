@@ -1,6 +1,7 @@
 """Which group a gene is of, from a column of var in the samples' h5ad files."""
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -67,4 +68,8 @@ def test_files_are_closed_again(tmp_path):
     file = h5ad(tmp_path / "1.h5ad", "AB", kind=["x", "y"])
     read_gene_groups([file], "kind")
     # HDF5 refuses to open a file for writing that is still open for reading
-    anndata.read_h5ad(file).write_h5ad(file)
+    with h5py.File(file, "r+") as opened:
+        opened.attrs["written"] = True
+    with h5py.File(file) as opened:
+        assert opened.attrs["written"]
+    assert read_gene_groups([file], "kind") == {"A": "x", "B": "y"}
