@@ -93,7 +93,7 @@ def test_json(capsys, working):
     assert result["works"] is True
     assert result["implementation"]["scans"][0]["dtype"] == "float32"
     assert {"timm", "mamba-ssm", "lazyslide"} <= {package["name"] for package in result["packages"]}
-    assert result["on_cuda"].keys() == {"selective_scan", "ssd_scan"}
+    assert result["on_cuda"].keys() == {"selective_scan", "ssd_scan", "complex_scan"}
     assert "common_complaints" not in result
 
 
@@ -245,7 +245,7 @@ def test_every_device_is_compared_with_the_cpu(monkeypatch):
     monkeypatch.setattr(trials.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(trials.torch.cuda, "device_count", lambda: 2)
     results = {"cpu": torch.ones(3), "cuda:0": torch.ones(3), "cuda:1": torch.full((3,), 2.0)}
-    for name in ("_selective_scan", "_ssd_scan"):
+    for name in ("_selective_scan", "_ssd_scan", "_complex_scan"):
         monkeypatch.setattr(trials, name, results.__getitem__)
     monkeypatch.setattr(trials, "_forward", lambda name, autocast=False: results.__getitem__)
     found = {(trial.device, trial.works) for trial in trials.try_devices()}

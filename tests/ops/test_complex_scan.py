@@ -8,35 +8,23 @@ import pytest
 import torch
 from support.bounds import assert_accurate
 from support.goldens import relative_error
+from support.scans import complex_scan_inputs
 
 from timm_mvhybrid.ops import ImplementationError, use_implementation
 from timm_mvhybrid.ops.complex_scan import complex_scan, complex_scan_portable, complex_scan_reference
 from timm_mvhybrid.ops.complex_scan import cpu as complex_cpu
 from timm_mvhybrid.ops.selective_scan import selective_scan_tokens
 
-NAMES = ("u", "delta", "A", "w", "B", "C", "D", "delta_bias")
+IMPLEMENTATIONS = ["cpu", "numba"]
 
 
-def draw_inputs(length, *, batch=2, d_inner=6, pairs=3, groups=1, optional=True, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    found = [
-        draw(batch, length, d_inner),
-        draw(batch, length, d_inner),
-        -draw(d_inner, pairs).exp(),
-        3.0 * draw(d_inner, pairs),
-        draw(batch, length, groups, 2 * pairs),
-        draw(batch, length, groups, 2 * pairs),
-        draw(d_inner) if optional else None,
-        draw(d_inner) if optional else None,
-    ]
-    return {
-        name: None if x is None else x.to(dtype).requires_grad_()
-        for name, x in zip(NAMES, found, strict=True)
-    }
+@pytest.fixture(params=IMPLEMENTATIONS)
+def implementation(request):
+    """Runs the test by each of the scan's implementations."""
+    if request.param == "numba":
+        pytest.importorskip("numba", reason="numba is not installed")
+    with use_implementation(request.param):
+        yield request.param
 
 
 def run(scan, inputs, reverse=False):
@@ -49,18 +37,23 @@ def run(scan, inputs, reverse=False):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(("length", "groups", "optional"), [(1, 2, True), (17, 1, False), (63, 3, True)])
-@pytest.mark.parametrize("scan", [complex_scan, complex_scan_portable])
-def test_equals_reference_float64(scan, length, groups, optional, reverse):
-    inputs = draw_inputs(length, groups=groups, optional=optional)
+@pytest.mark.parametrize("name", [*IMPLEMENTATIONS, "portable"])
+def test_equals_reference_float64(name, length, groups, optional, reverse):
+    inputs = complex_scan_inputs(length, groups=groups, optional=optional)
     expected = run(complex_scan_reference, inputs, reverse)
-    actual = run(scan, inputs, reverse)
+    if name == "portable":
+        actual = run(complex_scan_portable, inputs, reverse)
+    else:
+        with use_implementation(name):
+            actual = run(complex_scan, inputs, reverse)
     assert actual.keys() == expected.keys()
     for key in expected:
         assert relative_error(actual[key], expected[key]) < 1e-10, key
 
 
+@pytest.mark.usefixtures("implementation")
 def test_float32_is_as_near_to_float64_as_its_roundings_allow():
-    inputs = draw_inputs(63, dtype=torch.float32)
+    inputs = complex_scan_inputs(63, dtype=torch.float32)
 
     def run_all(inputs, dtype=torch.float64):
         return run(complex_scan, inputs)
@@ -70,14 +63,16 @@ def test_float32_is_as_near_to_float64_as_its_roundings_allow():
 
 
 def test_a_batch_in_parts_equals_one_in_a_piece(monkeypatch):
-    inputs = draw_inputs(20, batch=5)
-    whole = run(complex_scan, inputs)
-    monkeypatch.setattr(complex_cpu, "PART_ELEMENTS", 2 * 2 * complex_cpu.CHUNK * 18)
-    parts = run(complex_scan, inputs)
+    inputs = complex_scan_inputs(20, batch=5)
+    with use_implementation("cpu"):
+        whole = run(complex_scan, inputs)
+        monkeypatch.setattr(complex_cpu, "PART_ELEMENTS", 2 * 2 * complex_cpu.CHUNK * 18)
+        parts = run(complex_scan, inputs)
     for key, expected in whole.items():
         assert relative_error(parts[key], expected) < 1e-12, key
 
 
+@pytest.mark.usefixtures("implementation")
 def test_one_complex_pole_answers_an_impulse_by_its_closed_form():
     """After an impulse at token 0 with δ = 0.3: y_t = 2 |c b| δ exp(−λ δ t) cos(w δ t + arg c b)."""
     delta, rate, frequency, b, c = 0.3, 0.5, 2.0, 1.0 - 0.5j, 0.7 + 0.2j
@@ -98,8 +93,9 @@ def test_one_complex_pole_answers_an_impulse_by_its_closed_form():
         assert relative_error(y[0, :, 0], torch.tensor(expected, dtype=torch.float64)) < 1e-13
 
 
+@pytest.mark.usefixtures("implementation")
 def test_poles_without_frequency_are_a_real_scan_of_twice_the_real_part():
-    inputs = draw_inputs(17)
+    inputs = complex_scan_inputs(17)
     inputs["w"] = torch.zeros_like(inputs["w"])
     real = dict(inputs)
     del real["w"]
@@ -118,9 +114,10 @@ def test_poles_without_frequency_are_a_real_scan_of_twice_the_real_part():
     assert relative_error(complex_scan(**{**inputs, "C": C}), expected) < 1e-13
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_width_inputs_are_summed_in_float32(dtype):
-    inputs = draw_inputs(33)
+    inputs = complex_scan_inputs(33)
     half = {
         name: x.detach().to(torch.float32 if name in ("A", "w", "D", "delta_bias") else dtype)
         for name, x in inputs.items()
@@ -131,11 +128,11 @@ def test_half_width_inputs_are_summed_in_float32(dtype):
     assert torch.equal(y, complex_scan(**wide).to(dtype))
 
 
-def test_operators_are_registered_as_torch_wants_them():
-    inputs = draw_inputs(5)
+def test_operators_are_registered_as_torch_wants_them(implementation):
+    inputs = complex_scan_inputs(5)
     torch.library.opcheck(
         torch.ops.timm_mvhybrid.complex_scan.default,
-        (*inputs.values(), True, False),
+        (*inputs.values(), True, implementation, False),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
 
@@ -143,13 +140,13 @@ def test_operators_are_registered_as_torch_wants_them():
 @pytest.mark.parametrize("name", ["triton", "mamba_ssm"])
 def test_a_request_that_no_kernel_can_meet_is_refused(name, monkeypatch):
     monkeypatch.setattr("timm_mvhybrid.ops.implementation._requested", name)
-    inputs = draw_inputs(3)
+    inputs = complex_scan_inputs(3)
     with pytest.raises(ImplementationError, match="real eigenvalues"):
         complex_scan(**inputs)
 
 
 def test_the_reference_runs_where_it_is_requested(monkeypatch):
-    inputs = draw_inputs(3)
+    inputs = complex_scan_inputs(3)
     called = []
     # the package of the same name as the function
     module = importlib.import_module("timm_mvhybrid.ops.complex_scan")

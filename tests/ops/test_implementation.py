@@ -196,6 +196,7 @@ def test_status_says_why_others_are_not_taken(monkeypatch):
     assert [(s.operation, s.device_type, s.chosen) for s in status.scans] == [
         ("selective_scan", "cpu", "cpu"),
         ("ssd_scan", "cpu", "cpu"),
+        ("complex_scan", "cpu", "cpu"),
         ("causal_conv1d", "cpu", "cpu"),
     ]
     text = str(status)

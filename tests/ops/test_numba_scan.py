@@ -208,7 +208,7 @@ def test_status_names_the_choice_and_the_scan_without_kernels():
     with ops.use_implementation("auto"):
         status = ops.implementation_status()
     assert [scan.chosen for scan in status.scans[:2]] == ["numba", "cpu"]
-    assert "not numba: numba compiles kernels of selective_scan alone" in str(status)
+    assert "not numba: numba compiles kernels of selective_scan and complex_scan alone" in str(status)
     with pytest.raises(ops.ImplementationError, match="ssd_scan cannot use it: numba compiles"):
         implementation.choose("ssd_scan", "numba", "cpu", torch.float32)
 

@@ -36,13 +36,14 @@ class Trial:
 
 
 def try_devices() -> tuple[Trial, ...]:
-    """Runs both scans and a tiny backbone of each kind on the CPU, and on every CUDA device in comparison."""
+    """Runs the scans and a tiny backbone of each kind on the CPU, and on every CUDA device in comparison."""
     devices = ["cpu"]
     if torch.cuda.is_available():
         devices += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     computations: dict[str, Callable[[str], Tensor]] = {
         "selective_scan": _selective_scan,
         "ssd_scan": _ssd_scan,
+        "complex_scan": _complex_scan,
         **{name: _forward(name) for name in _MODELS},
         "test_mvhybrid, bfloat16 autocast": _forward("test_mvhybrid", autocast=True),
     }
@@ -97,6 +98,12 @@ def _ssd_scan(device: str) -> Tensor:
     delta = _draw(2, 17, 2).exp().to(device)
     result: Any = ops.ssd_scan(x, delta, -_draw(2).exp().to(device), B, B)
     return result[0] if isinstance(result, tuple) else result
+
+
+def _complex_scan(device: str) -> Tensor:
+    u, B = _draw(2, 17, 8).to(device), _draw(2, 17, 1, 4).to(device)
+    w = _draw(8, 2).to(device)
+    return ops.complex_scan(u, u, -w.exp(), w, B, B, None, None)
 
 
 def _forward(name: str, *, autocast: bool = False) -> Callable[[str], Tensor]:

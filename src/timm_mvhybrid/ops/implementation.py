@@ -26,10 +26,10 @@ from ..runtime.implementation_request import (
 )
 from .fused.native import cache_failure
 
-OPERATIONS = {"selective_scan": "selective_scan", "ssd_scan": "ssd"}
+OPERATIONS = {"selective_scan": "selective_scan", "ssd_scan": "ssd", "complex_scan": "complex_scan"}
 """The scans, and the folder of each."""
 
-_FUSED = ("selective_scan",)
+_FUSED = ("selective_scan", "complex_scan")
 
 Implementation = Literal["auto", "reference", "cpu", "numba", "triton", "mamba_ssm"]
 
@@ -45,7 +45,7 @@ class ScanStatus:
     """What runs for one scan on one kind of device.
 
     Attributes:
-        operation: ``selective_scan``, ``ssd_scan`` or ``causal_conv1d``.
+        operation: ``selective_scan``, ``ssd_scan``, ``complex_scan`` or ``causal_conv1d``.
         device_type: ``cpu`` or ``cuda``.
         dtype: Dtype of the input.
         chosen: Implementation that runs, or None where the request cannot be met.
@@ -86,14 +86,14 @@ class ImplementationStatus:
 
 
 class use_implementation:  # a function to its users, who may also open it with ``with``
-    """Chooses the implementation of both scans from now on, or within a ``with`` statement.
+    """Chooses the implementation of all scans from now on, or within a ``with`` statement.
 
     Graphs that were recorded earlier: compiled ones are compiled again, exported ones hold plain torch operations, and
     scripted ones follow the request at run time.
 
     Args:
         name: ``auto``, ``reference`` (the loop that specifies the scan), ``cpu`` (plain torch, on any device),
-            ``numba`` (kernels of the selective scan for CPUs), ``triton`` or ``mamba_ssm``.
+            ``numba`` (kernels of the selective and the complex scan for CPUs), ``triton`` or ``mamba_ssm``.
 
     Raises:
         ParameterError: There is no such implementation.
@@ -207,6 +207,8 @@ def choose(operation: str, requested: str, device_type: str, dtype: torch.dtype)
 def why_not(operation: str, name: str, device_type: str, dtype: torch.dtype) -> str | None:
     """Says why an implementation cannot run, or None if it can; arguments as for ``choose``."""
     kind = str(dtype).removeprefix("torch.")
+    if operation == "complex_scan" and name in ("triton", "mamba_ssm"):
+        return 'these kernels take real eigenvalues only (a model with `eigenvalues="real"`)'
     if name == "triton":
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed (it comes with torch's CUDA packages; pip install triton)"

@@ -4,7 +4,6 @@ import torch
 from timm.layers import register_notrace_function
 from torch import Tensor
 
-from ...runtime.implementation_request import ImplementationError, check_request
 from ..implementation import requested_implementation
 from ..transforms import wants_portable_form
 from . import operator as _operator  # noqa: F401  (registers the operators)
@@ -29,8 +28,9 @@ def complex_scan(
     """Runs the selective scan with conjugate pairs of poles, h_t = exp(δ_t (A + i w)) h_{t−1} + δ_t B_t u_t, y = 2 Re(C · h) + D u.
 
     Token-major, always with softplus, differentiable in every tensor, a leaf for FX, and scriptable. Formula, source and an
-    example: :func:`complex_scan_reference`. There is one implementation beside the reference, in plain torch, on any
-    device; nobody's Triton or CUDA kernels take complex poles, and a request for them raises.
+    example: :func:`complex_scan_reference`. Beside the reference there are kernels of
+    numba for CPUs and plain torch for any device; nobody's Triton or CUDA kernels take complex poles, and a request for
+    them raises.
 
     Args:
         u: Input, (batch, length, d_inner), float16, bfloat16, float32 or float64.
@@ -51,21 +51,13 @@ def complex_scan(
     """
     # a trace must not depend on the mode that it was recorded in
     save_states = torch.is_grad_enabled() or torch.jit.is_tracing()
+    requested = "current"
     if not torch.jit.is_scripting():
-        _check_implementation()
         if wants_portable_form():
             return complex_scan_portable(u, delta, A, w, B, C, D, delta_bias, reverse)
-        if requested_implementation() == "reference":
+        requested = requested_implementation()
+        if requested == "reference":
             return complex_scan_reference(u, delta, A, w, B, C, D, delta_bias, reverse)
-    return torch.ops.timm_mvhybrid.complex_scan(u, delta, A, w, B, C, D, delta_bias, save_states, reverse)[0]
-
-
-def _check_implementation() -> None:
-    """Raises ImplementationError for a request that this scan cannot meet."""
-    requested = requested_implementation()
-    check_request(requested)
-    if requested in ("triton", "mamba_ssm"):
-        raise ImplementationError(
-            f"implementation {requested!r} was requested, but complex_scan cannot use it: its kernels take real eigenvalues "
-            'only; take "auto", "cpu" or "reference", or a model with `eigenvalues="real"`'
-        )
+    return torch.ops.timm_mvhybrid.complex_scan(
+        u, delta, A, w, B, C, D, delta_bias, save_states, requested, reverse
+    )[0]

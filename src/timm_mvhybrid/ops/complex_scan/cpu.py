@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..precision import accumulation_dtype
+from ..selective_scan.cpu import grouped_matrix
 from ..step_sizes import biased_steps, softplus_slope, write_step_sizes
 from ..workspace import cut_batch, scratch
 from .inputs import Gradients, Inputs, Outputs
@@ -35,7 +36,7 @@ def forward(inputs: Inputs, save_states: bool) -> Outputs:
     dtype = accumulation_dtype(u.dtype)
     batch, length, _ = u.shape
     groups = B.shape[2]
-    rates, angles = _grouped(A, groups, dtype), _grouped(w, groups, dtype)
+    rates, angles = grouped_matrix(A, groups, dtype), grouped_matrix(w, groups, dtype)
     pairs, channels = rates.shape[1:]
     y = u.new_empty(u.shape, dtype=dtype)
     states = y.new_empty(num_chunks(length) if save_states else 0, batch, groups, 2 * pairs, channels)
@@ -43,7 +44,7 @@ def forward(inputs: Inputs, save_states: bool) -> Outputs:
     work = _Work(rates, angles, most_rows, 2, u.shape[1:])
     for rows in parts:
         x, b, c = (v[rows].to(dtype) for v in (u, B, C))
-        c = _doubled(c)
+        c = doubled(c)
         step, driven = (v[: len(x)] for v in work.tokens)
         write_step_sizes(step, delta[rows], delta_bias, True)
         torch.mul(step, x, out=driven)
@@ -72,7 +73,7 @@ def backward(grad_y: Tensor, states: Tensor, inputs: Inputs) -> Gradients:
     u, delta, A, w, B, C, D, delta_bias, reverse = inputs
     dtype = accumulation_dtype(u.dtype)
     length, groups = u.shape[1], B.shape[2]
-    rates, angles = _grouped(A, groups, dtype), _grouped(w, groups, dtype)
+    rates, angles = grouped_matrix(A, groups, dtype), grouped_matrix(w, groups, dtype)
     pairs = rates.shape[1]
     grad_u, grad_delta, grad_B, grad_C = (v.new_empty(v.shape, dtype=dtype) for v in (u, delta, B, C))
     grad_A, grad_w = torch.zeros_like(rates), torch.zeros_like(angles)
@@ -81,7 +82,7 @@ def backward(grad_y: Tensor, states: Tensor, inputs: Inputs) -> Gradients:
     work = _Work(rates, angles, most_rows, 4, u.shape[1:])
     for rows in parts:
         x, b, c, grad = (v[rows].to(dtype) for v in (u, B, C, grad_y))
-        c = _doubled(c)
+        c = doubled(c)
         step, driven, grad_driven = (v[: len(x)] for v in work.tokens)
         write_step_sizes(step, delta[rows], delta_bias, True)
         torch.mul(step, x, out=driven)
@@ -91,7 +92,7 @@ def backward(grad_y: Tensor, states: Tensor, inputs: Inputs) -> Gradients:
             h = states[chunk, rows].unflatten(2, (2, pairs))
             h_chunk = work.trajectory(step, driven, b, h, times, reverse)
             grad_chunk = _per_channel(grad, times, groups)
-            grad_C[rows, times] = _doubled(
+            grad_C[rows, times] = doubled(
                 torch.matmul(h_chunk, grad_chunk.unsqueeze(-1)).squeeze(-1).transpose(0, 1)
             )
             g = work.adjoints(_of(c, times), grad_chunk, carried, reverse)
@@ -241,7 +242,7 @@ def _chunks(length: int, reverse: bool) -> list[tuple[int, slice]]:
     ]
 
 
-def _doubled(matrix: Tensor) -> Tensor:
+def doubled(matrix: Tensor) -> Tensor:
     """Turns (…, 2 pairs) of real and imaginary parts c into (2 Re c, −2 Im c); the map is its own transpose."""
     real, imaginary = matrix.chunk(2, dim=-1)
     return torch.cat([real * 2.0, imaginary * -2.0], dim=-1)
@@ -255,11 +256,6 @@ def _of(matrix: Tensor, times: slice) -> Tensor:
 def _per_channel(values: Tensor, times: slice, groups: int) -> Tensor:
     """Views (rows, length, d_inner) as (steps, rows, groups, channels) for a chunk."""
     return values[:, times].unflatten(-1, (groups, -1)).transpose(0, 1)
-
-
-def _grouped(matrix: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
-    """Turns (d_inner, pairs) into contiguous (groups, pairs, channels)."""
-    return matrix.to(dtype).unflatten(0, (groups, -1)).transpose(1, 2).contiguous()
 
 
 def _ungrouped(matrix: Tensor) -> Tensor:

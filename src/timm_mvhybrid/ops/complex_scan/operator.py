@@ -3,9 +3,11 @@
 from torch import Tensor
 
 from ..autograd import register
+from ..implementation import load
 from ..precision import accumulation_dtype
-from . import cpu
 from .inputs import Gradients, Inputs, Outputs
+
+_SCAN = "complex_scan"
 
 
 def _forward(
@@ -18,15 +20,18 @@ def _forward(
     D: Tensor | None,
     delta_bias: Tensor | None,
     save_states: bool,
+    implementation: str,
     reverse: bool,
 ) -> Outputs:
-    return cpu.forward(Inputs(u, delta, A, w, B, C, D, delta_bias, reverse), save_states)
+    inputs = Inputs(u, delta, A, w, B, C, D, delta_bias, reverse)
+    outputs: Outputs = load(_SCAN, implementation).forward(inputs, save_states)
+    return outputs
 
 
-def _describe(*, u: Tensor, B: Tensor, save_states: bool, **_: object) -> Outputs:
+def _describe(*, u: Tensor, B: Tensor, save_states: bool, implementation: str, **_: object) -> Outputs:
     batch, length, d_inner = u.shape
     groups, d_state = B.shape[2:]
-    num_chunks = cpu.num_chunks(length) if save_states else 0
+    num_chunks = load(_SCAN, implementation).num_chunks(length) if save_states else 0
     states = (num_chunks, batch, groups, d_state, d_inner // groups)
     return u.new_empty(u.shape), u.new_empty(states, dtype=accumulation_dtype(u.dtype))
 
@@ -42,9 +47,12 @@ def _backward(
     C: Tensor,
     D: Tensor | None,
     delta_bias: Tensor | None,
+    implementation: str,
     reverse: bool,
 ) -> Gradients:
-    return cpu.backward(grad_y, states, Inputs(u, delta, A, w, B, C, D, delta_bias, reverse))
+    inputs = Inputs(u, delta, A, w, B, C, D, delta_bias, reverse)
+    grads: Gradients = load(_SCAN, implementation).backward(grad_y, states, inputs)
+    return grads
 
 
-register("complex_scan", _forward, _backward, _describe, save="save_states")
+register(_SCAN, _forward, _backward, _describe, save="save_states", operation=_SCAN)

@@ -13,6 +13,7 @@ from .lanes import (
     load,
     load_bfloat16,
     load_bfloat16_number,
+    load_integer,
     load_number,
     size_of,
     spread,
@@ -20,6 +21,7 @@ from .lanes import (
     store_bfloat16,
     store_bfloat16_number,
     store_number,
+    total,
 )
 
 BFLOAT16 = 2
@@ -72,3 +74,34 @@ def store_tile(tile: int, real: Any, rows: int, target: int, stride: int, size: 
                     store_bfloat16_number(there + lane * size, number)
                 else:
                     store_number(there + lane * size, number)
+
+
+@njit
+def load_tokens(
+    p: int, place: int, tile: int, real: Any, image: int, start: int, steps: int, channel: int, width: int
+) -> None:
+    """Reads a block of channels of a few tokens of the tensor at a place."""
+    size, token = load_integer(p + 8 * place + 8), load_integer(p + 8 * place + 24)
+    source = load_integer(p + 8 * place) + image * load_integer(p + 8 * place + 16)
+    load_tile(tile, real, steps, source + start * token + channel * size, token, size, width)
+
+
+@njit
+def store_tokens(
+    p: int, place: int, tile: int, real: Any, image: int, start: int, steps: int, channel: int, width: int
+) -> None:
+    """Writes a block of channels of a few tokens of the tensor at a place."""
+    size, token = load_integer(p + 8 * place + 8), load_integer(p + 8 * place + 24)
+    target = load_integer(p + 8 * place) + image * load_integer(p + 8 * place + 16)
+    store_tile(tile, real, steps, target + start * token + channel * size, token, size, width)
+
+
+@njit
+def add_up(sums: int, real: Any, steps: int, states: int, target: int, token: int) -> None:
+    """Writes the sums over the lanes of (steps, states) rows, and clears these."""
+    size = size_of(real)
+    for t in range(steps):
+        for n in range(states):
+            here = sums + (t * states + n) * LANES * size
+            store_number(target + t * token + n * size, total(load(here, real)))
+    fill_tile(sums, real, steps * states, real)

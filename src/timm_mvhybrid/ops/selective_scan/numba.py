@@ -7,9 +7,9 @@ within a chunk again. Numbers are float32 or float64; bfloat16 is read and writt
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from ..fused.arguments import address, blocks_of, kernel_dtype, kernel_name, parts_of, place, plain, readable
 from ..fused.lanes import LANES
 from ..fused.native import aligned, compiled, rooms, threads_for
 from ..precision import accumulation_dtype
@@ -28,17 +28,17 @@ def forward(inputs: Inputs, save_states: bool) -> Outputs:
     groups = B.shape[2]
     rates = grouped_matrix(A, groups, dtype) * LOG2_E
     d_state, channels = rates.shape[1:]
-    y = u.new_empty(u.shape, dtype=_kernel_dtype(u.dtype, dtype))
+    y = u.new_empty(u.shape, dtype=kernel_dtype(u.dtype, dtype))
     last_state = rates.new_empty(batch, *rates.shape)
     states = rates.new_empty(num_chunks(length) if save_states else 0, batch, *rates.shape)
-    tensors = [_readable(u, dtype), _readable(delta, dtype), None if z is None else _readable(z, dtype)]
-    b, c = (_plain(v, dtype) for v in (B, C))
-    skip, bias = (None if v is None else _plain(v, dtype) for v in (D, delta_bias))
-    num_threads = threads_for(batch * groups * -(-channels // LANES))
+    tensors = [readable(u, dtype), readable(delta, dtype), None if z is None else readable(z, dtype)]
+    b, c = (plain(v, dtype) for v in (B, C))
+    skip, bias = (None if v is None else plain(v, dtype) for v in (D, delta_bias))
+    num_threads = threads_for(batch * groups * blocks_of(channels))
     room, room_bytes = rooms(num_threads, numba_forward.room_rows(d_state), LANES * rates.element_size())
     arguments = [batch, length, groups, d_state, channels, reverse, delta_softplus, save_states]
-    arguments += [number for x in tensors for number in _place(x)]
-    arguments += [_address(x) for x in (rates, b, c, skip, bias)]
+    arguments += [number for x in tensors for number in place(x)]
+    arguments += [address(x) for x in (rates, b, c, skip, bias)]
     arguments += [
         y.data_ptr(),
         y.element_size(),
@@ -48,7 +48,7 @@ def forward(inputs: Inputs, save_states: bool) -> Outputs:
         room_bytes,
     ]
     if y.numel():
-        compiled(numba_forward.__name__, _name(dtype)).run(arguments, num_threads)
+        compiled(numba_forward.__name__, kernel_name(dtype)).run(arguments, num_threads)
     elif last_state.numel():
         last_state.zero_()
     return y.to(u.dtype), last_state, states
@@ -66,24 +66,17 @@ def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inp
     matrix = grouped_matrix(A, groups, dtype)
     rates = matrix * LOG2_E
     d_state, channels = rates.shape[1:]
-    blocks = groups * -(-channels // LANES)
     # a row of the batch is a task; where there are fewer rows than threads, a part of its channels is
-    parts = (
-        1
-        if batch >= torch.get_num_threads()
-        else min(blocks, -(-2 * torch.get_num_threads() // max(1, batch)))
-    )
-    part_blocks = -(-blocks // parts)
-    parts = -(-blocks // part_blocks)
+    parts, part_blocks = parts_of(batch, groups * blocks_of(channels))
 
-    read = [_readable(v, dtype) for v in (u, delta)]
-    gate = None if z is None else _readable(z, dtype)
-    incoming = _readable(grad_y, dtype)
-    grad_u, grad_delta = (v.new_empty(v.shape, dtype=_kernel_dtype(v.dtype, dtype)) for v in (u, delta))
-    grad_z = None if z is None else z.new_empty(z.shape, dtype=_kernel_dtype(z.dtype, dtype))
-    b, c = (_plain(v, dtype) for v in (B, C))
-    skip, bias = (None if v is None else _plain(v, dtype) for v in (D, delta_bias))
-    last = None if grad_last_state is None else _plain(grad_last_state, dtype)
+    read = [readable(v, dtype) for v in (u, delta)]
+    gate = None if z is None else readable(z, dtype)
+    incoming = readable(grad_y, dtype)
+    grad_u, grad_delta = (v.new_empty(v.shape, dtype=kernel_dtype(v.dtype, dtype)) for v in (u, delta))
+    grad_z = None if z is None else z.new_empty(z.shape, dtype=kernel_dtype(z.dtype, dtype))
+    b, c = (plain(v, dtype) for v in (B, C))
+    skip, bias = (None if v is None else plain(v, dtype) for v in (D, delta_bias))
+    last = None if grad_last_state is None else plain(grad_last_state, dtype)
     grad_A = rates.new_empty(batch, *rates.shape)
     make = rates.new_zeros if parts > 1 else rates.new_empty
     grad_B, grad_C = (make((parts, *v.shape)) for v in (B, C))
@@ -92,12 +85,12 @@ def backward(grad_y: Tensor, grad_last_state: Tensor | None, states: Tensor, inp
     rows = numba_backward.room_rows(d_state, part_blocks)
     room, room_bytes = rooms(num_threads, rows, LANES * rates.element_size())
     arguments = [batch, length, groups, d_state, channels, reverse, delta_softplus, parts]
-    arguments += [_address(x) for x in (rates, matrix, b, c, skip, bias, states, last)]
-    arguments += [_address(x) for x in (grad_A, grad_B, grad_C, grad_D, grad_bias)]
+    arguments += [address(x) for x in (rates, matrix, b, c, skip, bias, states, last)]
+    arguments += [address(x) for x in (grad_A, grad_B, grad_C, grad_D, grad_bias)]
     arguments += [aligned(room), room_bytes]
-    arguments += [n for x in (*read, gate, incoming, grad_u, grad_delta, grad_z) for n in _place(x)]
+    arguments += [n for x in (*read, gate, incoming, grad_u, grad_delta, grad_z) for n in place(x)]
     if u.numel():
-        compiled(numba_backward.__name__, _name(dtype)).run(arguments, num_threads)
+        compiled(numba_backward.__name__, kernel_name(dtype)).run(arguments, num_threads)
     return (
         grad_u.to(u.dtype),
         grad_delta.to(delta.dtype),
@@ -132,51 +125,19 @@ def tangents(
     matrix = grouped_matrix(A, groups, u.dtype)
     rates = matrix * LOG2_E
     d_state, channels = rates.shape[1:]
-    read: list[Tensor | None] = [_plain(x, u.dtype) for x in (rates, matrix, B, C)]
-    read.append(None if D is None else _plain(D, u.dtype))
-    read += [_plain(x, u.dtype) for x in (step, slope, u, moves[2], moves[3])]
+    read: list[Tensor | None] = [plain(x, u.dtype) for x in (rates, matrix, B, C)]
+    read.append(None if D is None else plain(D, u.dtype))
+    read += [plain(x, u.dtype) for x in (step, slope, u, moves[2], moves[3])]
     y, last_state = u.new_empty(u.shape), rates.new_empty(batch, *rates.shape)
     y_moved, last_moved = (x.new_empty(directions, *x.shape) for x in (y, last_state))
-    num_threads = threads_for(batch * groups * -(-channels // LANES))
+    num_threads = threads_for(batch * groups * blocks_of(channels))
     rows = numba_tangents.room_rows(d_state, directions)
     room, room_bytes = rooms(num_threads, rows, LANES * rates.element_size())
     arguments = [batch, length, groups, d_state, channels, directions, reverse]
-    arguments += [_address(x) for x in (*read, y, last_state, y_moved, last_moved)]
+    arguments += [address(x) for x in (*read, y, last_state, y_moved, last_moved)]
     arguments += [aligned(room), room_bytes]
-    moving = [_readable(x, u.dtype) for x in (moves[1], moves[0])]
+    moving = [readable(x, u.dtype) for x in (moves[1], moves[0])]
     for x in moving:
         arguments += [x.data_ptr(), *(stride * x.element_size() for stride in x.stride()[:-1])]
-    compiled(numba_tangents.__name__, _name(u.dtype)).run(arguments, num_threads)
+    compiled(numba_tangents.__name__, kernel_name(u.dtype)).run(arguments, num_threads)
     return y, last_state, y_moved, last_moved
-
-
-def _name(dtype: torch.dtype) -> str:
-    return "float64" if dtype == torch.float64 else "float32"
-
-
-def _kernel_dtype(dtype: torch.dtype, computed: torch.dtype) -> torch.dtype:
-    """Returns the dtype in which a kernel reads or writes tokens: what it computes in, or bfloat16 for float32."""
-    return dtype if dtype == torch.bfloat16 and computed == torch.float32 else computed
-
-
-def _readable(tokens: Tensor, computed: torch.dtype) -> Tensor:
-    """Brings tokens (batch, length, d_inner) into a form that a kernel reads: neighbouring channels side by side."""
-    tokens = tokens.to(_kernel_dtype(tokens.dtype, computed))
-    return tokens if tokens.stride(-1) == 1 else tokens.contiguous()
-
-
-def _plain(values: Tensor, computed: torch.dtype) -> Tensor:
-    return values.to(computed).contiguous()
-
-
-def _address(values: Tensor | None) -> int:
-    """Returns where a tensor is; 0 stands for none."""
-    return 0 if values is None else values.data_ptr()
-
-
-def _place(tokens: Tensor | None) -> Sequence[int]:
-    """Returns address, and bytes of a number, a row of the batch and a token; zeros stand for none."""
-    if tokens is None:
-        return (0, 0, 0, 0)
-    size = tokens.element_size()
-    return (tokens.data_ptr(), size, tokens.stride(0) * size, tokens.stride(1) * size)

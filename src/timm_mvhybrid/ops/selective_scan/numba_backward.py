@@ -23,11 +23,9 @@ from ..fused.lanes import (
     softplus_slope,
     spread,
     store,
-    store_number,
     take_next,
-    total,
 )
-from ..fused.tiles import fill_tile, load_tile, store_tile
+from ..fused.tiles import add_up, fill_tile, load_tile, load_tokens, store_tile, store_tokens
 from .cpu import CHUNK
 
 # places of the arguments, as in numba_forward; a tensor's place is followed by its bytes a number, a row and a token
@@ -67,37 +65,6 @@ _TILES = 9
 def room_rows(d_state: int, blocks: int) -> int:
     """Rows of ``LANES`` numbers that a thread needs, for this many blocks a task."""
     return (3 + 4 * CHUNK) * d_state + _TILES * CHUNK + 2 + blocks * (2 * d_state + 2)
-
-
-@njit
-def load_tokens(
-    p: int, place: int, tile: int, real: Any, image: int, start: int, steps: int, channel: int, width: int
-) -> None:
-    """Reads a block of channels of a few tokens of the tensor at a place."""
-    size, token = load_integer(p + 8 * place + 8), load_integer(p + 8 * place + 24)
-    source = load_integer(p + 8 * place) + image * load_integer(p + 8 * place + 16)
-    load_tile(tile, real, steps, source + start * token + channel * size, token, size, width)
-
-
-@njit
-def store_tokens(
-    p: int, place: int, tile: int, real: Any, image: int, start: int, steps: int, channel: int, width: int
-) -> None:
-    """Writes a block of channels of a few tokens of the tensor at a place."""
-    size, token = load_integer(p + 8 * place + 8), load_integer(p + 8 * place + 24)
-    target = load_integer(p + 8 * place) + image * load_integer(p + 8 * place + 16)
-    store_tile(tile, real, steps, target + start * token + channel * size, token, size, width)
-
-
-@njit
-def add_up(sums: int, real: Any, steps: int, states: int, target: int, token: int) -> None:
-    """Writes the sums over the lanes of (steps, states) rows, and clears these."""
-    size = size_of(real)
-    for t in range(steps):
-        for n in range(states):
-            here = sums + (t * states + n) * LANES * size
-            store_number(target + t * token + n * size, total(load(here, real)))
-    fill_tile(sums, real, steps * states, real)
 
 
 @njit
