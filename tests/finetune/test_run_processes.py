@@ -9,7 +9,7 @@ import sys
 import pytest
 from safetensors.torch import load_file
 from support.finetuning import mint_settings, stamp_settings, write_cohorts, write_config
-from support.forked import run_module
+from support.forked import run_module, threads_of
 from support.pretraining import change, lines, wait_for
 
 from timm_mvhybrid.finetune.runs import run_mint, run_stamp
@@ -43,7 +43,7 @@ def start(method, file, ranks):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": str(threads_of(ranks))},
         start_new_session=True,
     )
 

@@ -14,6 +14,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from unittest.mock import patch
 
+import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from support import seeds
@@ -32,8 +33,8 @@ _PRELOADED = [
 
 
 def spawn(work, args=(), nprocs=2, seconds=240):
-    """Calls `work(rank, *args)` in processes of one thread each; raises, as torch's function of this name, if one fails."""
-    with patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}):
+    """Calls `work(rank, *args)` in processes of their own; raises, as torch's function of this name, if one fails."""
+    with patch.dict(os.environ, {"OMP_NUM_THREADS": str(threads_of(nprocs))}):
         # the server keeps the environment that it found; each process takes today's
         forkserver.set_forkserver_preload(_PRELOADED)
         forkserver.ensure_running()
@@ -48,9 +49,17 @@ def spawn(work, args=(), nprocs=2, seconds=240):
             process.kill()
 
 
+def threads_of(ranks):
+    """Threads of each of several processes: as many as this one's for a single one, which shall compute to the bit what this
+    one does, for the number of threads decides in which order sums are taken; else one."""
+    return torch.get_num_threads() if ranks == 1 else 1
+
+
 def _work(rank, environment, offset, work, args):
     os.environ.clear()
     os.environ.update(environment)
+    # what the variable says was read when torch was imported
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     # the server imported this file in its own environment
     seeds.install()
     seeds.set_offset(offset)

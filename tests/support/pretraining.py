@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from support.forked import run_module
+from support.forked import run_module, threads_of
 
 from timm_mvhybrid.export.training_checkpoint import read_training_checkpoint
 from timm_mvhybrid.pretrain.config import DataConfig
@@ -93,7 +93,7 @@ def start(config_file, *arguments, ranks=1):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": str(threads_of(ranks))},
         start_new_session=True,
     )
 
