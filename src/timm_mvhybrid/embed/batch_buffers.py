@@ -70,7 +70,7 @@ def _check_room(num_bytes: int) -> None:
     if free < num_bytes:
         raise DeviceMemoryError(
             f"{_SHARED}: a batch between readers and model takes {num_bytes:,} bytes, and {free:,} are free; give the "
-            "container more (docker run --shm-size=1g), or lower `batch_size`"
+            "container more shared memory, or lower `batch_size`"
         )
 
 

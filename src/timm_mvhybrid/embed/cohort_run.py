@@ -174,7 +174,7 @@ def embed_slides(
                 skip_corrupt=skip_corrupt,
                 calls=replace(calls, on_slide=_counting(planned, log, options, calls)),
             )
-            stopped = not engine.run(_own_first(planned, ranks))
+            stopped = not engine.run(*_own_first(planned, ranks))
             waited = engine.seconds_waited
         stopped = any(ranks.gather(stopped))
         seconds = time.perf_counter() - start
@@ -203,14 +203,13 @@ def _num_readers(wanted: int, ranks: Ranks) -> int:
     return num_loader_workers(min(wanted, max(num_usable_cores() // ranks.local_world_size, 1)), wanted)
 
 
-def _own_first(planned: Sequence[PlannedSlide], ranks: Ranks) -> list[PlannedSlide]:
-    """Orders slides: those dealt to this process, then those of the others, of which it takes what they have not begun."""
-    if ranks.world_size == 1:
-        return list(planned)
+def _own_first(planned: Sequence[PlannedSlide], ranks: Ranks) -> tuple[list[PlannedSlide], int]:
+    """Orders slides: those dealt to this process, and how many; then those of others, which it helps with in the end."""
     mine = ranks.share([one.num_bytes for one in planned])
     own = set(mine)
     # from the end, where the others have not been yet
-    return [planned[i] for i in mine] + [planned[i] for i in reversed(range(len(planned))) if i not in own]
+    others = [planned[index] for index in reversed(range(len(planned))) if index not in own]
+    return [planned[index] for index in mine] + others, len(mine)
 
 
 def _counting(

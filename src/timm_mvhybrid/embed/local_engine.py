@@ -79,11 +79,13 @@ class LocalEngine:
         """How long devices have waited for patches, the mean over devices."""
         return sum(lane.seconds_waited for lane in self.lanes) / len(self.lanes)
 
-    def run(self, planned: Sequence[PlannedSlide]) -> bool:
+    def run(self, planned: Sequence[PlannedSlide], num_own: int | None = None) -> bool:
         """Embeds the slides that no other process claims.
 
         Args:
             planned: The slides, in the order in which they are begun.
+            num_own: How many of them, from the first, are meant for this process; the others it takes one by one, once it
+                is about to have nothing to do. None means all.
 
         Returns:
             False if the engine was told to stop.
@@ -94,6 +96,7 @@ class LocalEngine:
         """
         waiting = iter(planned)
         self._left = len(planned)
+        self._left_of_others = 0 if num_own is None else len(planned) - num_own
         deadline = None
         for lane in self.lanes:
             lane.start()
@@ -120,6 +123,8 @@ class LocalEngine:
             unread = [job for job in self._jobs if job.next_read < job.num_batches or job.opened is None]
             num_batches = sum(job.num_batches - job.next_read for job in unread)
             enough = len(unread) > len(self.lanes) and num_batches >= self.buffers.limit
+            if self._left <= self._left_of_others and len(unread) >= len(self.lanes):
+                return
             if enough or len(unread) > len(self.lanes) + self.buffers.limit:
                 return
             self._left -= 1
