@@ -1,5 +1,6 @@
 """``timm-mvhybrid embed ... --output DIR``: what it prints, its exit codes, and processes that are killed, stopped and several."""
 
+import contextlib
 import json
 import os
 import signal
@@ -14,8 +15,8 @@ from support.generated_slides import write_slide
 from support.slide_folders import file_digests, write_slides
 
 from timm_mvhybrid.cli import main
+from timm_mvhybrid.cohorts.bags import read_bags, read_slides
 from timm_mvhybrid.embed.slide_cohort import read_records
-from timm_mvhybrid.evaluate import evaluate_slides
 
 OPTIONS = "--model test_vit12 --patch-size 64 --batch-size 5 --device cpu".split()
 
@@ -109,18 +110,13 @@ def test_one_file_takes_one_input(folder, capsys):
     assert h5py.is_hdf5("out.h5")
 
 
-def test_tasks_on_slides_read_the_folder(folder, capsys):
-    labels = ["slide_id,patient,label"]
-    (folder / "more").mkdir()
-    for index in range(8):
-        write_slide(folder / "more" / f"s{index}.tif")
-        labels.append(f"s{index},p{index},{'MSI' if index % 2 else 'MSS'}")
-    (folder / "labels.csv").write_text("\n".join(labels) + "\n")
-    assert embed("more", "--num-workers", "0") == 0
-    result = evaluate_slides([folder / "out"], folder / "labels.csv")
-    (model,) = result.models
-    assert model.name == "test_vit12"
-    assert model.num_patches == json.loads(capsys.readouterr().out)["num_patches"]
+def test_tasks_on_slides_read_the_folder(folder):
+    assert embed("in", "--num-workers", "0") == 0
+    (folder / "slides.csv").write_text("slide_id,patient\nd,one\na,two\n")
+    table = read_slides(folder / "slides.csv", ())
+    bags, model = read_bags(folder / "out", table.slides)
+    assert [bag.shape for bag in bags] == [(6, 64), (32, 64)]
+    assert (model.label, model.name, model.num_patches) == ("out", "test_vit12", 38)
 
 
 @pytest.mark.distributed
@@ -159,9 +155,12 @@ def test_a_killed_run_is_finished_by_the_next(folder, expected, capsys):
     with start(folder, "--batch-size", "1") as process:
         try:
             wait_for(process, folder / "log.jsonl", "slide")
+            os.kill(process.pid, signal.SIGKILL)
+            # readers end by themselves, and with them the pipes that they inherited
+            process.communicate(timeout=200)
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     done = {name for name, record in read_records(folder / "out").items() if record.state == "done"}
     assert set(file_digests(folder / "out")) >= done
     assert embed("in", "--num-workers", "0") == 0

@@ -11,12 +11,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing import Pipe
-from multiprocessing.shared_memory import SharedMemory
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from ..runtime.errors import EvaluationError, OutputError, TimmMVHybridError, one_sentence
-from .batch_buffers import Buffers
+from .batch_buffers import BatchBuffer, Buffers
 from .cohort_folder import CohortFolder
 from .cohort_plan import CohortSettings, PlannedSlide
 from .device_lane import DeviceLane, LaneEvent, ReadBatch, SlideJob
@@ -157,7 +156,8 @@ class LocalEngine:
                 source=job.source,
                 indices=indices,
                 size=job.embedding.size,
-                buffer=buffer.name,
+                number=buffer.number,
+                buffer=buffer,
             )
             name = f"{job.planned.slide.path}, patches {indices[0]} to {indices[-1]}"
             owner = (job, job.next_read, buffer)
@@ -207,7 +207,7 @@ class LocalEngine:
         job.lane.num_pending += job.num_batches
         self._tiles_known += len(answer.source)
 
-    def _was_read(self, owner: tuple[SlideJob, int, SharedMemory], answer: Answer) -> None:
+    def _was_read(self, owner: tuple[SlideJob, int, BatchBuffer], answer: Answer) -> None:
         job, number, buffer = owner
         assert job.lane is not None
         if isinstance(answer, ReadPatches) and not job.dropped:
