@@ -101,6 +101,19 @@ def test_too_many_failures_end_it(folder, capsys):
     assert "error: 1 slides failed, and --max-failed 0 is the most" in capsys.readouterr().err
 
 
+def test_a_task_of_an_array_begins_with_its_part_and_does_what_others_leave(folder, expected, capsys):
+    assert embed("in", "--num-workers", "0", "--part", "1/2", "--log", "log.jsonl") == 0
+    events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [event["slide_id"] for event in events if event["event"] == "slide"] == ["b", "c", "d", "a"]
+    assert file_digests(folder / "out") == expected
+    capsys.readouterr()
+    assert embed("in", "--part", "2/2") == 1
+    assert "--part is 2/2; it must be from 0/N to N-1/N, such as 3/16" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as wrong:
+        embed("in", "--part", "second")
+    assert wrong.value.code == 2
+
+
 def test_one_file_takes_one_input(folder, capsys):
     assert embed("in/a.tif", "in/b.tif", output="out.h5") == 2
     assert (

@@ -13,9 +13,10 @@ from support.generated_slides import write_slide
 from support.slide_folders import TILING, assert_same, file_digests, write_slides
 
 from timm_mvhybrid.data import TilingOptions, list_slides, open_source
-from timm_mvhybrid.embed import cohort_run
+from timm_mvhybrid.embed import cohort_work
 from timm_mvhybrid.embed.cohort_plan import PlannedSlide
 from timm_mvhybrid.embed.cohort_run import CohortOptions, embed_slides
+from timm_mvhybrid.embed.cohort_work import CohortWork, own_first
 from timm_mvhybrid.embed.embeddings import ForwardOptions
 from timm_mvhybrid.embed.engine_calls import EngineCalls
 from timm_mvhybrid.embed.slide_cohort import read_records
@@ -77,8 +78,8 @@ def test_features_are_those_of_each_slide_alone(backbone, slides, expected, tmp_
 
 
 def test_several_devices_make_the_same_files(backbone, slides, expected, tmp_path, monkeypatch):
-    place = cohort_run._placed
-    monkeypatch.setattr(cohort_run, "_placed", lambda *given: [*place(*given), *place(*given)])
+    place = CohortWork.models
+    monkeypatch.setattr(CohortWork, "models", lambda *given: [*place(*given), *place(*given)])
     assert run(backbone, slides, tmp_path / "out").num_embedded == 4
     assert file_digests(tmp_path / "out") == file_digests(expected)
 
@@ -86,7 +87,7 @@ def test_several_devices_make_the_same_files(backbone, slides, expected, tmp_pat
 def test_a_second_run_does_nothing(backbone, slides, tmp_path, monkeypatch):
     run(backbone, slides, tmp_path / "out")
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
-    monkeypatch.setattr(cohort_run, "PatchReaders", None)
+    monkeypatch.setattr(cohort_work, "PatchReaders", None)
     summary = run(backbone, slides, tmp_path / "out")
     assert (summary.num_embedded, summary.num_kept) == (0, 4)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
@@ -218,7 +219,7 @@ def test_each_process_begins_with_slides_of_its_own(backbone, slides):
         PlannedSlide(slide=slide, digests={}, num_bytes=size)
         for slide, size in zip(list_slides([slides]), (9, 1, 5, 4), strict=True)
     ]
-    orders = [cohort_run._own_first(planned, Ranks(rank=rank, world_size=2)) for rank in range(2)]
+    orders = [own_first(planned, Ranks(rank=rank, world_size=2)) for rank in range(2)]
     names = [[one.slide.slide_id for one in order] for order, _ in orders]
     assert names == [["a", "b", "d", "c"], ["c", "d", "b", "a"]]
     assert [num_own for _, num_own in orders] == [2, 2]

@@ -85,9 +85,9 @@ class Embed:
         Returns:
             None; of a folder 3 if slides failed, 75 if it was stopped by a signal before all were tried.
         """
-        choose_device(self.forward.device)
         if not self._is_one_file:
             return self._into_folder()
+        choose_device(self.forward.device)
         if len(self.input) != 1:
             raise UsageError(
                 f"{self.output} is one file, and takes one INPUT, not {len(self.input)}; give a folder as `output`"
@@ -130,8 +130,10 @@ class Embed:
         log = self._log()
         try:
             slides = list_slides(self.input)
-            # while the model is made
-            prepare_readers()
+            if self.cohort.engine == "local":
+                choose_device(Ranks.from_environment().own_device(self.forward.device))
+                # while the model is made
+                prepare_readers()
             backbone = self.weights.load(self.model)
             with CohortDisplay(len(slides), quiet=not is_first) as display, StopSignal() as signal:
 
