@@ -35,7 +35,7 @@ class LocalEngine:
 
     Args:
         models: The model on each device; one twice is two threads.
-        readers: The readers, closed by whoever made them.
+        readers: The readers; they are closed with the engine.
         folder: Of the cohort.
         settings: What features depend on.
         batch_size: Patches per batch.
