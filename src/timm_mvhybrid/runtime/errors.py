@@ -67,6 +67,10 @@ class NotASlideError(DataError):
     """No slide library can open the file."""
 
 
+class NoTissueError(DataError):
+    """A slide holds no tissue, so that there is nothing to take from it."""
+
+
 class SlideChoiceError(DataError):
     """The slide of a coordinate file is not found, or not the right one.
 
@@ -121,6 +125,10 @@ class OutputError(TimmMVHybridError):
             f"{path}: cannot be written ({'; '.join([reason, *([', '.join(facts)] if facts else [])])})"
             f"{'; ' + remedy if remedy else ''}"
         )
+
+
+class BusyOutputError(OutputError):
+    """Another process writes the file or folder."""
 
 
 def is_of_the_disk(error: BaseException) -> TypeGuard[OSError]:
