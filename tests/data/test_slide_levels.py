@@ -66,3 +66,25 @@ def test_read_interpolates_at_the_exact_place(tmp_path, library):
         # three roundings to whole grey levels, 0.2 for the wave's curvature between two pixels of the level, and 0.3 for
         # bicubic weights; a third of a level-0 pixel more shows
         assert np.abs(patch - wave(x)).max() <= 2
+
+
+def test_the_levels_of_ome_tiff_are_read(tmp_path):
+    """OME-TIFF keeps smaller levels in SubIFDs, of which OpenSlide knows nothing."""
+    tifffile = pytest.importorskip("tifffile")
+    image = np.random.default_rng(0).integers(0, 256, (600, 800, 3), dtype=np.uint8)
+    # not what shrinking would give, so that it shows which is read
+    smaller = 255 - image[::2, ::2]
+    with tifffile.TiffWriter(tmp_path / "slide.ome.tif", ome=True) as writer:
+        kind = {"tile": (128, 128), "photometric": "rgb"}
+        size = {
+            f"PhysicalSize{axis}{unit}": value
+            for axis in "XY"
+            for unit, value in (("", 0.25), ("Unit", "µm"))
+        }
+        writer.write(image, subifds=1, metadata={"axes": "YXS", **size}, **kind)
+        writer.write(smaller, subfiletype=1, **kind)
+    slide = Slide(tmp_path / "slide.ome.tif")
+    assert slide.level_dimensions == [(800, 600), (400, 300)]
+    assert slide.resolution_um_per_px == pytest.approx(0.25)
+    assert np.array_equal(np.asarray(slide.read((100, 60), (200, 160), (200, 160))), image[60:220, 100:300])
+    assert np.array_equal(np.asarray(slide.read((100, 60), (200, 160), (100, 80))), smaller[30:110, 50:150])

@@ -1,8 +1,9 @@
-"""Whole slides: file → regions at any resolution, the same by OpenSlide and by tiffslide, which serves where OpenSlide cannot."""
+"""Whole slides: file or folder → regions at any resolution, the same whichever library opens it, OpenSlide first."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,47 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..runtime.errors import DataError, NotASlideError, PatchError
+from .dicom import dicom_files, dicom_series, is_dicom
 from .folder import on_white
+from .level_image import ZARR_SUFFIX, DicomImage, LevelImage, ZarrImage, is_zarr
 from .process_handle import ProcessHandle
 from .tiff_tags import TiffTags, quiet_tifffile, read_tiff_tags
 
 
+def is_slide_folder(folder: Path) -> bool:
+    """Whether a folder is one slide: a store of OME-Zarr, or the files of one series of DICOM."""
+    return folder.is_dir() and (is_zarr(folder) or len(dicom_series(dicom_files(folder))) == 1)
+
+
 def open_library(path: Path, tags: TiffTags) -> Any:
-    """Opens a slide with the first library that reads it right: an ``OpenSlide``, or the ``TiffSlide`` that imitates it.
+    """Opens a slide with the first library that reads it right.
+
+    Returns:
+        An ``OpenSlide``, the ``TiffSlide`` that imitates it, or a ``LevelImage``.
 
     Raises:
         NotASlideError: If no library is installed or none can open the file.
-        DataError: If the one that can open it would get its pixels wrong.
+        DataError: If the one that can open it would get its pixels wrong, or a folder holds several slides.
     """
     reasons = []
+    openers: list[tuple[str, Callable[[Path], Any], str]] = [
+        ("OpenSlide", _openslide, tags.openslide_problem),
+        ("tiffslide", _tiffslide, tags.tiffslide_problem),
+    ]
     problems = (tags.openslide_problem, tags.tiffslide_problem)
-    for name, opener, problem in zip(
-        ("OpenSlide", "tiffslide"), (_openslide, _tiffslide), problems, strict=True
-    ):
+    if path.is_dir() and is_zarr(path):
+        openers = [("zarr", ZarrImage, "")]
+    elif path.is_dir():
+        files = _files_of_one_slide(path)
+        openers = [
+            ("OpenSlide", lambda _: _openslide(files[0]), ""),
+            ("wsidicom", lambda _: DicomImage(files), ""),
+        ]
+    elif tags.has_inner_levels:
+        openers.reverse()
+    elif is_dicom(path):
+        openers[1:] = [("wsidicom", lambda _: DicomImage(_files_beside(path)), "")]
+    for name, opener, problem in openers:
         if problem:
             reasons.append(f"{name} {problem}")
             continue
@@ -35,7 +60,10 @@ def open_library(path: Path, tags: TiffTags) -> Any:
             with quiet_tifffile():
                 return opener(path)
         except ImportError:
-            reasons.append(f"{name} is not installed; pip install 'timm-mvhybrid[slides]' brings it")
+            extra = "dicom" if name == "wsidicom" else "slides"
+            reasons.append(f"{name} is not installed; pip install 'timm-mvhybrid[{extra}]' brings it")
+        except DataError:
+            raise
         # the libraries pass on whatever their layers (libtiff, tifffile, zarr, imagecodecs) raise on a broken file
         except Exception as error:
             reasons.append(f"{name}: {str(error) or type(error).__name__}")
@@ -64,8 +92,31 @@ def _tiffslide(path: Path) -> Any:
     return handle
 
 
+def _files_of_one_slide(folder: Path) -> list[Path]:
+    """Lists the DICOM files of a folder, which must be of one slide: OpenSlide and wsidicom would take one of several."""
+    series = dicom_series(dicom_files(folder))
+    if not series:
+        raise NotASlideError(
+            f"{folder}: a folder, and neither a store of OME-Zarr nor one with files of DICOM"
+        )
+    if len(series) > 1:
+        raise DataError(
+            f"{folder}: holds {len(series)} slides of DICOM (series); give a file of one, such as {min(series.values())[0]}"
+        )
+    (files,) = series.values()
+    return files
+
+
+def _files_beside(file: Path) -> list[Path]:
+    """Lists the DICOM files that belong to the same slide as one of them."""
+    series = dicom_series(dicom_files(file.parent))
+    return next((files for name, files in series.items() if name and file in files), [file])
+
+
 def stated_um_per_px(handle: Any) -> tuple[float, float] | None:
     """Reads the resolution that the slide states, µm per pixel of level 0, x and y; None where it states none."""
+    if isinstance(handle, LevelImage):
+        return handle.um_per_px
     for library in ("openslide", "tiffslide"):
         try:
             x, y = (float(handle.properties[f"{library}.mpp-{axis}"]) for axis in "xy")
@@ -83,7 +134,7 @@ def read_rgba(handle: Any, corner: tuple[int, int], level: int, size_px: tuple[i
     Returns:
         The region in mode RGBA, transparent where the slide holds no pixels.
     """
-    if not type(handle).__module__.startswith("tiffslide"):
+    if not isinstance(handle, LevelImage) and not type(handle).__module__.startswith("tiffslide"):
         region: Image.Image = handle.read_region(corner, level, size_px)
         return region
     downsample = handle.level_downsamples[level]
@@ -121,7 +172,7 @@ def _interpolate(values: NDArray[np.float32], x: float, y: float) -> NDArray[np.
 def _whole_pixels(
     handle: Any, start: tuple[int, int], level: int, size_px: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """Reads pixels of a level by their own coordinates through tiffslide, (H, W, 4), transparent outside."""
+    """Reads pixels of a level by their own coordinates, not through OpenSlide, (H, W, 4), transparent outside."""
     pixels = np.zeros((size_px[1], size_px[0], 4), dtype=np.uint8)
     first = [max(value, 0) for value in start]
     limits = handle.level_dimensions[level]
@@ -131,10 +182,15 @@ def _whole_pixels(
     )
     # it pads with opaque black, so only pixels that exist are asked for
     if width > 0 and height > 0:
-        location = tuple(_level0(value, handle.level_downsamples[level]) for value in first)
-        region = np.asarray(handle.read_region(location, level, (width, height)).convert("RGBA"))
         x, y = first[0] - start[0], first[1] - start[1]
-        pixels[y : y + height, x : x + width] = region
+        here = pixels[y : y + height, x : x + width]
+        if isinstance(handle, LevelImage):
+            region = handle.read_pixels(level, (first[0], first[1]), (width, height))
+            here[..., 3] = 255
+        else:
+            location = tuple(_level0(value, handle.level_downsamples[level]) for value in first)
+            region = np.asarray(handle.read_region(location, level, (width, height)).convert("RGBA"))
+        here[..., : region.shape[2]] = region
     return pixels
 
 
@@ -144,6 +200,7 @@ def _level0(pixel: int, downsample: float) -> int:
     return location if int(location / downsample) == pixel else location + 1
 
 
+SLIDE_FOLDER_SUFFIXES = (ZARR_SUFFIX,)
 SLIDE_SUFFIXES = tuple(".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .czi .dcm .qptiff".split())
 _THUMBNAIL_BLOCK_PX = 4096
 # Image editors write 72 or 96 dpi (353 or 265 µm/px) when they do not know better; no scanner is this coarse.
@@ -158,7 +215,7 @@ class Slide(ProcessHandle):
     """One slide, read in level-0 coordinates at any scale.
 
     Args:
-        path: The slide.
+        path: The slide: a file, the folder of a slide of DICOM, or an OME-Zarr image or SpatialData store.
         resolution_um_per_px: Resolution of level 0 in µm per pixel; None takes what the slide states.
 
     Attributes:
@@ -172,7 +229,7 @@ class Slide(ProcessHandle):
 
     def __init__(self, path: str | Path, resolution_um_per_px: float | None = None) -> None:
         self.path = Path(path)
-        self._tags = read_tiff_tags(self.path)
+        self._tags = TiffTags() if self.path.is_dir() else read_tiff_tags(self.path)
         handle = self.handle
         self.dimensions: tuple[int, int] = (int(handle.dimensions[0]), int(handle.dimensions[1]))
         self.level_dimensions = [(int(width), int(height)) for width, height in handle.level_dimensions]

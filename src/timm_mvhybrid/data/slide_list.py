@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ..runtime.errors import DataError
 from .csv_table import read_csv
-from .slide import SLIDE_SUFFIXES
+from .dicom import dicom_series, is_dicom
+from .slide import SLIDE_FOLDER_SUFFIXES, SLIDE_SUFFIXES, is_slide_folder
 from .source import H5_SUFFIXES
 
 _TABLE_SUFFIX = ".csv"
@@ -40,7 +41,7 @@ def list_slides(inputs: Sequence[str | Path]) -> list[SlideInput]:
 
     Args:
         inputs: Slides, patch h5 or coordinate h5 files; folders, of which the slides and h5 files directly in them are
-            taken; patterns such as ``slides/**/*.svs``; or CSV tables with a column ``slide`` and, where wanted,
+            taken, unless a folder is a slide itself (DICOM, OME-Zarr); patterns such as ``slides/**/*.svs``; or CSV tables with a column ``slide`` and, where wanted,
             ``path``, ``um_per_px``, ``coords`` and ``slide_id``. Relative paths of a table begin at its folder. The id is
             the file's name without suffix, of coordinate files without TRIDENT's ``_patches``, unless a table states it.
 
@@ -69,7 +70,9 @@ def list_slides(inputs: Sequence[str | Path]) -> list[SlideInput]:
 
 def _slides_of(given: str) -> Iterator[SlideInput]:
     path = Path(given)
-    if path.is_dir():
+    if is_slide_folder(path):
+        yield SlideInput(slide_id=_id_of(path), path=path)
+    elif path.is_dir():
         yield from _slides_in(path)
     elif path.suffix.lower() == _TABLE_SUFFIX:
         yield from _slides_of_table(path)
@@ -77,11 +80,10 @@ def _slides_of(given: str) -> Iterator[SlideInput]:
         yield SlideInput(slide_id=_id_of(path), path=path)
     elif glob.has_magic(given):
         matched = sorted(map(Path, glob.glob(given, recursive=True)))
-        files = [file for file in matched if file.is_file()]
+        files = [file for file in matched if file.is_file() or is_slide_folder(file)]
         if not files:
             raise DataError(f"{given}: no file matches this pattern; check it with 'ls'")
-        for file in files:
-            yield SlideInput(slide_id=_id_of(file), path=file)
+        yield from _each_once(files)
     else:
         raise DataError(f"{given}: there is no such file or folder; give slides, folders, patterns or a CSV")
 
@@ -91,15 +93,26 @@ def _slides_in(folder: Path) -> Iterator[SlideInput]:
     files = sorted(
         file
         for file in folder.iterdir()
-        if file.suffix.lower() in suffixes and not file.name.startswith(".") and file.is_file()
+        if not file.name.startswith(".")
+        and (is_slide_folder(file) if file.is_dir() else file.suffix.lower() in suffixes)
     )
     if not files:
         raise DataError(
             f"{folder}: holds no slide ({' '.join(SLIDE_SUFFIXES)}) and no h5 file; give a pattern such as "
             f"'{folder}/**/*{SLIDE_SUFFIXES[0]}' where they lie deeper"
         )
+    yield from _each_once(files)
+
+
+def _each_once(files: Sequence[Path]) -> Iterator[SlideInput]:
+    """Takes the files of a slide of DICOM for one slide, named by its series, and every other file for its own."""
+    series = dicom_series(file for file in files if not file.is_dir() and is_dicom(file))
+    names = {file: name for name, members in series.items() if name and len(members) > 1 for file in members}
     for file in files:
-        yield SlideInput(slide_id=_id_of(file), path=file)
+        if file not in names:
+            yield SlideInput(slide_id=_id_of(file), path=file)
+        elif file == series[names[file]][0]:
+            yield SlideInput(slide_id=names[file], path=file)
 
 
 def _slides_of_table(table: Path) -> Iterator[SlideInput]:
@@ -146,7 +159,8 @@ def _id_of(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix in H5_SUFFIXES:
         return path.stem.removesuffix(_COORDINATES) or path.stem
-    return path.stem if suffix in SLIDE_SUFFIXES or path.exists() else path.name
+    known = suffix in (*SLIDE_SUFFIXES, *SLIDE_FOLDER_SUFFIXES)
+    return path.stem if known or (path.exists() and not path.is_dir()) else path.name
 
 
 def _check_id(slide: SlideInput, given: str) -> None:

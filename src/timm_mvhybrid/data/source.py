@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..runtime.digest import file_sha256
+from ..runtime.digest import file_sha256, path_sha256
 from ..runtime.errors import DataError, NotASlideError
 from .coordinate_h5 import CoordinateH5Source, Edge
 from .folder import FolderSource
 from .h5_file import H5File, find_dataset
 from .patch_h5 import PatchH5Source
-from .slide import SLIDE_SUFFIXES
+from .slide import SLIDE_SUFFIXES, is_slide_folder
 from .slide_source import SlideSource
 from .tar import TAR_SUFFIX, TarSource, is_tar
 from .tissue import TilingOptions
@@ -24,7 +24,7 @@ from .tissue import TilingOptions
 H5_SUFFIXES = (".h5", ".hdf5")
 _H5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _ACCEPTED = (
-    f"a slide ({' '.join(SLIDE_SUFFIXES)} or what else OpenSlide opens), a folder of images, a patch h5 ('img' or "
+    f"a slide ({' '.join(SLIDE_SUFFIXES)} or what else OpenSlide opens, a folder of DICOM or of OME-Zarr), a folder of images, a patch h5 ('img' or "
     "'imgs'), a coordinate h5 ('coords') or tars of images (a tar, a folder of them, shard-{000..009}.tar)"
 )
 
@@ -84,7 +84,7 @@ def source_digest(source: PatchSource, file_digest: str | None = None) -> str:
         for name in source.paths:
             found.update(f"{name}\n{file_sha256(source.path / name)}\n".encode())
         return found.hexdigest()
-    found = hashlib.sha256((file_digest or file_sha256(source.path)).encode())
+    found = hashlib.sha256((file_digest or path_sha256(source.path)).encode())
     found.update(f"{len(source)} {source.patch_size_px} {source.resolution_um_per_px}".encode())
     if source.coords is not None:
         found.update(source.coords.tobytes())
@@ -114,7 +114,7 @@ def open_source(
     path = Path(path)
     tiling = tiling or TilingOptions()
     if path.is_dir():
-        return _open_folder(path)
+        return SlideSource(path, tiling) if is_slide_folder(path) else _open_folder(path)
     if "{" in str(path) and not path.exists():
         return TarSource(path)
     try:

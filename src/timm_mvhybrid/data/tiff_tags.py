@@ -47,11 +47,14 @@ class TiffTags:
     Attributes:
         openslide_problem: What OpenSlide would get wrong; empty for nothing.
         tiffslide_problem: What tiffslide would get wrong; empty for nothing.
+        has_inner_levels: Whether smaller levels are SubIFDs of the largest, as OME-TIFF keeps them; OpenSlide sees the largest
+            alone.
         um_per_px: Resolution by OME-XML in µm per pixel, x and y; None where there is none.
     """
 
     openslide_problem: str = ""
     tiffslide_problem: str = ""
+    has_inner_levels: bool = False
     um_per_px: tuple[float, float] | None = None
 
 
@@ -177,6 +180,7 @@ def _judge(path: Path, file: Any) -> TiffTags:
     return TiffTags(
         openslide_problem=openslide_problem,
         tiffslide_problem=_tiffslide_problem(page),
+        has_inner_levels=bool(page.subifds),
         um_per_px=_ome_resolution(ome),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -62,11 +62,18 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def path_sha256(path: Path) -> str:
+    """Computes the sha256 of a file, or one of all files of a folder and of their names in it."""
+    return _of_folder(path, file_sha256) if path.is_dir() else file_sha256(path)
+
+
 def path_fingerprint(path: Path) -> str:
     """Computes ``file_fingerprint`` of a file, or one of all files of a folder and of their names in it."""
-    if not path.is_dir():
-        return file_fingerprint(path)
+    return _of_folder(path, file_fingerprint)[:32] if path.is_dir() else file_fingerprint(path)
+
+
+def _of_folder(folder: Path, digest: Callable[[Path], str]) -> str:
     found = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("*") if file.is_file()):
-        found.update(f"{file.relative_to(path).as_posix()}\n{file_fingerprint(file)}\n".encode())
-    return found.hexdigest()[:32]
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        found.update(f"{file.relative_to(folder).as_posix()}\n{digest(file)}\n".encode())
+    return found.hexdigest()
