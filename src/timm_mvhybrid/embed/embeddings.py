@@ -242,6 +242,8 @@ def write_embeddings(
     )
     # only coordinate files have them; other sources hold whole patches
     num_over_edge, edge = getattr(source, "num_over_edge", None), getattr(source, "edge", None)
+    # only sources of which the slide's level 0 is known
+    slide = getattr(source, "slide", None)
     num_done = num_corrupt = 0
     start = time.perf_counter()
     with (
@@ -288,6 +290,9 @@ def write_embeddings(
                 "weights_sha256": backbone.weights_sha256,
                 "resolution_um_per_px": source.resolution_um_per_px,
                 "patch_size_px": source.patch_size_px,
+                "patch_size_level0": getattr(source, "patch_size_level0", None),
+                "slide": None if slide is None else slide.path.name,
+                "slide_dimensions_px": None if slide is None else slide.dimensions,
                 "input_size_px": size[0] if size[0] == size[1] else size,
                 "global_pool": f"model ({own_pooling(model)})" if pool == "model" else pool,
                 "dtype": choice.dtype,
