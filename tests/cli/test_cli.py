@@ -18,7 +18,7 @@ from timm_mvhybrid.cli import main
 from timm_mvhybrid.evaluate import load_backbone
 from timm_mvhybrid.version import __version__
 
-COMPUTE = "timm_mvhybrid.embed.embeddings.pooled_features"
+COMPUTE = "timm_mvhybrid.embed.source_embedding.pooled_features"
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 import pytest
 from PIL import Image
 
-from timm_mvhybrid.cohorts.csv_tables import read_csv, read_studies
+from timm_mvhybrid.cohorts.csv_tables import read_studies
 from timm_mvhybrid.cohorts.labelled_images import open_images
-from timm_mvhybrid.data import DataError
+from timm_mvhybrid.data import DataError, read_csv
 
 
 def test_cells_are_stripped_and_missing_ones_empty(tmp_path):

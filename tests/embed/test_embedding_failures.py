@@ -12,7 +12,7 @@ from timm_mvhybrid.evaluate import Backbone, BatchReport, EvaluationError, embed
 from timm_mvhybrid.runtime.errors import ParameterError
 
 # where the loop looks up what turns images into vectors
-COMPUTE = "timm_mvhybrid.embed.embeddings.pooled_features"
+COMPUTE = "timm_mvhybrid.embed.source_embedding.pooled_features"
 
 
 @pytest.fixture(scope="module")

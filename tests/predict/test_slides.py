@@ -75,7 +75,7 @@ def test_embeddings_and_predictions_are_those_of_embed_and_predict(shared, tmp_p
 def test_a_second_predictor_or_run_does_not_embed_again(shared, tmp_path, monkeypatch):
     first = predict_slide(shared / "slide.tif", shared / "predictor", tmp_path / "a", options(tmp_path))
     monkeypatch.setattr(
-        "timm_mvhybrid.embed.embeddings.pooled_features", lambda *_: pytest.fail("embeds again")
+        "timm_mvhybrid.embed.source_embedding.pooled_features", lambda *_: pytest.fail("embeds again")
     )
     second = predict_slide(shared / "slide.tif", shared / "another", tmp_path / "b", options(tmp_path))
     assert (first.was_embedded, second.was_embedded) == (True, False)

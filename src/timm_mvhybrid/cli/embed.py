@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from ..data import TilingOptions, open_source
-from ..embed.embedding_store import check_output
+from ..embed.embedding_export import EmbeddingFormat, check_export, check_packages, choose_format, written_as
 from ..embed.embeddings import BatchReport, ForwardOptions, embed
 from ..embed.model_input import choose_device
 from ..version import __version__
@@ -22,7 +22,7 @@ from .weights import WeightOptions
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Embed:
-    """Embed the patches of a slide, a folder or an h5 file into one h5 file."""
+    """Embed the patches of a slide, a folder or an h5 file into one file."""
 
     input: Annotated[Positional[Path], arg(metavar="INPUT")]
     """Slide, folder of images, patch h5 (HEST 'img', CLAM 'imgs') or coordinate h5 (CLAM, TRIDENT 'coords')."""
@@ -30,6 +30,9 @@ class Embed:
     """Any timm model; 'timm-mvhybrid models' lists ours."""
     output: Annotated[Path, arg(metavar="FILE.h5")]
     """File to write; complete or absent, never half."""
+    format: EmbeddingFormat = "auto"
+    """What is written: h5, which our other commands read; h5ad for scanpy; zarr, a SpatialData store for lazyslide;
+    parquet. auto goes by the output's suffix."""
     overwrite: bool = False
     """Replace an existing output."""
     skip_corrupt: bool = False
@@ -54,13 +57,17 @@ class Embed:
     def run(self) -> None:
         """Runs the command."""
         choose_device(self.forward.device)
-        check_output(self.output, overwrite=self.overwrite, source=self.input)
+        check_export(self.output, overwrite=self.overwrite, source=self.input)
+        check_packages(choose_format(self.output, self.format))
         log = RunLog(self.log, self.log_every)
         log.write("start", version=__version__, options=dataclasses.asdict(self))
         try:
             source = open_source(self.input, tiling=self.tiling, slide=self.slide, edge=self.edge)
             backbone = self.weights.load(self.model)
-            with RunDisplay() as display:
+            with (
+                RunDisplay() as display,
+                written_as(self.output, self.format, overwrite=self.overwrite) as file,
+            ):
 
                 def report_batch(report: BatchReport) -> None:
                     display.update(report)
@@ -69,7 +76,7 @@ class Embed:
                 summary = embed(
                     source,
                     backbone,
-                    self.output,
+                    file,
                     **self.forward.arguments(),
                     skip_corrupt=self.skip_corrupt,
                     overwrite=self.overwrite,
@@ -78,6 +85,8 @@ class Embed:
         except BaseException as error:
             log.fail(error)
             raise
+        # the h5 of another format is gone
+        summary = dataclasses.replace(summary, output=str(self.output))
         result = dataclasses.asdict(summary)
         log.write("done", **result)
         display.summarise(summary)

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data import DataError
+from ..data import DataError, read_csv
 from ..embed.embedding_store import read_embeddings
 from ..runtime.names import unique_positions
 from ..runtime.provenance import ModelRecord
-from .csv_tables import read_csv
 
 _PATIENT = ("patient", "case_id")
 _CLAM_FOLDER = "h5_files"

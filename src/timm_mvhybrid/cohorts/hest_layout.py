@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data import DataError, PatchH5Source
+from ..data import DataError, PatchH5Source, read_csv
 from ..runtime.names import unique_positions
 from .counts import read_counts
-from .csv_tables import PATIENT_COLUMNS, patients, read_csv, read_split
+from .csv_tables import PATIENT_COLUMNS, patients, read_split
 
 
 def read_samples(

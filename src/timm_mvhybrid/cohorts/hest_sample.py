@@ -16,9 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from ..data import read_csv
 from ..runtime.errors import DataError
 from .counts import read_counts
-from .csv_tables import read_csv
 from .spot_patches import LARGEST_DISAGREEMENT
 from .spot_sample import PatchOptions, SpotSample, check_sample_id
 

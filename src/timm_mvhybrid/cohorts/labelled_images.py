@@ -11,10 +11,10 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data import DataError, FolderSource, source_digest
+from ..data import DataError, FolderSource, read_csv, source_digest
 from ..probes.splits import Fold, patient_folds
 from ..runtime.names import unique_positions
-from .csv_tables import PATIENT_COLUMNS, patients, read_csv
+from .csv_tables import PATIENT_COLUMNS, patients
 
 Layout = Literal["folders", "csv", "mhist", "unitopatho"]
 _PARTS = ("train", "test")

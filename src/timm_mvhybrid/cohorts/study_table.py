@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..data import read_csv
 from ..runtime.atomic_file import claimed, remove_leftovers, write_file
 from ..runtime.atomic_folder import OutputFolder
 from ..runtime.errors import DataError, ParameterError
 from ..runtime.names import unique_positions
-from .csv_tables import read_csv, read_studies
+from .csv_tables import read_studies
 from .hest_writer import split_tables
 
 TABLE_NAME = "studies.csv"

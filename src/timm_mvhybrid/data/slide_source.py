@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..runtime.errors import DataError
+from ..runtime.errors import DataError, NoTissueError
 from .slide import Slide
 from .tissue import TilingOptions, tile_grid, tissue_fraction, tissue_mask
 
@@ -72,7 +72,8 @@ class SlideSource(SlidePatches):
         options: Resolution, patch size, overlap and smallest fraction of tissue.
 
     Raises:
-        DataError: If the slide cannot be opened, states no resolution, is smaller than a patch or has no tissue.
+        DataError: If the slide cannot be opened, states no resolution or is smaller than a patch.
+        NoTissueError: If it has no tissue.
     """
 
     def __init__(self, path: str | Path, options: TilingOptions | None = None) -> None:
@@ -124,7 +125,7 @@ class SlideSource(SlidePatches):
                     f"{self.path}: the slide is grey, and tissue is recognised by its colour; take every patch "
                     "with `min_tissue=0`"
                 )
-            raise DataError(
+            raise NoTissueError(
                 f"{self.path}: no tissue found: no patch of {wanted} holds {options.min_tissue:.0%} tissue (the fullest "
                 f"holds {fraction.max():.1%}, chroma threshold {threshold} of 255); lower `min_tissue`"
             )

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import timm
 import torch
-from timm.data.config import resolve_data_config
-from torch import nn
 from tyro.conf import arg
 
-from ..data import DataError, PatchSource
+from ..data import PatchSource
 from ..runtime.atomic_file import claimed
-from ..runtime.errors import EvaluationError, ParameterError
-from ..version import __version__
+from ..runtime.errors import ParameterError
 from .backbone import Backbone
-from .embedding_store import EmbeddingWriter, check_output
-from .half_types import DTypeChoice, DTypeName, choose_dtype
-from .model_input import PatchLoader, choose_device, choose_input_size, num_available_workers
-from .pooling import Pooling, check_pooling, own_pooling, pooled_features
+from .embedding_store import check_output
+from .half_types import DTypeName
+from .model_input import PatchLoader, num_available_workers
+from .pooling import Pooling
+from .source_embedding import PlacedModel, SourceEmbedding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,35 +101,6 @@ class EmbeddingSummary:
     edge: str | None = None
     dtype: DTypeName = "float32"
     dtype_reason: str | None = None
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    message = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        sign in message for sign in ("can't allocate memory", "not enough memory", "out of memory")
-    )
-
-
-def _embed_images(
-    model: nn.Module,
-    images: torch.Tensor,
-    normalisation: tuple[torch.Tensor, torch.Tensor],
-    pooling: str,
-    autocast: AbstractContextManager[Any],
-) -> np.ndarray:
-    mean, std = normalisation
-    # uint8 is transferred and converted on the device: a quarter of the bytes, and float32 arithmetic everywhere
-    normalised = images.to(mean.device, non_blocking=True).float().div_(255).sub_(mean).div_(std)
-    try:
-        with autocast:
-            vectors = pooled_features(model, normalised, pooling)
-        return vectors.float().cpu().numpy()
-    except RuntimeError as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise EvaluationError(
-            f"out of memory on {mean.device} with a batch of {len(images)}; try `batch_size={max(len(images) // 2, 1)}`"
-        ) from error
 
 
 def embed(
@@ -227,100 +192,44 @@ def write_embeddings(
         raise ParameterError(
             f"`batch_size` must be at least 1 and `num_workers` at least 0, not {batch_size} and {num_workers}"
         )
-    target = choose_device(device)
-    model = backbone.model.to(target).eval()
-    check_pooling(model, pool)
-    size = choose_input_size(model, source.patch_size_px, input_size)
-    data_config = resolve_data_config({}, model=model)
-    normalisation = tuple(
-        torch.tensor(data_config[key], dtype=torch.float32, device=target).view(1, 3, 1, 1)
-        for key in ("mean", "std")
-    )
-    choice = None if dtype == "auto" else DTypeChoice(dtype=dtype)
+    placed = PlacedModel(backbone, device=device, pool=pool, dtype=dtype, input_size=input_size)
     batches = PatchLoader(
-        source, size, batch_size=batch_size, num_workers=num_workers, pin_memory=target.type == "cuda"
+        source,
+        placed.size_for(source),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        pin_memory=placed.device.type == "cuda",
     )
-    # only coordinate files have them; other sources hold whole patches
-    num_over_edge, edge = getattr(source, "num_over_edge", None), getattr(source, "edge", None)
-    # only sources of which the slide's level 0 is known
-    slide = getattr(source, "slide", None)
-    num_done = num_corrupt = 0
     start = time.perf_counter()
     with (
-        EmbeddingWriter(output, replace=replace, num_rows=len(source)) as writer,
+        SourceEmbedding(placed, source, output, skip_corrupt=skip_corrupt, replace=replace) as embedding,
         torch.inference_mode(),
     ):
         for batch in batches:
-            if batch.errors and not skip_corrupt:
-                raise DataError(
-                    f"{batch.errors[0][1]}; leave unreadable patches out with `skip_corrupt=True`"
-                )
-            if batch.indices:
-                means_and_deviations = normalisation[0], normalisation[1]
-                compute = partial(_embed_images, model, batch.images, means_and_deviations, pool)
-                choice = choice or choose_dtype(target, compute)
-                vectors = compute(choice.context(target))
-                finite = np.isfinite(vectors).all(axis=1)
-                if not finite.all():
-                    first = source.name(batch.indices[int(finite.argmin())])
-                    remedy = "check the weights" if choice.dtype == "float32" else "try `dtype='float32'`"
-                    raise EvaluationError(f"{first}: the embedding holds NaN or infinite values; {remedy}")
-                writer.append(vectors, batch.indices)
-            num_done += len(batch.indices) + len(batch.errors)
-            num_corrupt += len(batch.errors)
+            embedding.add(batch)
             if on_batch is not None:
                 on_batch(
                     BatchReport(
-                        num_done=num_done,
+                        num_done=embedding.num_done,
                         num_total=len(source),
                         seconds=time.perf_counter() - start,
                         data_wait_seconds=batches.seconds_waited,
                         errors=tuple(message for _, message in batch.errors),
                     )
                 )
-        num_patches = num_done - num_corrupt
-        if choice is None or num_patches == 0:
-            raise DataError(f"{source.path}: none of its {num_corrupt} patches can be read")
-        embedding_dim = writer.embedding_dim
-        writer.describe(
-            source,
-            {
-                "model": backbone.name,
-                "weights": backbone.weights,
-                "weights_sha256": backbone.weights_sha256,
-                "resolution_um_per_px": source.resolution_um_per_px,
-                "patch_size_px": source.patch_size_px,
-                "patch_size_level0": getattr(source, "patch_size_level0", None),
-                "slide": None if slide is None else slide.path.name,
-                "slide_dimensions_px": None if slide is None else slide.dimensions,
-                "input_size_px": size[0] if size[0] == size[1] else size,
-                "global_pool": f"model ({own_pooling(model)})" if pool == "model" else pool,
-                "dtype": choice.dtype,
-                "dtype_reason": choice.reason,
-                "mean": data_config["mean"],
-                "std": data_config["std"],
-                "timm_mvhybrid_version": __version__,
-                "timm_version": timm.__version__,
-                "torch_version": str(torch.__version__),
-                "source": source.path.resolve().name,
-                "num_corrupt": num_corrupt,
-                "num_over_edge": num_over_edge,
-                "edge": edge,
-            },
-        )
-        writer.finish()
+        choice = embedding.finish()
     seconds = time.perf_counter() - start
     return EmbeddingSummary(
         output=str(output),
-        num_patches=num_patches,
-        embedding_dim=embedding_dim,
-        input_size_px=size,
+        num_patches=embedding.num_patches,
+        embedding_dim=embedding.embedding_dim,
+        input_size_px=embedding.size,
         seconds=seconds,
-        patches_per_second=num_patches / seconds,
+        patches_per_second=embedding.num_patches / seconds,
         data_wait_share=min(batches.seconds_waited / seconds, 1.0),
-        num_corrupt=num_corrupt,
-        num_over_edge=num_over_edge,
-        edge=edge,
+        num_corrupt=embedding.num_corrupt,
+        num_over_edge=getattr(source, "num_over_edge", None),
+        edge=getattr(source, "edge", None),
         dtype=choice.dtype,
         dtype_reason=choice.reason,
     )

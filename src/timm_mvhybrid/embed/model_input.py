@@ -93,6 +93,14 @@ class PatchBatch:
         return PatchBatch(indices=self.indices, images=self.images.pin_memory(), errors=self.errors)
 
 
+def read_patch(source: PatchSource, index: int, size: tuple[int, int]) -> np.ndarray | str:
+    """Reads one patch at the height and width that a model takes, (H, W, 3) uint8; its message where that fails."""
+    try:
+        return fit_image(source[index], size)
+    except PatchError as error:
+        return " ".join(str(error).split())
+
+
 class _Patches(Dataset[tuple[int, "np.ndarray | str"]]):
     """Reads patches; one that cannot be read becomes its message, because exceptions lose theirs between processes."""
 
@@ -104,10 +112,7 @@ class _Patches(Dataset[tuple[int, "np.ndarray | str"]]):
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[int, np.ndarray | str]:
-        try:
-            return index, fit_image(self.source[index], self.size)
-        except PatchError as error:
-            return index, " ".join(str(error).split())
+        return index, read_patch(self.source, index, self.size)
 
     def collate(self, items: list[tuple[int, np.ndarray | str]]) -> PatchBatch:
         """Stacks what could be read."""

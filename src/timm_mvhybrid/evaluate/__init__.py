@@ -10,6 +10,7 @@ from ..cohorts.cohort import select_genes
 from ..cohorts.labelled_images import open_images
 from ..embed.backbone import Backbone, load_backbone
 from ..embed.embedding_cache import EmbeddingOptions, embed_models
+from ..embed.embedding_export import export_embeddings
 from ..embed.embedding_store import check_output
 from ..embed.embeddings import BatchReport, EmbeddingSummary, embed
 from ..embed.model_input import choose_device, num_available_workers
@@ -88,6 +89,7 @@ __all__ = [
     "evaluate_retrieval",
     "evaluate_slides",
     "evaluate_survival",
+    "export_embeddings",
     "expression_metrics",
     "knn_probe",
     "linear_probe",

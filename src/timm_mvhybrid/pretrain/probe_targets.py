@@ -12,10 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..cohorts.cohort import ExpressionCohort, select_at_most
-from ..cohorts.csv_tables import read_csv
 from ..cohorts.hest_layout import read_samples
 from ..cohorts.labelled_images import open_images
-from ..data import DataError, PatchH5Source
+from ..data import DataError, PatchH5Source, read_csv
 from ..data.fitting import fit_image
 from ..probes.expression_metrics import expression_metrics
 from ..probes.logistic import accuracies

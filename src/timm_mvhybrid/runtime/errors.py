@@ -67,6 +67,10 @@ class NotASlideError(DataError):
     """No slide library can open the file."""
 
 
+class NoTissueError(DataError):
+    """A slide holds no tissue, so that there is nothing to take from it."""
+
+
 class SlideChoiceError(DataError):
     """The slide of a coordinate file is not found, or not the right one.
 
