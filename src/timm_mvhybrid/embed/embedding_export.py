@@ -21,7 +21,7 @@ from ..data import DataError
 from ..runtime.anndata_file import quiet_anndata, write_anndata
 from ..runtime.atomic_file import OutputFile, check_output_file, claimed, remove_leftovers, writing
 from ..runtime.atomic_folder import OutputFolder
-from ..runtime.errors import EvaluationError, ParameterError
+from ..runtime.errors import EvaluationError, OutputError, ParameterError
 from ..runtime.extras import require
 from ..runtime.h5_output import H5Output
 from .embedding_store import StoredPatches, read_batches, read_patches, read_rows
@@ -146,6 +146,7 @@ def export_embeddings(
     check_packages(format)
     check_export(output, overwrite=overwrite, source=file)
     with claimed(output):
+        remove_leftovers(output)
         _write(file, format, output, slide_id or file.stem, overwrite)
     return output
 
@@ -180,7 +181,12 @@ def written_as(
         remove_leftovers(output)
         with OutputFolder(output) as hidden:
             file = hidden.folder / f"{output.stem}.h5"
-            yield file
+            try:
+                yield file
+            except OutputError as error:
+                # by the name that the user knows
+                error.args = (str(error).replace(str(file), str(output)),)
+                raise
             _write(file, chosen, output, output.stem, overwrite)
 
 
@@ -302,6 +308,9 @@ def _write_zarr(patches: StoredPatches, output: Path, slide_id: str, overwrite: 
             f"{patches.path}: states {missing}, of which a SpatialData store is made; embed the slide again, or take "
             "`format='h5ad'` or `format='parquet'`"
         )
+    # before a store is begun: zarr writes in threads of its own, which an error does not end
+    for _ in read_batches(patches.path):
+        pass
     (left, top), side = patches.coords.T, patches.patch_size_level0
     columns = {name: _columns(patches, slide_id)[name] for name in ("tile_id", "x", "y")}
     squares = shapely.box(left, top, left + side, top + side)
@@ -324,8 +333,8 @@ def _write_zarr(patches: StoredPatches, output: Path, slide_id: str, overwrite: 
             attrs=attributes,
         )
         with OutputFolder(output, replace=overwrite) as written:
-            # it writes to names that are free
-            with writing(output):
+            # it writes to names that are free; one part at a time, so that memory does not grow with cores
+            with writing(output), require("dask", "spatialdata").config.set(scheduler="synchronous"):
                 written.folder.rmdir()
                 store.write(written.folder)
             written.finish()
