@@ -173,8 +173,11 @@ class SourceEmbedding(AbstractContextManager["SourceEmbedding"]):
         self.num_done += len(batch.indices) + len(batch.errors)
         self.num_corrupt += len(batch.errors)
 
-    def finish(self) -> DTypeChoice:
+    def finish(self, **attributes: Any) -> DTypeChoice:
         """Writes what is known of the patches and of how they were embedded, and gives the file its name.
+
+        Args:
+            **attributes: What else the file says of itself.
 
         Returns:
             The type in which the model computed.
@@ -215,6 +218,7 @@ class SourceEmbedding(AbstractContextManager["SourceEmbedding"]):
                 # only coordinate files have them; other sources hold whole patches
                 "num_over_edge": getattr(source, "num_over_edge", None),
                 "edge": getattr(source, "edge", None),
+                **attributes,
             },
         )
         self._writer.finish()

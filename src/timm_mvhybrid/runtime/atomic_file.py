@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import OutputError, TimmMVHybridError
+from .errors import BusyOutputError, OutputError, TimmMVHybridError
 
 try:
     import fcntl
@@ -268,7 +268,8 @@ def claimed(output: str | Path, *, wait: bool = False) -> Iterator[None]:
         wait: Wait until the other process is done; for claims that last a moment.
 
     Raises:
-        OutputError: Another process writes it, or its folder takes no files.
+        BusyOutputError: Another process writes it.
+        OutputError: Its folder takes no files.
     """
     output = Path(output)
     lock = output.with_name(f".{output.name}.lock")
@@ -346,7 +347,7 @@ def _take(descriptor: int, output: Path, wait: bool) -> None:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             owner = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
-            raise OutputError(
+            raise BusyOutputError(
                 f"{output}: {owner} is writing it; wait until that is done, or choose another place"
             ) from error
         if error.errno not in _NO_LOCKS:

@@ -60,3 +60,13 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def path_fingerprint(path: Path) -> str:
+    """Computes ``file_fingerprint`` of a file, or one of all files of a folder and of their names in it."""
+    if not path.is_dir():
+        return file_fingerprint(path)
+    found = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        found.update(f"{file.relative_to(path).as_posix()}\n{file_fingerprint(file)}\n".encode())
+    return found.hexdigest()[:32]

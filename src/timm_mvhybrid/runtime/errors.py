@@ -127,6 +127,10 @@ class OutputError(TimmMVHybridError):
         )
 
 
+class BusyOutputError(OutputError):
+    """Another process writes the file or folder."""
+
+
 def is_of_the_disk(error: BaseException) -> TypeGuard[OSError]:
     """Says whether the operating system could not, or was not allowed to, write; not that a network or peer failed."""
     if not isinstance(error, OSError):

@@ -97,12 +97,14 @@ class Ranks:
         rank: Of this process, from 0.
         local_rank: On this machine.
         world_size: Number of processes; 1 without torchrun.
+        local_world_size: Number of those on this machine.
         group: Process group on the CPU of the messages below; None for the default one.
     """
 
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    local_world_size: int = 1
     group: Any = None
 
     @staticmethod
@@ -112,6 +114,7 @@ class Ranks:
             rank=int(os.environ.get("RANK", 0)),
             local_rank=int(os.environ.get("LOCAL_RANK", 0)),
             world_size=int(os.environ.get("WORLD_SIZE", 1)),
+            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         )
 
     @contextmanager

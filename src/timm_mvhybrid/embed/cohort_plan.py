@@ -1,0 +1,216 @@
+"""Slides + settings + records → which slides are to be embedded, and why; no slide is opened for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+from timm.data.config import resolve_data_config
+
+from ..data import Edge, SlideInput, TilingOptions
+from ..runtime.errors import EvaluationError, OutputError
+from .backbone import Backbone
+from .embedding_cache import weights_digest
+from .embeddings import ForwardOptions
+from .slide_cohort import SlideRecord
+from .slide_opening import SlideOpening, stamp_of
+
+MADE_OF = "made_of"
+"""Attribute of a slide's file: its digests as JSON, by which a file of this command is known."""
+_OF_FILES = ("slide", "coords")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortSettings:
+    """What the features of every slide depend on, beside the slide.
+
+    Attributes:
+        weights: SHA-256 of the weights.
+        transform: Hash of what happens between patch and vector: model, normalisation, size, pooling, type.
+        tiling: How slides are cut.
+        place: Of coordinate h5 files that are given alone: their slide, or the folder of slides.
+        edge: How patches beyond a slide's edge are filled.
+    """
+
+    weights: str
+    transform: str
+    tiling: TilingOptions
+    place: Path | None = None
+    edge: Edge = "auto"
+
+    @staticmethod
+    def of(
+        backbone: Backbone,
+        forward: ForwardOptions,
+        tiling: TilingOptions,
+        *,
+        place: Path | None = None,
+        edge: Edge = "auto",
+    ) -> CohortSettings:
+        """Computes them for a model."""
+        config = resolve_data_config({}, model=backbone.model)
+        transform = {
+            "model": backbone.name,
+            "own_size_px": list(config["input_size"]),
+            "mean": [float(value) for value in config["mean"]],
+            "std": [float(value) for value in config["std"]],
+            "input_size": forward.input_size,
+            "global_pool": forward.pool,
+            "dtype": forward.dtype,
+        }
+        return CohortSettings(
+            weights=weights_digest(backbone),
+            transform=_hashed(transform),
+            tiling=tiling,
+            place=place,
+            edge=edge,
+        )
+
+    def tiling_of(self, slide: SlideInput) -> TilingOptions:
+        """Takes the resolution that was given for one slide."""
+        if slide.um_per_px is None:
+            return self.tiling
+        return dataclasses.replace(self.tiling, slide_resolution_um_per_px=slide.um_per_px)
+
+    def digests(self, slide: SlideInput) -> dict[str, str]:
+        """Lists what a slide's file is made of, beside the slide."""
+        tiling = {**dataclasses.asdict(self.tiling_of(slide)), "edge": self.edge}
+        return {"weights": self.weights, "transform": self.transform, "tiling": _hashed(tiling)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedSlide:
+    """A slide that is to be opened.
+
+    Attributes:
+        slide: The slide.
+        attempts: How often it was tried before.
+        digests: What its file will be made of, beside the slide.
+        known: Digests of slide and coordinates that need no new file.
+        tiles: How many it had when it was last embedded; None if it never was.
+        num_bytes: Size of the slide.
+    """
+
+    slide: SlideInput
+    attempts: int = 0
+    digests: dict[str, str]
+    known: dict[str, str] = field(default_factory=dict)
+    tiles: int | None = None
+    num_bytes: int = 0
+
+    def opening(self, settings: CohortSettings) -> SlideOpening:
+        """Asks a reader for it."""
+        return SlideOpening(
+            slide=self.slide,
+            tiling=settings.tiling_of(self.slide),
+            place=settings.place,
+            edge=settings.edge,
+            known=self.known,
+        )
+
+
+def plan_slides(
+    slides: Sequence[SlideInput],
+    folder: Path,
+    settings: CohortSettings,
+    records: Mapping[str, SlideRecord],
+    *,
+    overwrite: bool = False,
+) -> list[PlannedSlide]:
+    """Finds the slides that have no file, failed, or may have changed, or whose settings did.
+
+    A slide whose size or time of change differs is opened, and left as it is if its content is what it was.
+
+    Args:
+        slides: The slides.
+        folder: Of the cohort.
+        settings: What features depend on.
+        records: How slides ended before.
+        overwrite: Whether to embed all of them, and to replace files that this command did not write.
+
+    Raises:
+        EvaluationError: A file of one of these names was written by something else, or is an input.
+    """
+    planned = []
+    for slide in slides:
+        record, digests = records.get(slide.slide_id), settings.digests(slide)
+        file = folder / f"{slide.slide_id}.h5"
+        _check_file(file, slide, record, overwrite=overwrite)
+        known = {} if overwrite or record is None else _known(record, digests, file)
+        if record is not None and known and _is_unchanged(record, slide):
+            continue
+        planned.append(
+            PlannedSlide(
+                slide=slide,
+                attempts=0 if record is None else record.attempts,
+                digests=digests,
+                known=known,
+                tiles=record.tiles if record is not None and record.state != "failed" else None,
+                num_bytes=slide.path.stat().st_size,
+            )
+        )
+    return planned
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses a folder that takes no files.
+
+    Raises:
+        OutputError: It may not be written.
+    """
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"{folder}: cannot be written; choose another place, or ask for permission to write there"
+        )
+
+
+def _known(record: SlideRecord, digests: Mapping[str, str], file: Path) -> dict[str, str]:
+    """Takes the digests of a slide that needs no work if it still has them; none if it needs work in any case."""
+    # how tissue is found does not depend on the model
+    decisive = {"done": tuple(digests), "empty": ("tiling",), "failed": ()}[record.state]
+    same = bool(decisive) and all(record.digests.get(name) == digests[name] for name in decisive)
+    if not same or (record.state == "done" and not file.is_file()):
+        return {}
+    return {name: record.digests[name] for name in _OF_FILES if name in record.digests}
+
+
+def _is_unchanged(record: SlideRecord, slide: SlideInput) -> bool:
+    given = {str(path.absolute()) for path in (slide.path, slide.coords) if path is not None}
+    return (
+        given <= {record.path, record.coords}
+        and bool(record.stamp)
+        and record.stamp == stamp_of(record.path, record.coords)
+    )
+
+
+def _check_file(file: Path, slide: SlideInput, record: SlideRecord | None, *, overwrite: bool) -> None:
+    if not file.exists():
+        return
+    for given in (slide.path, slide.coords):
+        if given is not None and given.exists() and os.path.samefile(given, file):
+            raise EvaluationError(f"{file}: is an input itself; choose another `output`")
+    if record is None and not overwrite and not _is_ours(file):
+        raise EvaluationError(
+            f"{file}: exists already, and was not written for a cohort; choose another `output`, or replace such files with "
+            "`overwrite=True`"
+        )
+
+
+def _is_ours(file: Path) -> bool:
+    """Says whether a file is of this command; one whose record was lost, as by a kill, is."""
+    try:
+        with h5py.File(file, "r") as content:
+            return MADE_OF in content.attrs
+    except OSError:
+        return False
+
+
+def _hashed(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
