@@ -90,8 +90,10 @@ def fit_colours(
     fitted = decomposition.IncrementalPCA(n_components=num, batch_size=max(_ROWS_PER_FIT, num))
     # a last part with fewer rows than components cannot be fitted by itself
     edges = np.arange(0, max(len(sample) - num, 1), _ROWS_PER_FIT).tolist()
-    for start, stop in zip(edges, [*edges[1:], len(sample)], strict=True):
-        fitted.partial_fit(sample[start:stop])
+    # a single row has no variance, of which scikit-learn takes fractions
+    with np.errstate(invalid="ignore"):
+        for start, stop in zip(edges, [*edges[1:], len(sample)], strict=True):
+            fitted.partial_fit(sample[start:stop])
     components = np.zeros((NUM_COMPONENTS, sample.shape[1]))
     components[:num] = fitted.components_
     scores = (sample - fitted.mean_) @ components.T

@@ -156,8 +156,8 @@ def _fit(
     others = sum(map(len, groups.values())) - len(members)
     if others:
         notes.append(
-            f"{others:,} slides were embedded with another model or other weights than most ({largest[0]}), so that their "
-            "features have no colours here; embed them again, or give them a folder of their own."
+            f"{others:,} of {others + len(members):,} slides have other weights or another model than most, {largest[0]}, so that "
+            "their features have no colours here; embed them again, or give them a folder of their own."
         )
     return basis, {slide.row.slide_id for slide in members}, notes
 

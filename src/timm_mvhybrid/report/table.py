@@ -40,8 +40,8 @@ class Cell:
         text: What is shown.
         value: What the column is sorted by; None sorts last.
         best: Whether it is the best of its kind, printed bold.
-        picture: On the page, a picture in place of the text, which then says what it shows: its address, relative to
-            the page.
+        picture: On the page, a a link to a picture that the text describes: its address, relative to the page.
+            The script of ``slide_table`` shows it when it is scrolled into view.
     """
 
     text: str
@@ -231,9 +231,8 @@ def to_html(table: Table) -> str:
             text = escape(cell.text)
             content = f"<strong>{text}</strong>" if cell.best else text
             if cell.picture:
-                # loaded when it is scrolled into view, so that thousands of rows open at once
                 address = escape(quote(cell.picture))
-                content = f'<a href="{address}"><img loading="lazy" src="{address}" alt="{text}"></a>'
+                content = f'<a class="picture" href="{address}">{text}</a>'
             cells.append(f'<{tag} class="{kind}"{value}>{content}</{tag.split(" ")[0]}>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
     label = escape(re.sub(r"\s+", " ", table.caption))
