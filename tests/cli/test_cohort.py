@@ -5,6 +5,7 @@ import json
 import h5py
 import numpy as np
 import pytest
+from support.generated_slides import write_slide
 
 from timm_mvhybrid.cli import main
 from timm_mvhybrid.embed.slide_cohort import RecordLog, SlideRecord
@@ -59,3 +60,26 @@ def test_problems_are_one_line(folder, capsys):
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+def test_what_embed_writes_is_shown_and_exported(tmp_path, monkeypatch, capsys):
+    anndata = pytest.importorskip("anndata")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "slides").mkdir()
+    write_slide(tmp_path / "slides" / "a.tif")
+    write_slide(tmp_path / "slides" / "b.tif")
+    write_slide(tmp_path / "slides" / "bare.tif", um_per_px=None)
+    embed = "embed slides --model test_vit12 --output out --patch-size 64 --device cpu --num-workers 0 --format h5ad"
+    assert main(embed.split()) == 3
+    assert set(anndata.read_h5ad("out/b.h5ad").obs["slide_id"]) == {"b"}
+    assert not (tmp_path / "out" / "bare.h5ad").exists()
+    capsys.readouterr()
+    assert main(["cohort", "out", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {name: found[name] for name in ("slides", "done", "failed", "tiles")} == {
+        "slides": 3, "done": 2, "failed": 1, "tiles": 64,
+    }  # fmt: skip
+    assert found["tiles_per_second"] > 0
+    # both rectangles of 512 × 256 px at 0.5 µm/px
+    assert found["tissue_mm2"] == pytest.approx(2 * 512 * 256 * 0.25e-6)
+    assert "give it with --slide-resolution" in found["problems"][0]["problem"]

@@ -15,6 +15,7 @@ from timm_mvhybrid.embed.embedding_export import (
     check_export,
     choose_format,
     export_embeddings,
+    export_folder,
     table_name,
     written_as,
 )
@@ -292,3 +293,20 @@ def test_the_hidden_h5_is_gone_whatever_happens(tmp_path):
 )
 def test_tables_are_named_as_spatialdata_allows(model, name):
     assert table_name(model) == name
+
+
+def test_a_folder_gets_what_is_missing_or_older(slide_h5, tmp_path):
+    anndata = pytest.importorskip("anndata")
+    for name in ("a", "b.1"):
+        (tmp_path / f"{name}.h5").write_bytes(slide_h5.read_bytes())
+    seen = []
+    export_folder(tmp_path, "h5ad", on_file=lambda *done: seen.append(done))
+    assert seen == [(1, 2), (2, 2)]
+    assert sorted(os.listdir(tmp_path)) == ["a.h5", "a.h5ad", "b.1.h5", "b.1.h5ad"]
+    assert set(anndata.read_h5ad(tmp_path / "b.1.h5ad").obs["slide_id"]) == {"b.1"}
+    before = {name: (tmp_path / f"{name}.h5ad").stat().st_ino for name in ("a", "b.1")}
+    late = (tmp_path / "a.h5ad").stat().st_mtime_ns + 1_000_000_000
+    os.utime(tmp_path / "a.h5", ns=(late, late))
+    export_folder(tmp_path, "h5ad")
+    assert (tmp_path / "a.h5ad").stat().st_ino != before["a"]
+    assert (tmp_path / "b.1.h5ad").stat().st_ino == before["b.1"]

@@ -1,7 +1,8 @@
 """Command line: arguments → calls of the library → exit code.
 
-0 means done, 1 a problem with data, model or output (one line on stderr), 2 wrong usage, 75 stopped by a signal with
-the state saved, to be started again (`pretrain`, `finetune`, `study run`), 130 interrupted.
+0 means done, 1 a problem with data, model or output (one line on stderr), 2 wrong usage, 3 all done but slides that failed
+(`embed` into a folder), 75 stopped by a signal with the state saved, to be started again (`pretrain`, `finetune`, `study
+run`, `embed` into a folder), 130 interrupted.
 """
 
 from __future__ import annotations

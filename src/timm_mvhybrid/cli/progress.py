@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..embed.embeddings import BatchReport, EmbeddingSummary
+from ..embed.engine_calls import EngineReport
 from ..runtime.errors import OutputError, ParameterError
 from ..runtime.line_file import LineFile
 from ..runtime.stage import StageReport
@@ -130,7 +131,7 @@ class RunLog:
         with suppress(OutputError):
             self.write("error", error=type(error).__name__, message=worded(str(error)))
 
-    def update(self, report: BatchReport, source: str | None = None) -> None:
+    def update(self, report: BatchReport | EngineReport, source: str | None = None) -> None:
         """Logs every so many batches, and every patch that was left out."""
         self._num_batches += 1
         if report.errors or self._num_batches % self.every_num_batches == 0:

@@ -144,7 +144,7 @@ def plan_slides(
         file = folder / f"{slide.slide_id}.h5"
         _check_file(file, slide, record, overwrite=overwrite)
         known = {} if overwrite or record is None else _known(record, digests, file)
-        if record is not None and known and _is_unchanged(record, slide):
+        if record is not None and known and _is_unchanged(record, slide, settings.place):
             continue
         planned.append(
             PlannedSlide(
@@ -181,13 +181,17 @@ def _known(record: SlideRecord, digests: Mapping[str, str], file: Path) -> dict[
     return {name: record.digests[name] for name in _OF_FILES if name in record.digests}
 
 
-def _is_unchanged(record: SlideRecord, slide: SlideInput) -> bool:
-    given = {str(path.absolute()) for path in (slide.path, slide.coords) if path is not None}
-    return (
-        given <= {record.path, record.coords}
-        and bool(record.stamp)
-        and record.stamp == stamp_of(record.path, record.coords)
-    )
+def _is_unchanged(record: SlideRecord, slide: SlideInput, place: Path | None) -> bool:
+    """Says whether the same files were given, and have the sizes and times that they had; otherwise they are read."""
+    first = slide.path if slide.coords is None else slide.coords
+    if str(first.absolute()) != (record.coords or record.path):
+        return False
+    if slide.coords is not None:
+        same_slide = str(slide.path.absolute()) == record.path
+    else:
+        found = Path(record.path)
+        same_slide = not record.coords or place is None or place.absolute() in (found, found.parent)
+    return same_slide and bool(record.stamp) and record.stamp == stamp_of(record.path, record.coords)
 
 
 def _check_file(file: Path, slide: SlideInput, record: SlideRecord | None, *, overwrite: bool) -> None:

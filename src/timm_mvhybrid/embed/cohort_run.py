@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import torch
 from tyro.conf import arg
 
 from ..data import Edge, SlideInput, TilingOptions
 from ..runtime.atomic_file import make_folder
 from ..runtime.cores import num_loader_workers, num_usable_cores
 from ..runtime.errors import EvaluationError, ParameterError
+from ..runtime.option_words import word
 from ..runtime.ranks import Ranks
 from .backbone import Backbone
-from .cohort_folder import CohortFolder
 from .cohort_plan import CohortSettings, PlannedSlide, check_folder, plan_slides
+from .cohort_work import CohortWork, own_first
 from .embeddings import ForwardOptions
 from .engine_calls import EngineCalls
-from .local_engine import LocalEngine
-from .patch_readers import PatchReaders
+from .pooling import check_pooling
+from .ray_engine import RayOptions, embed_by_ray
 from .slide_cohort import RecordLog, SlideRecord
-from .source_embedding import PlacedModel
+
+
+def _read_part(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    return int(number), int(of)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +36,24 @@ class CohortOptions:
     """How many slides are embedded into a folder.
 
     Attributes:
+        engine: local embeds on this machine, or as one of torchrun's processes; ray starts workers on a cluster of Ray, or on
+            this machine (extra ray).
         max_failed: Slides that may fail before the run is given up; none gives up, by default.
         reader_timeout_s: Seconds that a process which reads may take for one patch, or for opening a slide, before it counts as
             stalled, is named, killed and replaced.
         max_reads: How often patches are tried to be read by processes that stall or die, before their slide fails.
+        part: Which of how many parts of the slides, from 0, this process begins with, such as 3/16 for a task of a scheduler's
+            array; it goes on with what no other one has begun. For processes that are not of torchrun or Ray.
+        ray: Of engine ray.
     """
+
+    engine: Literal["local", "ray"] = "local"
 
     max_failed: Annotated[int | None, arg(metavar="N")] = None
     reader_timeout_s: Annotated[float, arg(name="reader-timeout", metavar="SECONDS")] = 300.0
     max_reads: Annotated[int, arg(metavar="N")] = 3
+    part: Annotated[tuple[int, int], word("I/N", _read_part, lambda part: f"{part[0]}/{part[1]}")] = (0, 1)
+    ray: Annotated[RayOptions, arg(name="")] = field(default_factory=RayOptions)
 
     def __post_init__(self) -> None:
         if self.max_failed is not None and self.max_failed < 0:
@@ -49,6 +61,10 @@ class CohortOptions:
         if not 0 < self.reader_timeout_s < float("inf"):
             raise ParameterError(
                 f"`reader_timeout_s` must be finite and above 0, not {self.reader_timeout_s}"
+            )
+        if not 0 <= self.part[0] < self.part[1]:
+            raise ParameterError(
+                f"`part` is {self.part[0]}/{self.part[1]}; it must be from 0/N to N-1/N, such as 3/16"
             )
         if self.max_reads < 1:
             raise ParameterError(f"`max_reads` must be at least 1, not {self.max_reads}")
@@ -126,8 +142,9 @@ def embed_slides(
 
     Raises:
         DataError: ``cohort.jsonl`` is of something else.
-        EvaluationError: The model or a device cannot do what is asked, a file would replace something else's, or more slides
-            failed than may.
+        EvaluationError: The model or a device cannot do what is asked, a file would replace something else's, more slides
+            failed than may, or the cluster cannot be reached.
+        MissingPackageError: The engine is not installed.
         OutputError: The folder or a file cannot be written.
         ParameterError: A value is out of its range.
     """
@@ -139,18 +156,36 @@ def embed_slides(
             f"`batch_size` must be at least 1 and `num_workers` at least 0, not {forward.batch_size} and {num_workers}"
         )
     with Ranks.from_environment().joined() as ranks:
-        models = _placed(backbone, forward, ranks)
+        is_local = options.engine == "local"
+        if not is_local and ranks.world_size > 1:
+            raise ParameterError(
+                "`engine='ray'` starts its own processes; leave torchrun out, or take `engine='local'`"
+            )
+        # where Ray's workers run, paths begin elsewhere
+        folder = Path(output) if is_local else Path(output).absolute()
+        given = list(slides) if is_local else [_with_absolute_paths(slide) for slide in slides]
         settings = CohortSettings.of(
             backbone,
             forward,
             tiling or TilingOptions(),
-            place=None if place is None else Path(place),
+            place=None if place is None else Path(place).absolute(),
             edge=edge,
         )
-        folder = Path(output)
+        work = CohortWork(
+            backbone=backbone,
+            folder=folder,
+            settings=settings,
+            forward=forward,
+            num_readers=_num_readers(num_workers, ranks),
+            reader_timeout_s=options.reader_timeout_s,
+            max_reads=options.max_reads,
+            skip_corrupt=skip_corrupt,
+        )
+        check_pooling(backbone.model, forward.pool)
+        models = work.models(ranks) if is_local else []
 
         def plan() -> list[PlannedSlide]:
-            found = plan_slides(slides, folder, settings, RecordLog(folder).records, overwrite=overwrite)
+            found = plan_slides(given, folder, settings, RecordLog(folder).records, overwrite=overwrite)
             make_folder(folder)
             check_folder(folder)
             return found
@@ -158,59 +193,25 @@ def embed_slides(
         planned = ranks.on_first(plan)
         log = RecordLog(folder)
         waited, stopped = 0.0, False
-        if planned:
-            readers = PatchReaders(
-                _num_readers(num_workers, ranks),
-                timeout_s=options.reader_timeout_s,
-                max_attempts=options.max_reads,
-                on_warning=on_warning,
-            )
-            engine = LocalEngine(
-                models,
-                readers,
-                CohortFolder(folder, log),
-                settings,
-                batch_size=forward.batch_size,
-                skip_corrupt=skip_corrupt,
-                calls=replace(calls, on_slide=_counting(planned, log, options, calls)),
-            )
-            stopped = not engine.run(_own_first(planned, ranks))
-            waited = engine.seconds_waited
+        told = replace(calls, on_slide=_counting(planned, log, options, calls))
+        if planned and is_local:
+            dealt = ranks if ranks.world_size > 1 else Ranks(rank=options.part[0], world_size=options.part[1])
+            stopped, waited = work.run(models, *own_first(planned, dealt), told, on_warning)
+        elif planned:
+            stopped, waited = embed_by_ray(work, planned, options.ray, told, on_warning)
         stopped = any(ranks.gather(stopped))
         seconds = time.perf_counter() - start
-        return _summary(slides, planned, log.refresh(), folder, seconds, waited, stopped)
+        return _summary(given, planned, log.refresh(), folder, seconds, waited, stopped)
 
 
-def _placed(backbone: Backbone, forward: ForwardOptions, ranks: Ranks) -> list[PlacedModel]:
-    """Puts a copy of the model on each device."""
-    names = [ranks.own_device(forward.device)]
-    if ranks.world_size == 1 and forward.device in ("auto", "cuda") and torch.cuda.device_count() > 1:
-        names = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    return [
-        PlacedModel(
-            backbone if index == 0 else replace(backbone, model=copy.deepcopy(backbone.model)),
-            device=name,
-            pool=forward.pool,
-            dtype=forward.dtype,
-            input_size=forward.input_size,
-        )
-        for index, name in enumerate(names)
-    ]
+def _with_absolute_paths(slide: SlideInput) -> SlideInput:
+    coords = None if slide.coords is None else slide.coords.absolute()
+    return replace(slide, path=slide.path.absolute(), coords=coords)
 
 
 def _num_readers(wanted: int, ranks: Ranks) -> int:
     """Shares the cores among the processes of this machine."""
     return num_loader_workers(min(wanted, max(num_usable_cores() // ranks.local_world_size, 1)), wanted)
-
-
-def _own_first(planned: Sequence[PlannedSlide], ranks: Ranks) -> list[PlannedSlide]:
-    """Orders slides: those dealt to this process, then those of the others, of which it takes what they have not begun."""
-    if ranks.world_size == 1:
-        return list(planned)
-    mine = ranks.share([one.num_bytes for one in planned])
-    own = set(mine)
-    # from the end, where the others have not been yet
-    return [planned[i] for i in mine] + [planned[i] for i in reversed(range(len(planned))) if i not in own]
 
 
 def _counting(

@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from multiprocessing.shared_memory import SharedMemory
 
 import torch
 
 from ..data import PatchSource
-from .batch_buffers import pixels_of
+from .batch_buffers import BatchBuffer
 from .cohort_plan import PlannedSlide
 from .model_input import PatchBatch
 from .patch_readers import ReadPatches
@@ -72,7 +71,7 @@ class ReadBatch:
     job: SlideJob
     number: int
     found: ReadPatches
-    buffer: SharedMemory
+    buffer: BatchBuffer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +134,7 @@ class DeviceLane(threading.Thread):
             return None
         try:
             found = batch.found
-            images = pixels_of(batch.buffer, (len(found.indices), 3, *embedding.size))
+            images = batch.buffer.pixels((len(found.indices), 3, *embedding.size))
             embedding.add(
                 PatchBatch(indices=found.indices, images=torch.from_numpy(images), errors=found.errors)
             )

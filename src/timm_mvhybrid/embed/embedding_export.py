@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -149,6 +149,35 @@ def export_embeddings(
         remove_leftovers(output)
         _write(file, format, output, slide_id or file.stem, overwrite)
     return output
+
+
+def export_folder(
+    folder: str | Path, format: ExportFormat, *, on_file: Callable[[int, int], None] | None = None
+) -> None:
+    """Exports every embedding h5 of a folder beside it, unless that was done since the h5 was written.
+
+    Of several processes one exports at a time, and the others then find it done.
+
+    Args:
+        folder: Of ``<slide_id>.h5`` files.
+        format: As for ``export_embeddings``.
+        on_file: Called after each file with how many are done, and how many there are.
+
+    Raises:
+        DataError: A file holds no embeddings, or not what the format needs.
+        MissingPackageError: A package that the format needs is not installed.
+        OutputError: The disk does not take it.
+    """
+    folder = Path(folder)
+    files = sorted(file for file in folder.glob("*.h5") if not file.name.startswith("."))
+    with claimed(folder / f"export to {format}", wait=True):
+        for number, file in enumerate(files, start=1):
+            # slide ids may have dots, so that a suffix is added rather than replaced
+            output = folder / f"{file.stem}.{format}"
+            if not output.exists() or output.stat().st_mtime_ns < file.stat().st_mtime_ns:
+                export_embeddings(file, format, output, overwrite=True)
+            if on_file is not None:
+                on_file(number, len(files))
 
 
 @contextmanager

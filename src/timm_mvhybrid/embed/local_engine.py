@@ -11,12 +11,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing import Pipe
-from multiprocessing.shared_memory import SharedMemory
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from ..runtime.errors import EvaluationError, OutputError, TimmMVHybridError, one_sentence
-from .batch_buffers import Buffers
+from .batch_buffers import BatchBuffer, Buffers
 from .cohort_folder import CohortFolder
 from .cohort_plan import CohortSettings, PlannedSlide
 from .device_lane import DeviceLane, LaneEvent, ReadBatch, SlideJob
@@ -79,11 +78,13 @@ class LocalEngine:
         """How long devices have waited for patches, the mean over devices."""
         return sum(lane.seconds_waited for lane in self.lanes) / len(self.lanes)
 
-    def run(self, planned: Sequence[PlannedSlide]) -> bool:
+    def run(self, planned: Sequence[PlannedSlide], num_own: int | None = None) -> bool:
         """Embeds the slides that no other process claims.
 
         Args:
             planned: The slides, in the order in which they are begun.
+            num_own: How many of them, from the first, are meant for this process; the others it takes one by one, once it
+                is about to have nothing to do. None means all.
 
         Returns:
             False if the engine was told to stop.
@@ -94,6 +95,7 @@ class LocalEngine:
         """
         waiting = iter(planned)
         self._left = len(planned)
+        self._left_of_others = 0 if num_own is None else len(planned) - num_own
         deadline = None
         for lane in self.lanes:
             lane.start()
@@ -120,6 +122,8 @@ class LocalEngine:
             unread = [job for job in self._jobs if job.next_read < job.num_batches or job.opened is None]
             num_batches = sum(job.num_batches - job.next_read for job in unread)
             enough = len(unread) > len(self.lanes) and num_batches >= self.buffers.limit
+            if self._left <= self._left_of_others and len(unread) >= len(self.lanes):
+                return
             if enough or len(unread) > len(self.lanes) + self.buffers.limit:
                 return
             self._left -= 1
@@ -152,7 +156,8 @@ class LocalEngine:
                 source=job.source,
                 indices=indices,
                 size=job.embedding.size,
-                buffer=buffer.name,
+                number=buffer.number,
+                buffer=buffer,
             )
             name = f"{job.planned.slide.path}, patches {indices[0]} to {indices[-1]}"
             owner = (job, job.next_read, buffer)
@@ -202,7 +207,7 @@ class LocalEngine:
         job.lane.num_pending += job.num_batches
         self._tiles_known += len(answer.source)
 
-    def _was_read(self, owner: tuple[SlideJob, int, SharedMemory], answer: Answer) -> None:
+    def _was_read(self, owner: tuple[SlideJob, int, BatchBuffer], answer: Answer) -> None:
         job, number, buffer = owner
         assert job.lane is not None
         if isinstance(answer, ReadPatches) and not job.dropped:

@@ -9,19 +9,19 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import connection, forkserver, get_all_start_methods, get_context
-from multiprocessing.shared_memory import SharedMemory
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from ..data import PatchSource
 from ..runtime.errors import DataError, TimmMVHybridError
-from .batch_buffers import pixels_of
+from .batch_buffers import BatchBuffer
 from .model_input import read_patch
 from .slide_opening import OpenedSlide, SlideOpening, open_slide_of_cohort
 
 _MAX_SOURCES = 8
 """Slides that a reader keeps open; each may cache 32 MB."""
+_MAX_BUFFERS = 16
 _POLL_S = 0.2
 
 
@@ -34,14 +34,16 @@ class PatchReading:
         source: The source; None where this reader has it.
         indices: Which patches.
         size: Height and width in px at which they are wanted.
-        buffer: Name of the shared memory to write them to, (B, 3, H, W) uint8.
+        number: Of the buffer to write them to, (B, 3, H, W) uint8.
+        buffer: The buffer; None where this reader has it.
     """
 
     key: int
     source: PatchSource | None
     indices: range
     size: tuple[int, int]
-    buffer: str
+    number: int
+    buffer: BatchBuffer | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +79,45 @@ class ReaderTask:
 Answer = OpenedSlide | ReadPatches | DataError
 
 
+class _Closes(Protocol):
+    def close(self) -> None: ...
+
+
+_T = TypeVar("_T", bound=_Closes)
+
+
+class _Recent(OrderedDict[int, _T]):
+    """Keeps what was used last; both ends of a pipe count alike, so that each knows what the reader has."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def take(self, key: int, given: _T | None) -> _T:
+        """Takes what is given, or was before."""
+        if given is not None:
+            self[key] = given
+        self.move_to_end(key)
+        found = self[key]
+        while len(self) > self.limit:
+            self.popitem(last=False)[1].close()
+        return found
+
+
+class _There:
+    """Stands for what is at the other end."""
+
+    def close(self) -> None:
+        """Is closed there."""
+
+
 class _Served:
     """What a reader does, in its process."""
 
     def __init__(self, progress: Any) -> None:
         self.progress = progress
-        self.sources: OrderedDict[int, PatchSource] = OrderedDict()
-        self.buffers: OrderedDict[str, SharedMemory] = OrderedDict()
+        self.sources: _Recent[PatchSource] = _Recent(_MAX_SOURCES)
+        self.buffers: _Recent[BatchBuffer] = _Recent(_MAX_BUFFERS)
 
     def answer(self, request: SlideOpening | PatchReading) -> Answer:
         if isinstance(request, SlideOpening):
@@ -98,8 +132,9 @@ class _Served:
             return DataError(f"{where}: cannot be read ({type(error).__name__}: {error}); copy it anew")
 
     def read(self, request: PatchReading) -> ReadPatches:
-        source = _kept(self.sources, request.key, request.source)
-        pixels = pixels_of(self._buffer(request.buffer), (len(request.indices), 3, *request.size))
+        source = self.sources.take(request.key, request.source)
+        buffer = self.buffers.take(request.number, request.buffer)
+        pixels = buffer.pixels((len(request.indices), 3, *request.size))
         indices: list[int] = []
         errors: list[tuple[int, str]] = []
         for index in request.indices:
@@ -112,29 +147,11 @@ class _Served:
             self.progress.value += 1
         return ReadPatches(indices=indices, errors=errors)
 
-    def _buffer(self, name: str) -> SharedMemory:
-        if name not in self.buffers:
-            self.buffers[name] = SharedMemory(name)
-            while len(self.buffers) > 2 * _MAX_SOURCES:
-                self.buffers.popitem(last=False)[1].close()
-        self.buffers.move_to_end(name)
-        return self.buffers[name]
-
     def close(self) -> None:
         for source in self.sources.values():
             source.close()
         for buffer in self.buffers.values():
             buffer.close()
-
-
-def _kept(sources: OrderedDict[int, PatchSource], key: int, given: PatchSource | None) -> PatchSource:
-    """Keeps the sources that were used last; ``_Reader.lacks`` counts alike, so that each knows what is here."""
-    if given is not None:
-        sources[key] = given
-    sources.move_to_end(key)
-    while len(sources) > _MAX_SOURCES:
-        sources.popitem(last=False)[1].close()
-    return sources[key]
 
 
 def serve(pipe: connection.Connection, progress: Any, is_process: bool) -> None:
@@ -163,18 +180,21 @@ class _Reader:
     progress: Any
     process: Any
     task: ReaderTask | None = None
-    sources: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    sources: _Recent[_There] = field(default_factory=lambda: _Recent(_MAX_SOURCES))
+    buffers: _Recent[_There] = field(default_factory=lambda: _Recent(_MAX_BUFFERS))
     seen: int = 0
     since: float = 0.0
 
-    def lacks(self, key: int) -> bool:
-        """Says whether a source must be sent along, and notes that it is there afterwards."""
-        absent = key not in self.sources
-        self.sources[key] = None
-        self.sources.move_to_end(key)
-        while len(self.sources) > _MAX_SOURCES:
-            self.sources.popitem(last=False)
-        return absent
+    def without_what_is_there(self, reading: PatchReading) -> PatchReading:
+        """Leaves out what the reader has, and notes that it has the rest."""
+        lacks_source, lacks_buffer = reading.key not in self.sources, reading.number not in self.buffers
+        self.sources.take(reading.key, _There())
+        self.buffers.take(reading.number, _There())
+        return replace(
+            reading,
+            source=reading.source if lacks_source else None,
+            buffer=reading.buffer if lacks_buffer else None,
+        )
 
     def seconds_silent(self) -> float:
         """Says for how long no patch was finished."""
@@ -256,14 +276,8 @@ class PatchReaders:
 
     def _give(self, reader: _Reader, task: ReaderTask) -> None:
         request = task.request
-        if isinstance(request, PatchReading) and not reader.lacks(request.key):
-            request = PatchReading(
-                key=request.key,
-                source=None,
-                indices=request.indices,
-                size=request.size,
-                buffer=request.buffer,
-            )
+        if isinstance(request, PatchReading):
+            request = reader.without_what_is_there(request)
         task.attempts += 1
         reader.task, reader.since, reader.seen = task, time.monotonic(), int(reader.progress.value)
         # one that died is noticed when it is waited for

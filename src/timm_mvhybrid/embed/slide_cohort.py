@@ -88,7 +88,7 @@ class RecordLog:
             with self.path.open("rb") as file:
                 file.seek(self._position)
                 content = file.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return self.records
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read ({error.strerror or error})") from error

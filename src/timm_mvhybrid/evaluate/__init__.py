@@ -10,13 +10,16 @@ scikit-learn, scanpy, anndata and scikit-survival are imported when they are cal
 from ..cohorts.cohort import select_genes
 from ..cohorts.labelled_images import open_images
 from ..embed.backbone import Backbone, load_backbone
+from ..embed.cohort_run import CohortOptions, CohortSummary, embed_slides
 from ..embed.embedding_cache import EmbeddingOptions, embed_models
 from ..embed.embedding_export import export_embeddings
 from ..embed.embedding_store import check_output
 from ..embed.embeddings import BatchReport, EmbeddingSummary, embed
+from ..embed.engine_calls import EngineCalls, EngineReport
 from ..embed.model_input import choose_device, num_available_workers
 from ..embed.model_table import ModelRow, describe_models, models_table
 from ..embed.overview_page import Overview, write_overview
+from ..embed.slide_cohort import SlideRecord, read_records
 from ..probes.attention_mil import AttentionOptions, attention_mil
 from ..probes.concordance import Concordance, concordance_index
 from ..probes.expression_metrics import (
@@ -52,9 +55,13 @@ __all__ = [
     "BackboneOptions",
     "BatchReport",
     "ClassificationOptions",
+    "CohortOptions",
+    "CohortSummary",
     "Concordance",
     "EmbeddingOptions",
     "EmbeddingSummary",
+    "EngineCalls",
+    "EngineReport",
     "EvaluationError",
     "ExpressionMetrics",
     "ExpressionOptions",
@@ -71,6 +78,7 @@ __all__ = [
     "RetrievalOptions",
     "RidgeFold",
     "ScoreSheet",
+    "SlideRecord",
     "SlideTaskOptions",
     "SlidesOptions",
     "StageReport",
@@ -87,6 +95,7 @@ __all__ = [
     "drop_percentages",
     "embed",
     "embed_models",
+    "embed_slides",
     "evaluate_classification",
     "evaluate_expression",
     "evaluate_retrieval",
@@ -104,6 +113,7 @@ __all__ = [
     "patient_folds",
     "prototype_retrieval",
     "random_folds",
+    "read_records",
     "read_result",
     "register_task",
     "registered_tasks",

@@ -1,4 +1,4 @@
-"""The script for arrays of Slurm: one cell a task, queued again for code 75 alone."""
+"""The scripts for arrays of Slurm: one cell, or one part of the slides, a task, queued again for code 75 alone."""
 
 import os
 import subprocess
@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "slurm" / "study.sbatch"
+SCRIPTS = Path(__file__).parents[1] / "examples" / "slurm"
+STARTED = {
+    "study.sbatch": "study run {} --cell-index 5",
+    # the fourth of sixteen tasks that are numbered from two
+    "embed.sbatch": "embed {} --part 3/16",
+}
 PYTHON = """#!/usr/bin/env bash
 echo "python $*" >>"$RECORD/calls"
 exit CODE
@@ -37,6 +42,8 @@ def environment(tmp_path):
         "PYTHON": str(programs / "python"),
         "SLURM_ARRAY_JOB_ID": "4711",
         "SLURM_ARRAY_TASK_ID": "5",
+        "SLURM_ARRAY_TASK_MIN": "2",
+        "SLURM_ARRAY_TASK_COUNT": "16",
     }
 
 
@@ -46,26 +53,32 @@ def write_python(environment, text):
     path.chmod(0o755)
 
 
-@pytest.mark.parametrize(("code", "found", "requeued"), [(0, 0, False), (1, 1, False), (75, 0, True)])
-def test_a_task_runs_its_cell_and_is_queued_again_where_it_was_stopped(
-    environment, tmp_path, code, found, requeued
+@pytest.mark.parametrize("script", STARTED)
+@pytest.mark.parametrize(
+    ("code", "found", "requeued"), [(0, 0, False), (1, 1, False), (3, 3, False), (75, 0, True)]
+)
+def test_a_task_runs_its_part_and_is_queued_again_where_it_was_stopped(
+    environment, tmp_path, script, code, found, requeued
 ):
     write_python(environment, PYTHON.replace("CODE", str(code)))
-    command = ["bash", str(SCRIPT), "two words.yaml", "--output", "out"]
+    command = ["bash", str(SCRIPTS / script), "two words.yaml", "--output", "out"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     calls = (tmp_path / "calls").read_text().splitlines()
     assert result.returncode == found
-    assert calls[0] == "python -m timm_mvhybrid study run two words.yaml --output out --cell-index 5"
+    assert calls[0] == f"python -m timm_mvhybrid {STARTED[script].format('two words.yaml --output out')}"
     assert (calls[-1] == "scontrol requeue 4711_5") == requeued
     assert result.stderr == ""
 
 
-def test_a_signal_to_the_script_reaches_the_cell(environment, tmp_path):
+@pytest.mark.parametrize("script", STARTED)
+def test_a_signal_to_the_script_reaches_the_command(environment, tmp_path, script):
     import signal
     import time
 
     write_python(environment, WAITING)
-    process = subprocess.Popen(["bash", str(SCRIPT), "study.yaml"], env=environment, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        ["bash", str(SCRIPTS / script), "study.yaml"], env=environment, stdout=subprocess.PIPE
+    )
     end = time.monotonic() + 60
     while not (tmp_path / "ready").exists():
         assert time.monotonic() < end
