@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import h5py
@@ -65,6 +66,34 @@ def test_real_slide(tmp_path, capsys):
         assert file.attrs["resolution_um_per_px"] == 0.499
         assert file.attrs["patch_size_px"] == file.attrs["input_size_px"] == 256
         assert file.attrs["source"] == "CMU-1-Small-Region.svs"
+
+
+def test_other_formats_go_by_the_suffix_and_leave_no_h5(folder, capsys):
+    anndata = pytest.importorskip("anndata")
+    before = set(folder.iterdir())
+    assert embed("slide.tif", "--patch-size", "64", output="S1.h5ad") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["output"] == "S1.h5ad"
+    found = anndata.read_h5ad("S1.h5ad")
+    assert found.shape == (summary["num_patches"], summary["embedding_dim"])
+    assert set(found.obs["slide_id"]) == {"S1"}
+    assert set(folder.iterdir()) - before == {folder / "S1.h5ad"}
+    assert embed("slide.tif", output="S1.h5ad") == 1
+    assert "error: S1.h5ad: exists already; replace it with --overwrite" in capsys.readouterr().err
+
+
+def test_formats_are_checked_before_the_model_is_made(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "spatialdata", None)
+    for output, options, message in [
+        ("out.zarr", (), "spatialdata is not installed; pip install 'timm-mvhybrid[spatialdata]'"),
+        ("out.h5", ("--format", "h5ad"), "than --format h5ad; name it out.h5ad"),
+        ("out.h5ad", ("--format", "h5"), "than --format h5; name it out.h5"),
+    ]:
+        assert embed("slide.tif", *options, model="no_such_model", output=output) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.endswith(f"{message}\n")
+        assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["slide.tif", "hest.h5", "slide.h5", "images"])

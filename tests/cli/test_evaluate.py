@@ -10,8 +10,8 @@ from support.hest_tasks import write_studies, write_task
 from support.slide_bags import write_bags, write_follow_up, write_labels
 
 from timm_mvhybrid.cli import main
-from timm_mvhybrid.cohorts.counts import quiet_anndata
 from timm_mvhybrid.evaluate import read_result
+from timm_mvhybrid.runtime.anndata_file import quiet_anndata
 
 EMBEDDED = ["--device", "cpu", "--num-workers", "0", "--cache", "cache"]
 MODEL = ["--model", "test_vit12", "--baselines", "none", *EMBEDDED]

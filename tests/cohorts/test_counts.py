@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from timm_mvhybrid.cohorts.counts import quiet_anndata, read_counts
+from timm_mvhybrid.cohorts.counts import read_counts
 from timm_mvhybrid.data import DataError
+from timm_mvhybrid.runtime.anndata_file import quiet_anndata
 
 COUNTS = np.array([[0, 3, 1], [7, 0, 0], [2, 2, 2048], [0, 0, 5]])
 LOGS = np.log1p(COUNTS).astype(np.float32)

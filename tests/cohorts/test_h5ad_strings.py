@@ -7,7 +7,8 @@ import pandas
 import pytest
 from support.hest_tasks import sample_arrays
 
-from timm_mvhybrid.cohorts.hest_writer import write_anndata, write_sample
+from timm_mvhybrid.cohorts.hest_writer import write_sample
+from timm_mvhybrid.runtime.anndata_file import write_anndata
 from timm_mvhybrid.synthetic import PhantomOptions, write_phantom
 
 

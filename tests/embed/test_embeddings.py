@@ -76,6 +76,7 @@ def test_attributes(tmp_path, hest, backbone):
         "weights_sha256": "random",
         "resolution_um_per_px": 0.5,
         "patch_size_px": 64,
+        "patch_size_level0": 128,
         "input_size_px": 64,
         "global_pool": "model (token)",
         "dtype": "float32",

@@ -1,5 +1,6 @@
 """lazyslide: what it stores of a real slide's tiles, pooled and dense, against our own embeddings of the same tiles."""
 
+import h5py
 import lazyslide as zs
 import lazyslide_models
 import numpy as np
@@ -11,6 +12,8 @@ from support.exports import exported
 from wsidata import open_wsi
 
 import timm_mvhybrid.integrations.lazyslide
+from timm_mvhybrid.cli import main
+from timm_mvhybrid.evaluate import export_embeddings
 from timm_mvhybrid.models import MODEL_NAMES
 
 MODEL = "mvhybrid_small_patch16_256"
@@ -169,3 +172,22 @@ def test_unpublished_weights_fail_at_once_and_clearly(few_tiles):
 
 def test_timm_knows_the_models():
     assert set(MODEL_NAMES) <= set(timm.list_models())
+
+
+def test_an_exported_slide_is_a_store_of_lazyslides(slide, slide_image, tmp_path):
+    h5 = tmp_path / "slide.h5"
+    assert (
+        main(["embed", str(slide), "--model", "test_mvhybrid", "--output", str(h5), "--device", "cpu"]) == 0
+    )
+    wsi = open_wsi(slide, store=export_embeddings(h5, "zarr"))
+    theirs = wsi.fetch.features_anndata("test_mvhybrid", "tiles")
+    with h5py.File(h5) as stored:
+        np.testing.assert_array_equal(theirs.X, stored["embeddings"][:])
+        np.testing.assert_array_equal(theirs.obsm["spatial"], stored["coords"][:])
+    first = next(iter(wsi.iter.tile_images("tiles")))
+    square = (first.x, first.y, first.x + 256, first.y + 256)
+    np.testing.assert_array_equal(first.image, np.asarray(slide_image.crop(square)))
+    zs.tl.feature_aggregation(wsi, "test_mvhybrid", encoder="mean")
+    means = wsi.tables["test_mvhybrid_tiles"].varm["agg_slide"]
+    # float32 sums of a few dozen numbers
+    np.testing.assert_allclose(np.ravel(means), theirs.X.mean(0), rtol=1e-5, atol=1e-6)

@@ -18,6 +18,7 @@ from ..runtime.errors import TimmMVHybridError, one_sentence
 from ..runtime.implementation_request import check_request, requested_by_environment
 from ..version import __version__
 from .analyse import Analyse
+from .cohort import Cohort
 from .doctor import Doctor
 from .embed import Embed
 from .evaluate import Evaluate, task_command
@@ -39,6 +40,7 @@ from .tile import Tile
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS: dict[str, type[Any]] = {
     "embed": Embed,
+    "cohort": Cohort,
     "tile": Tile,
     "prepare": Prepare,
     "pretrain": Pretrain,

@@ -13,7 +13,15 @@ from tyro.conf import Positional, arg
 
 from ..data import H5_SUFFIXES, TilingOptions, list_slides, open_source
 from ..embed.cohort_run import CohortOptions, CohortSummary, embed_slides
-from ..embed.embedding_store import check_output
+from ..embed.embedding_export import (
+    SUFFIXES,
+    EmbeddingFormat,
+    check_export,
+    check_packages,
+    choose_format,
+    export_folder,
+    written_as,
+)
 from ..embed.embeddings import BatchReport, ForwardOptions, embed
 from ..embed.engine_calls import EngineCalls, EngineReport
 from ..embed.model_input import choose_device
@@ -24,7 +32,7 @@ from ..training.stop_signal import EXIT_CODE, StopSignal
 from ..version import __version__
 from .cohort_display import CohortDisplay
 from .flags import UsageError
-from .messages import report, say
+from .messages import report, say, status
 from .progress import RunDisplay, RunLog
 from .weights import WeightOptions
 
@@ -45,6 +53,9 @@ class Embed:
     output: Annotated[Path, arg(metavar="FILE.h5|DIR")]
     """File to write, complete or absent, never half; or a folder, for <slide_id>.h5 of each slide and cohort.jsonl. Run
     again, a folder gets what is missing or changed."""
+    format: EmbeddingFormat = "auto"
+    """What is written: h5, which our other commands read; h5ad for scanpy; zarr, a SpatialData store for lazyslide;
+    parquet. auto goes by the output's suffix. A folder keeps its h5 files and gets the others beside them."""
     overwrite: bool = False
     """Replace an existing output; in a folder, embed all slides anew."""
     skip_corrupt: bool = False
@@ -76,6 +87,8 @@ class Embed:
 
     @property
     def _is_one_file(self) -> bool:
+        if self.output.suffix.lower() in SUFFIXES:
+            return True
         is_named_so = self.output.suffix.lower() in H5_SUFFIXES or self.output.is_file()
         return is_named_so and not self.output.is_dir()
 
@@ -96,12 +109,16 @@ class Embed:
         return None
 
     def _into_file(self, path: Path) -> None:
-        check_output(self.output, overwrite=self.overwrite, source=path)
+        check_export(self.output, overwrite=self.overwrite, source=path)
+        check_packages(choose_format(self.output, self.format))
         log = self._log()
         try:
             source = open_source(path, tiling=self.tiling, slide=self.slide, edge=self.edge)
             backbone = self.weights.load(self.model)
-            with RunDisplay() as display:
+            with (
+                RunDisplay() as display,
+                written_as(self.output, self.format, overwrite=self.overwrite) as file,
+            ):
 
                 def report_batch(batch: BatchReport) -> None:
                     display.update(batch)
@@ -110,7 +127,7 @@ class Embed:
                 summary = embed(
                     source,
                     backbone,
-                    self.output,
+                    file,
                     **self.forward.arguments(),
                     skip_corrupt=self.skip_corrupt,
                     overwrite=self.overwrite,
@@ -119,6 +136,8 @@ class Embed:
         except BaseException as error:
             log.fail(error)
             raise
+        # the h5 of another format is gone
+        summary = dataclasses.replace(summary, output=str(self.output))
         result = dataclasses.asdict(summary)
         log.write("done", **result)
         display.summarise(summary)
@@ -127,6 +146,8 @@ class Embed:
 
     def _into_folder(self) -> int | None:
         is_first = Ranks.from_environment().is_first
+        format = "h5" if self.format == "auto" else self.format
+        check_packages(format)
         log = self._log()
         try:
             slides = list_slides(self.input)
@@ -163,6 +184,13 @@ class Embed:
                     ),
                     on_warning=lambda sentence: say(f"warning: {sentence}"),
                 )
+            if format != "h5" and is_first and not summary.stopped:
+                with status("exporting") as update:
+                    export_folder(
+                        self.output,
+                        format,
+                        on_file=lambda num, total: update(f"exporting: {num} of {total} slides"),
+                    )
         except BaseException as error:
             log.fail(error)
             raise

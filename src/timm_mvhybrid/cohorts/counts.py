@@ -8,9 +8,7 @@ of a sparse matrix up in the matrix's own type.
 from __future__ import annotations
 
 import csv
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.anndata_file import quiet_anndata
 from ..runtime.errors import DataError
 from ..runtime.extras import require
 from ..runtime.names import unique_positions
@@ -113,17 +112,6 @@ def counts_of(path: Path, data: Any, layer: str | None = None, *, option: str = 
         generated=bool(data.uns.get(GENERATED_KEY, False)),
     )
     return _checked(counts, where, lambda: _where_counts_are(data, option))
-
-
-@contextmanager
-def quiet_anndata() -> Iterator[None]:
-    """Silences anndata's warnings about files that are checked here."""
-    with warnings.catch_warnings():
-        # it warns of older file versions and of names that it would rather have different
-        warnings.simplefilter("ignore", UserWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield
 
 
 def _open_h5ad(path: Path) -> Any:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..runtime.anndata_file import quiet_anndata
 from ..runtime.errors import DataError
 from ..runtime.extras import require
-from .counts import quiet_anndata
 
 AUTOMATIC_COLUMN = "band"
 """The column that phantoms have, and that is taken unless another is named."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.image_dataset import Patches, write_images
+from ..runtime.anndata_file import quiet_anndata, write_anndata
 from ..runtime.atomic_file import make_folder, write_files, writing
 from ..runtime.errors import EvaluationError
 from ..runtime.extras import require
 from ..runtime.h5_output import H5Output
-from .counts import quiet_anndata
 from .csv_tables import SPLIT_COLUMNS
 
 
@@ -140,49 +140,3 @@ def split_tables(number: int, train: Sequence[str], test: Sequence[str]) -> dict
         lines += [f"{sample},patches/{sample}.h5,adata/{sample}.h5ad" for sample in samples]
         tables[f"{part}_{number}.csv"] = "\n".join(lines) + "\n"
     return tables
-
-
-def write_anndata(file: h5py.File, data: Any) -> None:
-    """Writes an AnnData into an empty, open HDF5 file, in a form that every anndata since 0.8 reads.
-
-    pandas 3 gives strings a type of their own, which anndata from 0.11 on stores as ``nullable-string-array``, a form
-    that older releases refuse; the same strings as objects become ``string-array``. So in the frames of ``data`` (obs,
-    var, obsm, varm, uns) strings become objects, and texts of obs and var categories.
-    """
-    try:
-        from anndata.io import write_elem
-    except ImportError:  # before 0.11
-        from anndata.experimental import write_elem
-    with quiet_anndata():
-        # as writing does by itself, but before the categories, too, become objects
-        data.strings_to_categoricals()
-        for frame in _frames([data.obs, data.var, data.obsm, data.varm, data.uns]):
-            _turn_strings_into_objects(frame)
-        write_elem(file, "/", data)
-    if data.raw is None and "raw" in file:
-        # written as nothing, which older releases do not know
-        del file["raw"]
-
-
-def _frames(values: Iterable[Any]) -> Iterator[Any]:
-    """Yields the data frames among values and in the mappings among them."""
-    for value in values:
-        if isinstance(value, Mapping):
-            yield from _frames(value.values())
-        elif isinstance(value, require("pandas").DataFrame):
-            yield value
-
-
-def _turn_strings_into_objects(frame: Any) -> None:
-    pandas = require("pandas")
-
-    def is_string(values: Any) -> bool:
-        return isinstance(values.dtype, pandas.StringDtype)
-
-    if is_string(frame.index):
-        frame.index = frame.index.astype(object)
-    for name, column in frame.items():
-        if is_string(column):
-            frame[name] = column.astype(object)
-        elif isinstance(column.dtype, pandas.CategoricalDtype) and is_string(column.cat.categories):
-            frame[name] = column.cat.rename_categories(column.cat.categories.astype(object))

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.anndata_file import quiet_anndata
 from ..runtime.errors import DataError
 from ..runtime.extras import require
-from .counts import quiet_anndata
 
 EXTRA = "spatialdata"
 _KINDS = ("tables", "shapes", "labels", "images")

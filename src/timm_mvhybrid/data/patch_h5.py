@@ -64,6 +64,9 @@ class PatchH5Source:
         self.resolution_um_per_px: float | None = None
         if pixel_size is not None and downsample is not None:
             self.resolution_um_per_px = pixel_size * downsample
+        self.patch_size_level0: float | None = None
+        if self._dataset == "img" and self.patch_size_px is not None and downsample is not None:
+            self.patch_size_level0 = self.patch_size_px * downsample
         self._file.close()
 
     def __len__(self) -> int:

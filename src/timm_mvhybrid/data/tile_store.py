@@ -18,8 +18,7 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from ..runtime.atomic_file import claimed, make_folder, write_file
 from ..runtime.digest import file_fingerprint
@@ -31,13 +30,10 @@ from .h5_file import H5File
 from .image_dataset import write_images
 from .patch_h5 import PatchH5Source
 from .slide_source import SlideSource
+from .tile_drawing import tint_tiles
 from .tissue import TilingOptions
 
 Compression = Literal["none", "lzf", "gzip"]
-
-_TILE_COLOUR = (0, 110, 60)
-_TILE_OPACITY = 0.25
-_SMALLEST_OUTLINED_PX = 5
 
 
 def tile_file_matches(path: Path, slide: Path, options: TilingOptions) -> int:
@@ -116,19 +112,7 @@ def write_thumbnail(source: SlideSource, path: Path, size_px: int) -> None:
     """Draws the slide with its tiles tinted, ``size_px`` on its longer side, as a PNG."""
     downsample = max(max(source.slide.dimensions) / size_px, 1.0)
     picture = Image.fromarray(source.slide.thumbnail(downsample))
-    scale = np.array(picture.size) / np.array(source.slide.dimensions)
-    layer = Image.new("L", picture.size, 0)
-    drawing = ImageDraw.Draw(layer)
-    outline: dict[str, Any] = {}
-    if source.patch_size_level0 * scale.min() >= _SMALLEST_OUTLINED_PX:
-        outline = {"outline": 255}
-    tint = round(255 * _TILE_OPACITY)
-    for corner in source.coords:
-        # one pixel less: both corners of a rectangle are drawn, and neighbours must not overlap
-        box = np.concatenate([corner * scale, (corner + source.patch_size_level0) * scale - 1])
-        left, top, right, bottom = np.round(box).astype(int).tolist()
-        drawing.rectangle((left, top, max(right, left), max(bottom, top)), fill=tint, **outline)
-    picture.paste(Image.new("RGB", picture.size, _TILE_COLOUR), mask=layer)
+    tint_tiles(picture, source.coords, source.patch_size_level0, source.slide.dimensions)
     content = io.BytesIO()
     picture.save(content, "PNG")
     write_file(path, content.getvalue())

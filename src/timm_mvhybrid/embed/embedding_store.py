@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import DataError, PatchSource
+from ..data.h5_file import H5File, attributes, number, read_coords
 from ..runtime.atomic_file import check_output_file
 from ..runtime.errors import EvaluationError, check_space
 from ..runtime.h5_output import H5Output
@@ -84,12 +85,24 @@ def read_batches(file: str | Path, num_rows: int = _ROWS_PER_BATCH) -> Iterator[
     """
     file = Path(file)
     with _opened(file) as (_, stored):
-        is_bag = stored.ndim == 3
         for start in range(0, stored.shape[-2], num_rows):
-            rows = slice(start, start + num_rows)
-            found = np.asarray(stored[0, rows] if is_bag else stored[rows])
-            _check_finite(file, found, start)
-            yield found.astype(np.float32, copy=False)
+            yield _read(file, stored, start, start + num_rows)
+
+
+def read_rows(file: str | Path, start: int, stop: int) -> NDArray[np.float32]:
+    """Reads some rows of an embedding h5, (stop - start, D) float32, finite.
+
+    Raises:
+        DataError: As ``read_embeddings``, of these rows.
+    """
+    with _opened(Path(file)) as (_, stored):
+        return _read(Path(file), stored, start, stop)
+
+
+def _read(file: Path, stored: h5py.Dataset, start: int, stop: int) -> NDArray[np.float32]:
+    found = np.asarray(stored[0, start:stop] if stored.ndim == 3 else stored[start:stop])
+    _check_finite(file, found, start)
+    return found.astype(np.float32, copy=False)
 
 
 def read_barcodes(file: str | Path) -> list[str] | None:
@@ -100,6 +113,89 @@ def read_barcodes(file: str | Path) -> list[str] | None:
     """
     with _opened(Path(file)) as (content, _):
         return _barcodes(content)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StoredPatches:
+    """What an embedding h5 says of its patches, beside the embeddings.
+
+    Attributes:
+        path: The file.
+        num_patches: Rows.
+        embedding_dim: Width of the embeddings.
+        coords: Top-left corners in level-0 px, (N, 2) int64 as x, y; None where there are none.
+        barcodes: One for each patch; None where there are none.
+        paths: Of the images, where the patches are those of a folder; None otherwise.
+        patch_size_px: Side of a patch in px; None where it is not stated.
+        patch_size_level0: The same in level-0 px; None where it is not stated.
+        resolution_um_per_px: Of a patch; None where it is not stated.
+        model: As in ``StoredEmbeddings``.
+        attributes: All that the file states, in plain numbers, texts and lists.
+    """
+
+    path: Path
+    num_patches: int
+    embedding_dim: int
+    coords: NDArray[np.int64] | None
+    barcodes: list[str] | None
+    paths: list[str] | None
+    patch_size_px: int | None
+    patch_size_level0: float | None
+    resolution_um_per_px: float | None
+    model: str
+    attributes: dict[str, Any]
+
+    @property
+    def um_per_px_level0(self) -> float | None:
+        """Size of a level-0 px in µm; None where it does not follow from what is stated."""
+        if not (self.patch_size_px and self.patch_size_level0 and self.resolution_um_per_px):
+            return None
+        return self.resolution_um_per_px * self.patch_size_px / self.patch_size_level0
+
+
+def read_patches(file: str | Path) -> StoredPatches:
+    """Reads everything of an embedding h5 but the embeddings.
+
+    Args:
+        file: As in ``read_embeddings``.
+
+    Raises:
+        DataError: If the file cannot be read or holds no embeddings, or what it says of its patches does not fit them.
+    """
+    file = Path(file)
+    h5 = H5File(file)
+    with _opened(file) as (content, stored):
+        num_patches, width = (int(length) for length in stored.shape[-2:])
+        found = content.get("coords")
+        # TRIDENT adds a first axis of length 1 to features alone
+        coords = read_coords(h5, found, num_patches) if isinstance(found, h5py.Dataset) else None
+        stated = attributes(h5, *([found] if coords is not None else []))
+        h5.close()
+        side = number(h5, stated, "patch_size_px")
+        side_level0 = number(h5, stated, "patch_size_level0")
+        if side is None and side_level0 is not None:
+            # TRIDENT's name for it; CLAM's means px of a level, and comes without the other
+            side = number(h5, stated, "patch_size")
+        paths = content["paths"].asstr()[()].tolist() if "paths" in content else None
+        return StoredPatches(
+            path=file,
+            num_patches=num_patches,
+            embedding_dim=width,
+            coords=coords,
+            barcodes=_barcodes(content),
+            paths=paths,
+            patch_size_px=None if side is None else round(side),
+            patch_size_level0=side_level0,
+            resolution_um_per_px=number(h5, stated, "resolution_um_per_px"),
+            model=str(stated.get("model", "unknown")),
+            attributes={name: _plain(value) for name, value in sorted(stated.items())},
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Turns an attribute into what JSON holds."""
+    found = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    return found if isinstance(found, bool | int | float | str | list) else str(found)
 
 
 def holds(file: Path, source: PatchSource) -> bool:

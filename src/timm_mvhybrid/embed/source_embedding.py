@@ -191,6 +191,8 @@ class SourceEmbedding(AbstractContextManager["SourceEmbedding"]):
             raise DataError(f"{source.path}: none of its {self.num_corrupt} patches can be read")
         self.embedding_dim = self._writer.embedding_dim
         backbone, size = self.placed.backbone, self.size
+        # only sources of which the slide's level 0 is known
+        slide = getattr(source, "slide", None)
         self._writer.describe(
             source,
             {
@@ -199,6 +201,9 @@ class SourceEmbedding(AbstractContextManager["SourceEmbedding"]):
                 "weights_sha256": backbone.weights_sha256,
                 "resolution_um_per_px": source.resolution_um_per_px,
                 "patch_size_px": source.patch_size_px,
+                "patch_size_level0": getattr(source, "patch_size_level0", None),
+                "slide": None if slide is None else slide.path.name,
+                "slide_dimensions_px": None if slide is None else slide.dimensions,
                 "input_size_px": size[0] if size[0] == size[1] else size,
                 "global_pool": f"model ({own_pooling(self.placed.model)})" if pool == "model" else pool,
                 "dtype": self.choice.dtype,

@@ -1,6 +1,7 @@
 """What a backbone is worth: patches + model → embeddings → probes → scores, written as results.json.
 
-``embed`` is what ``timm-mvhybrid embed`` calls, ``load_backbone`` makes the model it takes, and
+``embed`` is what ``timm-mvhybrid embed`` calls, ``load_backbone`` makes the model it takes, ``export_embeddings`` writes what
+other programs read, ``write_overview`` is what ``timm-mvhybrid cohort`` calls, and
 ``evaluate_expression`` and its siblings are the tasks; a ``Task`` of your own takes one file (docs/extend/task.md). What they are made of takes NumPy arrays and is public, too:
 ridge, linear and nearest-neighbour probes, metrics, folds, gene panels, retrieval, mixture embeddings, concordance.
 scikit-learn, scanpy, anndata and scikit-survival are imported when they are called for.
@@ -11,11 +12,13 @@ from ..cohorts.labelled_images import open_images
 from ..embed.backbone import Backbone, load_backbone
 from ..embed.cohort_run import CohortOptions, CohortSummary, embed_slides
 from ..embed.embedding_cache import EmbeddingOptions, embed_models
+from ..embed.embedding_export import export_embeddings
 from ..embed.embedding_store import check_output
 from ..embed.embeddings import BatchReport, EmbeddingSummary, embed
 from ..embed.engine_calls import EngineCalls, EngineReport
 from ..embed.model_input import choose_device, num_available_workers
 from ..embed.model_table import ModelRow, describe_models, models_table
+from ..embed.overview_page import Overview, write_overview
 from ..embed.slide_cohort import SlideRecord, read_records
 from ..probes.attention_mil import AttentionOptions, attention_mil
 from ..probes.concordance import Concordance, concordance_index
@@ -65,6 +68,7 @@ __all__ = [
     "Fold",
     "Metric",
     "ModelRow",
+    "Overview",
     "PatchTaskOptions",
     "ProbeOptions",
     "ProbeResult",
@@ -97,6 +101,7 @@ __all__ = [
     "evaluate_retrieval",
     "evaluate_slides",
     "evaluate_survival",
+    "export_embeddings",
     "expression_metrics",
     "knn_probe",
     "linear_probe",
@@ -117,4 +122,5 @@ __all__ = [
     "select_genes",
     "slide_mixture_embedding",
     "study_folds",
+    "write_overview",
 ]

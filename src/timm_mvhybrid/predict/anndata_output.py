@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..cohorts.counts import quiet_anndata
-from ..cohorts.hest_writer import write_anndata
+from ..runtime.anndata_file import quiet_anndata, write_anndata
 from ..runtime.extras import require
 from .slide_prediction import SlidePrediction
 

@@ -18,7 +18,7 @@ function compare(first, second, numeric) {
 }
 for (const table of document.querySelectorAll("table")) {
   const heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
+  heads.forEach((head, column) => head.querySelector("button")?.addEventListener("click", () => {
     const numeric = head.classList.contains("number");
     const now = head.getAttribute("aria-sort");
     const descending = now ? now === "ascending" : numeric;

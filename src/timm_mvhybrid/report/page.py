@@ -82,13 +82,28 @@ def page(
     provenance: dict[str, Provenance],
     footer: str = "The same numbers stand in results.json.",
     parts: Sequence[str] = (),
+    pictures: bool = False,
 ) -> str:
-    """Writes a whole page; `parts` names further style sheets and scripts of this room that its sections need."""
+    """Writes a whole page.
+
+    Args:
+        title: Heading and name of the page.
+        lead: What stands below it.
+        warnings: What must be known before any number.
+        notes: What else must be known.
+        sections: See ``section``.
+        provenance: Name → where numbers come from.
+        footer: Its last sentence.
+        parts: Further style sheets and scripts of this room that its sections need.
+        pictures: Whether it shows picture files that lie beside it; otherwise it loads nothing at all.
+    """
     names = [file.name for file in files(__package__).iterdir() if file.name.split(".")[0] in parts]
     style = _joined("page.css", *(name for name in sorted(names) if name.endswith(".css")))
     script = _joined("page.js", *(name for name in sorted(names) if name.endswith(".js")))
     warned = "".join(f'<p class="warning">{escape(warning)}</p>' for warning in warnings)
     noted = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    # of a file that is opened without a server the origin is no 'self'
+    images = "data: 'self' file:" if pictures else "data:"
     body = "".join(sections)
     if noted:
         body += section("Notes", f"<ul>{noted}</ul>")
@@ -98,7 +113,7 @@ def page(
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src {images}">
 <title>{escape(title)}</title>
 <style>
 {style}</style>

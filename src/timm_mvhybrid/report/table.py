@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
+from urllib.parse import quote
 
 MISSING = "–"
 _LATEX = {
@@ -39,11 +40,14 @@ class Cell:
         text: What is shown.
         value: What the column is sorted by; None sorts last.
         best: Whether it is the best of its kind, printed bold.
+        picture: On the page, a a link to a picture that the text describes: its address, relative to the page.
+            The script of ``slide_table`` shows it when it is scrolled into view.
     """
 
     text: str
     value: float | str | None = None
     best: bool = False
+    picture: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,8 +216,11 @@ def to_html(table: Table) -> str:
     for index in range(len(kinds) - table.num_references, len(kinds)):
         kinds[index] += " reference"
     heads = []
-    for column, kind in zip(table.columns, kinds, strict=True):
-        heads.append(f'<th scope="col" class="{kind}"><button type="button">{escape(column)}</button></th>')
+    for index, (column, kind) in enumerate(zip(table.columns, kinds, strict=True)):
+        # pictures have no order
+        of_pictures = any(row[index].picture for row in table.rows)
+        title = escape(column) if of_pictures else f'<button type="button">{escape(column)}</button>'
+        heads.append(f'<th scope="col" class="{kind}">{title}</th>')
     rows = []
     for row in table.rows:
         cells = []
@@ -223,6 +230,9 @@ def to_html(table: Table) -> str:
             value = "" if cell.value is None else f' data-value="{escape(str(cell.value))}"'
             text = escape(cell.text)
             content = f"<strong>{text}</strong>" if cell.best else text
+            if cell.picture:
+                address = escape(quote(cell.picture))
+                content = f'<a class="picture" href="{address}">{text}</a>'
             cells.append(f'<{tag} class="{kind}"{value}>{content}</{tag.split(" ")[0]}>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
     label = escape(re.sub(r"\s+", " ", table.caption))

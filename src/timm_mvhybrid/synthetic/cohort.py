@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from ..cohorts.hest_writer import write_anndata, write_patches, write_split
+from ..cohorts.hest_writer import write_patches, write_split
+from ..runtime.anndata_file import write_anndata
 from ..runtime.atomic_file import check_unclaimed, claimed, write_file
 from ..runtime.atomic_folder import OutputFolder
 from ..runtime.errors import EvaluationError
