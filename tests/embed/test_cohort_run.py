@@ -157,7 +157,7 @@ def test_too_many_failures_end_the_run(backbone, tmp_path):
         write_slide(slides / f"{name}.tif", um_per_px=None)
     options = CohortOptions(max_failed=1)
     with pytest.raises(
-        EvaluationError, match=r"2 slides failed, and `max_failed=1` is the most, the last by: .*tif"
+        EvaluationError, match=r"2 of \d slides failed, and `max_failed=1` is the most, the last by: .*tif"
     ):
         run(backbone, [slides / f"{name}.tif" for name in "xyzd"], tmp_path / "out", options=options)
     states = [record.state for record in read_records(tmp_path / "out").values()]
@@ -185,9 +185,28 @@ def test_files_of_others_are_kept_unless_that_is_asked_for(backbone, slides, tmp
         run(backbone, slides, tmp_path)
     assert os.listdir(tmp_path) == ["c.h5"]
     assert run(backbone, slides, tmp_path, overwrite=True).num_embedded == 4
-    # what a kill between file and record leaves is ours
+
+
+def test_what_a_kill_between_file_and_record_leaves_is_known_by_the_file(backbone, slides, tmp_path):
+    run(backbone, slides, tmp_path)
+    before = read_records(tmp_path)
+    times = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("*.h5")}
     (tmp_path / "cohort.jsonl").unlink()
-    assert run(backbone, slides, tmp_path).num_embedded == 4
+    summary = run(backbone, slides, tmp_path)
+    assert (summary.num_embedded, summary.num_kept, summary.num_left) == (0, 4, 0)
+    assert {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("*.h5")} == times
+    for name, record in read_records(tmp_path).items():
+        known = before[name]
+        assert (record.digests, record.tiles, record.stamp, record.path) == (
+            known.digests,
+            known.tiles,
+            known.stamp,
+            known.path,
+        )
+    (tmp_path / "cohort.jsonl").unlink()
+    summary = run(backbone, slides, tmp_path, tiling={"overlap_px": 16})
+    assert (summary.num_embedded, summary.num_kept) == (4, 0)
+    assert set(attempts(tmp_path).values()) == {2}
 
 
 def test_the_folder_of_the_inputs_is_refused(backbone, slides, tmp_path):

@@ -216,7 +216,8 @@ def _say_how_it_ended(summary: CohortSummary) -> None:
         say("stopped by a signal; slides that were finished are kept, run it again to go on")
     elif summary.num_left:
         say(
-            f"{summary.num_left} slides are left to other processes that are at them; run it again to see that they are done"
+            f"{summary.num_left} of {summary.num_slides} slides are left to other processes that are at them; run it again to "
+            "see that they are done"
         )
     numbers = dataclasses.asdict(dataclasses.replace(summary, empty=(), failed=()))
     numbers |= {"num_empty": len(summary.empty), "num_failed": len(summary.failed)}

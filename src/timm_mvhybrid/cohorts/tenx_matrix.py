@@ -7,6 +7,7 @@ gene of the name NA for a missing value; the tests hold both to each other.
 from __future__ import annotations
 
 import gzip
+import inspect
 import io
 import zlib
 from abc import ABC, abstractmethod
@@ -245,7 +246,7 @@ class MtxMatrix(TenXMatrix):
     def chunks(self) -> Iterator[MatrixChunk]:
         """Yields all counts."""
         with _reading(self._files["matrix"]):
-            values = require("scipy.io").mmread(self._readable()).T.tocsr()
+            values = require("scipy.sparse").csr_matrix(_read_matrix_market(self._readable()).T)
         _check_counts(self._files["matrix"], values)
         yield MatrixChunk(barcodes=self._barcodes, values=values)
 
@@ -258,6 +259,13 @@ class MtxMatrix(TenXMatrix):
             return file
         content = file.read_bytes()
         return io.BytesIO(gzip.decompress(content) if is_compressed else content)
+
+
+def _read_matrix_market(file: Path | io.BytesIO) -> Any:
+    """Reads a sparse matrix, or an array; SciPy changes which of them it gives, and warns where it is not told."""
+    read = require("scipy.io").mmread
+    options = {"spmatrix": False} if "spmatrix" in inspect.signature(read).parameters else {}
+    return read(file, **options)
 
 
 def open_matrix(path: Path) -> TenXMatrix:

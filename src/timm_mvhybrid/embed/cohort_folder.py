@@ -71,7 +71,13 @@ class CohortFolder:
 
     def note_unchanged(self, job: SlideJob, opened: OpenedSlide) -> None:
         """Notes where an unchanged slide lies now, so that it need not be read again to know that."""
-        before = self.log.refresh()[job.planned.slide.slide_id]
+        before = self.log.refresh().get(job.planned.slide.slide_id)
+        if before is None:
+            # of a file whose record was lost
+            before = job.planned.recovered
+            assert before is not None
+            digests = {**before.digests, "file": file_sha256(self.file(job.planned))}
+            before = replace(before, digests=digests)
         self.log.append(replace(before, path=opened.path, coords=opened.coords, stamp=opened.stamp))
 
     def record(

@@ -94,6 +94,7 @@ class PlannedSlide:
         attempts: How often it was tried before.
         digests: What its file will be made of, beside the slide.
         known: Digests of slide and coordinates that need no new file.
+        recovered: What its file says where ``cohort.jsonl`` says nothing, as after a kill between the two; None otherwise.
         tiles: How many it had when it was last embedded; None if it never was.
         num_bytes: Size of the slide.
     """
@@ -102,6 +103,7 @@ class PlannedSlide:
     attempts: int = 0
     digests: dict[str, str]
     known: dict[str, str] = field(default_factory=dict)
+    recovered: SlideRecord | None = None
     tiles: int | None = None
     num_bytes: int = 0
 
@@ -143,6 +145,8 @@ def plan_slides(
         record, digests = records.get(slide.slide_id), settings.digests(slide)
         file = folder / f"{slide.slide_id}.h5"
         _check_file(file, slide, record, overwrite=overwrite)
+        recovered = _recovered(file, slide) if record is None and not overwrite else None
+        record = record or recovered
         known = {} if overwrite or record is None else _known(record, digests, file)
         if record is not None and known and _is_unchanged(record, slide, settings.place):
             continue
@@ -152,6 +156,7 @@ def plan_slides(
                 attempts=0 if record is None else record.attempts,
                 digests=digests,
                 known=known,
+                recovered=recovered,
                 tiles=record.tiles if record is not None and record.state != "failed" else None,
                 num_bytes=slide.path.stat().st_size,
             )
@@ -209,11 +214,33 @@ def _check_file(file: Path, slide: SlideInput, record: SlideRecord | None, *, ov
 
 def _is_ours(file: Path) -> bool:
     """Says whether a file is of this command; one whose record was lost, as by a kill, is."""
+    return _made_of(file) is not None
+
+
+def _made_of(file: Path) -> tuple[dict[str, str], int] | None:
+    """Reads what a file was made of, and how many tiles it holds; None if it is not of this command."""
     try:
         with h5py.File(file, "r") as content:
-            return MADE_OF in content.attrs
-    except OSError:
-        return False
+            digests = json.loads(content.attrs[MADE_OF])
+            return {str(name): str(digest) for name, digest in digests.items()}, len(content["embeddings"])
+    except (OSError, KeyError, ValueError, AttributeError, TypeError):
+        return None
+
+
+def _recovered(file: Path, slide: SlideInput) -> SlideRecord | None:
+    """Makes the record of a file that has none; without times, so that its slide is read before it counts as unchanged."""
+    made_of = _made_of(file)
+    if made_of is None:
+        return None
+    digests, tiles = made_of
+    return SlideRecord(
+        slide_id=slide.slide_id,
+        path=str(slide.path.absolute()),
+        state="done",
+        tiles=tiles,
+        file=file.name,
+        digests=digests,
+    )
 
 
 def _hashed(value: Mapping[str, Any]) -> str:

@@ -233,7 +233,7 @@ def _counting(
         ]
         if len(failed) > options.max_failed:
             raise EvaluationError(
-                f"{len(failed)} slides failed, and `max_failed={options.max_failed}` is the most, the last by: {record.error}"
+                f"{len(failed)} of {len(planned)} slides failed, and `max_failed={options.max_failed}` is the most, the last by: {record.error}"
             )
 
     return on_slide
