@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ..data import H5_SUFFIXES, TilingOptions, list_slides, open_source
+from ..data import TilingOptions, list_slides, open_source
+from ..data.source import H5_SUFFIXES
 from ..embed.cohort_run import CohortOptions, CohortSummary, embed_slides
 from ..embed.embedding_export import (
     SUFFIXES,

@@ -17,13 +17,12 @@ from .samples import Samples
 from .slide import Slide
 from .slide_list import SlideInput, list_slides
 from .slide_source import SlideSource
-from .source import H5_SUFFIXES, PatchSource, open_source, source_digest
+from .source import PatchSource, open_source, source_digest
 from .tar import TarSource
 from .tile_store import TiledSlide, TilingSummary, slides_by_name, tile_slides
 from .tissue import TilingOptions
 
 __all__ = [
-    "H5_SUFFIXES",
     "CoordinateH5Source",
     "DataError",
     "Edge",
