@@ -6,11 +6,12 @@ import h5py
 import numpy as np
 import openslide
 import pytest
+import tifffile
 from PIL import Image
 from support.generated_patches import clam_attributes, trident_attributes, write_coordinates
 from support.generated_slides import write_odd_pyramid, write_slide
 
-from timm_mvhybrid.data import CoordinateH5Source, DataError, open_samples, open_source
+from timm_mvhybrid.data import CoordinateH5Source, DataError, Slide, open_samples, open_source
 from timm_mvhybrid.data.coordinate_h5 import patch_reading
 from timm_mvhybrid.data.h5_file import H5File
 
@@ -60,6 +61,19 @@ def test_trident(odd_slide, case):
     for index, corner in enumerate(CORNERS):
         expected = theirs(odd_slide, corner, level, size_level_px, size_px)
         np.testing.assert_array_equal(np.asarray(source[index]), expected, err_msg=str(corner))
+
+
+def test_trident_on_ome_tiff(tmp_path):
+    """OpenSlide, and so TRIDENT, knows nothing of its smaller levels, which hold other pixels here."""
+    slide = tmp_path / "slide.tif"
+    image = np.random.default_rng(0).integers(0, 256, (900, 1200, 3), dtype=np.uint8)
+    with tifffile.TiffWriter(slide, ome=True) as writer:
+        writer.write(image, subifds=1, tile=(128, 128), photometric="rgb", metadata={"axes": "YXS"})
+        writer.write(255 - image[::2, ::2], subfiletype=1, tile=(128, 128), photometric="rgb")
+    assert len(Slide(slide).level_dimensions) == 2
+    source = opened(slide, trident_attributes(128, 20, 10))
+    for index, corner in enumerate(CORNERS):
+        np.testing.assert_array_equal(np.asarray(source[index]), theirs(slide, corner, 0, 256, 128))
 
 
 @pytest.mark.parametrize("level", [0, 1])

@@ -88,3 +88,8 @@ def test_the_levels_of_ome_tiff_are_read(tmp_path):
     assert slide.resolution_um_per_px == pytest.approx(0.25)
     assert np.array_equal(np.asarray(slide.read((100, 60), (200, 160), (200, 160))), image[60:220, 100:300])
     assert np.array_equal(np.asarray(slide.read((100, 60), (200, 160), (100, 80))), smaller[30:110, 50:150])
+    # coordinate files of others name OpenSlide's levels
+    theirs = Slide(tmp_path / "slide.ome.tif", as_openslide=True)
+    assert theirs.level_dimensions == [(800, 600)]
+    shrunk = np.asarray(theirs.read((100, 60), (200, 160), (100, 80)))
+    assert not np.array_equal(shrunk, smaller[30:110, 50:150])

@@ -1,4 +1,4 @@
-"""What no operator may read: memory that nobody has written; kernels that were never compiled; and what old interpreters
+"""What no operator may read: memory that nobody has written; threads; kernels that were never compiled; and what old interpreters
 of Triton cannot run.
 """
 
@@ -21,6 +21,14 @@ def _uninitialised_memory_is_nan(monkeypatch):
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of torch's threads, for the test alone."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

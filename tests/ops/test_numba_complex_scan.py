@@ -17,14 +17,6 @@ def by_numba():
         yield
 
 
-@pytest.fixture
-def threads():
-    """Sets the number of torch's threads, for the test alone."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def run(inputs, scan=complex_scan, **options):
     """Returns y and every gradient."""
     leaves = {name: None if x is None else x.detach().requires_grad_() for name, x in inputs.items()}

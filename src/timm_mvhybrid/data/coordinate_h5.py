@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..runtime.errors import DataError, SlideChoiceError
 from .h5_file import H5File, attributes, find_dataset, number, read_coords
-from .slide import SLIDE_SUFFIXES, Slide
+from .slide import SLIDE_SUFFIXES, Slide, is_slide_folder
 from .slide_source import SlidePatches
 
 # TRIDENT takes the first level whose downsample is this close to the target, before it looks for a finer one
@@ -196,10 +196,11 @@ class CoordinateH5Source(SlidePatches):
         if len(self.coords) == 0:
             raise DataError(f"{self.path}: dataset 'coords' is empty")
         name = values.get("name", values.get("wsi_name"))
-        if slide is None or Path(slide).is_dir():
+        if slide is None or (Path(slide).is_dir() and not is_slide_folder(Path(slide))):
             folder = None if slide is None else Path(slide)
             slide = find_slide(self.path, name if isinstance(name, str) else None, folder)
-        self.slide = Slide(slide, slide_resolution_um_per_px)
+        # the levels that such files name, and that their tools choose from, are OpenSlide's
+        self.slide = Slide(slide, slide_resolution_um_per_px, as_openslide=True)
         self.slide.close()
         self.reading = patch_reading(file, values, self.slide.path, self.slide.level_downsamples)
         self.patch_size_px = self.reading.size_px

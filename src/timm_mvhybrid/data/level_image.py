@@ -70,6 +70,8 @@ class ZarrImage(LevelImage):
             if scales is None:
                 path, group = _only_image(path, group)
                 scales = _multiscales(group)
+        except DataError:
+            raise
         except (KeyError, ValueError, OSError) as error:
             raise DataError(f"{path}: cannot be read as OME-Zarr ({error})") from error
         if not scales or not scales[0].get("datasets"):

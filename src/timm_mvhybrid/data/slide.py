@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,7 @@ class Slide(ProcessHandle):
     Args:
         path: The slide: a file, the folder of a slide of DICOM, or an OME-Zarr image or SpatialData store.
         resolution_um_per_px: Resolution of level 0 in µm per pixel; None takes what the slide states.
+        as_openslide: Whether its levels shall be those that OpenSlide has, which sees the largest one of OME-TIFF alone.
 
     Attributes:
         states_resolution: Whether the slide states a resolution, usable or not.
@@ -227,9 +229,13 @@ class Slide(ProcessHandle):
         DataError: If the file cannot be opened, or its pixels are not colours of 8 bits.
     """
 
-    def __init__(self, path: str | Path, resolution_um_per_px: float | None = None) -> None:
+    def __init__(
+        self, path: str | Path, resolution_um_per_px: float | None = None, *, as_openslide: bool = False
+    ) -> None:
         self.path = Path(path)
         self._tags = TiffTags() if self.path.is_dir() else read_tiff_tags(self.path)
+        if as_openslide:
+            self._tags = replace(self._tags, has_inner_levels=False)
         handle = self.handle
         self.dimensions: tuple[int, int] = (int(handle.dimensions[0]), int(handle.dimensions[1]))
         self.level_dimensions = [(int(width), int(height)) for width, height in handle.level_dimensions]

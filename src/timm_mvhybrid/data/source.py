@@ -24,8 +24,8 @@ from .tissue import TilingOptions
 H5_SUFFIXES = (".h5", ".hdf5")
 _H5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _ACCEPTED = (
-    f"a slide ({' '.join(SLIDE_SUFFIXES)} or what else OpenSlide opens, a folder of DICOM or of OME-Zarr), a folder of images, a patch h5 ('img' or "
-    "'imgs'), a coordinate h5 ('coords') or tars of images (a tar, a folder of them, shard-{000..009}.tar)"
+    f"a slide ({' '.join(SLIDE_SUFFIXES)} or what else OpenSlide opens, a folder of DICOM or of OME-Zarr), a folder of "
+    "images, a patch h5 ('img' or 'imgs'), a coordinate h5 ('coords') or tars of images (a tar, a folder of them, shard-{000..009}.tar)"
 )
 
 

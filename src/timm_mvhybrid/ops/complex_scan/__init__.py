@@ -28,9 +28,8 @@ def complex_scan(
     """Runs the selective scan with conjugate pairs of poles, h_t = exp(δ_t (A + i w)) h_{t−1} + δ_t B_t u_t, y = 2 Re(C · h) + D u.
 
     Token-major, always with softplus, differentiable in every tensor, a leaf for FX, and scriptable. Formula, source and an
-    example: :func:`complex_scan_reference`. Beside the reference there are kernels of
-    numba for CPUs and plain torch for any device; nobody's Triton or CUDA kernels take complex poles, and a request for
-    them raises.
+    example: :func:`complex_scan_reference`. Beside the reference there are kernels of numba for
+    CPUs and plain torch for any device; nobody's Triton or CUDA kernels take complex poles, and a request for them raises.
 
     Args:
         u: Input, (batch, length, d_inner), float16, bfloat16, float32 or float64.
