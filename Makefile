@@ -42,7 +42,7 @@ bench-install:    ## the peers of the benchmarks; of mamba-ssm only its Python f
 	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(PYTHON) -m pip install --no-build-isolation --no-deps mamba-ssm
 
 bench:            ## every figure that a CPU can give, beside its peers; an hour, on an idle machine
-	@status=0; for name in scan einfft model data resize finetune analysis evaluation pathways prepare_visium_hd predict export kernels; do \
+	@status=0; for name in scan einfft model data resize finetune analysis evaluation pathways prepare_visium_hd predict cohort export kernels; do \
 		$(PYTHON) -m benchmarks $$name || status=1; \
 	done; exit $$status
 

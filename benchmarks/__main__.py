@@ -124,6 +124,29 @@ class Predict(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Cohort(Settings):
+    """Cohorts of slides beside TRIDENT's and CLAM's commands, and what each part of a run costs; about 20 minutes."""
+
+    trident: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """A clone of TRIDENT, whose requirements of tests/pipelines/requirements are installed; it is not measured by default."""
+    clam: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """A clone of CLAM, likewise."""
+    parts: tuple[Literal["peers", "share", "engines", "slides"], ...] = (
+        "peers",
+        "share",
+        "engines",
+        "slides",
+    )
+    """What to measure."""
+
+    def report(self) -> Report:
+        """Runs the benchmark."""
+        from .cohort import CLAM, TRIDENT, run
+
+        return run(self, {TRIDENT: self.trident, CLAM: self.clam}, self.parts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Pathways(Settings):
     """Scores of gene sets beside decoupler's and gseapy's; about 15 minutes."""
 
@@ -260,6 +283,7 @@ Benchmark = (
     | Pathways
     | PrepareVisiumHD
     | Predict
+    | Cohort
     | Gpu
     | Pretrain
 )
@@ -288,6 +312,7 @@ def main(args: Sequence[str] | None = None) -> int:
         | Annotated[Pathways, subcommand("pathways")]
         | Annotated[PrepareVisiumHD, subcommand("prepare_visium_hd")]
         | Annotated[Predict, subcommand("predict")]
+        | Annotated[Cohort, subcommand("cohort")]
         | Annotated[Gpu, subcommand("gpu")]
         | Annotated[Pretrain, subcommand("pretrain")]
         | Annotated[Readme, subcommand("readme")],

@@ -107,6 +107,28 @@ def test_a_second_run_does_what_is_missing_or_changed(backbone, tmp_path):
     assert run(backbone, slides, output).num_kept == 4
 
 
+def test_the_folder_is_not_listed_for_each_slide(backbone, slides, tmp_path, monkeypatch):
+    def listings(name, inputs):
+        listed = []
+        for function in ("scandir", "listdir"):
+            real = getattr(os, function)
+            monkeypatch.setattr(
+                os, function, lambda path=".", real=real: (listed.append(os.fspath(path)), real(path))[1]
+            )
+        run(backbone, inputs, tmp_path / name)
+        monkeypatch.undo()
+        return listed.count(str(tmp_path / name))
+
+    assert listings("four", slides) == listings("one", slides / "a.tif") <= 2
+
+
+def test_what_a_killed_process_left_of_a_slide_is_removed(backbone, slides, tmp_path):
+    (tmp_path / ".a.h5.0123abcd.tmp").write_text("half")
+    (tmp_path / ".other.h5.0123abcd.tmp").write_text("of somebody else")
+    run(backbone, slides / "a.tif", tmp_path)
+    assert [path.name for path in tmp_path.glob(".*.tmp")] == [".other.h5.0123abcd.tmp"]
+
+
 @pytest.mark.parametrize("changed", ["weights", "tiling", "resolution", "transform"])
 def test_other_settings_embed_all_anew(backbone, slides, tmp_path, changed):
     run(backbone, slides, tmp_path)

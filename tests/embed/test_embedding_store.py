@@ -126,3 +126,15 @@ def test_no_batch_is_read_of_what_is_no_embedding_file(tmp_path):
     (tmp_path / "a.h5").write_bytes(b"no h5")
     with pytest.raises(DataError, match=r"a\.h5: cannot be opened as an h5 file"):
         next(read_batches(tmp_path / "a.h5"))
+
+
+def test_a_file_of_few_patches_is_small(tmp_path):
+    write_hest(tmp_path / "patches.h5", random_patches(3, 16))
+    source = open_source(tmp_path / "patches.h5")
+    embeddings = np.ones((3, 1024), np.float32)
+    with EmbeddingWriter(tmp_path / "few.h5", num_rows=3) as writer:
+        writer.append(embeddings, range(3))
+        writer.describe(source, {})
+        writer.finish()
+    # HDF5 stores whole chunks; the rest is its own description of the file
+    assert (tmp_path / "few.h5").stat().st_size < embeddings.nbytes + 16_384

@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ..runtime.atomic_file import claimed, remove_leftovers
+from ..runtime.atomic_file import Leftovers, claimed
 from ..runtime.digest import file_sha256
 from ..runtime.errors import BusyOutputError
 from .cohort_plan import MADE_OF, PlannedSlide
@@ -31,6 +31,7 @@ class CohortFolder:
     def __init__(self, folder: Path, log: RecordLog) -> None:
         self.folder = folder
         self.log = log
+        self._leftovers = Leftovers(folder)
 
     def file(self, planned: PlannedSlide) -> Path:
         """Names a slide's file."""
@@ -52,7 +53,7 @@ class CohortFolder:
         if record is not None and record.attempts > planned.attempts:
             claim.close()
             return None
-        remove_leftovers(file)
+        self._leftovers.remove(file)
         return claim
 
     def finish(self, job: SlideJob) -> str:

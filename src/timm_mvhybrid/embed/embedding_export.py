@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..data import DataError
 from ..runtime.anndata_file import quiet_anndata, write_anndata
-from ..runtime.atomic_file import OutputFile, check_output_file, claimed, remove_leftovers, writing
+from ..runtime.atomic_file import Leftovers, OutputFile, check_output_file, claimed, writing
 from ..runtime.atomic_folder import OutputFolder
 from ..runtime.errors import EvaluationError, OutputError, ParameterError
 from ..runtime.extras import require
@@ -138,7 +138,18 @@ def export_embeddings(
         OutputError: The disk does not take it, or another process writes it.
         ParameterError: There is no such format.
     """
-    file = Path(file)
+    return _export(Path(file), format, output, slide_id, overwrite=overwrite)
+
+
+def _export(
+    file: Path,
+    format: ExportFormat,
+    output: str | Path | None = None,
+    slide_id: str | None = None,
+    *,
+    overwrite: bool,
+    leftovers: Leftovers | None = None,
+) -> Path:
     if format not in _PACKAGES:
         raise ParameterError(f"`format` is '{format}'; choose from {', '.join(_PACKAGES)}")
     output = file.with_suffix(f".{format}") if output is None else Path(output)
@@ -146,7 +157,7 @@ def export_embeddings(
     check_packages(format)
     check_export(output, overwrite=overwrite, source=file)
     with claimed(output):
-        remove_leftovers(output)
+        (leftovers or Leftovers(output.parent)).remove(output)
         _write(file, format, output, slide_id or file.stem, overwrite)
     return output
 
@@ -171,11 +182,12 @@ def export_folder(
     folder = Path(folder)
     files = sorted(file for file in folder.glob("*.h5") if not file.name.startswith("."))
     with claimed(folder / f"export to {format}", wait=True):
+        leftovers = Leftovers(folder)
         for number, file in enumerate(files, start=1):
             # slide ids may have dots, so that a suffix is added rather than replaced
             output = folder / f"{file.stem}.{format}"
             if not output.exists() or output.stat().st_mtime_ns < file.stat().st_mtime_ns:
-                export_embeddings(file, format, output, overwrite=True)
+                _export(file, format, output, overwrite=True, leftovers=leftovers)
             if on_file is not None:
                 on_file(number, len(files))
 
@@ -207,7 +219,7 @@ def written_as(
         yield output
         return
     with claimed(output):
-        remove_leftovers(output)
+        Leftovers(output.parent).remove(output)
         with OutputFolder(output) as hidden:
             file = hidden.folder / f"{output.stem}.h5"
             try:

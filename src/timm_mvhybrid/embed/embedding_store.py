@@ -301,7 +301,8 @@ class EmbeddingWriter(H5Output):
                 _EMBEDDINGS,
                 shape=(0, width),
                 maxshape=(None, width),
-                chunks=(_ROWS_PER_CHUNK, width),
+                # whole chunks are stored, so that those of a small slide are no larger than it
+                chunks=(min(_ROWS_PER_CHUNK, self.num_rows or _ROWS_PER_CHUNK), width),
                 dtype=np.float32,
             )
         start = len(self._kept)

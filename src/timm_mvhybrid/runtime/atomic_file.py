@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import glob
 import io
 import os
 import platform
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -30,6 +30,8 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.E
 # a file system without locks; there too the file's name decides in the end
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 _MAX_TRIES = 100
+# of ``temporary_name``, and of a folder that is being replaced
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(?:tmp|old)", re.DOTALL)
 
 
 @contextmanager
@@ -60,16 +62,37 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
-def remove_leftovers(path: Path) -> None:
-    """Removes what killed processes left of a file or folder under temporary names.
+class Leftovers:
+    """What killed processes left in a folder under temporary names, as of one listing of it.
 
-    Only for whoever has claimed the path: what another process is writing has such a name, too.
+    A folder with many outputs is listed once for all of them, not once for each: with 100,000 files the second is hours.
+
+    Args:
+        folder: The folder.
     """
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{8 * '[0-9a-f]'}.*"):
-        if leftover.suffix in (".tmp", ".old"):
+
+    def __init__(self, folder: Path) -> None:
+        self._found: dict[str, list[Path]] = {}
+        with suppress(OSError):
+            for entry in os.scandir(folder):
+                name = _TEMPORARY.fullmatch(entry.name)
+                if name is not None:
+                    self._found.setdefault(name[1], []).append(Path(entry.path))
+
+    def remove(self, path: Path) -> None:
+        """Removes those of one file or folder.
+
+        Only for whoever has claimed the path: what another process is writing has such a name, too.
+        """
+        for leftover in self._found.pop(path.name, ()):
             # what cannot be removed harms nobody
             with suppress(OSError):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what killed processes left of a file or folder, see ``Leftovers.remove``."""
+    Leftovers(path.parent).remove(path)
 
 
 class OutputFile(io.RawIOBase):
