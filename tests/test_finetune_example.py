@@ -2,11 +2,12 @@
 
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from support.coloured_sections import GENES, write_sections
-from support.forked import run_module
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "finetune_her2st.py"
 
@@ -18,11 +19,11 @@ def test_every_method_gets_a_row(tmp_path):
     sets = tmp_path / "sets.gmt"
     sets.write_text("".join(f"S{i}\tdrawn\t" + "\t".join(GENES[i : i + 6]) + "\n" for i in range(4)))
     has_peft = importlib.util.find_spec("peft") is not None
-    arguments = [data, "--output", tmp_path / "runs", "--size", "64", "--steps", "2"]
-    arguments += ["--only", "B1", "--seeds", "2", *(["--pathways", sets] if has_peft else [])]
-    code, shown, errors = run_module(EXAMPLE, arguments)
-    assert code == 0, errors
-    table = shown.split("standard error over seeds")[1]
+    command = [sys.executable, EXAMPLE, data, "--output", tmp_path / "runs", "--size", "64", "--steps", "2"]
+    command += ["--only", "B1", "--seeds", "2", *(["--pathways", sets] if has_peft else [])]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    table = result.stdout.split("standard error over seeds")[1]
     rows = {label.strip(): (r, error) for label, r, error in re.findall(r"(.+?) +(-?0\.\d+) ± (\S+)", table)}
     expected = [
         f"frozen encoder, {name}" for name in ("class token", "mean of patch tokens", "ST token as drawn")

@@ -1,6 +1,8 @@
 """The example on sections runs, says who was left out, and writes maps that a browser draws."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,6 @@ import pytest
 from PIL import Image
 from support import chromium
 from support.coloured_sections import GENES, write_sections
-from support.forked import run_module
 
 from timm_mvhybrid.predict import ExpressionPredictor
 
@@ -20,11 +21,11 @@ def ran(tmp_path_factory):
     """Runs the example; gives its folder and what it printed."""
     folder = tmp_path_factory.mktemp("example")
     data = write_sections(folder / "sections", ("A1", "A2", "A3", "B1"))
-    arguments = [data, "--output", folder / "out", "--size", "64", "--genes", "12"]
-    arguments += ["--sections", "B1", "A1", "--model", "test_vit12"]
-    code, shown, errors = run_module(EXAMPLE, arguments)
-    assert code == 0, errors
-    return folder / "out", shown
+    command = [sys.executable, EXAMPLE, data, "--output", folder / "out", "--size", "64", "--genes", "12"]
+    command += ["--sections", "B1", "A1", "--model", "test_vit12"]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return folder / "out", result.stdout
 
 
 @pytest.mark.slow

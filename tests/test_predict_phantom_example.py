@@ -1,12 +1,13 @@
 """The example of intervals on a phantom runs, and says what its predictors say."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from support.forked import run_module
 
 from timm_mvhybrid.predict import ExpressionPredictor
 
@@ -15,12 +16,21 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.slow
 def test_predict_phantom(tmp_path):
-    options = "--model test_mvhybrid --studies 3 --new-studies 2 --spots 9 --genes 20".split()
-    code, output, errors = run_module(
-        ROOT / "examples" / "predict_phantom.py", ["--output", tmp_path, *options]
-    )
-    assert code == 0, errors
-    shown = " ".join(output.split())
+    command = [sys.executable, ROOT / "examples" / "predict_phantom.py", "--output", tmp_path]
+    command += [
+        "--model",
+        "test_mvhybrid",
+        "--studies",
+        "3",
+        "--new-studies",
+        "2",
+        "--spots",
+        "9",
+        "--genes",
+        "20",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    shown = " ".join(result.stdout.split())
     assert "generated and the weights are random" in shown
     for name in ("nested", "recipe"):
         predictor = ExpressionPredictor.load(tmp_path / f"predictor_{name}")
@@ -31,11 +41,11 @@ def test_predict_phantom(tmp_path):
             f"({predictor.alpha_:g}): r = {np.nanmean(predictor.reliability_.r):.2f} in left-out studies"
             in shown
         )
-    rows = re.findall(r"│ (\w+) +│ (plain|shifted stain) +│ +([\d.]+)% +│", output)
+    rows = re.findall(r"│ (\w+) +│ (plain|shifted stain) +│ +([\d.]+)% +│", result.stdout)
     assert len(rows) == 4
     assert all(0 <= float(covered) <= 100 for _, _, covered in rows)
     picture = np.asarray(Image.open(tmp_path / "coverage.png").convert("RGB"))
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50  # points and letters, not a blank canvas
     page = tmp_path / "maps" / "GEN04-01.html"
-    assert f"page: {page} (" in output
+    assert f"page: {page} (" in result.stdout
     assert "Generated data, drawn by a program and not measured" in page.read_text()

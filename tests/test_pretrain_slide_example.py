@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -11,7 +13,6 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from support.forked import run_module
 
 import timm_mvhybrid  # noqa: F401 -- registers the models with timm
 
@@ -36,9 +37,9 @@ def example(monkeypatch):
 @pytest.mark.slow
 def test_a_slide_becomes_a_model_and_figures(tmp_path):
     output = tmp_path / "results"
-    options = ["--output", output, "--steps", "3", "--batch-size", "4"]
-    code, _, errors = run_module(EXAMPLES / "pretrain_slide.py", options)
-    assert code == 0, errors
+    command = [sys.executable, EXAMPLES / "pretrain_slide.py", "--output", output, "--steps", "3"]
+    result = subprocess.run([*command, "--batch-size", "4"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
     figures = json.loads((output / "figures.json").read_text())
     assert figures["steps"] == 3
     assert math.isfinite(figures["loss_last_tenth"])
