@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support import chromium
+from support.forked import run_module
 
 from timm_mvhybrid.evaluate import read_result
 from timm_mvhybrid.evaluate.expression.tables import find_drops
@@ -34,11 +35,10 @@ def test_quickstart(tmp_path):
 def phantom(tmp_path_factory):
     """Runs the example; gives its report's folder and what it printed."""
     folder = tmp_path_factory.mktemp("phantom")
-    command = [sys.executable, ROOT / "examples" / "loso_phantom.py", "--output", folder]
-    command += ["--models", "test_mvhybrid", "test_vit12", "--studies", "3", "--spots", "12"]
-    command += ["--num-components", "8"]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    return folder / "report", " ".join(result.stdout.split())
+    options = "--models test_mvhybrid test_vit12 --studies 3 --spots 12 --num-components 8".split()
+    code, shown, errors = run_module(ROOT / "examples" / "loso_phantom.py", ["--output", folder, *options])
+    assert code == 0, errors
+    return folder / "report", " ".join(shown.split())
 
 
 def test_loso_phantom(phantom):

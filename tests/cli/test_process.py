@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from timm_mvhybrid.cli import main
+from timm_mvhybrid.ops import implementation
 
 MISSPELT = (
     "error: environment variable TIMM_MVHYBRID_IMPLEMENTATION is 'cudaa'; expected one of auto, reference, cpu, "
@@ -60,32 +62,41 @@ def test_ctrl_c_stops_a_process_with_workers(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["images", "log.jsonl"]
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["timm_mvhybrid", "models"],
-        ["timm_mvhybrid.pretrain", "--help"],
-    ],
-    ids=" ".join,
-)
-def test_a_misspelt_implementation_ends_every_command_in_one_sentence(arguments):
-    done = misspelt(*arguments)
+def test_a_misspelt_implementation_ends_every_command_in_one_sentence():
+    environment = {**os.environ, "TIMM_MVHYBRID_IMPLEMENTATION": "cudaa"}
+    environment.pop("RANK", None)
+    command = [sys.executable, "-m", "timm_mvhybrid", "models"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", MISSPELT)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"]], ids=" ".join)
-def test_a_misspelt_implementation_is_said_before_any_help(arguments, monkeypatch, capsys):
-    """In this process, for the processes above have shown that the import passes."""
+@pytest.fixture
+def misspelt(monkeypatch):
+    """In this process, for the one above has shown that the import passes."""
     monkeypatch.setenv("TIMM_MVHYBRID_IMPLEMENTATION", "cudaa")
+    monkeypatch.setattr(implementation, "_requested", "cudaa")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"]], ids=" ".join)
+def test_a_misspelt_implementation_is_said_before_any_help(arguments, misspelt, capsys):
     assert main(arguments) == 1
     assert tuple(capsys.readouterr()) == ("", MISSPELT)
 
 
-def test_the_doctor_examines_the_rest_where_the_implementation_is_misspelt():
-    done = misspelt("timm_mvhybrid", "doctor", "--json")
-    assert done.returncode == 1
-    assert done.stderr == ""
-    found = json.loads(done.stdout)
+@pytest.mark.parametrize("method", ["pretrain", "finetune"])
+def test_what_torchrun_starts_is_the_command(method, misspelt, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [method, "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(f"timm_mvhybrid.{method}", run_name="__main__", alter_sys=True)
+    assert end.value.code == 1
+    assert tuple(capsys.readouterr()) == ("", MISSPELT)
+
+
+def test_the_doctor_examines_the_rest_where_the_implementation_is_misspelt(misspelt, capsys):
+    assert main(["doctor", "--json"]) == 1
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    found = json.loads(output)
     assert found["environment"]["TIMM_MVHYBRID_IMPLEMENTATION"] == "cudaa"
     assert found["found"][0]["complaint"].startswith(
         "environment variable TIMM_MVHYBRID_IMPLEMENTATION is 'cudaa'"
@@ -93,22 +104,11 @@ def test_the_doctor_examines_the_rest_where_the_implementation_is_misspelt():
     assert {trial["what"]: trial["works"] for trial in found["trials"]}["test_vit12"]
 
 
-def test_an_implementation_that_cannot_run_ends_a_command_in_one_sentence(tmp_path):
+def test_an_implementation_that_cannot_run_ends_a_command_in_one_sentence(tmp_path, monkeypatch, capsys):
     Image.new("RGB", (64, 64)).save(tmp_path / "patch.png")
-    arguments = ("embed", str(tmp_path), "--model", "test_mvhybrid", "--output", str(tmp_path / "out.h5"))
-    done = misspelt("timm_mvhybrid", *arguments, request="triton", TRITON_INTERPRET="0")
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: implementation 'triton' was requested")
-
-
-def misspelt(module, *arguments, request="cudaa", **variables):
-    environment = {**os.environ, "TIMM_MVHYBRID_IMPLEMENTATION": request, **variables}
-    environment.pop("RANK", None)
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=240,
-    )
+    monkeypatch.setattr(implementation, "_requested", "mamba_ssm")
+    options = ("--model", "test_mvhybrid", "--device", "cpu", "--output", str(tmp_path / "out.h5"))
+    assert main(["embed", str(tmp_path), *options]) == 1
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("error: implementation 'mamba_ssm' was requested")

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+from support.forked import spawn
 from support.goldens import relative_error
 from support.scans import scan_inputs
 
@@ -162,21 +163,21 @@ def test_several_threads_of_python(threads):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
 def test_after_a_fork():
-    code = (
-        "import os, torch\n"
-        "from timm_mvhybrid import ops\n"
-        "torch.set_num_threads(2)\n"
-        "def scan():\n"
-        "    x = torch.arange(2 * 64 * 40.0).view(2, 64, 40) / 5000\n"
-        "    with ops.use_implementation('numba'):\n"
-        "        return ops.selective_scan(x, x, -torch.ones(64, 4), x[:, :4], x[:, 4:8], delta_softplus=True)\n"
-        "expected = scan()\n"
-        "if not (child := os.fork()):\n"
-        "    os._exit(0 if torch.equal(scan(), expected) else 3)\n"
-        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert result.stdout == "0\n", result.stderr
+    spawn(_scan_before_and_after_a_fork, nprocs=1)
+
+
+def _scan_before_and_after_a_fork(rank):
+    torch.set_num_threads(2)
+    x = torch.arange(2 * 64 * 40.0).view(2, 64, 40) / 5000
+
+    def scan():
+        with ops.use_implementation("numba"):
+            return ops.selective_scan(x, x, -torch.ones(64, 4), x[:, :4], x[:, 4:8], delta_softplus=True)
+
+    expected = scan()
+    if not (child := os.fork()):
+        os._exit(0 if torch.equal(scan(), expected) else 3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_plain_torch_runs_where_numba_is_missing():

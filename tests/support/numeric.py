@@ -61,6 +61,13 @@ def _names(definition):
             yield f"{node.value.id}.{node.attr}"
 
 
+@cache
+def _conftests(folder):
+    """The conftest.py of a folder of tests/ and of those that it lies in, whether they exist or not."""
+    return [one / "conftest.py" for one in (folder, *folder.parents) if one.is_relative_to(TESTS)]
+
+
+@cache
 def _place(module, name):
     """The file that ``from module import name`` reads, and the name in it, or None for the file itself."""
     path = TESTS.joinpath(*module.split("."))
@@ -86,7 +93,7 @@ def compares_numbers(path, name):
         file = _read(path)
         if _COMPARISONS.search(file.texts.get(name, "")):
             return True
-        conftests = [folder / "conftest.py" for folder in path.parents if folder.is_relative_to(TESTS)]
+        conftests = _conftests(path.parent)
         for used in file.named.get(name, ()):
             first, _, rest = used.partition(".")
             if used in file.texts:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..embed.engine_calls import EngineReport
 from ..embed.slide_cohort import SlideRecord
+from ..training.progress import ShownBar
 from .messages import say, worded
 
 
-class CohortDisplay(AbstractContextManager["CohortDisplay"]):
+class CohortDisplay(ShownBar):
     """A progress bar on stderr, silent unless that is a terminal.
 
     How many tiles there will be is known of the slides that were opened; the others are taken to have as many each.
@@ -37,15 +36,6 @@ class CohortDisplay(AbstractContextManager["CohortDisplay"]):
             disable=not self._shows,
         )
         self._task = self._bar.add_task("opening slides", total=None, tiles="")
-
-    def __enter__(self) -> CohortDisplay:
-        """Shows the bar."""
-        self._bar.start()
-        return self
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        """Leaves the bar as it stands."""
-        self._bar.stop()
 
     def update(self, report: EngineReport) -> None:
         """Moves the bar and names the tiles that were left out."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -135,16 +135,15 @@ def parse_finetune(arguments: Sequence[str]) -> Any:
         PretrainError: The file of --config cannot be used, or a setting is outside its range.
     """
     name = arguments[0] if arguments else ""
-    prog = f"timm-mvhybrid finetune {name}"
-    if name == "mint":
-        description = _DESCRIPTION.format(what=_WHAT[name])
+    presets: dict[str, Mapping[str, Any]] = {"mint": MINT_PRESETS, "stamp": STAMP_PRESETS}
+    if name in presets:
         return parse_training(
-            Mint, MINT_PRESETS, DataConfig, arguments[1:], prog=prog, description=description
-        )
-    if name == "stamp":
-        description = _DESCRIPTION.format(what=_WHAT[name])
-        return parse_training(
-            Stamp, STAMP_PRESETS, DataConfig, arguments[1:], prog=prog, description=description
+            _COMMANDS[name],
+            presets[name],
+            DataConfig,
+            arguments[1:],
+            prog=f"timm-mvhybrid finetune {name}",
+            description=_DESCRIPTION.format(what=_WHAT[name]),
         )
     return parse_options(Finetune, arguments, prog="timm-mvhybrid finetune", sections=True)
 

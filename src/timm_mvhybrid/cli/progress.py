@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -16,10 +16,11 @@ from ..embed.engine_calls import EngineReport
 from ..runtime.errors import OutputError, ParameterError
 from ..runtime.line_file import LineFile
 from ..runtime.stage import StageReport
+from ..training.progress import ShownBar
 from .messages import worded
 
 
-class RunDisplay(AbstractContextManager["RunDisplay"]):
+class RunDisplay(ShownBar):
     """A progress bar on stderr, silent unless that is a terminal.
 
     Unreadable patches are reported by name either way.
@@ -42,15 +43,6 @@ class RunDisplay(AbstractContextManager["RunDisplay"]):
         )
         self._task = self._bar.add_task(description, rate="", total=None)
         self._description = description
-
-    def __enter__(self) -> RunDisplay:
-        """Shows the bar."""
-        self._bar.start()
-        return self
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        """Leaves the bar as it stands."""
-        self._bar.stop()
 
     def update(self, report: BatchReport, source: str = "") -> None:
         """Moves the bar and names the patches that were left out."""

@@ -22,12 +22,13 @@ from ..ops.precision import at_least_float32, autocast_disabled
 from ..ssl.distillation import SelfDistillation, Views
 from ..ssl.student_teacher import Network
 from ..training.world import World
+from .data import FinetuneData
 from .expression_model import facts_of
 from .method_config import Anchor
 from .method_config import MintConfig as MintConfig
 from .method_config import MintRunConfig as MintRunConfig
 from .mint_student import MintStudent
-from .training_data import CohortBatches, TrainingData, normalise, panel_loss, targets_of
+from .training_data import CohortBatches, normalise, panel_loss, targets_of
 from .written_weights import write_encoder, write_tensors
 
 
@@ -37,7 +38,7 @@ class MintBatch(NamedTuple):
     Attributes:
         views: Crops for self-distillation.
         image: The whole patches, neither cropped nor changed in colour, (B, 3, G, G), normalised.
-        targets: What was measured of them; see ``TrainingData``.
+        targets: What was measured of them; see ``finetune.data``.
     """
 
     views: Views
@@ -68,7 +69,7 @@ class MintObjective(CohortBatches, SelfDistillation):
 
     name = "MINT"
 
-    def __init__(self, config: MintRunConfig, world: World, data: TrainingData) -> None:
+    def __init__(self, config: MintRunConfig, world: World, data: FinetuneData) -> None:
         self.data = data
         self._mint = config.mint
         self._statistics = {

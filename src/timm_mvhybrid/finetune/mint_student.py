@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..ssl.student_teacher import Network
 from .errors import FinetuneError
+from .panels import Panel
 from .st_model import STModel, read_features
-from .training_data import PanelTargets
 
 
 class MintOutput(NamedTuple):
@@ -61,7 +61,7 @@ class MintStudent(Network):
     def __init__(
         self,
         network: Network,
-        panels: Mapping[str, PanelTargets],
+        panels: Mapping[str, Panel],
         *,
         image_size_px: int,
         st_start: int | None = None,

@@ -21,18 +21,20 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
 )
 
+from ..runtime.ranks import num_ranks
 from ..ssl.backbone import create_backbone
-from ..ssl.collectives import gather_rows, num_ranks, sum_over_ranks
+from ..ssl.collectives import gather_rows, sum_over_ranks
 from ..training.objective import Objective
 from ..training.parallelize import parallelize
 from ..training.world import World
 from ..weights.position_grid import PATCH_GRID, grid_of
 from .adapters import lora, merge, save_adapters
+from .data import FinetuneData
 from .errors import FinetuneError
 from .losses import info_nce, masked_squares
 from .method_config import StampConfig as StampConfig
 from .method_config import StampRunConfig as StampRunConfig
-from .training_data import CohortBatches, TrainingData, normalise, targets_of
+from .training_data import CohortBatches, normalise, targets_of
 from .written_weights import write_encoder
 
 
@@ -121,12 +123,13 @@ class StampObjective(CohortBatches, Objective):
 
     name = "STAMP"
 
-    def __init__(self, config: StampRunConfig, world: World, data: TrainingData) -> None:
+    def __init__(self, config: StampRunConfig, world: World, data: FinetuneData) -> None:
         if data.pathways is None:
             raise FinetuneError("`data` has no pathway scores; give gene sets by `data.pathways`")
         self.config, self.world, self.data = config, world, data
         self.num_samples, self.data_fingerprint = len(data.patches), data.fingerprint()
         torch.manual_seed(config.seed)
+        self._num_sets = len(data.pathways.names)
         self.network = self._build().train()
         self.trained = self.network
         self.network.to(world.device)
@@ -145,7 +148,7 @@ class StampObjective(CohortBatches, Objective):
             checkpoint=model.weights,
         )
         self._adapted = lora(backbone, stamp.rank, stamp.alpha, stamp.dropout, list(stamp.targets) or None)
-        return StampNetwork(backbone, len(self.data.pathways.names), stamp.hidden_dims)
+        return StampNetwork(backbone, self._num_sets, stamp.hidden_dims)
 
     def prepare(self, batch: Any, step: int) -> Any:
         """Normalises images, and moves them and their scores to the device."""

@@ -1,97 +1,19 @@
-"""What the objectives ask of their data, and how targets of many panels become one loss."""
+"""What the objectives do with their batches, and how targets of many panels become one loss."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..data import Samples
 from ..data.samples import CorruptSample
-from ..ssl.collectives import num_ranks, sum_over_ranks
-from ..ssl.config import CropConfig
+from ..runtime.ranks import num_ranks
+from ..ssl.collectives import sum_over_ranks
 from ..training.world import World
+from .data import FinetuneData
 from .losses import masked_squares
-
-
-class PanelTargets(Protocol):
-    """A panel of genes whose expression is predicted."""
-
-    @property
-    def genes(self) -> tuple[str, ...]:
-        """Their names."""
-        ...
-
-    @property
-    def mean(self) -> Any:
-        """Mean of each gene over training patches, (genes,)."""
-        ...
-
-    @property
-    def std(self) -> Any:
-        """Its standard deviation, (genes,)."""
-        ...
-
-    @property
-    def grid(self) -> int | None:
-        """Cells along a side of a patch; None without targets of cells."""
-        ...
-
-    @property
-    def token_mean(self) -> Any:
-        """Mean of each gene over cells of training patches, (genes,); None without them."""
-        ...
-
-    @property
-    def token_std(self) -> Any:
-        """Its standard deviation; None without them."""
-        ...
-
-
-class TrainingData(Protocol):
-    """Patches with what was measured of them.
-
-    A batch is a dictionary: ``image``, whole patches (B, 3, H, W) uint8; ``crops``, a ``CropBatch`` of the same patches;
-    ``corrupt``; of each panel ``expression/<panel>`` (B, genes) and ``measured/<panel>`` bool, and for panels with a grid
-    ``token_expression/<panel>`` (B, grid², genes) and ``token_measured/<panel>``; with pathways ``pathways`` (B, sets),
-    standardised, and ``pathways_measured`` bool. What was not measured may be missing altogether.
-    """
-
-    @property
-    def patches(self) -> Samples:
-        """Patches to train on."""
-        ...
-
-    @property
-    def panels(self) -> Mapping[str, PanelTargets]:
-        """Panels by name."""
-        ...
-
-    @property
-    def pathways(self) -> Any:
-        """Scores of pathways, whose ``names`` are those of the sets; None without."""
-        ...
-
-    def fingerprint(self) -> str:
-        """Identifies patches, targets and split."""
-        ...
-
-    def batches(
-        self,
-        *,
-        crops: CropConfig,
-        batch_size: int,
-        num_steps: int,
-        seed: int,
-        start_step: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        pin_memory: bool = False,
-    ) -> Generator[dict[str, Any], None, None]:
-        """Yields the batches of a process, from a backward pass to the end of the run."""
-        ...
 
 
 class CohortBatches:
@@ -99,7 +21,7 @@ class CohortBatches:
 
     config: Any
     world: World
-    data: TrainingData
+    data: FinetuneData
 
     def batches(self, start_pass: int) -> Generator[Any, None, None]:
         """Yields crops, whole patches and targets."""
@@ -125,7 +47,7 @@ def targets_of(batch: Mapping[str, Any], device: torch.device) -> dict[str, Tens
     """Moves the targets of a batch to a device.
 
     Args:
-        batch: See :class:`TrainingData`.
+        batch: See :mod:`~timm_mvhybrid.finetune.data`.
         device: Where to.
 
     Returns:

@@ -26,6 +26,16 @@ class LostProcessError(TimmMVHybridError, RuntimeError):
     """Another process of a common work is gone."""
 
 
+def num_ranks(group: Any = None) -> int:
+    """Counts the processes of a group, the default one for None; 1 where none was set up."""
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+
+
+def own_rank(group: Any = None) -> int:
+    """Numbers this process within a group, as for ``num_ranks``."""
+    return dist.get_rank(group) if dist.is_available() and dist.is_initialized() else 0
+
+
 @contextmanager
 def process_group(backend: str, timeout: timedelta) -> Iterator[None]:
     """Joins the processes that torchrun started, or opens a group of one, while the block runs.

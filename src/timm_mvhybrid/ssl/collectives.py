@@ -9,15 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-
-def num_ranks(group: Any = None) -> int:
-    """Counts the processes of a group, the default one for None; 1 where none was set up."""
-    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
-
-
-def own_rank(group: Any = None) -> int:
-    """Numbers this process within a group, as for ``num_ranks``."""
-    return dist.get_rank(group) if dist.is_available() and dist.is_initialized() else 0
+from ..runtime.ranks import num_ranks, own_rank
 
 
 def sum_over_ranks(x: Tensor, group: Any = None) -> Tensor:
@@ -51,7 +43,7 @@ def gather_rows(x: Tensor, group: Any = None) -> Tensor:
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        ranks, ctx.rank, ctx.num_rows = num_ranks(group), dist.get_rank(group), x.shape[0]
+        ranks, ctx.rank, ctx.num_rows = num_ranks(group), own_rank(group), x.shape[0]
         ctx.ranks = ranks
         parts = [torch.empty_like(x) for _ in range(ranks)]
         dist.all_gather(parts, x.contiguous(), group=group)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..runtime.errors import PretrainError, TimmMVHybridError
+from ..runtime.ranks import num_ranks, own_rank
 from ..runtime.read_ahead import read_ahead
 from .config import ParallelConfig
 from .parallelize import DTYPES
@@ -80,11 +81,11 @@ def embed_rows(
     Raises:
         PretrainError: A row cannot be read.
     """
-    world_size = _world_size()
+    world_size = num_ranks()
     num_own = -(-num_rows // world_size)
     # where the ranks' parts are uneven, the last image is embedded again: under FSDP all have to call the model
     # equally often
-    own = [min(index, num_rows - 1) for index in range(_rank(), num_own * world_size, world_size)]
+    own = [min(index, num_rows - 1) for index in range(own_rank(), num_own * world_size, world_size)]
     batches = [own[start : start + batch_size] for start in range(0, num_own, batch_size)]
     embedded: dict[str, list[Tensor]] = {}
     unreadable: list[str] = []
@@ -109,12 +110,12 @@ def on_first(measure: Callable[[], T], device: torch.device) -> T:
         TimmMVHybridError: Of the first process, on all of them.
     """
     result: list[Any] = [None]
-    if _rank() == 0:
+    if own_rank() == 0:
         try:
             result = [measure()]
         except TimmMVHybridError as error:
             result = [error]
-    if _world_size() > 1:
+    if num_ranks() > 1:
         dist.broadcast_object_list(result, src=0, device=device)
     if isinstance(result[0], TimmMVHybridError):
         raise result[0]
@@ -124,21 +125,9 @@ def on_first(measure: Callable[[], T], device: torch.device) -> T:
 
 def _gather(own: Tensor) -> Tensor:
     """Puts the rows of all processes in turn."""
-    world_size = _world_size()
+    world_size = num_ranks()
     if world_size == 1:
         return own
     parts = [torch.empty_like(own) for _ in range(world_size)]
     dist.all_gather(parts, own.contiguous())
     return torch.stack(parts, dim=1).flatten(0, 1)
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def _rank() -> int:
-    return dist.get_rank() if _distributed() else 0
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if _distributed() else 1

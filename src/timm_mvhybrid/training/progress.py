@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -14,8 +14,25 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+_B = TypeVar("_B", bound="ShownBar")
 
-class TrainingProgress(AbstractContextManager["TrainingProgress"]):
+
+class ShownBar:
+    """A progress bar that stands on the terminal while a with-block runs."""
+
+    _bar: Progress
+
+    def __enter__(self: _B) -> _B:
+        """Shows the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        """Leaves the bar as it stands."""
+        self._bar.stop()
+
+
+class TrainingProgress(ShownBar):
     """A progress bar on stderr; without a terminal there is none, and messages alone are printed.
 
     Args:
@@ -51,15 +68,6 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
             disable=not (enabled and self.console.is_terminal),
         )
         self._task = self._bar.add_task(name, total=num_steps, completed=start_step, values="")
-
-    def __enter__(self) -> TrainingProgress:
-        """Shows the bar."""
-        self._bar.start()
-        return self
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        """Leaves the bar as it stands."""
-        self._bar.stop()
 
     def update(self, step: int, *, loss: float | None = None, images_per_second: float | None = None) -> None:
         """Moves the bar to the number of steps done; None leaves what it says of the loss. The rate is of all processes."""
