@@ -12,7 +12,7 @@ from support.goldens import relative_error
 from support.scans import scan_inputs
 
 from timm_mvhybrid import ops
-from timm_mvhybrid.ops import implementation, selective_scan, selective_scan_reference
+from timm_mvhybrid.ops import selective_scan, selective_scan_reference
 from timm_mvhybrid.ops.fused import native
 
 pytest.importorskip("numba", reason="numba is not installed")
@@ -197,13 +197,10 @@ def test_plain_torch_runs_where_numba_is_missing():
     assert "implementation 'numba' cannot run here: numba is not installed" in result.stderr
 
 
-def test_status_names_the_choice_and_the_scan_without_kernels():
+def test_status_names_the_choice():
     with ops.use_implementation("auto"):
         status = ops.implementation_status()
-    assert [scan.chosen for scan in status.scans[:2]] == ["numba", "cpu"]
-    assert "not numba: numba compiles kernels of selective_scan and complex_scan alone" in str(status)
-    with pytest.raises(ops.ImplementationError, match="ssd_scan cannot use it: numba compiles"):
-        implementation.choose("ssd_scan", "numba", "cpu", torch.float32)
+    assert [scan.chosen for scan in status.scans[:3]] == ["numba"] * 3
 
 
 @pytest.fixture

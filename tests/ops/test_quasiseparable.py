@@ -32,6 +32,18 @@ def rooms_start_as_nan(monkeypatch):
     )
 
 
+@pytest.fixture(autouse=True, params=["cpu", "numba"])
+def taken(request):
+    """Runs each test by both implementations that have a form of their own."""
+    if request.param == "numba":
+        pytest.importorskip("numba", reason="numba is not installed")
+    with ops.use_implementation(request.param):
+        yield request.param
+
+
+of_plain_torch = pytest.mark.parametrize("taken", ["cpu"], indirect=True)
+
+
 def make_inputs(length, *, batch=2, heads=4, headdim=3, d_state=5, groups=2, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
 
@@ -119,6 +131,7 @@ def test_step_sizes_that_underflow_have_finite_gradients():
     assert_equal(actual, expected, 1e-5)
 
 
+@of_plain_torch
 def test_parts_of_the_batch(monkeypatch):
     inputs = make_inputs(70, batch=5)
     expected = run(quasiseparable, inputs)
@@ -128,6 +141,7 @@ def test_parts_of_the_batch(monkeypatch):
     assert_equal(run(quasiseparable, inputs), expected)
 
 
+@of_plain_torch
 def test_many_chunks(monkeypatch):
     monkeypatch.setattr(scan_cpu, "CHUNK", 4)
     for length in (4, 5, 8, 9, 30):
@@ -182,6 +196,7 @@ def test_autocast_does_not_reach_inside(implementation, monkeypatch):
     assert_equal(actual, expected, 1e-30)
 
 
+@of_plain_torch
 def test_gradcheck(monkeypatch):
     monkeypatch.setattr(scan_cpu, "CHUNK", 2)
     inputs = make_inputs(5, batch=1, heads=2, headdim=2, d_state=2)
@@ -197,24 +212,25 @@ def test_second_derivatives_are_refused():
 
 # torch's own check reads .grad of tensors that it cloned
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
-def test_opcheck():
+def test_opcheck(taken):
     inputs = make_inputs(65)
     torch.library.opcheck(torch.ops.timm_mvhybrid.quasiseparable.default, (*inputs, True, "auto"))
     detached = [v.detach() for v in inputs]
-    y, states = torch.ops.timm_mvhybrid.quasiseparable(*detached, True, "cpu")
-    backward = (torch.ones_like(y), states, *detached, "cpu")
+    y, states = torch.ops.timm_mvhybrid.quasiseparable(*detached, True, taken)
+    backward = (torch.ones_like(y), states, *detached, taken)
     torch.library.opcheck(torch.ops.timm_mvhybrid.quasiseparable_backward.default, backward)
     with pytest.raises(RuntimeError, match="save_states=True"):
-        torch.ops.timm_mvhybrid.quasiseparable(*inputs, False, "cpu")
+        torch.ops.timm_mvhybrid.quasiseparable(*inputs, False, taken)
 
 
-def test_inference_keeps_nothing():
+def test_inference_keeps_nothing(taken):
     inputs = [v.detach() for v in make_inputs(70)]
-    y, states = torch.ops.timm_mvhybrid.quasiseparable(*inputs, False, "cpu")
+    y, states = torch.ops.timm_mvhybrid.quasiseparable(*inputs, False, taken)
     assert states.numel() == 0
-    assert relative_error(y, torch.ops.timm_mvhybrid.quasiseparable(*inputs, True, "cpu")[0]) == 0
+    assert relative_error(y, torch.ops.timm_mvhybrid.quasiseparable(*inputs, True, taken)[0]) == 0
 
 
+@of_plain_torch
 @pytest.mark.parametrize("length", [1, 70])
 def test_operator_runs_on_the_scan_of_any_implementation(length, monkeypatch):
     """As a scripted model does on a GPU."""
@@ -233,6 +249,7 @@ def test_opcheck_on_the_scan_of_another_implementation(monkeypatch):
     torch.library.opcheck(torch.ops.timm_mvhybrid.quasiseparable.default, (*inputs, True, "auto"))
 
 
+@of_plain_torch
 def test_the_reference_runs_as_two_loops(monkeypatch):
     inputs = make_inputs(9)
     expected = run(quasiseparable, inputs)
@@ -241,12 +258,14 @@ def test_the_reference_runs_as_two_loops(monkeypatch):
         assert_equal(run(quasiseparable, inputs), expected)
 
 
+@of_plain_torch
 def test_operator_refuses_the_reference():
     inputs = [v.detach() for v in make_inputs(3)]
     with pytest.raises(ops.ImplementationError, match="'reference' of ssd_scan cannot run"):
         torch.ops.timm_mvhybrid.quasiseparable(*inputs, False, "reference")
 
 
+@of_plain_torch
 def test_transforms_of_torch_func_see_through(monkeypatch):
     inputs = [v.detach() for v in make_inputs(9)]
     x, *others = inputs
@@ -265,6 +284,7 @@ def test_transforms_of_torch_func_see_through(monkeypatch):
     torch.testing.assert_close(tangent.sum(), gradient.sum(), rtol=1e-12, atol=1e-12)
 
 
+@of_plain_torch
 def test_composed_gradients_are_those_of_autograd():
     inputs = make_inputs(20)
     y, states = composed.forward(scan_cpu, Inputs(*(v.detach() for v in inputs)), True)

@@ -5,10 +5,19 @@ import torch
 from support.bounds import assert_accurate
 from support.goldens import relative_error
 
-from timm_mvhybrid.ops import selective_scan, ssd_scan, ssd_scan_reference
+from timm_mvhybrid.ops import selective_scan, ssd_scan, ssd_scan_reference, use_implementation
 from timm_mvhybrid.ops.ssd import cpu
 
 LENGTHS = [1, 2, 17, 63, 64, 65, 197, 257]
+
+
+@pytest.fixture(autouse=True, params=["cpu", "numba"])
+def taken(request):
+    """Runs each test by both implementations for CPUs."""
+    if request.param == "numba":
+        pytest.importorskip("numba", reason="numba is not installed")
+    with use_implementation(request.param):
+        yield request.param
 
 
 def make_inputs(

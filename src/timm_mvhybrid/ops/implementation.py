@@ -1,7 +1,7 @@
 """Which implementation of a scan runs: the requested one, or the best for device, dtype and installation.
 
 ``auto`` takes, on a CUDA device, mamba-ssm's kernels where they are installed, then our Triton kernels; on a CPU the
-kernels that numba compiles, where there are some for the scan; and plain torch (``cpu``) anywhere else. A request that
+kernels that numba compiles, where numba can be imported; and plain torch (``cpu``) anywhere else. A request that
 cannot be met raises ``ImplementationError``; nothing is replaced silently. The request is one a process, not one a thread,
 because autograd runs the backward pass in threads of its own.
 """
@@ -28,8 +28,6 @@ from .fused.native import cache_failure
 
 OPERATIONS = {"selective_scan": "selective_scan", "ssd_scan": "ssd", "complex_scan": "complex_scan"}
 """The scans, and the folder of each."""
-
-_FUSED = ("selective_scan", "complex_scan")
 
 Implementation = Literal["auto", "reference", "cpu", "numba", "triton", "mamba_ssm"]
 
@@ -93,7 +91,7 @@ class use_implementation:  # a function to its users, who may also open it with 
 
     Args:
         name: ``auto``, ``reference`` (the loop that specifies the scan), ``cpu`` (plain torch, on any device),
-            ``numba`` (kernels of the selective and the complex scan for CPUs), ``triton`` or ``mamba_ssm``.
+            ``numba`` (kernels for CPUs), ``triton`` or ``mamba_ssm``.
 
     Raises:
         ParameterError: There is no such implementation.
@@ -221,8 +219,6 @@ def why_not(operation: str, name: str, device_type: str, dtype: torch.dtype) -> 
         if not interpreted and dtype not in _TRITON_DTYPES[operation]:
             return f"the Triton kernels do not take {kind}"
     elif name == "numba":
-        if operation not in _FUSED:
-            return f"numba compiles kernels of {' and '.join(_FUSED)} alone"
         if importlib.util.find_spec("numba") is None:
             return "numba is not installed (pip install numba)"
         if device_type != "cpu":

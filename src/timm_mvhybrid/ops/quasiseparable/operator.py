@@ -1,7 +1,10 @@
 """Hydra's matrix as a registered operator, ``torch.ops.timm_mvhybrid.quasiseparable``, and its backward.
 
-Plain torch has a form of its own; any other implementation runs two of its SSD scans.
+Plain torch and numba have forms of their own; any other implementation runs two of its SSD scans.
 """
+
+import importlib
+from types import ModuleType
 
 from torch import Tensor
 
@@ -28,6 +31,9 @@ def _forward(
     inputs = Inputs(x, dt, A, B, C, dt_bias, diagonal)
     if implementation == "cpu":
         return cpu.forward(inputs, save_states)
+    if implementation == "numba":
+        outputs: tuple[Tensor, Tensor] = _numba().forward(inputs, save_states)
+        return outputs
     return composed.forward(load(_SCAN, implementation), inputs, save_states)
 
 
@@ -57,7 +63,15 @@ def _backward(
     inputs = Inputs(x, dt, A, B, C, dt_bias, diagonal)
     if implementation == "cpu":
         return cpu_backward.backward(grad_y, states, inputs)
+    if implementation == "numba":
+        grads: Gradients = _numba().backward(grad_y, states, inputs)
+        return grads
     return composed.backward(load(_SCAN, implementation), grad_y, states, inputs)
+
+
+def _numba() -> ModuleType:
+    """Imports what needs numba."""
+    return importlib.import_module(f"{__package__}.numba")
 
 
 register("quasiseparable", _forward, _backward, _describe, save="save_states", operation=_SCAN)
