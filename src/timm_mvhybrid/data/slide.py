@@ -12,20 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..runtime.errors import DataError, NotASlideError, PatchError
+from ..runtime.errors import DataError, NotASlideError, PatchError, RemoteError
 from .dicom import dicom_files, dicom_series, is_dicom
 from .folder import on_white
 from .level_image import ZARR_SUFFIX, DicomImage, LevelImage, ZarrImage, is_zarr
 from .process_handle import ProcessHandle
+from .remote_path import AnyPath, RemotePath, as_path
 from .tiff_tags import TiffTags, quiet_tifffile, read_tiff_tags
 
 
-def is_slide_folder(folder: Path) -> bool:
+def is_slide_folder(folder: AnyPath) -> bool:
     """Whether a folder is one slide: a store of OME-Zarr, or the files of one series of DICOM."""
+    if isinstance(folder, RemotePath):
+        return is_zarr(folder)
     return folder.is_dir() and (is_zarr(folder) or len(dicom_series(dicom_files(folder))) == 1)
 
 
-def open_library(path: Path, tags: TiffTags) -> Any:
+def open_library(path: AnyPath, tags: TiffTags) -> Any:
     """Opens a slide with the first library that reads it right.
 
     Returns:
@@ -36,6 +39,8 @@ def open_library(path: Path, tags: TiffTags) -> Any:
         DataError: If the one that can open it would get its pixels wrong, or a folder holds several slides.
     """
     reasons = []
+    if isinstance(path, RemotePath):
+        return ZarrImage(path)
     openers: list[tuple[str, Callable[[Path], Any], str]] = [
         ("OpenSlide", _openslide, tags.openslide_problem),
         ("tiffslide", _tiffslide, tags.tiffslide_problem),
@@ -216,7 +221,8 @@ class Slide(ProcessHandle):
     """One slide, read in level-0 coordinates at any scale.
 
     Args:
-        path: The slide: a file, the folder of a slide of DICOM, or an OME-Zarr image or SpatialData store.
+        path: The slide: a file, the folder of a slide of DICOM, or an OME-Zarr image or SpatialData store, which may be
+            on another machine.
         resolution_um_per_px: Resolution of level 0 in µm per pixel; None takes what the slide states.
         as_openslide: Whether its levels shall be those that OpenSlide has, which sees the largest one of OME-TIFF alone.
 
@@ -230,10 +236,14 @@ class Slide(ProcessHandle):
     """
 
     def __init__(
-        self, path: str | Path, resolution_um_per_px: float | None = None, *, as_openslide: bool = False
+        self, path: str | AnyPath, resolution_um_per_px: float | None = None, *, as_openslide: bool = False
     ) -> None:
-        self.path = Path(path)
-        self._tags = TiffTags() if self.path.is_dir() else read_tiff_tags(self.path)
+        self.path = as_path(path)
+        self._tags = (
+            read_tiff_tags(self.path)
+            if isinstance(self.path, Path) and not self.path.is_dir()
+            else TiffTags()
+        )
         if as_openslide:
             self._tags = replace(self._tags, has_inner_levels=False)
         handle = self.handle
@@ -265,6 +275,7 @@ class Slide(ProcessHandle):
 
         Raises:
             PatchError: If the library cannot decode the region.
+            RemoteError: If another machine does not answer.
         """
         scale = min(size_level0[0] / size_px[0], size_level0[1] / size_px[1])
         # writers round level sizes, so a level counts as fine enough within one percent
@@ -326,6 +337,9 @@ class Slide(ProcessHandle):
         handle = self.handle
         try:
             return read_rgba(handle, corner, level, size_px)
+        # what is not reached is not corrupt
+        except RemoteError:
+            raise
         # each library raises its own errors and those of its decoders
         except Exception as error:
             # after an error OpenSlide refuses every further read, so the next read opens the slide again

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..runtime.errors import DataError, NoTissueError
+from .remote_path import AnyPath, as_path
 from .slide import Slide
 from .tissue import TilingOptions, tile_grid, tissue_fraction, tissue_mask
 
@@ -38,7 +38,7 @@ class SlidePatches:
 
     barcodes = None
     paths = None
-    path: Path
+    path: AnyPath
     slide: Slide
     coords: NDArray[np.int64]
     patch_size_px: int
@@ -76,9 +76,9 @@ class SlideSource(SlidePatches):
         NoTissueError: If it has no tissue.
     """
 
-    def __init__(self, path: str | Path, options: TilingOptions | None = None) -> None:
+    def __init__(self, path: str | AnyPath, options: TilingOptions | None = None) -> None:
         options = options or TilingOptions()
-        self.path = Path(path)
+        self.path = as_path(path)
         self.slide = Slide(path, options.slide_resolution_um_per_px)
         native = self.slide.resolution_um_per_px
         if native is None:
