@@ -32,9 +32,9 @@ def slide_files(path: Path) -> list[Path]:
         return _files_below(path)
     suffix = path.suffix.lower()
     if suffix == _MIRAX_SUFFIX:
-        return [path, *_files_below(path.with_suffix(""))]
+        return sorted([path, *_files_below(path.with_suffix(""))])
     if suffix in _INDEX_SUFFIXES:
-        return [path, *_named_in(path)]
+        return sorted([path, *_named_in(path)])
     if is_dicom(path):
         series = _series_in(path.parent, tuple(map(_stat, dicom_candidates(path.parent))))
         return next((list(files) for files in series if path in files), [path])

@@ -122,6 +122,17 @@ def _slides_of(given: str) -> Iterator[SlideInput]:
         raise DataError(f"{given}: there is no such file or folder; give slides, folders, patterns or a CSV")
 
 
+def slides_directly_in(folder: Path) -> list[SlideInput]:
+    """Lists the slides that lie directly in a folder, folders of DICOM and OME-Zarr among them; none is no error."""
+    files = [
+        file
+        for file in sorted(folder.iterdir())
+        if not file.name.startswith(".")
+        and (is_slide_folder(file) if file.is_dir() else file.suffix.lower() in SLIDE_SUFFIXES)
+    ]
+    return list(_each_once(files))
+
+
 def _slides_in(folder: Path) -> Iterator[SlideInput]:
     suffixes = (*SLIDE_SUFFIXES, *H5_SUFFIXES)
     files = sorted(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..runtime.errors import DataError, NoTissueError
+from ..runtime.errors import DataError, NoResolutionError, NoTissueError
 from .remote_path import AnyPath, as_path
 from .slide import Slide
 from .tissue import TilingOptions, tile_grid, tissue_fraction, tissue_mask
@@ -72,7 +72,8 @@ class SlideSource(SlidePatches):
         options: Resolution, patch size, overlap and smallest fraction of tissue.
 
     Raises:
-        DataError: If the slide cannot be opened, states no resolution or is smaller than a patch.
+        DataError: If the slide cannot be opened or is smaller than a patch.
+        NoResolutionError: If it states no resolution, and none is given.
         NoTissueError: If it has no tissue.
     """
 
@@ -82,7 +83,7 @@ class SlideSource(SlidePatches):
         self.slide = Slide(path, options.slide_resolution_um_per_px)
         native = self.slide.resolution_um_per_px
         if native is None:
-            raise DataError(
+            raise NoResolutionError(
                 f"{self.path}: {self.slide.resolution_problem}; give it with `slide_resolution_um_per_px`"
             )
         scale = level0_scale(options.resolution_um_per_px, native)

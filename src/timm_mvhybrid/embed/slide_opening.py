@@ -10,7 +10,7 @@ from typing import Literal
 from ..data import CoordinateH5Source, Edge, PatchSource, SlideInput, TilingOptions, open_source
 from ..data.remote_path import AnyPath
 from ..data.slide_files import slide_fingerprint, slide_stamp
-from ..runtime.errors import NoTissueError, TimmMVHybridError, one_sentence
+from ..runtime.errors import NoResolutionError, NoTissueError, TimmMVHybridError, one_sentence
 from ..runtime.urls import without_credentials
 
 
@@ -101,6 +101,10 @@ def open_slide_of_cohort(asked: SlideOpening) -> OpenedSlide:
                     state, source = "unchanged", None
         except NoTissueError as empty:
             state, error = "empty", one_sentence(empty)
+        except NoResolutionError as missing:
+            # the option is for all slides
+            state = "failed"
+            error = f"{one_sentence(missing)}, or for this slide alone in the column 'um_per_px' of a CSV"
         except (TimmMVHybridError, OSError) as known:
             state, error = "failed", one_sentence(known)
         # libraries raise whatever they meet in a damaged file

@@ -84,6 +84,10 @@ class NotASlideError(DataError):
     """No slide library can open the file."""
 
 
+class NoResolutionError(DataError):
+    """A slide states no usable resolution, and none was given."""
+
+
 class NoTissueError(DataError):
     """A slide holds no tissue, so that there is nothing to take from it."""
 
