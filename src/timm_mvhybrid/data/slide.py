@@ -215,6 +215,7 @@ def _level0(pixel: int, downsample: float) -> int:
 SLIDE_FOLDER_SUFFIXES = (ZARR_SUFFIX,)
 SLIDE_SUFFIXES = tuple(".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .czi .dcm .qptiff".split())
 _THUMBNAIL_BLOCK_PX = 4096
+_WHOLE_PIXEL_BLOCK_PX = 1024
 _STRIP_PX = 1 << 21
 _OPENSLIDE_CACHE_BYTES = 32 << 20
 
@@ -386,6 +387,9 @@ class Slide(ProcessHandle):
         step_x, step_y = self.dimensions[0] / width, self.dimensions[1] / height
         level_downsample = max((d for d in self.level_downsamples if d <= downsample), default=1.0)
         block = max(int(_THUMBNAIL_BLOCK_PX * level_downsample / downsample), 1)
+        # whole pixels of a level are the same in smaller parts, which take less memory
+        if step_x == step_y == level_downsample and level_downsample.is_integer():
+            block = min(block, _WHOLE_PIXEL_BLOCK_PX)
         for y in range(0, height, block):
             for x in range(0, width, block):
                 size_px = (min(block, width - x), min(block, height - y))
