@@ -99,6 +99,17 @@ class Resize(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CohortMemory(Settings):
+    """Peak memory of embedding a slide of 60,000 tiles beside one of 600; about 15 minutes."""
+
+    def report(self) -> Report:
+        """Runs the benchmark."""
+        from .cohort_memory import run
+
+        return run(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation(Settings):
     """Ridge probe over left-out studies beside HEST's recipe with scikit-learn; about 9 minutes."""
 
@@ -276,6 +287,7 @@ Benchmark = (
     | Model
     | Data
     | Resize
+    | CohortMemory
     | Finetune
     | Analysis
     | Export
@@ -304,6 +316,7 @@ def main(args: Sequence[str] | None = None) -> int:
         | Annotated[Model, subcommand("model")]
         | Annotated[Data, subcommand("data")]
         | Annotated[Resize, subcommand("resize")]
+        | Annotated[CohortMemory, subcommand("cohort_memory")]
         | Annotated[Finetune, subcommand("finetune")]
         | Annotated[Analysis, subcommand("analysis")]
         | Annotated[Export, subcommand("export")]

@@ -13,9 +13,7 @@ pytest.importorskip("openslide")
 
 
 def test_a_smoke_run_reports_share_and_cost(monkeypatch):
-    small = dataclasses.replace(
-        cohort.QUICK, slide_px=(512, 512), model="test_vit12", tiny="test_vit12"
-    )
+    small = dataclasses.replace(cohort.QUICK, slide_px=(512, 512), model="test_vit12", tiny="test_vit12")
     monkeypatch.setattr(cohort, "QUICK", small)
     # in a thread: nothing is judged here
     monkeypatch.setattr(cohort, "NUM_READERS", 0)

@@ -10,6 +10,7 @@ from PIL import Image
 from support.generated_slides import REAL_SLIDE, write_slide
 
 from timm_mvhybrid.data import DataError, PatchError, Slide, SlideSource, TilingOptions
+from timm_mvhybrid.data.slide import _openslide_cache
 
 
 def difference(patch, expected) -> float:
@@ -219,3 +220,31 @@ def test_patches_below_one_pixel_are_refused_before_a_grid_is_laid(tmp_path, opt
         DataError, match=r"slide\.tif: a patch of 64 px .* smaller than one pixel .*`resolution_um_per_px`"
     ):
         SlideSource(tmp_path / "slide.tif", TilingOptions(patch_size_px=64, **options))
+
+
+@pytest.mark.parametrize("without", [False, True])
+def test_a_region_is_the_same_however_many_parts_it_is_read_in(tmp_path, monkeypatch, request, without):
+    if without:
+        request.getfixturevalue("without_openslide")
+    write_slide(tmp_path / "a.tif")
+    regions = [((100.0, 50.0), (800.0, 600.0), (800, 600)), ((-30.5, 3.25), (900.0, 800.0), (450, 400))]
+    whole = [np.asarray(Slide(tmp_path / "a.tif").read(*region)) for region in regions]
+    monkeypatch.setattr("timm_mvhybrid.data.slide._STRIP_PX", 7000)
+    for region, expected in zip(regions, whole, strict=True):
+        np.testing.assert_array_equal(np.asarray(Slide(tmp_path / "a.tif").read(*region)), expected)
+
+
+def test_slides_of_a_process_share_one_cache(monkeypatch):
+    made, given = [], []
+    cache = openslide.OpenSlideCache
+    monkeypatch.setattr(openslide, "OpenSlideCache", lambda size: made.append(size) or cache(size))
+    set_cache = openslide.OpenSlide.set_cache
+    monkeypatch.setattr(
+        openslide.OpenSlide, "set_cache", lambda slide, one: given.append(one) or set_cache(slide, one)
+    )
+    _openslide_cache.cache_clear()
+    slides = [Slide(REAL_SLIDE) for _ in range(3)]
+    assert made == [32 << 20]
+    assert len(given) == 3
+    assert len({id(one) for one in given}) == 1
+    del slides

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from timm_mvhybrid.data import DataError, TilingOptions
 from timm_mvhybrid.data.tissue import (
     CHROMA_CEILING,
     CHROMA_FLOOR,
+    chroma_mask,
     otsu_threshold,
     tile_grid,
     tissue_fraction,
@@ -97,3 +99,27 @@ def test_options_out_of_range(wrong):
 def test_options_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TilingOptions().patch_size_px = 1
+
+
+def test_fractions_of_tiles_in_any_order_are_counted_pixels():
+    mask = np.random.default_rng(0).random((90, 130)) > 0.6
+    grid = tile_grid((1300, 900), 97.3, 41.7)
+    coords = np.random.default_rng(1).permutation(grid)
+    found = tissue_fraction(mask, coords, 97.3, (1300, 900))
+    for (x, y), fraction in zip(coords.tolist(), found, strict=True):
+        left, top = math.floor(x / 10 + 0.5), math.floor(y / 10 + 0.5)
+        right, bottom = math.floor((x + 97.3) / 10 + 0.5), math.floor((y + 97.3) / 10 + 0.5)
+        assert fraction == mask[top : min(bottom, 90), left : min(right, 130)].mean()
+
+
+def test_finding_tissue_takes_less_than_a_byte_a_pixel_beside_the_mask():
+    chroma = np.random.default_rng(0).integers(0, 100, (4000, 4000), dtype=np.uint8)
+    grid = tile_grid((64000, 64000), 256.0, 256.0)
+    tracemalloc.start()
+    try:
+        mask, _ = chroma_mask(chroma)
+        tissue_fraction(mask, grid, 256.0, (64000, 64000))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * chroma.size

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import tifffile
 import torch
+from support.dicom_slides import write_dicom_slide
 from support.generated_patches import clam_attributes, write_coordinates
-from support.generated_slides import write_slide
+from support.generated_slides import slide_pixels, write_slide
 from support.slide_folders import TILING, assert_same, file_digests, write_slides
 
 from timm_mvhybrid.data import TilingOptions, list_slides, open_source
@@ -129,6 +130,19 @@ def test_what_a_killed_process_left_of_a_slide_is_removed(backbone, slides, tmp_
     assert [path.name for path in tmp_path.glob(".*.tmp")] == [".other.h5.0123abcd.tmp"]
 
 
+def test_a_change_of_another_file_of_the_same_slide_is_noticed(backbone, tmp_path):
+    pytest.importorskip("pydicom", reason="pydicom, which writes the slide, is not installed (extra dicom)")
+    pixels = slide_pixels(512, 384, (128, 128, 384, 256))
+    (tmp_path / "in").mkdir()
+    files = write_dicom_slide(tmp_path / "in", [pixels, pixels[::2, ::2]])
+    output = tmp_path / "out"
+    run(backbone, files[1], output)
+    assert run(backbone, files[1], output).num_kept == 1
+    content = files[0].read_bytes()
+    files[0].write_bytes(content[:-2] + bytes(2))
+    assert run(backbone, files[1], output).num_embedded == 1
+
+
 @pytest.mark.parametrize("changed", ["weights", "tiling", "resolution", "transform"])
 def test_other_settings_embed_all_anew(backbone, slides, tmp_path, changed):
     run(backbone, slides, tmp_path)
@@ -158,7 +172,9 @@ def test_slides_that_fail_are_recorded_and_passed_over(backbone, tmp_path):
     assert [record.slide_id for record in summary.empty] == ["blank"]
     assert sorted(record.slide_id for record in summary.failed) == ["broken", "unscaled"]
     records = read_records(output)
-    assert "give it with `slide_resolution_um_per_px`" in records["unscaled"].error
+    assert "give it with `slide_resolution_um_per_px`, or for this slide alone in the column 'um_per_px'" in (
+        records["unscaled"].error
+    )
     assert "lower `min_tissue`" in records["blank"].error
     assert records["broken"].error.startswith(f"{slides / 'broken.svs'}: ")
     assert list(file_digests(output)) == ["d"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support import chromium
+from support.dicom_slides import write_dicom_slide
 from support.generated_slides import write_slide
 
 from timm_mvhybrid.data import DataError, TilingOptions, open_source
@@ -309,6 +310,23 @@ def test_slides_are_found_by_their_names(tmp_path):
     assert [found.slide for found in find_slides(tmp_path)] == [None, tmp_path / "b.svs"]
     found = find_slides(tmp_path, tmp_path / "slides")
     assert [each.slide for each in found] == [tmp_path / "slides" / "other.svs", tmp_path / "b.svs"]
+
+
+def test_folders_that_are_slides_are_found_by_their_names(tmp_path):
+    pytest.importorskip("pydicom", reason="pydicom, which writes the slides, is not installed (extra dicom)")
+    write_features(tmp_path / "one.h5", features_of(0), slide="case 1.5")
+    write_features(tmp_path / "two.h5", features_of(0))
+    write_features(tmp_path / "three.h5", features_of(0), slide="gone.dcm")
+    slides = tmp_path / "slides"
+    for folder in ("case 1.5", "two.zarr"):
+        (slides / folder).mkdir(parents=True)
+    write_dicom_slide(slides / "case 1.5", [np.zeros((64, 64, 3), np.uint8)])
+    (slides / "two.zarr" / ".zgroup").write_text("{}")
+    # an export beside the features is no slide
+    (tmp_path / "three.zarr").mkdir()
+    (tmp_path / "three.zarr" / ".zgroup").write_text("{}")
+    found = {each.row.slide_id: each.slide for each in find_slides(tmp_path, slides)}
+    assert found == {"one": slides / "case 1.5", "two": slides / "two.zarr", "three": None}
 
 
 @pytest.mark.skipif(chromium.BROWSER is None, reason=chromium.MISSING)

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import types
 
 import pytest
 from support.generated_slides import write_slide
@@ -69,6 +70,58 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
         MissingPackageError, match=r"ray is not installed; pip install 'timm-mvhybrid\[ray\]'"
     ):
         run(tmp_path / "in", tmp_path / "out", "ray")
+
+
+class FakeRay:
+    """As much of Ray as starts actors, on one node with one GPU, and ends their work at once."""
+
+    exceptions = types.SimpleNamespace(RayError=RuntimeError, RayTaskError=KeyError)
+
+    def __init__(self):
+        self.options, self.num_actors = None, 0
+
+    def is_initialized(self):
+        return True
+
+    def nodes(self):
+        return [{"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}]
+
+    def remote(self, actor):
+        def options(**given):
+            self.options = given
+            return types.SimpleNamespace(remote=self._start)
+
+        return types.SimpleNamespace(options=options)
+
+    def _start(self):
+        self.num_actors += 1
+        call = types.SimpleNamespace(remote=lambda *arguments: object())
+        return types.SimpleNamespace(run=call, state=call, stop=call)
+
+    def put(self, value):
+        return value
+
+    def wait(self, tasks, **options):
+        return tasks, []
+
+    def get(self, task):
+        return False, 0.0
+
+
+def test_a_part_of_a_gpu_is_what_ray_is_asked_for(tmp_path, monkeypatch):
+    write_slides(tmp_path / "in")
+    ray = FakeRay()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    embed_slides(
+        list_slides([tmp_path / "in"]),
+        load_backbone("test_vit12"),
+        tmp_path / "out",
+        tiling=TilingOptions(**TILING),
+        forward=ForwardOptions(device="cuda"),
+        options=CohortOptions(engine="ray", ray=RayOptions(ray_gpus=0.5, ray_restarts=2)),
+    )
+    assert (ray.options["num_gpus"], ray.options["num_cpus"], ray.options["max_restarts"]) == (0.5, 2, 2)
+    assert ray.num_actors == 2
 
 
 @pytest.mark.distributed

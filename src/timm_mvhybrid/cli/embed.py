@@ -29,6 +29,7 @@ from ..embed.model_input import choose_device
 from ..embed.patch_readers import prepare_readers
 from ..embed.slide_cohort import SlideRecord
 from ..runtime.ranks import Ranks
+from ..runtime.urls import without_credentials
 from ..training.stop_signal import EXIT_CODE, StopSignal
 from ..version import __version__
 from .cohort_display import CohortDisplay
@@ -45,10 +46,10 @@ SOME_FAILED = 3
 class Embed:
     """Embed the patches of a slide, a folder or an h5 file into one h5 file, or many slides into a folder."""
 
-    input: Annotated[Positional[tuple[Path, ...]], arg(metavar="INPUT")]
+    input: Annotated[Positional[tuple[str, ...]], arg(metavar="INPUT")]
     """Into a file: one slide, folder of images, patch h5 (HEST 'img', CLAM 'imgs') or coordinate h5 (CLAM, TRIDENT
     'coords'). Into a folder: slides, h5 files, folders of them, patterns ('slides/**/*.svs'), or a CSV
-    (slide[,path,um_per_px,coords,slide_id])."""
+    (slide[,path,um_per_px,coords,slide_id]). Tars of images and zarr stores may be URLs (s3://, https://)."""
     model: Annotated[str, arg(metavar="NAME")]
     """Any timm model; 'timm-mvhybrid models' lists ours."""
     output: Annotated[Path, arg(metavar="FILE.h5|DIR")]
@@ -109,7 +110,7 @@ class Embed:
         self._into_file(self.input[0])
         return None
 
-    def _into_file(self, path: Path) -> None:
+    def _into_file(self, path: str) -> None:
         check_export(self.output, overwrite=self.overwrite, source=path)
         check_packages(choose_format(self.output, self.format))
         log = self._log()
@@ -204,7 +205,8 @@ class Embed:
 
     def _log(self) -> RunLog:
         log = RunLog(self.log, self.log_every)
-        log.write("start", version=__version__, options=dataclasses.asdict(self))
+        options = dataclasses.asdict(self) | {"input": [without_credentials(one) for one in self.input]}
+        log.write("start", version=__version__, options=options)
         return log
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..runtime.errors import DataError, SlideChoiceError
 from .h5_file import H5File, attributes, find_dataset, number, read_coords
+from .remote_path import AnyPath, as_path
 from .slide import SLIDE_SUFFIXES, Slide, is_slide_folder
 from .slide_source import SlidePatches
 
@@ -179,7 +180,7 @@ class CoordinateH5Source(SlidePatches):
     def __init__(
         self,
         path: str | Path,
-        slide: str | Path | None = None,
+        slide: str | AnyPath | None = None,
         slide_resolution_um_per_px: float | None = None,
         edge: Edge = "auto",
     ) -> None:
@@ -196,11 +197,11 @@ class CoordinateH5Source(SlidePatches):
         if len(self.coords) == 0:
             raise DataError(f"{self.path}: dataset 'coords' is empty")
         name = values.get("name", values.get("wsi_name"))
-        if slide is None or (Path(slide).is_dir() and not is_slide_folder(Path(slide))):
-            folder = None if slide is None else Path(slide)
-            slide = find_slide(self.path, name if isinstance(name, str) else None, folder)
+        place = None if slide is None else as_path(slide)
+        if place is None or (isinstance(place, Path) and place.is_dir() and not is_slide_folder(place)):
+            place = find_slide(self.path, name if isinstance(name, str) else None, place)
         # the levels that such files name, and that their tools choose from, are OpenSlide's
-        self.slide = Slide(slide, slide_resolution_um_per_px, as_openslide=True)
+        self.slide = Slide(place, slide_resolution_um_per_px, as_openslide=True)
         self.slide.close()
         self.reading = patch_reading(file, values, self.slide.path, self.slide.level_downsamples)
         self.patch_size_px = self.reading.size_px

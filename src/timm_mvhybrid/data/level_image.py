@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.errors import DataError
+from .remote_path import AnyPath, RemotePath
 
 ZARR_SUFFIX = ".zarr"
+_NUM_HASHED_CHUNKS = 16
+_MOST_HASHED_SIDE_PX = 1024
+_MOST_HASHED_PX = 4_000_000
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zattrs")
 # the units of OME-NGFF, which are those of UDUNITS-2, as far as images of tissue have them
 _UM_PER_UNIT = {"meter": 1e6, "centimeter": 1e4, "millimeter": 1e3, "micrometer": 1.0, "nanometer": 1e-3}
@@ -54,26 +59,35 @@ class ZarrImage(LevelImage):
     Source: Next-generation file formats, versions 0.4 and 0.5, "multiscales" metadata (ngff.openmicroscopy.org).
 
     Args:
-        path: The group with the levels; or a SpatialData store, where it holds one image of tissue.
+        path: The group with the levels, on this machine or another; or a SpatialData store, where it holds one image of
+            tissue.
 
     Raises:
         ImportError: zarr is not installed.
         DataError: There is no image of 8 bits in grey, RGB or RGBA, or more than one.
+        RemoteError: Another machine does not answer.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: AnyPath) -> None:
+        if isinstance(path, RemotePath):
+            self._given: RemotePath | None = path
+            path.trying(lambda: self._read_description(path, path.zarr_group()))
+            return
         import zarr
 
+        self._given = None
         try:
-            group = zarr.open_group(str(path), mode="r")
-            scales = _multiscales(group)
-            if scales is None:
-                path, group = _only_image(path, group)
-                scales = _multiscales(group)
+            self._read_description(path, zarr.open_group(str(path), mode="r"))
         except DataError:
             raise
         except (KeyError, ValueError, OSError) as error:
             raise DataError(f"{path}: cannot be read as OME-Zarr ({error})") from error
+
+    def _read_description(self, path: AnyPath, group: Any) -> None:
+        scales = _multiscales(group)
+        if scales is None:
+            path, group = _only_image(path, group)
+            scales = _multiscales(group)
         if not scales or not scales[0].get("datasets"):
             raise DataError(f"{path}: holds no image of OME-Zarr ('multiscales')")
         axes = [axis if isinstance(axis, str) else axis["name"] for axis in scales[0].get("axes", "tczyx")]
@@ -86,7 +100,7 @@ class ZarrImage(LevelImage):
             raise DataError(f"{path}: {problem}; give an H&E image of 8 bits in RGB")
         x, y = axes.index("x"), axes.index("y")
         sizes = [(level.shape[x], level.shape[y]) for level in self._levels]
-        super().__init__(sizes, _stated_resolution(scales[0], axes))
+        LevelImage.__init__(self, sizes, _stated_resolution(scales[0], axes))
 
     def read_pixels(self, level: int, corner: tuple[int, int], size_px: tuple[int, int]) -> NDArray[np.uint8]:
         """Reads the chunks that the pixels are in, and no others."""
@@ -95,12 +109,44 @@ class ZarrImage(LevelImage):
             for axis, start, length in zip("xy", corner, size_px, strict=True)
         }
         selection = tuple(wanted.get(axis, slice(None) if axis == "c" else 0) for axis in self._axes)
-        pixels = np.asarray(self._levels[level][selection])
+        array = self._levels[level]
+        if self._given is None:
+            pixels = np.asarray(array[selection])
+        else:
+            pixels = self._given.trying(lambda: np.asarray(array[selection]))
         left = [axis for axis in self._axes if axis in "cyx"]
         if "c" not in left:
             left, pixels = [*left, "c"], pixels[..., None]
         pixels = pixels.transpose([left.index(axis) for axis in "yxc"])
         return pixels.repeat(3, axis=2) if pixels.shape[2] == 1 else pixels
+
+    def fingerprint(self) -> str:
+        """Tells one image from another by sizes, resolution, the smallest level and evenly spread chunks of the largest.
+
+        Returns:
+            32 hexadecimal digits.
+        """
+        known = (
+            self.level_dimensions,
+            self.um_per_px,
+            self._axes,
+            [str(level.dtype) for level in self._levels],
+        )
+        found = hashlib.sha256(repr(known).encode())
+        smallest = self.level_dimensions[-1]
+        if smallest[0] * smallest[1] <= _MOST_HASHED_PX:
+            found.update(self.read_pixels(len(self._levels) - 1, (0, 0), smallest).tobytes())
+        chunks = dict(zip(self._axes, self._levels[0].chunks, strict=True))
+        sides = (min(chunks["x"], _MOST_HASHED_SIDE_PX), min(chunks["y"], _MOST_HASHED_SIDE_PX))
+        columns, rows = (-(-size // chunks[axis]) for size, axis in zip(self.dimensions, "xy", strict=True))
+        last = columns * rows - 1
+        for number in sorted(
+            {last * index // (_NUM_HASHED_CHUNKS - 1) for index in range(_NUM_HASHED_CHUNKS)}
+        ):
+            x, y = number % columns * chunks["x"], number // columns * chunks["y"]
+            size_px = (min(sides[0], self.dimensions[0] - x), min(sides[1], self.dimensions[1] - y))
+            found.update(self.read_pixels(0, (x, y), size_px).tobytes())
+        return found.hexdigest()[:32]
 
     def close(self) -> None:
         """Does nothing: between two reads no file is open."""
@@ -136,7 +182,7 @@ class DicomImage(LevelImage):
         self._slide.close()
 
 
-def is_zarr(folder: Path) -> bool:
+def is_zarr(folder: AnyPath) -> bool:
     """Whether a folder is a group of zarr."""
     return any((folder / mark).is_file() for mark in _ZARR_MARKS)
 
@@ -149,7 +195,7 @@ def _multiscales(group: Any) -> list[dict[str, Any]] | None:
     return found.get("multiscales") if isinstance(found, Mapping) else None
 
 
-def _only_image(path: Path, store: Any) -> tuple[Path, Any]:
+def _only_image(path: AnyPath, store: Any) -> tuple[AnyPath, Any]:
     """Finds the image of tissue in a SpatialData store, which may hold fluorescence beside it."""
     names = sorted(store["images"].group_keys()) if "images" in store else []
     fitting = []

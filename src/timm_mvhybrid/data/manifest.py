@@ -21,6 +21,7 @@ from PIL import Image
 from ..runtime.errors import DataError, SlideChoiceError
 from .coordinate_h5 import Edge
 from .folder import IMAGE_SUFFIXES, visible_files
+from .remote_path import AnyPath, RemotePath, as_path, is_url
 from .samples import Samples
 from .slide import SLIDE_SUFFIXES
 from .source import H5_SUFFIXES, PatchSource, open_source
@@ -43,7 +44,7 @@ class SourceEntry:
     """One entry of a manifest.
 
     Attributes:
-        path: A source, or a folder of sources.
+        path: A source, or a folder of sources; or the URL of a tar or zarr store.
         weight: How often a sample of it is drawn, relative to samples of weight 1.
         name: Its name in fingerprints, instead of its path's last part; for what a folder or manifest holds, the first
             part of the names.
@@ -54,7 +55,7 @@ class SourceEntry:
         DataError: If the weight is not a number above 0.
     """
 
-    path: Path
+    path: AnyPath
     weight: float = 1.0
     name: str | None = None
     slide: Path | None = None
@@ -105,7 +106,11 @@ def _entry(manifest: Path, number: int, item: Any) -> SourceEntry:
         if not isinstance(item.get(key), str | None):
             raise DataError(f"{where}: {key!r} must be text, not {item[key]!r}")
     folder = manifest.parent
-    paths = {key: folder / item[key] for key in ("path", "slide") if item.get(key) is not None}
+    paths = {
+        key: as_path(item[key]) if is_url(item[key]) else folder / item[key]
+        for key in ("path", "slide")
+        if item.get(key) is not None
+    }
     try:
         return SourceEntry(**{**item, **paths})
     except DataError as error:
@@ -113,7 +118,7 @@ def _entry(manifest: Path, number: int, item: Any) -> SourceEntry:
 
 
 def open_samples(
-    paths: str | Path | Sequence[str | Path],
+    paths: str | AnyPath | Sequence[str | AnyPath],
     *,
     tiling: TilingOptions | None = None,
     slides: str | Path | None = None,
@@ -138,12 +143,12 @@ def open_samples(
     Raises:
         DataError: If something is missing or cannot be used, or a folder's content is ambiguous.
     """
-    if isinstance(paths, str | Path):
+    if isinstance(paths, str | Path | RemotePath):
         paths = [paths]
     slide = None if slides is None else Path(slides)
     if slide is not None and not slide.exists():
         raise DataError(f"{slide}: no such folder of slides, by `slides`; correct it")
-    entries = [leaf for path in paths for leaf in _expand(SourceEntry(path=Path(path), slide=slide))]
+    entries = [leaf for path in paths for leaf in _expand(SourceEntry(path=as_path(path), slide=slide))]
     sources = [_open(entry, tiling or TilingOptions(), edge) for entry in entries]
     return Samples(
         sources, weights=[entry.weight for entry in entries], names=[entry.name or "" for entry in entries]
@@ -153,6 +158,9 @@ def open_samples(
 def _expand(entry: SourceEntry, within: tuple[Path, ...] = ()) -> Iterator[SourceEntry]:
     """Replaces manifests and folders by what they hold; weights are multiplied and names joined."""
     path = entry.path
+    if isinstance(path, RemotePath):
+        yield dataclasses.replace(entry, name=path.name if entry.name is None else entry.name)
+        return
     prefix = "" if entry.name is None else f"{entry.name}/"
     manifest = path / MANIFEST_NAME if path.is_dir() else path
     if manifest.suffix.lower() == ".json" and (manifest is path or manifest.is_file()):

@@ -30,6 +30,7 @@ class PlainImage(Slide):
     """
 
     def _open(self) -> Any:
+        assert isinstance(self.path, Path)
         with _large_images():
             return _ImageInMemory(read_image(self.path))
 

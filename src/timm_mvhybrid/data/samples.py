@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..runtime.errors import DataError
 from .coordinate_h5 import CoordinateH5Source
+from .remote_path import size_of
 from .slide_source import SlidePatches
 from .source import PatchSource
 
@@ -130,7 +131,7 @@ class Samples:
                 "name": name,
                 "weight": weight,
                 "length": len(source),
-                "bytes": source.path.stat().st_size if source.path.is_file() else None,
+                "bytes": size_of(source.path),
                 "resolution": source.resolution_um_per_px,
                 "patch_size": source.patch_size_px,
             }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..runtime.errors import DataError, NotASlideError, PatchError
+from ..runtime.errors import DataError, NotASlideError, PatchError, RemoteError
 from .dicom import dicom_files, dicom_series, is_dicom
 from .folder import on_white
 from .level_image import ZARR_SUFFIX, DicomImage, LevelImage, ZarrImage, is_zarr
 from .process_handle import ProcessHandle
+from .remote_path import AnyPath, RemotePath, as_path
+from .slide_resolution import stated_um_per_px, usable_um_per_px
 from .tiff_tags import TiffTags, quiet_tifffile, read_tiff_tags
 
 
-def is_slide_folder(folder: Path) -> bool:
+def is_slide_folder(folder: AnyPath) -> bool:
     """Whether a folder is one slide: a store of OME-Zarr, or the files of one series of DICOM."""
+    if isinstance(folder, RemotePath):
+        return is_zarr(folder)
     return folder.is_dir() and (is_zarr(folder) or len(dicom_series(dicom_files(folder))) == 1)
 
 
-def open_library(path: Path, tags: TiffTags) -> Any:
+def open_library(path: AnyPath, tags: TiffTags) -> Any:
     """Opens a slide with the first library that reads it right.
 
     Returns:
@@ -36,6 +42,8 @@ def open_library(path: Path, tags: TiffTags) -> Any:
         DataError: If the one that can open it would get its pixels wrong, or a folder holds several slides.
     """
     reasons = []
+    if isinstance(path, RemotePath):
+        return ZarrImage(path)
     openers: list[tuple[str, Callable[[Path], Any], str]] = [
         ("OpenSlide", _openslide, tags.openslide_problem),
         ("tiffslide", _tiffslide, tags.tiffslide_problem),
@@ -77,7 +85,23 @@ def open_library(path: Path, tags: TiffTags) -> Any:
 def _openslide(path: Path) -> Any:
     import openslide
 
-    return openslide.OpenSlide(str(path))
+    slide = openslide.OpenSlide(str(path))
+    # otherwise each slide that is open keeps 32 MB of its own
+    cache = _openslide_cache(os.getpid())
+    if cache is not None:
+        slide.set_cache(cache)
+    return slide
+
+
+@lru_cache(maxsize=1)
+def _openslide_cache(process: int) -> Any:
+    """Makes the cache that all slides of a process share; None where OpenSlide is older than 4.0."""
+    import openslide
+
+    try:
+        return openslide.OpenSlideCache(_OPENSLIDE_CACHE_BYTES)
+    except (openslide.OpenSlideVersionError, AttributeError):
+        return None
 
 
 def _tiffslide(path: Path) -> Any:
@@ -112,19 +136,6 @@ def _files_beside(file: Path) -> list[Path]:
     """Lists the DICOM files that belong to the same slide as one of them."""
     series = dicom_series(dicom_files(file.parent))
     return next((files for name, files in series.items() if name and file in files), [file])
-
-
-def stated_um_per_px(handle: Any) -> tuple[float, float] | None:
-    """Reads the resolution that the slide states, µm per pixel of level 0, x and y; None where it states none."""
-    if isinstance(handle, LevelImage):
-        return handle.um_per_px
-    for library in ("openslide", "tiffslide"):
-        try:
-            x, y = (float(handle.properties[f"{library}.mpp-{axis}"]) for axis in "xy")
-        except (KeyError, TypeError, ValueError):
-            continue
-        return x, y
-    return None
 
 
 def read_rgba(handle: Any, corner: tuple[int, int], level: int, size_px: tuple[int, int]) -> Image.Image:
@@ -204,19 +215,17 @@ def _level0(pixel: int, downsample: float) -> int:
 SLIDE_FOLDER_SUFFIXES = (ZARR_SUFFIX,)
 SLIDE_SUFFIXES = tuple(".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .czi .dcm .qptiff".split())
 _THUMBNAIL_BLOCK_PX = 4096
-# Image editors write 72 or 96 dpi (353 or 265 µm/px) when they do not know better; no scanner is this coarse.
-_COARSEST_UM_PER_PX = 50.0
-# An objective of 100 × and NA 1.4 resolves 0.2 µm; pixels below a quarter of that come from wrong units or wrong tags.
-_FINEST_UM_PER_PX = 0.05
-# scanners measure x and y apart and differ by less than a tenth of a percent
-_LARGEST_ANISOTROPY = 0.01
+_WHOLE_PIXEL_BLOCK_PX = 1024
+_STRIP_PX = 1 << 21
+_OPENSLIDE_CACHE_BYTES = 32 << 20
 
 
 class Slide(ProcessHandle):
     """One slide, read in level-0 coordinates at any scale.
 
     Args:
-        path: The slide: a file, the folder of a slide of DICOM, or an OME-Zarr image or SpatialData store.
+        path: The slide: a file, the folder of a slide of DICOM, or an OME-Zarr image or SpatialData store, which may be
+            on another machine.
         resolution_um_per_px: Resolution of level 0 in µm per pixel; None takes what the slide states.
         as_openslide: Whether its levels shall be those that OpenSlide has, which sees the largest one of OME-TIFF alone.
 
@@ -230,10 +239,14 @@ class Slide(ProcessHandle):
     """
 
     def __init__(
-        self, path: str | Path, resolution_um_per_px: float | None = None, *, as_openslide: bool = False
+        self, path: str | AnyPath, resolution_um_per_px: float | None = None, *, as_openslide: bool = False
     ) -> None:
-        self.path = Path(path)
-        self._tags = TiffTags() if self.path.is_dir() else read_tiff_tags(self.path)
+        self.path = as_path(path)
+        self._tags = (
+            read_tiff_tags(self.path)
+            if isinstance(self.path, Path) and not self.path.is_dir()
+            else TiffTags()
+        )
         if as_openslide:
             self._tags = replace(self._tags, has_inner_levels=False)
         handle = self.handle
@@ -243,7 +256,7 @@ class Slide(ProcessHandle):
         stated = self._tags.um_per_px or stated_um_per_px(handle)
         self.states_resolution = stated is not None
         self.resolution_um_per_px, self.resolution_problem = (
-            (resolution_um_per_px, "") if resolution_um_per_px else _usable_resolution(stated)
+            (resolution_um_per_px, "") if resolution_um_per_px else usable_um_per_px(stated)
         )
 
     def _open(self) -> Any:
@@ -265,6 +278,7 @@ class Slide(ProcessHandle):
 
         Raises:
             PatchError: If the library cannot decode the region.
+            RemoteError: If another machine does not answer.
         """
         scale = min(size_level0[0] / size_px[0], size_level0[1] / size_px[1])
         # writers round level sizes, so a level counts as fine enough within one percent
@@ -283,11 +297,24 @@ class Slide(ProcessHandle):
         canvas = Image.new("RGB", canvas_size, (255, 255, 255))
         inside = (canvas_size[0] - outside[0], canvas_size[1] - outside[1])
         if inside[0] > 0 and inside[1] > 0:
-            canvas.paste(on_white(self._read_rgba(location, level, inside)), (outside[0], outside[1]))
+            for skipped, strip in self._strips(location, level, inside):
+                canvas.paste(on_white(strip), (outside[0], outside[1] + skipped))
         if canvas_size == size_px:
             return canvas
         box = (left, top, min(left + width, canvas_size[0]), min(top + height, canvas_size[1]))
         return canvas.resize(size_px, Image.Resampling.BICUBIC, box=box)
+
+    def _strips(
+        self, location: tuple[int, int], level: int, size_px: tuple[int, int]
+    ) -> Iterator[tuple[int, Image.Image]]:
+        """Reads a region from top to bottom, with the rows above each part; in RGBA, which copies take as much as again."""
+        width, height = size_px
+        downsample = self.level_downsamples[level]
+        # between pixels of the level, parts would not be what the whole is
+        rows = max(_STRIP_PX // width, 1) if downsample.is_integer() else height
+        for start in range(0, height, rows):
+            corner = (location[0], location[1] + start * int(downsample) if start else location[1])
+            yield start, self._read_rgba(corner, level, (width, min(rows, height - start)))
 
     def read_level(
         self,
@@ -326,6 +353,9 @@ class Slide(ProcessHandle):
         handle = self.handle
         try:
             return read_rgba(handle, corner, level, size_px)
+        # what is not reached is not corrupt
+        except RemoteError:
+            raise
         # each library raises its own errors and those of its decoders
         except Exception as error:
             # after an error OpenSlide refuses every further read, so the next read opens the slide again
@@ -336,40 +366,34 @@ class Slide(ProcessHandle):
             ) from error
 
     def thumbnail(self, downsample: float) -> NDArray[np.uint8]:
-        """Shrinks the whole slide, in blocks so that a slide without small levels fits in memory.
+        """Shrinks the whole slide.
 
         The downsample is in level-0 pixels per pixel of the thumbnail, (H, W, 3) uint8, at least one pixel each.
         """
+        width, height = self.thumbnail_size(downsample)
+        thumbnail = np.empty((height, width, 3), dtype=np.uint8)
+        for place, block in self.thumbnail_blocks(downsample):
+            thumbnail[place] = block
+        return thumbnail
+
+    def thumbnail_size(self, downsample: float) -> tuple[int, int]:
+        """Computes width and height of a thumbnail in pixels."""
         width, height = (max(round(length / downsample), 1) for length in self.dimensions)
+        return width, height
+
+    def thumbnail_blocks(self, downsample: float) -> Iterator[tuple[tuple[slice, slice], NDArray[np.uint8]]]:
+        """Yields a thumbnail by parts, rows and columns and (h, w, 3), so that a slide without small levels fits in memory."""
+        width, height = self.thumbnail_size(downsample)
         step_x, step_y = self.dimensions[0] / width, self.dimensions[1] / height
         level_downsample = max((d for d in self.level_downsamples if d <= downsample), default=1.0)
         block = max(int(_THUMBNAIL_BLOCK_PX * level_downsample / downsample), 1)
-        thumbnail = np.empty((height, width, 3), dtype=np.uint8)
+        # whole pixels of a level are the same in smaller parts, which take less memory
+        if step_x == step_y == level_downsample and level_downsample.is_integer():
+            block = min(block, _WHOLE_PIXEL_BLOCK_PX)
         for y in range(0, height, block):
             for x in range(0, width, block):
                 size_px = (min(block, width - x), min(block, height - y))
                 region = self.read(
                     (x * step_x, y * step_y), (size_px[0] * step_x, size_px[1] * step_y), size_px
                 )
-                thumbnail[y : y + size_px[1], x : x + size_px[0]] = np.asarray(region)
-        return thumbnail
-
-
-def _usable_resolution(um_per_px: tuple[float, float] | None) -> tuple[float | None, str]:
-    """Accepts a stated resolution in µm per pixel of level 0, x and y, or says why it cannot be used.
-
-    Returns:
-        One resolution for both directions in µm per pixel, and an empty text; or None, and what is wrong.
-    """
-    if um_per_px is None:
-        return None, "the slide states no usable resolution"
-    x, y = um_per_px
-    # files keep the resolution as a fraction, of more or less accuracy
-    stated = f"{x:.4g}" if f"{x:.4g}" == f"{y:.4g}" else f"{x:.4g} × {y:.4g}"
-    if not (0 < x < _COARSEST_UM_PER_PX and 0 < y < _COARSEST_UM_PER_PX):
-        return None, f"the slide states {stated} µm/px, which no scanner has"
-    if min(x, y) < _FINEST_UM_PER_PX:
-        return None, f"the slide states {stated} µm/px, finer than any light microscope"
-    if max(x, y) > (1 + _LARGEST_ANISOTROPY) * min(x, y):
-        return None, f"the slide states {stated} µm/px (x × y), so that patches would not be square in µm"
-    return math.sqrt(x * y), ""
+                yield (slice(y, y + size_px[1]), slice(x, x + size_px[0])), np.asarray(region)

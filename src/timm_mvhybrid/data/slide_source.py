@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..runtime.errors import DataError, NoTissueError
+from ..runtime.errors import DataError, NoResolutionError, NoTissueError
+from .remote_path import AnyPath, as_path
 from .slide import Slide
-from .tissue import TilingOptions, tile_grid, tissue_fraction, tissue_mask
+from .tissue import TilingOptions, chroma_mask, chroma_of, tile_grid, tissue_fraction
 
 _MASK_UM_PER_PX = 8.0
 
@@ -38,7 +38,7 @@ class SlidePatches:
 
     barcodes = None
     paths = None
-    path: Path
+    path: AnyPath
     slide: Slide
     coords: NDArray[np.int64]
     patch_size_px: int
@@ -72,17 +72,18 @@ class SlideSource(SlidePatches):
         options: Resolution, patch size, overlap and smallest fraction of tissue.
 
     Raises:
-        DataError: If the slide cannot be opened, states no resolution or is smaller than a patch.
+        DataError: If the slide cannot be opened or is smaller than a patch.
+        NoResolutionError: If it states no resolution, and none is given.
         NoTissueError: If it has no tissue.
     """
 
-    def __init__(self, path: str | Path, options: TilingOptions | None = None) -> None:
+    def __init__(self, path: str | AnyPath, options: TilingOptions | None = None) -> None:
         options = options or TilingOptions()
-        self.path = Path(path)
+        self.path = as_path(path)
         self.slide = Slide(path, options.slide_resolution_um_per_px)
         native = self.slide.resolution_um_per_px
         if native is None:
-            raise DataError(
+            raise NoResolutionError(
                 f"{self.path}: {self.slide.resolution_problem}; give it with `slide_resolution_um_per_px`"
             )
         scale = level0_scale(options.resolution_um_per_px, native)
@@ -113,14 +114,20 @@ class SlideSource(SlidePatches):
             )
         # a mask coarser than a few pixels per patch could not distinguish half-full patches from full ones
         downsample = max(min(_MASK_UM_PER_PX / native, self.patch_size_level0 / 4), 1.0)
-        thumbnail = self.slide.thumbnail(downsample)
-        mask, threshold = tissue_mask(thumbnail)
+        width, height = self.slide.thumbnail_size(downsample)
+        # of a large slide the thumbnail itself would take more than all else that is needed to read it
+        chroma = np.empty((height, width), dtype=np.uint8)
+        darkest, brightest = 255, 0
+        for place, block in self.slide.thumbnail_blocks(downsample):
+            chroma[place] = chroma_of(block)
+            darkest, brightest = min(darkest, int(block.min())), max(brightest, int(block.max()))
+        mask, threshold = chroma_mask(chroma)
         fraction = tissue_fraction(mask, grid, self.patch_size_level0, dimensions)
         self.coords = grid[fraction >= options.min_tissue]
         # workers' processes must not inherit what this process opened
         self.slide.close()
         if len(self.coords) == 0:
-            if (thumbnail == thumbnail[..., :1]).all() and np.ptp(thumbnail) > 0:
+            if not chroma.any() and brightest > darkest:
                 raise DataError(
                     f"{self.path}: the slide is grey, and tissue is recognised by its colour; take every patch "
                     "with `min_tissue=0`"

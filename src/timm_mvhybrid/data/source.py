@@ -10,14 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..runtime.digest import file_sha256, path_sha256
+from ..runtime.digest import file_sha256
 from ..runtime.errors import DataError, NotASlideError
 from .coordinate_h5 import CoordinateH5Source, Edge
 from .folder import FolderSource
 from .h5_file import H5File, find_dataset
 from .patch_h5 import PatchH5Source
+from .remote_path import AnyPath, RemotePath, as_path
 from .slide import SLIDE_SUFFIXES, is_slide_folder
+from .slide_files import slide_fingerprint, slide_sha256
 from .slide_source import SlideSource
+from .streamed import streamed_kind
 from .tar import TAR_SUFFIX, TarSource, is_tar
 from .tissue import TilingOptions
 
@@ -36,7 +39,7 @@ class PatchSource(Protocol):
     """
 
     @property
-    def path(self) -> Path:
+    def path(self) -> AnyPath:
         """The file or folder the patches come from."""
 
     @property
@@ -79,12 +82,16 @@ def source_digest(source: PatchSource, file_digest: str | None = None) -> str:
         source: The patches.
         file_digest: SHA-256 of its file where that is known already; slides are large.
     """
-    if source.path.is_dir() and source.paths is not None:
+    path = source.path
+    if isinstance(path, RemotePath):
+        # its bytes stay where they are
+        file_digest = file_digest or slide_fingerprint(path)
+    elif path.is_dir() and source.paths is not None:
         found = hashlib.sha256()
         for name in source.paths:
-            found.update(f"{name}\n{file_sha256(source.path / name)}\n".encode())
+            found.update(f"{name}\n{file_sha256(path / name)}\n".encode())
         return found.hexdigest()
-    found = hashlib.sha256((file_digest or path_sha256(source.path)).encode())
+    found = hashlib.sha256((file_digest or slide_sha256(Path(str(path)))).encode())
     found.update(f"{len(source)} {source.patch_size_px} {source.resolution_um_per_px}".encode())
     if source.coords is not None:
         found.update(source.coords.tobytes())
@@ -92,27 +99,32 @@ def source_digest(source: PatchSource, file_digest: str | None = None) -> str:
 
 
 def open_source(
-    path: str | Path,
+    path: str | AnyPath,
     *,
     tiling: TilingOptions | None = None,
-    slide: str | Path | None = None,
+    slide: str | AnyPath | None = None,
     edge: Edge = "auto",
 ) -> PatchSource:
     """Opens whatever holds patches; its kind is recognised by its content, not by its name.
 
     Args:
         path: A slide, a folder of images, a patch h5, a coordinate h5, a tar, a folder of tars or a pattern of tars
-            such as ``shard-{000..009}.tar``.
+            such as ``shard-{000..009}.tar``; or the URL of a tar, of such a pattern or of a zarr store, such as
+            ``s3://bucket/slide.zarr``.
         tiling: How slides are cut; patches that exist already keep their size and resolution. Its
             ``slide_resolution_um_per_px`` also serves coordinate h5 files.
         slide: The slide of a coordinate h5, or its folder; None looks for it beside the file.
         edge: How patches of a coordinate h5 that extend over the slide's edge are filled, see ``CoordinateH5Source``.
 
     Raises:
-        DataError: If the path does not exist or is not of an accepted kind.
+        DataError: If the path does not exist or is not of an accepted kind, or cannot be streamed.
+        MissingPackageError: If what reads from other machines is not installed.
+        RemoteError: If another machine does not answer.
     """
-    path = Path(path)
+    path = as_path(path)
     tiling = tiling or TilingOptions()
+    if isinstance(path, RemotePath):
+        return TarSource(path) if streamed_kind(path) == "tar" else SlideSource(path, tiling)
     if path.is_dir():
         return SlideSource(path, tiling) if is_slide_folder(path) else _open_folder(path)
     if "{" in str(path) and not path.exists():

@@ -20,6 +20,7 @@ from PIL import Image
 
 from ..runtime.errors import DataError, PatchError
 from .folder import IMAGE_SUFFIXES, read_image
+from .remote_path import AnyPath, RemotePath, as_path, read_part
 
 TAR_SUFFIX = ".tar"
 _BLOCK = tarfile.BLOCKSIZE
@@ -49,29 +50,31 @@ def expand_shards(pattern: str) -> list[str]:
     return ["".join(choice) for choice in itertools.product(*choices)]
 
 
-def find_shards(path: str | Path) -> list[Path]:
+def find_shards(path: str | AnyPath) -> list[AnyPath]:
     """Lists the tars that a path stands for: a tar, a pattern with brace ranges, or a folder, not searched recursively."""
-    path = Path(path)
+    path = as_path(path)
+    if isinstance(path, RemotePath):
+        return [*path.expanded(expand_shards)]
     if path.is_dir():
-        shards = sorted(
+        found = sorted(
             file for file in path.glob(f"*{TAR_SUFFIX}") if not file.name.startswith(".") and file.is_file()
         )
-        if not shards:
+        if not found:
             raise DataError(f"{path}: the folder holds no {TAR_SUFFIX}")
-        return shards
+        return [*found]
     shards = [path] if path.exists() else [Path(shard) for shard in expand_shards(str(path))]
     missing = [shard for shard in shards if not shard.is_file()]
     if missing:
         raise DataError(f"{missing[0]}: no such tar ({len(missing)} of {len(shards)} of {path} are missing)")
-    return shards
+    return [*shards]
 
 
-def _image_members(path: Path) -> Iterator[tuple[str, int, int]]:
+def _image_members(path: AnyPath) -> Iterator[tuple[str, int, int]]:
     """Walks through the headers of a tar: name, offset and size in bytes of each image."""
     end = 0
     try:
         # "r:" refuses compressed tars, which allow no random access
-        with tarfile.open(path, "r:") as archive:
+        with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             while (member := archive.next()) is not None:
                 end = archive.offset
                 # tarfile keeps every member; a shard may have a hundred thousand
@@ -90,7 +93,7 @@ def _image_members(path: Path) -> Iterator[tuple[str, int, int]]:
     _check_end(path, end)
 
 
-def _check_end(path: Path, end: int) -> None:
+def _check_end(path: AnyPath, end: int) -> None:
     """Makes sure that the walk ended at the end mark, because tarfile stops silently at damage."""
     with path.open("rb") as stream:
         stream.seek(end)
@@ -123,12 +126,14 @@ class TarSource:
     one read at a known place. Nothing is unpacked to disk, and members that are not images are left alone.
 
     Args:
-        path: A tar, a pattern such as ``shard-{000000..000009}.tar``, or a folder of tars.
+        path: A tar, a pattern such as ``shard-{000000..000009}.tar``, or a folder of tars; or the URL of a tar, or such a
+            pattern of URLs.
         suffix: End of the names to take, such as ".jpg", for samples that hold several images; None takes every image
             and requires that no sample holds two.
 
     Raises:
         DataError: If a tar is missing, compressed or damaged, there is no image, or a sample holds several.
+        RemoteError: Another machine does not answer.
     """
 
     coords = None
@@ -136,8 +141,8 @@ class TarSource:
     patch_size_px = None
     resolution_um_per_px = None
 
-    def __init__(self, path: str | Path, suffix: str | None = None) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | AnyPath, suffix: str | None = None) -> None:
+        self.path = as_path(path)
         self.shards = find_shards(path)
         names: list[str] = []
         places: list[tuple[int, int, int]] = []
@@ -171,9 +176,7 @@ class TarSource:
         """Reads one image, in mode RGB and its own size, or raises ``PatchError``."""
         number, offset, size = self._places[index].tolist()
         try:
-            with self.shards[number].open("rb") as stream:
-                stream.seek(offset)
-                content = stream.read(size)
+            content = read_part(self.shards[number], offset, size)
         except OSError as error:
             raise PatchError(f"{self.name(index)}: {error.strerror or error}") from error
         if len(content) < size:
@@ -188,7 +191,7 @@ class TarSource:
         """Does nothing: no tar stays open."""
 
 
-def _check_one_image(shard: Path, names: Sequence[str]) -> None:
+def _check_one_image(shard: AnyPath, names: Sequence[str]) -> None:
     """Refuses samples of several images, because a mask is not an image to train on."""
     counts = Counter(map(_key, names))
     key, count = counts.most_common(1)[0] if counts else ("", 0)

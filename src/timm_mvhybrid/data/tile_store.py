@@ -21,7 +21,6 @@ from typing import Any, Literal
 from PIL import Image
 
 from ..runtime.atomic_file import claimed, make_folder, write_file
-from ..runtime.digest import file_fingerprint
 from ..runtime.errors import DataError, OutputError, TimmMVHybridError, check_space
 from ..runtime.h5_output import H5Output
 from ..runtime.line_file import LineFile
@@ -29,6 +28,7 @@ from ..version import __version__
 from .h5_file import H5File
 from .image_dataset import write_images
 from .patch_h5 import PatchH5Source
+from .slide_files import slide_fingerprint
 from .slide_source import SlideSource
 from .tile_drawing import tint_tiles
 from .tissue import TilingOptions
@@ -55,7 +55,7 @@ def tile_file_matches(path: Path, slide: Path, options: TilingOptions) -> int:
     ]
     if different:
         raise DataError(f"{path}: was cut with {', '.join(different)}; {remedy}")
-    if fingerprint != file_fingerprint(slide):
+    if fingerprint != slide_fingerprint(slide):
         raise DataError(f"{path}: was cut from another file than {slide}; {remedy}")
     source = PatchH5Source(path)
     source.close()
@@ -101,7 +101,7 @@ def write_tile_file(
             {
                 "tiling": json.dumps(dataclasses.asdict(options)),
                 "slide": source.path.name,
-                "slide_fingerprint": file_fingerprint(source.path),
+                "slide_fingerprint": slide_fingerprint(source.path),
                 "timm_mvhybrid": __version__,
             }
         )

@@ -60,6 +60,9 @@ class TilingOptions:
             raise DataError(f"`slide_resolution_um_per_px` must be finite and above 0, not {given}")
 
 
+_COUNTED_AT_ONCE = 1 << 20
+
+
 def otsu_threshold(values: NDArray[np.uint8]) -> int:
     """Finds the level that separates a histogram of uint8 values into the two most distinct classes.
 
@@ -72,7 +75,12 @@ def otsu_threshold(values: NDArray[np.uint8]) -> int:
         >>> otsu_threshold(np.array([3, 4, 5, 90, 91], dtype=np.uint8))
         5
     """
-    frequency = np.bincount(values.ravel(), minlength=256) / max(values.size, 1)
+    # in parts, because counting makes each value eight bytes long
+    flat = values.ravel()
+    counts = np.zeros(256, dtype=np.int64)
+    for start in range(0, flat.size, _COUNTED_AT_ONCE):
+        counts += np.bincount(flat[start : start + _COUNTED_AT_ONCE], minlength=256)
+    frequency = counts / max(values.size, 1)
     below = np.cumsum(frequency)
     mean_below = np.cumsum(frequency * np.arange(256))
     spread = below * (1 - below)
@@ -92,7 +100,17 @@ def tissue_mask(thumbnail: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], int]:
     Returns:
         The mask, (H, W) bool, and the chroma threshold used, 0 to 255.
     """
-    chroma = thumbnail.max(axis=2) - thumbnail.min(axis=2)
+    return chroma_mask(chroma_of(thumbnail))
+
+
+def chroma_of(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Subtracts the smallest channel from the largest, (H, W, 3) → (H, W)."""
+    chroma: NDArray[np.uint8] = picture.max(axis=2) - picture.min(axis=2)
+    return chroma
+
+
+def chroma_mask(chroma: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], int]:
+    """Marks what is stained by the chroma, (H, W), as ``tissue_mask`` does."""
     threshold = min(max(otsu_threshold(chroma), CHROMA_FLOOR), CHROMA_CEILING)
     return chroma > threshold, threshold
 
@@ -129,8 +147,6 @@ def tissue_fraction(
     The mask, (H, W), is of the whole slide; corners, (N, 2), side and the slide's dimensions are level-0 pixels.
     """
     height, width = mask.shape
-    summed = np.zeros((height + 1, width + 1), dtype=np.int64)
-    summed[1:, 1:] = mask.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
     scale = np.array([width / dimensions[0], height / dimensions[1]])
     limit = np.array([width, height])
     # a tile narrower than a mask pixel still covers the one pixel it lies in
@@ -138,6 +154,14 @@ def tissue_fraction(
     stop = np.minimum(np.floor((coords + patch_size_level0) * scale + 0.5).astype(np.int64), limit)
     stop = np.maximum(stop, start + 1)
     (left, top), (right, bottom) = start.T, stop.T
-    inside = summed[bottom, right] - summed[top, right] - summed[bottom, left] + summed[top, left]
+    inside = np.empty(len(coords), dtype=np.int64)
+    # tiles of a grid share their rows; sums of the whole mask would take eight bytes a pixel
+    bands, band_of = np.unique(np.stack([top, bottom], axis=1), axis=0, return_inverse=True)
+    order = np.argsort(band_of.ravel(), kind="stable")
+    ends = np.cumsum(np.bincount(band_of.ravel(), minlength=len(bands)))
+    for (first, last), begin, end in zip(bands.tolist(), [0, *ends[:-1]], ends, strict=True):
+        summed = np.concatenate([[0], np.cumsum(mask[first:last].sum(axis=0, dtype=np.int64))])
+        tiles = order[begin:end]
+        inside[tiles] = summed[right[tiles]] - summed[left[tiles]]
     fraction: NDArray[np.float64] = inside / ((right - left) * (bottom - top))
     return fraction

@@ -15,6 +15,8 @@ import h5py
 from timm.data.config import resolve_data_config
 
 from ..data import Edge, SlideInput, TilingOptions
+from ..data.remote_path import AnyPath, RemotePath, ask_together
+from ..data.slide_files import slide_stamp
 from ..runtime.errors import EvaluationError, OutputError
 from .backbone import Backbone
 from .embedding_cache import weights_digest
@@ -139,8 +141,11 @@ def plan_slides(
 
     Raises:
         EvaluationError: A file of one of these names was written by something else, or is an input.
+        RemoteError: Another machine does not answer.
     """
     planned = []
+    remote = [slide.path for slide in slides if isinstance(slide.path, RemotePath)]
+    stamps = dict(zip(remote, ask_together(slide_stamp, remote), strict=True))
     for slide in slides:
         record, digests = records.get(slide.slide_id), settings.digests(slide)
         file = folder / f"{slide.slide_id}.h5"
@@ -148,7 +153,7 @@ def plan_slides(
         recovered = _recovered(file, slide) if record is None and not overwrite else None
         record = record or recovered
         known = {} if overwrite or record is None else _known(record, digests, file)
-        if record is not None and known and _is_unchanged(record, slide, settings.place):
+        if record is not None and known and _is_unchanged(record, slide, settings.place, stamps):
             continue
         planned.append(
             PlannedSlide(
@@ -158,7 +163,7 @@ def plan_slides(
                 known=known,
                 recovered=recovered,
                 tiles=record.tiles if record is not None and record.state != "failed" else None,
-                num_bytes=slide.path.stat().st_size,
+                num_bytes=_num_bytes(slide.path, stamps),
             )
         )
     return planned
@@ -186,8 +191,20 @@ def _known(record: SlideRecord, digests: Mapping[str, str], file: Path) -> dict[
     return {name: record.digests[name] for name in _OF_FILES if name in record.digests}
 
 
-def _is_unchanged(record: SlideRecord, slide: SlideInput, place: Path | None) -> bool:
+def _num_bytes(path: AnyPath, stamps: Mapping[RemotePath, str]) -> int:
+    """Looks up how large a slide is, by which slides are dealt; of a store on another machine it is not known."""
+    if isinstance(path, RemotePath):
+        size = stamps[path].partition(" ")[0]
+        return int(size) if size.isdigit() else 0
+    return path.stat().st_size
+
+
+def _is_unchanged(
+    record: SlideRecord, slide: SlideInput, place: Path | None, stamps: Mapping[RemotePath, str]
+) -> bool:
     """Says whether the same files were given, and have the sizes and times that they had; otherwise they are read."""
+    if isinstance(slide.path, RemotePath) and slide.coords is None:
+        return str(slide.path) == record.path and bool(record.stamp) and record.stamp == stamps[slide.path]
     first = slide.path if slide.coords is None else slide.coords
     if str(first.absolute()) != (record.coords or record.path):
         return False
@@ -196,14 +213,17 @@ def _is_unchanged(record: SlideRecord, slide: SlideInput, place: Path | None) ->
     else:
         found = Path(record.path)
         same_slide = not record.coords or place is None or place.absolute() in (found, found.parent)
-    return same_slide and bool(record.stamp) and record.stamp == stamp_of(record.path, record.coords)
+    if not same_slide or not record.stamp:
+        return False
+    path = slide.path if isinstance(slide.path, RemotePath) else Path(record.path)
+    return record.stamp == stamp_of(path, Path(record.coords) if record.coords else None)
 
 
 def _check_file(file: Path, slide: SlideInput, record: SlideRecord | None, *, overwrite: bool) -> None:
     if not file.exists():
         return
     for given in (slide.path, slide.coords):
-        if given is not None and given.exists() and os.path.samefile(given, file):
+        if isinstance(given, Path) and given.exists() and os.path.samefile(given, file):
             raise EvaluationError(f"{file}: is an input itself; choose another `output`")
     if record is None and not overwrite and not _is_ours(file):
         raise EvaluationError(

@@ -18,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import DataError
+from ..data.remote_path import AnyPath
 from ..runtime.anndata_file import quiet_anndata, write_anndata
 from ..runtime.atomic_file import Leftovers, OutputFile, check_output_file, claimed, writing
 from ..runtime.atomic_folder import OutputFolder
 from ..runtime.errors import EvaluationError, OutputError, ParameterError
 from ..runtime.extras import require
 from ..runtime.h5_output import H5Output
-from .embedding_store import StoredPatches, read_batches, read_patches, read_rows
+from .embedding_store import StoredPatches, check_not_input, read_batches, read_patches, read_rows
 
 ExportFormat = Literal["h5ad", "zarr", "parquet"]
 EmbeddingFormat = Literal["auto", "h5", "h5ad", "zarr", "parquet"]
@@ -78,7 +79,7 @@ def check_packages(format: Literal["h5"] | ExportFormat) -> None:
             require(module, extra)
 
 
-def check_export(output: str | Path, *, overwrite: bool, source: str | Path | None = None) -> None:
+def check_export(output: str | Path, *, overwrite: bool, source: str | AnyPath | None = None) -> None:
     """Finds out whether an output can be written, a file or a store, before time is spent on its content.
 
     Args:
@@ -91,8 +92,7 @@ def check_export(output: str | Path, *, overwrite: bool, source: str | Path | No
         OutputError: Another process writes it.
     """
     output = Path(output)
-    if source is not None and output.exists() and Path(source).exists() and output.samefile(source):
-        raise EvaluationError(f"{output}: is the input itself; choose another `output`")
+    check_not_input(output, source)
     if not (output.suffix.lower() == ".zarr" and output.is_dir()):
         check_output_file(output, overwrite=overwrite, error=EvaluationError)
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..data import DataError, PatchSource
 from ..data.h5_file import H5File, attributes, number, read_coords
+from ..data.remote_path import AnyPath, as_path
 from ..runtime.atomic_file import check_output_file
 from ..runtime.errors import EvaluationError, check_space
 from ..runtime.h5_output import H5Output
@@ -240,7 +240,7 @@ def _check_finite(file: Path, found: NDArray[Any], start: int = 0) -> None:
         )
 
 
-def check_output(output: str | Path, *, overwrite: bool, source: str | Path | None = None) -> None:
+def check_output(output: str | Path, *, overwrite: bool, source: str | AnyPath | None = None) -> None:
     """Checks that an output file can be written, before time is spent on its content.
 
     Args:
@@ -253,9 +253,19 @@ def check_output(output: str | Path, *, overwrite: bool, source: str | Path | No
         OutputError: If another process writes it.
     """
     output = Path(output)
-    if source is not None and output.is_file() and os.path.samefile(output, source):
-        raise EvaluationError(f"{output}: is the input itself; choose another `output`")
+    check_not_input(output, source)
     check_output_file(output, overwrite=overwrite, error=EvaluationError)
+
+
+def check_not_input(output: Path, source: str | AnyPath | None) -> None:
+    """Refuses to replace the input.
+
+    Raises:
+        EvaluationError: The output is the input.
+    """
+    given = None if source is None else as_path(source)
+    if isinstance(given, Path) and output.exists() and given.exists() and output.samefile(given):
+        raise EvaluationError(f"{output}: is the input itself; choose another `output`")
 
 
 class EmbeddingWriter(H5Output):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data import DataError
-from ..data.slide import SLIDE_SUFFIXES
+from ..data import DataError, SlideInput
+from ..data.slide_list import slides_directly_in
 from .embedding_store import StoredPatches, read_patches
 from .slide_cohort import COHORT_FILE, SlideRecord, read_records
 
@@ -96,18 +96,20 @@ def find_slides(folder: str | Path, slides: str | Path | None = None) -> list[Fo
     files = {file.stem: file for file in folder.glob("*.h5") if not file.name.startswith(".")}
     if not records and not files:
         raise DataError(f"{folder}: holds no embedded slides (h5 files); give a folder that 'embed' wrote")
-    places = _by_stem([folder, *([] if slides is None else [Path(slides)])])
+    # folders there are exports of ours
+    places = _by_name(slide for slide in slides_directly_in(folder) if not slide.path.is_dir())
+    if slides is not None:
+        places |= _by_name(slides_directly_in(Path(slides)))
     return [_find(name, records.get(name), files.get(name), places) for name in sorted({*records, *files})]
 
 
-def _by_stem(folders: Sequence[Path]) -> dict[str, Path]:
-    """Lists slides by name with and without suffix; those of later folders win."""
+def _by_name(slides: Iterable[SlideInput]) -> dict[str, Path]:
+    """Lists slides by name with and without suffix, and by id, which of DICOM may be the series."""
     return {
-        name: file
-        for folder in folders
-        for file in sorted(folder.iterdir())
-        if file.suffix.lower() in SLIDE_SUFFIXES
-        for name in (file.name, file.stem)
+        name: slide.path
+        for slide in slides
+        for name in (slide.path.name, slide.path.stem, slide.slide_id)
+        if isinstance(slide.path, Path)
     }
 
 

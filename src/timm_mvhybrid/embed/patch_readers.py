@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from ..data import PatchSource
 from ..runtime.errors import DataError, TimmMVHybridError
+from ..runtime.urls import without_credentials
 from .batch_buffers import BatchBuffer
 from .model_input import read_patch
 from .slide_opening import OpenedSlide, SlideOpening, open_slide_of_cohort
@@ -129,7 +130,8 @@ class _Served:
         # libraries raise whatever they meet in a damaged file
         except Exception as error:
             where = self.sources[request.key].path
-            return DataError(f"{where}: cannot be read ({type(error).__name__}: {error}); copy it anew")
+            reason = without_credentials(f"{type(error).__name__}: {error}")
+            return DataError(f"{where}: cannot be read ({reason}); copy it anew")
 
     def read(self, request: PatchReading) -> ReadPatches:
         source = self.sources.take(request.key, request.source)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ..data import CoordinateH5Source, Edge, PatchSource, SlideInput, TilingOptions, open_source
-from ..runtime.digest import path_fingerprint
-from ..runtime.errors import NoTissueError, TimmMVHybridError, one_sentence
+from ..data.remote_path import AnyPath
+from ..data.slide_files import slide_fingerprint, slide_stamp
+from ..runtime.errors import NoResolutionError, NoTissueError, TimmMVHybridError, one_sentence
+from ..runtime.urls import without_credentials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,19 +58,14 @@ class OpenedSlide:
     warnings: tuple[str, ...] = ()
 
 
-def stamp_of(path: str, coords: str) -> str:
-    """Notes sizes and times of change of a slide and its coordinates; empty where one is a folder or missing."""
-    parts = []
-    for file in filter(None, (path, coords)):
-        try:
-            found = os.stat(file)
-        except OSError:
-            return ""
-        # a folder's own time does not change with its files
-        if os.path.isdir(file):
-            return ""
-        parts.append(f"{found.st_size} {found.st_mtime_ns}")
-    return ", ".join(parts)
+def stamp_of(path: AnyPath, coords: AnyPath | None) -> str:
+    """Notes sizes and times of change of a slide and its coordinates, see ``slide_stamp``; empty where one has none.
+
+    Raises:
+        RemoteError: Another machine does not answer.
+    """
+    parts = [slide_stamp(file) for file in (path, coords) if file is not None]
+    return ", ".join(parts) if all(parts) else ""
 
 
 def open_slide_of_cohort(asked: SlideOpening) -> OpenedSlide:
@@ -78,13 +74,16 @@ def open_slide_of_cohort(asked: SlideOpening) -> OpenedSlide:
     first = slide.path if slide.coords is None else slide.coords
     path, coords = str(slide.path.absolute()), "" if slide.coords is None else str(slide.coords.absolute())
     digests: dict[str, str] = {}
+    stamp = ""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         source: PatchSource | None = None
         state: Literal["open", "unchanged", "empty", "failed"] = "open"
         error = ""
         try:
-            digests["slide" if slide.coords is None else "coords"] = path_fingerprint(first)
+            # before the content is read, so that a change meanwhile is noticed by the next run
+            stamp = stamp_of(slide.path, slide.coords)
+            digests["slide" if slide.coords is None else "coords"] = slide_fingerprint(first)
             if digests == asked.known:
                 # without coordinates that is all, and looking for tissue takes long
                 state = "unchanged"
@@ -93,28 +92,33 @@ def open_slide_of_cohort(asked: SlideOpening) -> OpenedSlide:
                 source = open_source(first, tiling=asked.tiling, slide=place, edge=asked.edge)
                 if isinstance(source, CoordinateH5Source):
                     path, coords = str(source.slide.path.absolute()), str(first.absolute())
+                    stamp = stamp_of(source.slide.path, first)
                     digests = {
-                        "slide": path_fingerprint(source.slide.path),
-                        "coords": path_fingerprint(first),
+                        "slide": slide_fingerprint(source.slide.path),
+                        "coords": slide_fingerprint(first),
                     }
                 if digests == asked.known:
                     state, source = "unchanged", None
         except NoTissueError as empty:
             state, error = "empty", one_sentence(empty)
+        except NoResolutionError as missing:
+            # the option is for all slides
+            state = "failed"
+            error = f"{one_sentence(missing)}, or for this slide alone in the column 'um_per_px' of a CSV"
         except (TimmMVHybridError, OSError) as known:
             state, error = "failed", one_sentence(known)
         # libraries raise whatever they meet in a damaged file
         except Exception as unknown:
             reason = " ".join(str(unknown).split())
             state = "failed"
-            error = f"{slide.path}: cannot be read ({type(unknown).__name__}: {reason}); open it in a viewer, or copy it anew"
+            error = f"{slide.path}: cannot be read ({type(unknown).__name__}: {without_credentials(reason)}); open it in a viewer, or copy it anew"
     return OpenedSlide(
         state=state,
         source=source,
         path=path,
         coords=coords,
         digests=digests,
-        stamp=stamp_of(path, coords),
+        stamp=stamp,
         error=error,
         warnings=tuple(dict.fromkeys(" ".join(str(one.message).split()) for one in caught)),
     )

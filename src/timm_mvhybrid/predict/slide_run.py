@@ -14,6 +14,7 @@ from typing import Any, Literal
 from safetensors.numpy import save
 
 from ..data import DataError, SlideSource, slides_by_name, source_digest
+from ..data.slide_files import slide_fingerprint
 from ..embed.backbone import Backbone
 from ..embed.embedding_cache import cache_file, embed_into_cache, transform_of, weights_digest
 from ..embed.embedding_store import read_batches
@@ -21,7 +22,6 @@ from ..embed.embeddings import BatchReport
 from ..embed.model_input import choose_device
 from ..runtime.atomic_file import claimed, make_folder
 from ..runtime.codec import dump
-from ..runtime.digest import file_fingerprint, file_sha256
 from ..runtime.errors import OutputError, TimmMVHybridError
 from ..runtime.extras import require
 from ..version import __version__
@@ -204,7 +204,7 @@ class SlideRun:
             weights_digest(self.backbone),
             transform,
             name,
-            source_digest(source, file_sha256(source.path)),
+            source_digest(source),
         )
         report = None if on_batch is None else lambda batch: on_batch(name, batch)
         return file, embed_into_cache(source, self.backbone, file, options, on_batch=report) is not None
@@ -213,7 +213,7 @@ class SlideRun:
         """Says what a prediction depends on."""
         encoder = encoder_of(self.predictor)
         try:
-            fingerprint = file_fingerprint(slide)
+            fingerprint = slide_fingerprint(slide)
         except OSError as error:
             raise DataError(f"{slide}: {error.strerror or error}; give a slide") from error
         return {

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -39,13 +41,18 @@ def file_fingerprint(path: Path) -> str:
     Returns:
         32 hexadecimal digits.
     """
-    size = path.stat().st_size
-    found = hashlib.sha256(str(size).encode())
     with path.open("rb") as stream:
-        last = max(size - _SAMPLE_BYTES, 0)
-        for index in range(_NUM_SAMPLES):
-            stream.seek(last * index // (_NUM_SAMPLES - 1))
-            found.update(stream.read(_SAMPLE_BYTES))
+        return stream_fingerprint(stream)
+
+
+def stream_fingerprint(stream: BinaryIO) -> str:
+    """Computes ``file_fingerprint`` of an open file."""
+    size = stream.seek(0, io.SEEK_END)
+    found = hashlib.sha256(str(size).encode())
+    last = max(size - _SAMPLE_BYTES, 0)
+    for index in range(_NUM_SAMPLES):
+        stream.seek(last * index // (_NUM_SAMPLES - 1))
+        found.update(stream.read(_SAMPLE_BYTES))
     return found.hexdigest()[:32]
 
 
@@ -73,7 +80,12 @@ def path_fingerprint(path: Path) -> str:
 
 
 def _of_folder(folder: Path, digest: Callable[[Path], str]) -> str:
+    return digest_of_files(folder, sorted(file for file in folder.rglob("*") if file.is_file()), digest)
+
+
+def digest_of_files(folder: Path, files: Sequence[Path], digest: Callable[[Path], str]) -> str:
+    """Joins the digests of files, and their names in a folder that holds them all, to a sha256 in hexadecimal digits."""
     found = hashlib.sha256()
-    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+    for file in files:
         found.update(f"{file.relative_to(folder).as_posix()}\n{digest(file)}\n".encode())
     return found.hexdigest()

@@ -63,8 +63,29 @@ class PatchError(DataError):
     """One patch of an otherwise usable input cannot be read."""
 
 
+class RemoteError(DataError):
+    """A file on another machine cannot be read; that says nothing of its content.
+
+    Args:
+        message: One line.
+        is_missing: Whether the machine answered that there is no such file.
+    """
+
+    def __init__(self, message: str, is_missing: bool = False) -> None:
+        super().__init__(message)
+        self.is_missing = is_missing
+
+    def __reduce__(self) -> tuple[type[RemoteError], tuple[str, bool]]:
+        """Keeps both in pickles, by which workers' errors are sent."""
+        return type(self), (str(self), self.is_missing)
+
+
 class NotASlideError(DataError):
     """No slide library can open the file."""
+
+
+class NoResolutionError(DataError):
+    """A slide states no usable resolution, and none was given."""
 
 
 class NoTissueError(DataError):
