@@ -4,8 +4,13 @@ Importing the package registers its models: ``timm.create_model("mvhybrid_small_
 does ``create_model``.
 """
 
-from . import layers, models, ops
-from .models import create_model
+import os
+
+from .runtime.reads_only import READS_ONLY
 from .version import __version__
+
+if os.environ.get(READS_ONLY) is None:
+    from . import layers, models, ops
+    from .models import create_model
 
 __all__ = ["__version__", "create_model", "layers", "models", "ops"]

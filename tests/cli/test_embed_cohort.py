@@ -29,8 +29,13 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def embed(*arguments, output="out"):
-    return main(["embed", *arguments, "--output", output, *OPTIONS])
+# one tile a batch, so that there is time to kill a run in the middle; features depend in their last bits on how many are
+# multiplied at a time, so that what goes on with such a run, and what it is compared with, do the same
+ONE_BY_ONE = ("--batch-size", "1")
+
+
+def embed(*arguments, output="out", more=()):
+    return main(["embed", *arguments, "--output", output, *OPTIONS, *more])
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +43,15 @@ def expected(tmp_path_factory):
     """The files of one process that nothing disturbs."""
     place = tmp_path_factory.mktemp("expected")
     assert embed(str(write_slides(place / "in")), "--num-workers", "0", output=str(place / "out")) == 0
+    return file_digests(place / "out")
+
+
+@pytest.fixture(scope="module")
+def expected_one_by_one(tmp_path_factory):
+    """The same in batches of one."""
+    place = tmp_path_factory.mktemp("one_by_one")
+    inputs, output = str(write_slides(place / "in")), str(place / "out")
+    assert embed(inputs, "--num-workers", "0", output=output, more=ONE_BY_ONE) == 0
     return file_digests(place / "out")
 
 
@@ -75,7 +89,8 @@ def test_failures_are_listed_with_what_to_do_and_have_a_code_of_their_own(folder
     _, empty, failed = printed.err.splitlines()
     assert empty.startswith("empty: blank: in/blank.tif: no tissue found")
     assert failed == (
-        "failed: unscaled: in/unscaled.tif: the slide states no usable resolution; give it with --slide-resolution"
+        "failed: unscaled: in/unscaled.tif: the slide states no usable resolution; give it with --slide-resolution, "
+        "or for this slide alone in the column 'um_per_px' of a CSV"
     )
     numbers = json.loads(printed.out)
     assert (numbers["num_embedded"], numbers["num_empty"], numbers["num_failed"]) == (4, 1, 1)
@@ -169,9 +184,8 @@ def wait_for(process, log, event, times=1):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
-def test_a_killed_run_is_finished_by_the_next(folder, expected, capsys):
-    # one tile a batch, so that there is time to kill it in the middle
-    with start(folder, "--batch-size", "1") as process:
+def test_a_killed_run_is_finished_by_the_next(folder, expected_one_by_one, capsys):
+    with start(folder, *ONE_BY_ONE) as process:
         try:
             wait_for(process, folder / "log.jsonl", "slide")
             os.kill(process.pid, signal.SIGKILL)
@@ -182,11 +196,11 @@ def test_a_killed_run_is_finished_by_the_next(folder, expected, capsys):
                 os.killpg(process.pid, signal.SIGKILL)
     done = {name for name, record in read_records(folder / "out").items() if record.state == "done"}
     assert set(file_digests(folder / "out")) >= done
-    assert embed("in", "--num-workers", "0") == 0
+    assert embed("in", "--num-workers", "0", more=ONE_BY_ONE) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["num_kept"] == len(done)
     assert summary["num_embedded"] == 4 - len(done)
-    assert file_digests(folder / "out") == expected
+    assert file_digests(folder / "out") == expected_one_by_one
     assert sorted(os.listdir(folder / "out")) == ["a.h5", "b.h5", "c.h5", "cohort.jsonl", "d.h5"]
 
 
@@ -198,10 +212,12 @@ def test_a_killed_run_is_finished_by_the_next(folder, expected, capsys):
         ("SIGINT", 130, "interrupted; slides that were finished are kept; run it again to go on"),
     ],
 )
-def test_a_signal_leaves_whole_files_and_the_next_run_goes_on(folder, expected, number, code, said):
+def test_a_signal_leaves_whole_files_and_the_next_run_goes_on(
+    folder, expected_one_by_one, number, code, said
+):
     for index in range(60):
         os.link(folder / "in" / "a.tif", folder / "in" / f"z{index:02d}.tif")
-    with start(folder, "--batch-size", "1") as process:
+    with start(folder, *ONE_BY_ONE) as process:
         try:
             wait_for(process, folder / "log.jsonl", "slide")
             # a scheduler and a terminal signal every process of the job
@@ -218,7 +234,7 @@ def test_a_signal_leaves_whole_files_and_the_next_run_goes_on(folder, expected, 
     assert 0 < len(files) < 64
     for index in range(60):
         (folder / "in" / f"z{index:02d}.tif").unlink()
-    assert embed("in", "--num-workers", "0") == 0
+    assert embed("in", "--num-workers", "0", more=ONE_BY_ONE) == 0
     assert {
-        name: digest for name, digest in file_digests(folder / "out").items() if name in expected
-    } == expected
+        name: digest for name, digest in file_digests(folder / "out").items() if name in expected_one_by_one
+    } == expected_one_by_one

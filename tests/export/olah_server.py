@@ -23,7 +23,7 @@ from support.exports import exported
 from support.hub_client import hub_client, load
 
 from timm_mvhybrid.models import TEST_MODEL_NAMES
-from timm_mvhybrid.runtime.digest import tensors_sha256
+from timm_mvhybrid.runtime.tensor_digest import tensors_sha256
 
 OLAH = "olah==0.5.4"
 START_S = 60

@@ -12,7 +12,7 @@ from support.hub_client import command, hub_client, load, publish, run_python, s
 from support.hub_server import READ_TOKEN, TOKEN, Fault
 
 from timm_mvhybrid.models import TEST_MODEL_NAMES
-from timm_mvhybrid.runtime.digest import tensors_sha256
+from timm_mvhybrid.runtime.tensor_digest import tensors_sha256
 
 REPO = "our-lab/published"
 # huggingface_hub alone takes 23 s to give up; a busy machine takes a few to answer

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from timm_mvhybrid.embed.backbone import Backbone
 from timm_mvhybrid.embed.embedding_cache import weights_digest
-from timm_mvhybrid.runtime.digest import file_fingerprint, file_sha256, tensors_sha256
+from timm_mvhybrid.runtime.digest import file_fingerprint, file_sha256
+from timm_mvhybrid.runtime.tensor_digest import tensors_sha256
 
 EXPORTED = Path(__file__).parents[1] / "golden" / "weights" / "exported" / "model.safetensors"
 

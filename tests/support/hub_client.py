@@ -83,7 +83,7 @@ def load(name, cache, create="timm_mvhybrid", **options):
     import torch
 
     import timm_mvhybrid
-    from timm_mvhybrid.runtime.digest import tensors_sha256
+    from timm_mvhybrid.runtime.tensor_digest import tensors_sha256
 
     assert timm_mvhybrid.__version__
     module = importlib.import_module(create)

@@ -26,7 +26,6 @@ from ..embed.embedding_export import (
 from ..embed.embeddings import BatchReport, ForwardOptions, embed
 from ..embed.engine_calls import EngineCalls, EngineReport
 from ..embed.model_input import choose_device
-from ..embed.patch_readers import prepare_readers
 from ..embed.slide_cohort import SlideRecord
 from ..runtime.ranks import Ranks
 from ..runtime.urls import without_credentials
@@ -155,8 +154,6 @@ class Embed:
             slides = list_slides(self.input)
             if self.cohort.engine == "local":
                 choose_device(Ranks.from_environment().own_device(self.forward.device))
-                # while the model is made
-                prepare_readers()
             backbone = self.weights.load(self.model)
             with CohortDisplay(len(slides), quiet=not is_first) as display, StopSignal() as signal:
 

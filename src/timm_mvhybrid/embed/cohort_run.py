@@ -130,8 +130,7 @@ def embed_slides(
         tiling: How slides are cut.
         place: Of coordinate h5 files that are given alone: their slide, or the folder of slides; None looks beside them.
         edge: How patches of coordinate files beyond a slide's edge are filled, see ``open_source``.
-        forward: How patches go through the model; ``auto`` and ``cuda`` take all CUDA devices. With readers in processes a
-            script needs ``if __name__ == "__main__":``, as for all of multiprocessing.
+        forward: How patches go through the model; ``auto`` and ``cuda`` take all CUDA devices.
         options: How the run behaves.
         skip_corrupt: Leave unreadable patches out instead of failing their slide.
         overwrite: Embed all slides anew, and replace files of these names that this did not write.

@@ -15,7 +15,7 @@ from ..data import PatchSource
 from .batch_buffers import BatchBuffer
 from .cohort_plan import PlannedSlide
 from .model_input import PatchBatch
-from .patch_readers import ReadPatches
+from .patch_reading import ReadPatches
 from .slide_opening import OpenedSlide
 from .source_embedding import PlacedModel, SourceEmbedding
 

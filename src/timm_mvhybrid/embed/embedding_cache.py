@@ -19,10 +19,10 @@ from tyro.conf import arg
 
 from ..data import DataError, PatchSource, source_digest
 from ..runtime.atomic_file import claimed, make_folder, remove_leftovers
-from ..runtime.digest import tensors_sha256
 from ..runtime.errors import EvaluationError
 from ..runtime.provenance import ModelRecord
 from ..runtime.ranks import Ranks
+from ..runtime.tensor_digest import tensors_sha256
 from ..version import __version__
 from .backbone import Backbone
 from .baselines import BLIND

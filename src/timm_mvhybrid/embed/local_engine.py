@@ -20,7 +20,8 @@ from .cohort_folder import CohortFolder
 from .cohort_plan import CohortSettings, PlannedSlide
 from .device_lane import DeviceLane, LaneEvent, ReadBatch, SlideJob
 from .engine_calls import EngineCalls, EngineReport
-from .patch_readers import Answer, PatchReaders, PatchReading, ReaderTask, ReadPatches
+from .patch_readers import PatchReaders, ReaderTask
+from .patch_reading import Answer, PatchReading, ReadPatches
 from .slide_cohort import SlideState
 from .slide_opening import OpenedSlide
 from .source_embedding import DeviceMemoryError, PlacedModel, SourceEmbedding

@@ -13,11 +13,11 @@ from timm.data.config import resolve_data_config
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..data import PatchError, PatchSource
-from ..data.fitting import fit_image
+from ..data import PatchSource
 from ..runtime.cores import num_loader_workers, num_usable_cores
 from ..runtime.device import DeviceError, find_device
 from ..runtime.errors import EvaluationError
+from .patch_reading import read_patch
 
 
 def choose_input_size(
@@ -91,14 +91,6 @@ class PatchBatch:
     def pin_memory(self) -> PatchBatch:
         """Returns the batch with its pixels in page-locked memory, for the loader's ``pin_memory``."""
         return PatchBatch(indices=self.indices, images=self.images.pin_memory(), errors=self.errors)
-
-
-def read_patch(source: PatchSource, index: int, size: tuple[int, int]) -> np.ndarray | str:
-    """Reads one patch at the height and width that a model takes, (H, W, 3) uint8; its message where that fails."""
-    try:
-        return fit_image(source[index], size)
-    except PatchError as error:
-        return " ".join(str(error).split())
 
 
 class _Patches(Dataset[tuple[int, "np.ndarray | str"]]):

@@ -3,61 +3,33 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
+import sys
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from multiprocessing import connection, forkserver, get_all_start_methods, get_context
-from typing import Any, Protocol, TypeVar
+from multiprocessing import connection, get_context, resource_tracker
+from types import ModuleType
+from typing import Any
 
-from ..data import PatchSource
-from ..runtime.errors import DataError, TimmMVHybridError
-from ..runtime.urls import without_credentials
-from .batch_buffers import BatchBuffer
-from .model_input import read_patch
-from .slide_opening import OpenedSlide, SlideOpening, open_slide_of_cohort
+from ..runtime.errors import DataError
+from ..runtime.reads_only import READS_ONLY
+from .patch_reading import (
+    MAX_BUFFERS,
+    MAX_SOURCES,
+    STOPPING_SIGNALS,
+    Answer,
+    KeptThere,
+    PatchReading,
+    Recent,
+    serve,
+)
+from .slide_opening import SlideOpening
 
-_MAX_SOURCES = 8
-"""Slides that a reader keeps open; each may cache 32 MB."""
-_MAX_BUFFERS = 16
 _POLL_S = 0.2
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchReading:
-    """A request for some patches of a source.
-
-    Attributes:
-        key: Names the source among all of a run.
-        source: The source; None where this reader has it.
-        indices: Which patches.
-        size: Height and width in px at which they are wanted.
-        number: Of the buffer to write them to, (B, 3, H, W) uint8.
-        buffer: The buffer; None where this reader has it.
-    """
-
-    key: int
-    source: PatchSource | None
-    indices: range
-    size: tuple[int, int]
-    number: int
-    buffer: BatchBuffer | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadPatches:
-    """What was read.
-
-    Attributes:
-        indices: The patches that could be read; their pixels are the first of the buffer.
-        errors: Index and one-line message of each that could not.
-    """
-
-    indices: list[int]
-    errors: list[tuple[int, str]]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -77,102 +49,6 @@ class ReaderTask:
     attempts: int = 0
 
 
-Answer = OpenedSlide | ReadPatches | DataError
-
-
-class _Closes(Protocol):
-    def close(self) -> None: ...
-
-
-_T = TypeVar("_T", bound=_Closes)
-
-
-class _Recent(OrderedDict[int, _T]):
-    """Keeps what was used last; both ends of a pipe count alike, so that each knows what the reader has."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self.limit = limit
-
-    def take(self, key: int, given: _T | None) -> _T:
-        """Takes what is given, or was before."""
-        if given is not None:
-            self[key] = given
-        self.move_to_end(key)
-        found = self[key]
-        while len(self) > self.limit:
-            self.popitem(last=False)[1].close()
-        return found
-
-
-class _There:
-    """Stands for what is at the other end."""
-
-    def close(self) -> None:
-        """Is closed there."""
-
-
-class _Served:
-    """What a reader does, in its process."""
-
-    def __init__(self, progress: Any) -> None:
-        self.progress = progress
-        self.sources: _Recent[PatchSource] = _Recent(_MAX_SOURCES)
-        self.buffers: _Recent[BatchBuffer] = _Recent(_MAX_BUFFERS)
-
-    def answer(self, request: SlideOpening | PatchReading) -> Answer:
-        if isinstance(request, SlideOpening):
-            return open_slide_of_cohort(request)
-        try:
-            return self.read(request)
-        except TimmMVHybridError as error:
-            return DataError(str(error))
-        # libraries raise whatever they meet in a damaged file
-        except Exception as error:
-            where = self.sources[request.key].path
-            reason = without_credentials(f"{type(error).__name__}: {error}")
-            return DataError(f"{where}: cannot be read ({reason}); copy it anew")
-
-    def read(self, request: PatchReading) -> ReadPatches:
-        source = self.sources.take(request.key, request.source)
-        buffer = self.buffers.take(request.number, request.buffer)
-        pixels = buffer.pixels((len(request.indices), 3, *request.size))
-        indices: list[int] = []
-        errors: list[tuple[int, str]] = []
-        for index in request.indices:
-            patch = read_patch(source, index, request.size)
-            if isinstance(patch, str):
-                errors.append((index, patch))
-            else:
-                pixels[len(indices)] = patch.transpose(2, 0, 1)
-                indices.append(index)
-            self.progress.value += 1
-        return ReadPatches(indices=indices, errors=errors)
-
-    def close(self) -> None:
-        for source in self.sources.values():
-            source.close()
-        for buffer in self.buffers.values():
-            buffer.close()
-
-
-def serve(pipe: connection.Connection, progress: Any, is_process: bool) -> None:
-    """Answers requests until the other end of the pipe is closed."""
-    if is_process:
-        # a terminal and a scheduler send these to all processes; whoever owns the readers decides
-        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", None)):
-            if number is not None:
-                signal.signal(number, signal.SIG_IGN)
-    served = _Served(progress)
-    try:
-        with suppress(EOFError, BrokenPipeError, ConnectionResetError):
-            while True:
-                pipe.send(served.answer(pipe.recv()))
-    finally:
-        served.close()
-        pipe.close()
-
-
 @dataclass(eq=False)
 class _Reader:
     """A reader as its owner sees it."""
@@ -182,16 +58,16 @@ class _Reader:
     progress: Any
     process: Any
     task: ReaderTask | None = None
-    sources: _Recent[_There] = field(default_factory=lambda: _Recent(_MAX_SOURCES))
-    buffers: _Recent[_There] = field(default_factory=lambda: _Recent(_MAX_BUFFERS))
+    sources: Recent[KeptThere] = field(default_factory=lambda: Recent(MAX_SOURCES))
+    buffers: Recent[KeptThere] = field(default_factory=lambda: Recent(MAX_BUFFERS))
     seen: int = 0
     since: float = 0.0
 
     def without_what_is_there(self, reading: PatchReading) -> PatchReading:
         """Leaves out what the reader has, and notes that it has the rest."""
         lacks_source, lacks_buffer = reading.key not in self.sources, reading.number not in self.buffers
-        self.sources.take(reading.key, _There())
-        self.buffers.take(reading.number, _There())
+        self.sources.take(reading.key, KeptThere())
+        self.buffers.take(reading.number, KeptThere())
         return replace(
             reading,
             source=reading.source if lacks_source else None,
@@ -206,18 +82,31 @@ class _Reader:
         return time.monotonic() - self.since
 
 
-def _context() -> Any:
-    """Chooses how readers are started: forked from a process that has computed nothing, where there are forks."""
-    context: Any = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload(["__main__", __name__])
-    return context
+@contextmanager
+def _starting() -> Iterator[None]:
+    """Lets processes begin with what reading needs, and nothing of the program that starts them.
 
-
-def prepare_readers() -> None:
-    """Starts what readers will be forked from, so that its imports take no time of theirs."""
-    if _context().get_start_method() == "forkserver":
-        forkserver.ensure_running()
+    They are not forked: this process has threads, and locks that they hold. Without the program's own module, which they
+    would otherwise run to find what it defines, neither its imports nor torch are loaded.
+    """
+    main, before = sys.modules["__main__"], os.environ.get(READS_ONLY)
+    can_hold = hasattr(signal, "pthread_sigmask")
+    if can_hold:
+        # as long as it runs already, it leaves the mask alone
+        resource_tracker.ensure_running()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING_SIGNALS)
+    sys.modules["__main__"] = ModuleType("__main__")
+    os.environ[READS_ONLY] = "1"
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        if before is None:
+            del os.environ[READS_ONLY]
+        else:
+            os.environ[READS_ONLY] = before
+        if can_hold:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 class PatchReaders:
@@ -244,8 +133,7 @@ class PatchReaders:
         self.timeout_s = timeout_s
         self.max_attempts = max_attempts
         self.on_warning = on_warning
-        # not forked from here: this process has threads, and locks that they hold
-        self._context = _context()
+        self._context = get_context("spawn")
         self._readers = [self._start(number, num_processes > 0) for number in range(max(num_processes, 1))]
 
     def __len__(self) -> int:
@@ -261,7 +149,8 @@ class PatchReaders:
         process = self._context.Process(
             target=serve, args=(there, progress, True), daemon=True, name=f"reader {number}"
         )
-        process.start()
+        with _starting():
+            process.start()
         there.close()
         return _Reader(number, here, progress, process)
 

@@ -12,7 +12,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..models.loading import CONFIG_FILE, CONFIG_SECTION
-from ..runtime.digest import file_sha256, tensors_sha256
+from ..runtime.digest import file_sha256
+from ..runtime.tensor_digest import tensors_sha256
 from ..weights.weights_file import TENSORS_SHA256, read_weights
 from .errors import ExportError
 from .training_checkpoint import ENCODER_FILE

@@ -18,7 +18,8 @@ from ..models.hybrid_vision_transformer import HybridVisionTransformer
 from ..models.loading import CONFIG_FILE, CONFIG_SECTION, WEIGHTS_FILE
 from ..runtime.atomic_file import claimed
 from ..runtime.atomic_folder import OutputFolder
-from ..runtime.digest import file_sha256, tensors_sha256
+from ..runtime.digest import file_sha256
+from ..runtime.tensor_digest import tensors_sha256
 from ..version import __version__
 from ..weights.errors import CheckpointError
 from ..weights.fingerprint import Fingerprint, relative_error

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..layers import HydraMixer, MambaVisionMixer, VimMixer
 from ..layers.step_size import StepProjection
 from ..runtime.atomic_file import write_files
-from ..runtime.digest import tensors_sha256
+from ..runtime.tensor_digest import tensors_sha256
 from ..version import __version__
 from .errors import FinetuneError
 from .low_rank import speed_up

@@ -16,7 +16,7 @@ from ..export.companions import ST_FACTS, ST_FILE, stated_companions
 from ..export.training_checkpoint import ENCODER_FILE
 from ..models import create_model
 from ..models.loading import CONFIG_FILE, WEIGHTS_FILE, load_weights
-from ..runtime.digest import tensors_sha256
+from ..runtime.tensor_digest import tensors_sha256
 from ..weights.fingerprint import synthetic_image
 from ..weights.weights_file import check_finite, read_weights
 from .errors import FinetuneError

@@ -9,7 +9,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..runtime.atomic_file import write_file
-from ..runtime.digest import tensors_sha256
+from ..runtime.tensor_digest import tensors_sha256
 from ..training.world import World
 from ..weights.position_grid import PATCH_GRID, grid_of, grid_to_text
 from ..weights.weights_file import TENSORS_SHA256

@@ -1,15 +1,12 @@
-"""Identity of files and tensors: their sha256, or a short hash of size and samples where files are large."""
+"""Identity of files: their sha256, or a short hash of size and samples where they are large."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
-
-import torch
-from torch import Tensor
 
 _NUM_SAMPLES = 16
 _SAMPLE_BYTES = 1 << 16
@@ -54,19 +51,6 @@ def stream_fingerprint(stream: BinaryIO) -> str:
         stream.seek(last * index // (_NUM_SAMPLES - 1))
         found.update(stream.read(_SAMPLE_BYTES))
     return found.hexdigest()[:32]
-
-
-def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Computes one sha256 over names, types, shapes and values, whatever the order of the names.
-
-    Exported files state it in their metadata, so that it must stay as it is.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu()
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def path_sha256(path: Path) -> str:

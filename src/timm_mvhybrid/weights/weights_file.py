@@ -17,7 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..runtime.digest import file_sha256, tensors_sha256
+from ..runtime.digest import file_sha256
+from ..runtime.tensor_digest import tensors_sha256
 from .errors import CheckpointError
 from .key_conversion import GATHER
 from .position_grid import PATCH_GRID, Grid, grid_from_text
