@@ -149,12 +149,14 @@ class Cohort(Settings):
         "slides",
     )
     """What to measure."""
+    rounds: Annotated[int, arg(metavar="N")] = 3
+    """How often whole commands are run."""
 
     def report(self) -> Report:
         """Runs the benchmark."""
         from .cohort import CLAM, TRIDENT, run
 
-        return run(self, {TRIDENT: self.trident, CLAM: self.clam}, self.parts)
+        return run(self, {TRIDENT: self.trident, CLAM: self.clam}, self.parts, self.rounds)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

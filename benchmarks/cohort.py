@@ -66,6 +66,9 @@ SLIDE = ROOT / "examples" / "data" / "CMU-1-Small-Region.svs"
 EXAMPLES = ROOT / "examples" / "pipelines"
 _JPEG = {"compression": "jpeg", "compressionargs": {"level": 85}}
 _MIB = 1 << 20
+_DRAWS = 10
+_GLASS = 200
+"""From which level on the darkest channel is glass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +85,7 @@ class Sizes:
     """
 
     num_slides: int = 20
-    slide_px: tuple[int, int] = (1480, 1983)
+    slide_px: tuple[int, int] = (1024, 1536)
     num_small: int = 1000
     model: str = MODEL
     tiny: str = TINY
@@ -92,18 +95,21 @@ class Sizes:
 QUICK = Sizes(num_slides=2, slide_px=(1024, 1280), num_small=3, tiny="test_mvhybrid", rounds=2)
 
 
-def run(settings: Settings, clones: dict[str, Path | None], parts: Sequence[str]) -> Report:
+def run(
+    settings: Settings, clones: dict[str, Path | None], parts: Sequence[str], rounds: int | None = None
+) -> Report:
     """Checks that ours gives TRIDENT's features at TRIDENT's places, then times whole commands and their parts.
 
     Args:
         settings: The options.
         clones: Folder of each peer's clone, by name; None leaves the peer out.
         parts: Of "peers", "share", "engines" and "slides", those to measure.
+        rounds: Of whole commands; None takes three.
 
     Returns:
         The report.
     """
-    sizes = QUICK if settings.quick else Sizes()
+    sizes = QUICK if settings.quick else Sizes(rounds=rounds or Sizes.rounds)
     figures: dict[str, Spread] = {}
     tables: list[Table] = []
     notes: list[str] = []
@@ -116,7 +122,7 @@ def run(settings: Settings, clones: dict[str, Path | None], parts: Sequence[str]
             rows = [
                 row
                 for model in (sizes.model, sizes.tiny)
-                for row in _share_of_model(folder, slides, model, settings, figures)
+                for row in _share_of_model(folder, slides, model, sizes, settings, figures)
             ]
             columns = ["model", "", "s", "tiles/s", "share", "quartiles"]
             tables.append(
@@ -161,11 +167,13 @@ def write_cohort(folder: Path, num_slides: int, size_px: tuple[int, int]) -> lis
     with Image.open(SLIDE) as image:
         picture = image.convert("RGB")
     rng = np.random.default_rng(0)
+    free = [whole - part for whole, part in zip(picture.size, size_px, strict=True)]
+    corners = [tuple(map(int, rng.integers(free))) for _ in range(_DRAWS * num_slides)]
+    stained = np.asarray(picture).min(axis=2) < _GLASS
+    # those with most tissue
+    corners.sort(key=lambda corner: -stained[_window(corner, size_px)].mean())
     paths = []
-    for number in range(num_slides):
-        left, top = (
-            int(rng.integers(whole - part)) for whole, part in zip(picture.size, size_px, strict=True)
-        )
+    for number, (left, top) in enumerate(corners[:num_slides]):
         piece = picture.crop((left, top, left + size_px[0], top + size_px[1]))
         if number % 2:
             piece = piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -181,6 +189,11 @@ def write_cohort(folder: Path, num_slides: int, size_px: tuple[int, int]) -> lis
                     np.asarray(page), photometric="rgb", metadata=None, description=description, **kind
                 )
     return paths
+
+
+def _window(corner: tuple[int, ...], size_px: tuple[int, int]) -> tuple[slice, slice]:
+    left, top = corner
+    return slice(top, top + size_px[1]), slice(left, left + size_px[0])
 
 
 def _write_weights(folder: Path, model: str) -> Path:
@@ -332,7 +345,7 @@ def _beside_peers(
 
 
 def _share_of_model(
-    folder: Path, slides: list[Path], model: str, settings: Settings, figures: dict[str, Spread]
+    folder: Path, slides: list[Path], model: str, sizes: Sizes, settings: Settings, figures: dict[str, Spread]
 ) -> list[list[str]]:
     backbone = load_backbone(model)
     batches = _read_batches(slides, backbone)
@@ -350,7 +363,7 @@ def _share_of_model(
         _embed_in_process(slides, backbone, folder / f"{model}_{next(outputs)}")
 
     contenders = [Contender(name=own, call=from_memory), Contender(name=cohort, call=from_slides)]
-    times = measure(contenders, settings.effort(min_rounds=3, max_rounds=9))
+    times = measure(contenders, settings.effort(min_rounds=sizes.rounds, max_rounds=9, warmups=0))
     figures[share(TINY if model.endswith(TINY) else model)] = times.ratio(own, cohort)
     rows = []
     for name in (own, cohort):

@@ -1,14 +1,7 @@
-"""Peak memory of ``embed INPUT --output DIR`` by the size of the slide: a slide of 600 tiles beside one of 60,000.
+"""Peak memory of ``embed INPUT --output DIR`` by the size of the slide: a slide of 600 tiles beside one of 60,000."""
 
-Memory is the proportional set size of the command and of all processes that it starts, from ``/proc``: what processes share
-counts once, where sums of resident sizes count it once for each.
-"""
-
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +11,7 @@ import tifffile
 from .goals import Goal
 from .measure import Spread, spread
 from .peers import MissingPeerError
+from .processes import SAMPLE_S, run_command
 from .report import Report, Table
 from .settings import Settings
 
@@ -27,7 +21,6 @@ SIDES = (25, 245)
 QUICK_SIDES = (4, 8)
 MODEL = "test_vit12"
 NUM_READERS = 2
-EVERY_S = 0.25
 FIGURE = "peak memory, {large:,} tiles / {small:,}, {what}"
 WHOLE, MAIN = "all processes", "the command's own process"
 
@@ -93,7 +86,7 @@ def run(settings: Settings) -> Report:
         title="Peak memory of embedding a slide, by its size",
         method=(
             f"Generated slides of tissue all over, tiles of {TILE_PX} px, with their levels; {MODEL} on the CPU with "
-            f"{NUM_READERS} readers, each run in a process of its own. Proportional set size every {EVERY_S:g} s."
+            f"{NUM_READERS} readers, each run in a process of its own. Proportional set size every {SAMPLE_S:g} s."
         ),
         figures=figures,
         goals=[Goal(figure=FIGURE.format(large=large, small=small, what=WHOLE), relation="≤", bound=1.1)],
@@ -133,63 +126,12 @@ def _ratio(peaks: dict[int, list[Peak]], sides: tuple[int, int], name: str) -> S
 
 
 def _embed(slide: Path, output: Path, threads: int) -> Peak:
-    start = time.perf_counter()
-    command = [
-        sys.executable,
-        "-m",
-        "timm_mvhybrid",
-        "embed",
-        str(slide),
-        "--model",
-        MODEL,
-        "--output",
-        str(output),
-    ]
-    command += [
-        "--device",
-        "cpu",
-        "--num-workers",
-        str(NUM_READERS),
-        "--patch-size",
-        str(TILE_PX),
-        "--batch-size",
-        "64",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    whole = main = reader = 0.0
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
-        while process.poll() is None:
-            sizes = {number: _proportional_mib(number) for number in _tree(process.pid)}
-            whole = max(whole, sum(sizes.values()))
-            main = max(main, sizes.pop(process.pid, 0.0))
-            reader = max([reader, *sizes.values()])
-            time.sleep(EVERY_S)
-        if process.returncode:
-            said.seek(0)
-            raise RuntimeError(f"{' '.join(command)}: {said.read().decode(errors='replace')[-500:]}")
-    return Peak(whole_mib=whole, main_mib=main, reader_mib=reader, seconds=time.perf_counter() - start)
-
-
-def _tree(root: int) -> list[int]:
-    """Lists a process and all that it, and those, have started."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                # the name, in brackets, may hold anything
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-    found = [root]
-    for number in found:
-        found += [child for child, parent in parents.items() if parent == number]
-    return found
-
-
-def _proportional_mib(number: int) -> float:
-    try:
-        lines = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+    command: list[str | Path] = [sys.executable, "-m", "timm_mvhybrid", "embed", slide, "--model", MODEL]
+    command += ["--output", output, "--device", "cpu", "--num-workers", str(NUM_READERS)]
+    command += ["--patch-size", str(TILE_PX), "--batch-size", "64"]
+    found = run_command(command, environment={"OMP_NUM_THREADS": str(threads)})
+    whole, main, reader = (
+        (found_bytes or 0) / (1 << 20)
+        for found_bytes in (found.peak_bytes, found.own_peak_bytes, found.other_peak_bytes)
+    )
+    return Peak(whole_mib=whole, main_mib=main, reader_mib=reader, seconds=found.seconds)

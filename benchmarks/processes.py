@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
-_SAMPLE_S = 0.25
+SAMPLE_S = 0.25
 _TAIL = 3000
 
 
@@ -25,12 +25,17 @@ class CommandRun:
     Attributes:
         seconds: From its start to its end, that of Python and its imports included.
         peak_bytes: Proportional set size of the command and all processes below it, sampled four times a second: memory that
-            several share counts once. None where the system does not tell.
+            several share counts once, where sums of resident sizes count it once for each. None where the system does not
+            tell.
+        own_peak_bytes: The same of the command's own process.
+        other_peak_bytes: The same of the largest other one.
         output: What it printed on stdout.
     """
 
     seconds: float
     peak_bytes: int | None
+    own_peak_bytes: int | None = None
+    other_peak_bytes: int | None = None
     output: str
 
 
@@ -59,11 +64,16 @@ def run_command(
         stderr=subprocess.PIPE,
         text=True,
     )
-    ended, peaks = threading.Event(), [0]
+    ended = threading.Event()
+    whole = own = other = 0
 
     def watch() -> None:
-        while not ended.wait(_SAMPLE_S):
-            peaks.append(tree_bytes(process.pid))
+        nonlocal whole, own, other
+        while not ended.wait(SAMPLE_S):
+            sizes = tree_bytes(process.pid)
+            whole = max(whole, sum(sizes.values()))
+            own = max(own, sizes.pop(process.pid, 0))
+            other = max([other, *sizes.values()])
 
     watcher = threading.Thread(target=watch, daemon=True)
     if sys.platform == "linux":
@@ -77,11 +87,17 @@ def run_command(
         raise CommandError(
             f"{command[0]} {command[1]}: ended with {process.returncode}\n{output[-_TAIL:]}\n{errors[-_TAIL:]}"
         )
-    return CommandRun(seconds=seconds, peak_bytes=max(peaks) or None, output=output)
+    return CommandRun(
+        seconds=seconds,
+        peak_bytes=whole or None,
+        own_peak_bytes=own or None,
+        other_peak_bytes=other or None,
+        output=output,
+    )
 
 
-def tree_bytes(pid: int) -> int:
-    """Adds up the proportional set size of a process and all below it, in bytes; those that end meanwhile count 0."""
+def tree_bytes(pid: int) -> dict[int, int]:
+    """Measures a process and all below it: process → proportional set size in bytes; those that end meanwhile are absent."""
     children: dict[int, list[int]] = {}
     for folder in PROC.iterdir():
         if folder.name.isdigit():
@@ -91,7 +107,7 @@ def tree_bytes(pid: int) -> int:
             except (OSError, ValueError):
                 continue
             children.setdefault(parent, []).append(int(folder.name))
-    total, waiting = 0, [pid]
+    found, waiting = {}, [pid]
     while waiting:
         one = waiting.pop()
         waiting += children.get(one, [])
@@ -99,5 +115,5 @@ def tree_bytes(pid: int) -> int:
             lines = (PROC / str(one) / "smaps_rollup").read_text().splitlines()
         except OSError:
             continue
-        total += sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
-    return total
+        found[one] = sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
+    return found

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import __main__ as command_line
-from benchmarks import cohort_memory, export, gpu_scans, peers, provenance, readme, scan, wheels
+from benchmarks import cohort_memory, export, gpu_scans, peers, processes, provenance, readme, scan, wheels
 from benchmarks.measure import Spread
 from benchmarks.problems import Peer, check_peer, selective_scan_problem
 from support.reports import a_provenance, point, small_report
@@ -166,10 +166,10 @@ def test_cohort_memory_smoke_run(tmp_path, monkeypatch):
     # a run of the command takes long to start; here the memory of this process stands for it
     def embed(slide, output, threads):
         assert Slide(slide).dimensions[0] in (4 * 256, 8 * 256)
-        held = cohort_memory._proportional_mib(os.getpid())
-        assert os.getpid() in cohort_memory._tree(os.getppid())
-        assert held > 10
         return cohort_memory.Peak(whole_mib=held, main_mib=held, reader_mib=0, seconds=1)
+
+    held = processes.tree_bytes(os.getppid())[os.getpid()] / (1 << 20)
+    assert held > 10
 
     monkeypatch.setattr(cohort_memory, "_embed", embed)
     assert_goals_and_readme_have_figures(run(tmp_path, "cohort_memory"))

@@ -124,6 +124,19 @@ def test_a_part_of_a_gpu_is_what_ray_is_asked_for(tmp_path, monkeypatch):
     assert ray.num_actors == 2
 
 
+def test_workers_that_are_all_lost_end_the_run_with_what_is_left(tmp_path, monkeypatch):
+    class Lost(FakeRay):
+        def get(self, task):
+            raise RuntimeError("out of memory")
+
+    write_slides(tmp_path / "in")
+    monkeypatch.setitem(sys.modules, "ray", Lost())
+    with pytest.raises(
+        EvaluationError, match="2 of 2 workers of Ray were lost for good, and 4 slides are left"
+    ):
+        run(tmp_path / "in", tmp_path / "out", "ray")
+
+
 @pytest.mark.distributed
 def test_workers_of_ray_make_the_same_files_and_one_that_is_killed_is_replaced(tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="needs the extra ray")

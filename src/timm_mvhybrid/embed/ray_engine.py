@@ -157,7 +157,8 @@ def embed_by_ray(
         Whether it was told to stop, and how many seconds devices waited for patches, the mean over workers.
 
     Raises:
-        EvaluationError: The cluster cannot be reached or lacks what a worker takes, or as ``CohortWork.run``.
+        EvaluationError: The cluster cannot be reached or lacks what a worker takes, workers were lost for good before all was
+            done, or as ``CohortWork.run``.
         MissingPackageError: Ray is not installed.
         OutputError: As ``CohortWork.run``.
     """
@@ -258,6 +259,12 @@ class _Watch:
             if deadline is not None and time.monotonic() > deadline:
                 break
         self._tell_slides()
+        num_lost = len(self._workers) - (len(waited) - 1) - len(self.tasks)
+        if num_lost and self._waiting and not stopped:
+            raise EvaluationError(
+                f"{num_lost} of {len(self._workers)} workers of Ray were lost for good, and {len(self._waiting)} slides are left; "
+                "find out why (out of memory? a node that left?), and run it again to go on"
+            )
         return stopped, sum(waited) / max(len(waited) - 1, 1)
 
     def _result(self, task: Any) -> tuple[bool, float] | None:
