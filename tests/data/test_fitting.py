@@ -3,12 +3,12 @@ import pytest
 from PIL import Image
 
 from timm_mvhybrid.data.fitting import fit_image
-from timm_mvhybrid.embed import model_input
+from timm_mvhybrid.embed import patch_reading
 from timm_mvhybrid.pretrain import probe_targets
 
 
 def test_evaluation_and_the_online_probe_fit_alike():
-    assert model_input.fit_image is probe_targets.fit_image is fit_image
+    assert patch_reading.fit_image is probe_targets.fit_image is fit_image
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (48, 40), (16, 30)])

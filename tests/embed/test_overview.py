@@ -341,6 +341,8 @@ def test_a_browser_shows_sorts_filters_and_loads_what_is_in_view(tmp_path):
     const names = () => [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.cells[0].innerText);
     const pictures = () => [...table.querySelectorAll("img")];
     const loaded = () => pictures().filter((one) => one.complete && one.naturalWidth > 0).length;
+    // those in view are inserted at once, and then read
+    await Promise.all(pictures().map((one) => one.decode()));
     const head = (title) => [...table.tHead.querySelectorAll("button")].find((one) => one.innerText === title);
     const result = { rows: names().length, first: names()[0], inserted: pictures().length, loaded: loaded() };
     result.buttons = [...table.tHead.querySelectorAll("button")].map((one) => one.innerText);

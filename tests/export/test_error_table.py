@@ -12,11 +12,14 @@ from safetensors.torch import load_file, save_file
 from support.exports import exported, perturbed
 from support.hub_client import load, publish
 from support.hub_server import READ_TOKEN, TOKEN, Fault
+from support.remote_files import write_tar
 from support.training_runs import MODEL, training_state
+from support.web_servers import serving
 
 from timm_mvhybrid import create_model
 from timm_mvhybrid.cli.flags import flags_of, in_flags
 from timm_mvhybrid.cli.hub import Export, Publish
+from timm_mvhybrid.data import DataError, list_slides, open_source, remote_attempts
 from timm_mvhybrid.hub import export
 
 PAGE = (Path(__file__).parents[2] / "docs" / "errors.md").read_text()
@@ -222,6 +225,29 @@ def _(hub, folder, cache):
     return local(folder)
 
 
+@cause("cannot be streamed")
+def _(hub, folder, cache):
+    (folder / "slide.svs").write_bytes(bytes(100))
+    with serving(folder) as site:
+        return list_slides([f"{site.url}/slide.svs"])
+
+
+@cause("sends whole files only")
+def _(hub, folder, cache):
+    write_tar(folder / "patches.tar")
+    with serving(folder) as site:
+        site.ranges = False
+        return open_source(f"{site.url}/patches.tar")
+
+
+@cause("find out whether the machine answers")
+def _(hub, folder, cache):
+    write_tar(folder / "patches.tar")
+    with serving(folder) as site:
+        site.failures.extend([503] * 20)
+        return open_source(f"{site.url}/patches.tar")
+
+
 @cause("bfloat16 would change the features")
 def _(hub, folder, cache):
     model = perturbed("test_vim_einfft")
@@ -269,12 +295,13 @@ def test_table_and_causes_name_the_same_errors():
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row[0].strip("`") for row in ROWS])
-def test_each_row_happens_and_the_message_itself_names_the_remedy(hub, tmp_path, row):
+def test_each_row_happens_and_the_message_itself_names_the_remedy(hub, tmp_path, row, monkeypatch):
     see, _, remedy = row
+    monkeypatch.setattr(remote_attempts, "FIRST_WAIT_S", 0.001)
     folder, _ = exported(tmp_path / "exports")
     try:
         text = CAUSES[see.strip("`")](hub, folder, tmp_path / "cache.safetensors")
-    except RuntimeError as error:
+    except (RuntimeError, DataError) as error:
         text = str(error)
     assert isinstance(text, str), "it loaded"
     assert see.strip("`") in text

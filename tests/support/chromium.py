@@ -53,11 +53,12 @@ def run(page: Path, profile: Path, *options: str) -> tuple[str, list[str]]:
 
 
 def probe(page: Path, profile: Path, script: str, *options: str) -> tuple[Any, list[str]]:
-    """Runs JavaScript at the end of a copy of the page; returns the value of its `result` and the console."""
+    """Runs JavaScript, which may await, at the end of a copy of the page; the value of its `result` and the console."""
     copy = profile.with_name(f"{profile.name}-{page.parent.name}.html")
-    # within a block, so that its names do not meet the page's own
-    answer = f"<script>{{{script};document.body.insertAdjacentHTML('beforeend','<pre id=answer></pre>');"
-    answer += "document.getElementById('answer').textContent=JSON.stringify(result);}</script></body>"
+    # within a function, so that its names do not meet the page's own
+    answer = f"<script>(async () => {{{script};"
+    answer += "document.body.insertAdjacentHTML('beforeend','<pre id=answer></pre>');"
+    answer += "document.getElementById('answer').textContent=JSON.stringify(result);})();</script></body>"
     copy.write_text(page.read_text(encoding="utf-8").replace("</body>", answer), encoding="utf-8")
     document, console = run(copy, profile, "--dump-dom", *options)
     found = re.search(r'<pre id="answer">(.*?)</pre>', document, re.DOTALL)
