@@ -7,7 +7,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from timm_mvhybrid.data import SlideInput, TilingOptions, open_source
 from timm_mvhybrid.embed.backbone import Backbone, load_backbone
 from timm_mvhybrid.embed.cohort_run import CohortSummary, embed_slides
 from timm_mvhybrid.embed.embeddings import ForwardOptions
+from timm_mvhybrid.embed.half_types import DTypeChoice
 from timm_mvhybrid.embed.source_embedding import PlacedModel
 
 from .agreement import DisagreementError
@@ -350,6 +350,7 @@ def _share_of_model(
     backbone = load_backbone(model)
     batches = _read_batches(slides, backbone)
     num_tiles = sum(len(batch) for batch in batches)
+    choice = DTypeChoice(dtype="float32")
     placed = PlacedModel(backbone, device="cpu", pool="model", dtype="float32", input_size="auto")
     own, cohort = "from memory", "from slides"
     outputs = iter(range(1 << 30))
@@ -357,7 +358,7 @@ def _share_of_model(
     def from_memory() -> None:
         with torch.inference_mode():
             for batch in batches:
-                placed.vectors(batch, nullcontext())
+                placed.vectors(batch, choice)
 
     def from_slides() -> None:
         _embed_in_process(slides, backbone, folder / f"{model}_{next(outputs)}")
@@ -449,12 +450,13 @@ def _cost_of_a_slide(folder: Path, sizes: Sizes, figures: dict[str, Spread]) -> 
     start = time.perf_counter()
     batches = _read_batches(originals, backbone)
     reading = (time.perf_counter() - start) / len(originals)
+    choice = DTypeChoice(dtype="float32")
     placed = PlacedModel(backbone, device="cpu", pool="model", dtype="float32", input_size="auto")
     with torch.inference_mode():
-        placed.vectors(batches[0], nullcontext())
+        placed.vectors(batches[0], choice)
         start = time.perf_counter()
         for batch in batches:
-            placed.vectors(batch, nullcontext())
+            placed.vectors(batch, choice)
     model = (time.perf_counter() - start) / len(originals)
     whole = _embed_in_process(slides, backbone, folder / "small_features").seconds / len(slides)
     overhead = (whole - model - reading / max(NUM_READERS, 1)) * 1e3

@@ -16,10 +16,6 @@ DTypeName = Literal["float32", "bfloat16", "float16"]
 LEAST_COSINE = 0.9999
 """Between the vectors of a patch in float32 and in bfloat16, for bfloat16 to be taken."""
 
-Compute = Callable[[AbstractContextManager[Any]], NDArray[np.float32]]
-"""Context that a model runs in → vectors of a batch, (patches, dim)."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class DTypeChoice:
     """The type in which a model computes.
@@ -39,6 +35,10 @@ class DTypeChoice:
         return torch.autocast(device.type, getattr(torch, self.dtype))
 
 
+Compute = Callable[[DTypeChoice], NDArray[np.float32]]
+"""Type that a model computes in → vectors of a batch, (patches, dim)."""
+
+
 def choose_dtype(device: torch.device, compute: Compute) -> DTypeChoice:
     """Takes bfloat16 where the device multiplies it fast and a batch agrees with float32, and float32 otherwise.
 
@@ -55,7 +55,7 @@ def choose_dtype(device: torch.device, compute: Compute) -> DTypeChoice:
             reason=f"{device.type} has no fast products of bfloat16, or none that is known of",
         )
     half = DTypeChoice(dtype="bfloat16")
-    cosine = _smallest_cosine(compute(nullcontext()), compute(half.context(device)))
+    cosine = _smallest_cosine(compute(DTypeChoice(dtype="float32")), compute(half))
     agrees = cosine >= LEAST_COSINE
     return DTypeChoice(
         dtype="bfloat16" if agrees else "float32",

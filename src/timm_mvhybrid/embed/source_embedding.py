@@ -14,11 +14,13 @@ from timm.data.config import resolve_data_config
 from torch import nn
 
 from ..data import DataError, PatchSource
+from ..models.chunks import has_hooks
 from ..runtime.errors import EvaluationError
 from ..version import __version__
 from .backbone import Backbone
 from .embedding_store import EmbeddingWriter
 from .half_types import DTypeChoice, DTypeName, choose_dtype
+from .image_slices import ImageSlices
 from .model_input import PatchBatch, choose_device, choose_input_size
 from .pooling import Pooling, check_pooling, own_pooling, pooled_features
 
@@ -65,6 +67,9 @@ class PlacedModel:
         self.pool = pool
         self.dtype = dtype
         self.input_size = input_size
+        # hooks see whole batches, and one at a time
+        in_slices = self.device.type == "cpu" and not has_hooks(self.model)
+        self._slices = ImageSlices() if in_slices else None
         self.data_config = resolve_data_config({}, model=self.model)
         self._mean, self._std = (
             torch.tensor(self.data_config[key], dtype=torch.float32, device=self.device).view(1, 3, 1, 1)
@@ -79,19 +84,21 @@ class PlacedModel:
         """
         return choose_input_size(self.model, source.patch_size_px, self.input_size)
 
-    def vectors(self, images: torch.Tensor, autocast: AbstractContextManager[Any]) -> np.ndarray:
+    def vectors(self, images: torch.Tensor, choice: DTypeChoice) -> np.ndarray:
         """Embeds a batch, (B, 3, H, W) uint8 → (B, D) float32, under ``torch.inference_mode``.
 
         Raises:
             DeviceMemoryError: The batch does not fit into memory.
         """
-        # uint8 is transferred and converted on the device: a quarter of the bytes, and float32 arithmetic everywhere
-        on_device = images.to(self.device, non_blocking=True)
-        normalised = on_device.float().div_(255).sub_(self._mean).div_(self._std)
         try:
-            with autocast:
-                vectors = pooled_features(self.model, normalised, self.pool)
-            return vectors.float().cpu().numpy()
+            if self._slices is not None:
+                vectors = self._slices.compute(self._forward, images, partial(choice.context, self.device))
+            else:
+                # uint8 is transferred and converted on the device: a quarter of the bytes
+                on_device = images.to(self.device, non_blocking=True)
+                with choice.context(self.device):
+                    vectors = self._forward(on_device)
+            return vectors.cpu().numpy()
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -99,6 +106,11 @@ class PlacedModel:
                 f"out of memory on {self.device} with a batch of {len(images)}; "
                 f"try `batch_size={max(len(images) // 2, 1)}`"
             ) from error
+
+    def _forward(self, images: torch.Tensor) -> torch.Tensor:
+        # float32 arithmetic everywhere
+        normalised = images.float().div_(255).sub_(self._mean).div_(self._std)
+        return pooled_features(self.model, normalised, self.pool).float()
 
 
 class SourceEmbedding(AbstractContextManager["SourceEmbedding"]):
@@ -163,7 +175,7 @@ class SourceEmbedding(AbstractContextManager["SourceEmbedding"]):
         if batch.indices:
             compute = partial(self.placed.vectors, batch.images)
             self.choice = self.choice or choose_dtype(self.placed.device, compute)
-            vectors = compute(self.choice.context(self.placed.device))
+            vectors = compute(self.choice)
             finite = np.isfinite(vectors).all(axis=1)
             if not finite.all():
                 first = self.source.name(batch.indices[int(finite.argmin())])

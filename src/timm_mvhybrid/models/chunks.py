@@ -26,11 +26,11 @@ def num_chunks(x: Tensor, blocks: nn.Module) -> int:
     if torch.jit.is_tracing() or torch.compiler.is_compiling():
         return 1
     parts = min(x.shape[0], x.numel() // _NUMBERS_PER_CHUNK)
-    return 1 if parts < 2 or _has_hooks(blocks) else parts
+    return 1 if parts < 2 or has_hooks(blocks) else parts
 
 
-def _has_hooks(blocks: nn.Module) -> bool:
-    """Whether a hook would see chunks of the batch."""
+def has_hooks(blocks: nn.Module) -> bool:
+    """Says whether a hook would see parts of a batch."""
     if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:
         return True
     return any(module._forward_hooks or module._forward_pre_hooks for module in blocks.modules())

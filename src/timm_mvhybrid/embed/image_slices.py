@@ -1,0 +1,111 @@
+"""A batch of images on the CPU: slices of it, each computed by a thread of its own from the first layer to the last.
+
+Where all threads share every single operation, each operation waits for its slowest thread, thousands of times a batch,
+and by far the longest where another process wants the processors, too. Slices wait for each other once a batch. Only a
+slice's activations are in memory at a time, and as the batch is cut by its size alone, features do not depend on the
+number of threads as long as there are no more threads than slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MOST_IMAGES = 4
+"""In a slice: matrices are then large enough for full speed, and small enough for the caches."""
+
+
+def cut_images(num_images: int) -> list[int]:
+    """Cuts a batch into an even number of slices that differ by one image at most.
+
+    Args:
+        num_images: Of the batch, at least 1.
+
+    Returns:
+        The size of each slice.
+
+    Examples:
+        >>> cut_images(64) == [4] * 16
+        True
+        >>> cut_images(10), cut_images(2), cut_images(1)
+        ([3, 3, 2, 2], [1, 1], [1])
+    """
+    num_slices = min(2 * -(-num_images // (2 * MOST_IMAGES)), num_images)
+    each, more = divmod(num_images, num_slices)
+    return [each + 1] * more + [each] * (num_slices - more)
+
+
+class ImageSlices:
+    """Computes a function of images slice by slice, as many at a time as torch has threads.
+
+    The number of threads is that of the time when this was made; torch's own number is as it was after each call.
+    """
+
+    def __init__(self) -> None:
+        self._num_threads = torch.get_num_threads()
+        # another backend cannot change its number of threads once it has computed
+        self._can_set_threads = "OpenMP" in torch.__config__.parallel_info()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def compute(
+        self,
+        function: Callable[[Tensor], Tensor],
+        images: Tensor,
+        context: Callable[[], AbstractContextManager[Any]],
+    ) -> Tensor:
+        """Computes a function that treats each image by itself.
+
+        Args:
+            function: Images, (n, ...) → rows, (n, ...); called in several threads at a time.
+            images: All of them.
+            context: Makes what the function runs in, beside inference mode; contexts are a thread's own.
+
+        Returns:
+            The rows of all images.
+
+        Raises:
+            BaseException: Whatever the function raises; of several, that of the first slice.
+        """
+        parts = images.split(cut_images(len(images)))
+        at_once = min(self._num_threads, len(parts)) if self._can_set_threads else 1
+        threads_each = self._num_threads // at_once
+        todo: SimpleQueue[int] = SimpleQueue()
+        for index in range(len(parts)):
+            todo.put(index)
+        results: dict[int, Tensor] = {}
+        errors: dict[int, BaseException] = {}
+
+        def work() -> None:
+            if at_once > 1:
+                torch.set_num_threads(threads_each)
+            with torch.inference_mode(), context():
+                while not errors:
+                    try:
+                        index = todo.get_nowait()
+                    except Empty:
+                        return
+                    try:
+                        results[index] = function(parts[index])
+                    # raised in the thread that asked
+                    except BaseException as error:
+                        errors[index] = error
+
+        if at_once == 1:
+            work()
+        else:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._num_threads, "embed slices")
+            try:
+                wait([self._pool.submit(work) for _ in range(at_once)])
+            finally:
+                # part of what a thread sets is the whole process's
+                torch.set_num_threads(self._num_threads)
+        if errors:
+            raise errors[min(errors)]
+        return torch.cat([results[index] for index in range(len(parts))])

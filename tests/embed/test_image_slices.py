@@ -1,0 +1,129 @@
+"""Slices of a batch: the same rows whatever the number of threads, and nothing of torch is left changed."""
+
+import threading
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from timm_mvhybrid.embed.backbone import load_backbone
+from timm_mvhybrid.embed.half_types import DTypeChoice
+from timm_mvhybrid.embed.image_slices import MOST_IMAGES, ImageSlices, cut_images
+from timm_mvhybrid.embed.source_embedding import PlacedModel
+
+FLOAT32 = DTypeChoice(dtype="float32")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's number of threads, and puts it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def compute(slices, function, images, choice=FLOAT32):
+    return slices.compute(function, images, partial(choice.context, CPU))
+
+
+@pytest.mark.parametrize("num_images", [*range(1, 40), 64, 1000])
+def test_slices_are_small_even_in_number_and_alike(num_images):
+    sizes = cut_images(num_images)
+    assert sum(sizes) == num_images
+    assert max(sizes) <= MOST_IMAGES
+    assert max(sizes) - min(sizes) <= 1
+    assert num_images == 1 or len(sizes) % 2 == 0
+
+
+@pytest.mark.parametrize(
+    ("num_threads", "num_images", "at_once", "each"),
+    [(1, 64, 1, 1), (2, 64, 2, 1), (3, 10, 3, 1), (4, 2, 2, 2), (4, 1, 1, 4)],
+)
+def test_threads_share_the_slices_and_each_computes_with_its_part_of_them(
+    threads, num_threads, num_images, at_once, each
+):
+    threads(num_threads)
+    images = torch.arange(3.0 * num_images).view(num_images, 3)
+    seen = set()
+    # all that may be at work are, before the first one goes on
+    meeting = threading.Barrier(at_once)
+    first = threading.local()
+
+    def function(part):
+        if not hasattr(first, "came"):
+            first.came = True
+            meeting.wait(timeout=60)
+        seen.add((threading.get_ident(), torch.get_num_threads()))
+        assert torch.is_inference_mode_enabled()
+        return part * 2
+
+    assert torch.equal(compute(ImageSlices(), function, images), images * 2)
+    assert len(seen) == at_once
+    assert {number for _, number in seen} == {each}
+    assert torch.get_num_threads() == num_threads
+    # a thread that is new takes the process's number
+    found = []
+    new = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    new.start()
+    new.join()
+    assert found == [num_threads]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_features_do_not_depend_on_the_number_of_threads(threads, dtype):
+    backbone = load_backbone("test_mvhybrid")
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (21, 3, 64, 64), dtype=np.uint8))
+    found = []
+    for num_threads in (1, 2, 3, 6):
+        threads(num_threads)
+        placed = PlacedModel(backbone, device="cpu", pool="model", dtype="float32", input_size="auto")
+        with torch.inference_mode():
+            found.append(placed.vectors(images, DTypeChoice(dtype=dtype)))
+    assert found[0].shape == (21, 64)
+    assert all(np.array_equal(each, found[0]) for each in found[1:])
+    with torch.inference_mode(), DTypeChoice(dtype=dtype).context(CPU):
+        whole = backbone.model((images.float() / 255 - placed._mean) / placed._std)
+    error = np.abs(found[0] - whole.float().numpy()).max()
+    assert error <= (1e-5 if dtype == "float32" else 0.1)
+
+
+def test_the_context_is_that_of_each_thread(threads):
+    threads(2)
+    weight = torch.ones(3, 3)
+    found = compute(
+        ImageSlices(), lambda part: part @ weight, torch.ones(16, 3), DTypeChoice(dtype="bfloat16")
+    )
+    assert found.dtype == torch.bfloat16
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_of_several_errors_the_first_slices_is_raised_and_the_rest_is_left(threads, num_threads):
+    threads(num_threads)
+    images = torch.arange(400.0).view(400, 1)
+    done = []
+
+    def function(part):
+        done.append(float(part[0]))
+        if part[0] >= 4:
+            raise ValueError(f"slice of image {part[0].item():.0f}")
+        time.sleep(0.2)
+        return part
+
+    with pytest.raises(ValueError, match="slice of image 4$"):
+        compute(ImageSlices(), function, images)
+    assert len(done) <= 2 * num_threads
+    assert torch.get_num_threads() == num_threads
+
+
+def test_hooks_see_whole_batches():
+    backbone = load_backbone("test_mvhybrid")
+    seen = []
+    backbone.model.norm.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    placed = PlacedModel(backbone, device="cpu", pool="model", dtype="float32", input_size="auto")
+    with torch.inference_mode():
+        placed.vectors(torch.zeros(9, 3, 64, 64, dtype=torch.uint8), FLOAT32)
+    assert seen == [9]
