@@ -113,7 +113,7 @@ def test_of_several_errors_the_first_slices_is_raised_and_the_rest_is_left(threa
         time.sleep(0.2)
         return part
 
-    with pytest.raises(ValueError, match="slice of image 4$"):
+    with pytest.raises(ValueError, match=r"slice of image 4$"):
         compute(ImageSlices(), function, images)
     assert len(done) <= 2 * num_threads
     assert torch.get_num_threads() == num_threads

@@ -16,6 +16,7 @@ DTypeName = Literal["float32", "bfloat16", "float16"]
 LEAST_COSINE = 0.9999
 """Between the vectors of a patch in float32 and in bfloat16, for bfloat16 to be taken."""
 
+
 @dataclass(frozen=True, kw_only=True)
 class DTypeChoice:
     """The type in which a model computes.
