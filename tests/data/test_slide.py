@@ -244,7 +244,7 @@ def test_slides_of_a_process_share_one_cache(monkeypatch):
     )
     _openslide_cache.cache_clear()
     slides = [Slide(REAL_SLIDE) for _ in range(3)]
-    assert made == [32 << 20]
+    assert made == [16 << 20]
     assert len(given) == 3
     assert len({id(one) for one in given}) == 1
     del slides

@@ -10,7 +10,7 @@ import torch
 
 from timm_mvhybrid.embed.backbone import load_backbone
 from timm_mvhybrid.embed.half_types import DTypeChoice
-from timm_mvhybrid.embed.image_slices import MOST_IMAGES, ImageSlices, cut_images
+from timm_mvhybrid.embed.image_slices import MOST_PIXELS, ImageSlices, cut_images
 from timm_mvhybrid.embed.source_embedding import PlacedModel
 
 FLOAT32 = DTypeChoice(dtype="float32")
@@ -30,12 +30,13 @@ def compute(slices, function, images, choice=FLOAT32):
 
 
 @pytest.mark.parametrize("num_images", [*range(1, 40), 64, 1000])
-def test_slices_are_small_even_in_number_and_alike(num_images):
-    sizes = cut_images(num_images)
+@pytest.mark.parametrize("side", [64, 150, 256, 512])
+def test_slices_are_small_even_in_number_and_alike(num_images, side):
+    sizes = cut_images(num_images, side * side)
     assert sum(sizes) == num_images
-    assert max(sizes) <= MOST_IMAGES
+    assert max(sizes) == 1 or max(sizes) * side * side <= MOST_PIXELS
     assert max(sizes) - min(sizes) <= 1
-    assert num_images == 1 or len(sizes) % 2 == 0
+    assert max(sizes) == 1 or len(sizes) % 2 == 0
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,7 @@ def test_threads_share_the_slices_and_each_computes_with_its_part_of_them(
     threads, num_threads, num_images, at_once, each
 ):
     threads(num_threads)
-    images = torch.arange(3.0 * num_images).view(num_images, 3)
+    images = torch.arange(1.0 * num_images).view(num_images, 1, 1, 1).expand(-1, 3, 256, 256)
     seen = set()
     # all that may be at work are, before the first one goes on
     meeting = threading.Barrier(at_once)
@@ -74,8 +75,8 @@ def test_threads_share_the_slices_and_each_computes_with_its_part_of_them(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_features_do_not_depend_on_the_number_of_threads(threads, dtype):
-    backbone = load_backbone("test_mvhybrid")
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (21, 3, 64, 64), dtype=np.uint8))
+    backbone = load_backbone("test_mvhybrid", dynamic_img_size=True)
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (21, 3, 160, 160), dtype=np.uint8))
     found = []
     for num_threads in (1, 2, 3, 6):
         threads(num_threads)
@@ -94,7 +95,7 @@ def test_the_context_is_that_of_each_thread(threads):
     threads(2)
     weight = torch.ones(3, 3)
     found = compute(
-        ImageSlices(), lambda part: part @ weight, torch.ones(16, 3), DTypeChoice(dtype="bfloat16")
+        ImageSlices(), lambda part: part @ weight, torch.ones(16, 3, 3, 3), DTypeChoice(dtype="bfloat16")
     )
     assert found.dtype == torch.bfloat16
     assert not torch.is_autocast_enabled("cpu")
@@ -103,19 +104,20 @@ def test_the_context_is_that_of_each_thread(threads):
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_of_several_errors_the_first_slices_is_raised_and_the_rest_is_left(threads, num_threads):
     threads(num_threads)
-    images = torch.arange(400.0).view(400, 1)
+    images = torch.arange(400.0).view(400, 1, 1, 1).expand(-1, 1, 256, 256)
     done = []
 
     def function(part):
-        done.append(float(part[0]))
-        if part[0] >= 4:
-            raise ValueError(f"slice of image {part[0].item():.0f}")
+        number = part[0, 0, 0, 0].item()
+        done.append(number)
+        if number >= 4:
+            raise ValueError(f"slice of image {number:.0f}")
         time.sleep(0.2)
         return part
 
     with pytest.raises(ValueError, match=r"slice of image 4$"):
         compute(ImageSlices(), function, images)
-    assert len(done) <= 2 * num_threads
+    assert len(done) <= 2 + 2 * num_threads
     assert torch.get_num_threads() == num_threads
 
 

@@ -18,7 +18,7 @@ from .remote_path import size_of
 from .slide_source import SlidePatches
 from .source import PatchSource
 
-# each open h5 file costs a descriptor, of which systems grant 1024; each slide also caches up to 32 MB
+# each open h5 file costs a descriptor, of which systems grant 1024; slides cost more of them, and memory
 _MAX_OPEN_FILES = 256
 _MAX_OPEN_SLIDES = 32
 

@@ -217,7 +217,7 @@ SLIDE_SUFFIXES = tuple(".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide
 _THUMBNAIL_BLOCK_PX = 4096
 _WHOLE_PIXEL_BLOCK_PX = 1024
 _STRIP_PX = 1 << 21
-_OPENSLIDE_CACHE_BYTES = 32 << 20
+_OPENSLIDE_CACHE_BYTES = 16 << 20
 
 
 class Slide(ProcessHandle):

@@ -17,26 +17,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MOST_IMAGES = 4
-"""In a slice: matrices are then large enough for full speed, and small enough for the caches."""
+MOST_PIXELS = 2 * 256 * 256
+"""In a slice: a ViT's matrices then have 514 rows, enough for their full speed, and its activations are small."""
 
 
-def cut_images(num_images: int) -> list[int]:
-    """Cuts a batch into an even number of slices that differ by one image at most.
+def cut_images(num_images: int, num_pixels: int) -> list[int]:
+    """Cuts a batch into slices that differ by one image at most, an even number of them unless they are single images.
 
     Args:
         num_images: Of the batch, at least 1.
+        num_pixels: Of an image.
 
     Returns:
         The size of each slice.
 
     Examples:
-        >>> cut_images(64) == [4] * 16
+        >>> cut_images(64, 256 * 256) == [2] * 32
         True
-        >>> cut_images(10), cut_images(2), cut_images(1)
-        ([3, 3, 2, 2], [1, 1], [1])
+        >>> cut_images(10, 128 * 128), cut_images(2, 128 * 128), cut_images(1, 128 * 128)
+        ([5, 5], [1, 1], [1])
     """
-    num_slices = min(2 * -(-num_images // (2 * MOST_IMAGES)), num_images)
+    most_images = max(MOST_PIXELS // num_pixels, 1)
+    num_slices = min(2 * -(-num_images // (2 * most_images)), num_images)
     each, more = divmod(num_images, num_slices)
     return [each + 1] * more + [each] * (num_slices - more)
 
@@ -62,7 +64,7 @@ class ImageSlices:
         """Computes a function that treats each image by itself.
 
         Args:
-            function: Images, (n, ...) → rows, (n, ...); called in several threads at a time.
+            function: Images, (n, channels, height, width) → rows, (n, ...); called in several threads at a time.
             images: All of them.
             context: Makes what the function runs in, beside inference mode; contexts are a thread's own.
 
@@ -72,7 +74,7 @@ class ImageSlices:
         Raises:
             BaseException: Whatever the function raises; of several, that of the first slice.
         """
-        parts = images.split(cut_images(len(images)))
+        parts = images.split(cut_images(len(images), images.shape[-2] * images.shape[-1]))
         at_once = min(self._num_threads, len(parts)) if self._can_set_threads else 1
         threads_each = self._num_threads // at_once
         todo: SimpleQueue[int] = SimpleQueue()

@@ -23,7 +23,7 @@ from .batch_buffers import BatchBuffer
 from .slide_opening import OpenedSlide, SlideOpening, open_slide_of_cohort
 
 MAX_SOURCES = 8
-"""Slides that a reader keeps open; each may cache 32 MB."""
+"""Slides that a reader keeps open."""
 MAX_BUFFERS = 16
 STOPPING_SIGNALS = {
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
