@@ -6,11 +6,13 @@ does ``create_model``.
 
 import os
 
+from .runtime.garbage import collection_paused
 from .runtime.reads_only import READS_ONLY
 from .version import __version__
 
 if os.environ.get(READS_ONLY) is None:
-    from . import layers, models, ops
-    from .models import create_model
+    with collection_paused():
+        from . import layers, models, ops
+        from .models import create_model
 
 __all__ = ["__version__", "create_model", "layers", "models", "ops"]
