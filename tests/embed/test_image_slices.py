@@ -121,6 +121,35 @@ def test_of_several_errors_the_first_slices_is_raised_and_the_rest_is_left(threa
     assert torch.get_num_threads() == num_threads
 
 
+def test_threads_end_with_what_they_are_for_and_hold_up_no_process(threads):
+    threads(2)
+    slices = ImageSlices()
+    others = set(threading.enumerate())
+    for _ in range(3):
+        compute(slices, torch.clone, torch.zeros(64, 1, 256, 256))
+    started = set(threading.enumerate()) - others
+    assert len(started) == 2
+    assert all(thread.daemon for thread in started)
+    del slices
+    for thread in started:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in started)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_a_context_that_cannot_be_made_is_an_error(threads, num_threads):
+    threads(num_threads)
+
+    def context():
+        raise ValueError("no such type")
+
+    slices = ImageSlices()
+    with pytest.raises(ValueError, match="no such type"):
+        slices.compute(torch.clone, torch.zeros(64, 1, 256, 256), context)
+    # and its threads go on
+    assert compute(slices, torch.clone, torch.zeros(64, 1, 256, 256)).shape == (64, 1, 256, 256)
+
+
 def test_hooks_see_whole_batches():
     backbone = load_backbone("test_mvhybrid")
     seen = []

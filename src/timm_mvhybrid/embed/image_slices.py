@@ -8,8 +8,9 @@ number of threads as long as there are no more threads than slices.
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -53,7 +54,8 @@ class ImageSlices:
         self._num_threads = torch.get_num_threads()
         # another backend cannot change its number of threads once it has computed
         self._can_set_threads = "OpenMP" in torch.__config__.parallel_info()
-        self._pool: ThreadPoolExecutor | None = None
+        self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._num_started = 0
 
     def compute(
         self,
@@ -82,32 +84,65 @@ class ImageSlices:
             todo.put(index)
         results: dict[int, Tensor] = {}
         errors: dict[int, BaseException] = {}
+        ended: SimpleQueue[None] = SimpleQueue()
 
         def work() -> None:
-            if at_once > 1:
-                torch.set_num_threads(threads_each)
-            with torch.inference_mode(), context():
-                while not errors:
-                    try:
-                        index = todo.get_nowait()
-                    except Empty:
-                        return
-                    try:
+            index = -1
+            try:
+                with torch.inference_mode(), context():
+                    while not errors:
+                        try:
+                            index = todo.get_nowait()
+                        except Empty:
+                            return
                         results[index] = function(parts[index])
-                    # raised in the thread that asked
-                    except BaseException as error:
-                        errors[index] = error
+            # raised in the thread that asked
+            except BaseException as error:
+                errors[index] = error
+
+        def work_beside_others() -> None:
+            try:
+                torch.set_num_threads(threads_each)
+                work()
+            finally:
+                ended.put(None)
 
         if at_once == 1:
             work()
         else:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._num_threads, "embed slices")
+            self._start(at_once)
+            for _ in range(at_once):
+                self._tasks.put(work_beside_others)
             try:
-                wait([self._pool.submit(work) for _ in range(at_once)])
+                for _ in range(at_once):
+                    ended.get()
+            except BaseException as error:
+                # an interrupt: the others stop, too
+                errors[-1] = error
+                raise
             finally:
                 # part of what a thread sets is the whole process's
                 torch.set_num_threads(self._num_threads)
         if errors:
             raise errors[min(errors)]
         return torch.cat([results[index] for index in range(len(parts))])
+
+    def _start(self, num_threads: int) -> None:
+        if self._num_started == 0:
+            weakref.finalize(self, _end, self._tasks, self._num_threads).atexit = False
+        while self._num_started < num_threads:
+            self._num_started += 1
+            # a process that is told to stop does not wait for a batch
+            name = f"embed slices {self._num_started}"
+            threading.Thread(target=_serve, args=(self._tasks,), daemon=True, name=name).start()
+
+
+def _serve(tasks: SimpleQueue[Callable[[], None] | None]) -> None:
+    while (task := tasks.get()) is not None:
+        task()
+        del task
+
+
+def _end(tasks: SimpleQueue[Callable[[], None] | None], num_threads: int) -> None:
+    for _ in range(num_threads):
+        tasks.put(None)
