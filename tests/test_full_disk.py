@@ -59,7 +59,7 @@ ONNX = [
 # name → bytes that are free, the command, the file that its sentence names, and the whole files that stay
 CASES = {
     "embed, at the first batch": (8192, EMBED, "small/out.h5", set()),
-    "embed, at the end": (16384, EMBED, "small/out.h5", set()),
+    "embed, at the end": (12288, EMBED, "small/out.h5", set()),
     "embed, the h5 of an AnnData": (8192, [*EMBED[:4], "--output", "small/out.h5ad", *EMBED[6:]], r"small/out\.h5ad", set()),
     "embed, an AnnData beside its h5": (40960, [*EMBED[:4], "--output", "small/out.h5ad", *EMBED[6:]], r"small/out\.h5ad", set()),
     "embed, its log": (0, [*EMBED, "--log", "small/log.jsonl"], "small/log.jsonl", {"small/log.jsonl"}),
